@@ -1,0 +1,263 @@
+"""Every setting and its type. Values live in conf/; nothing here has a default, so a forgotten one is an error."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
+
+
+class Apply(StrEnum):
+    """Which branch gets the gated feature of eq. 5."""
+
+    none = "none"
+    cls = "cls"
+    reg = "reg"
+    both = "both"
+
+
+class BackboneName(StrEnum):
+    resnet10 = "resnet10"
+    resnet18 = "resnet18"
+    resnet34 = "resnet34"
+    resnet50 = "resnet50"
+    resnet101 = "resnet101"
+
+
+class NormName(StrEnum):
+    bn = "bn"
+    gn = "gn"
+    eval_bn = "eval_bn"
+    frozen_bn = "frozen_bn"
+
+
+class HeadName(StrEnum):
+    fcos = "fcos"
+
+
+class BoxLoss(StrEnum):
+    giou = "giou"
+    iou = "iou"
+
+
+class DataName(StrEnum):
+    shapes = "shapes"
+    coco = "coco"
+    voc = "voc"
+
+
+class OptimizerName(StrEnum):
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+class Decay(StrEnum):
+    step = "step"
+    cosine = "cosine"
+
+
+class LoggerName(StrEnum):
+    csv = "csv"
+    wandb = "wandb"
+
+
+@dataclass
+class BackboneConfig:
+    name: BackboneName = MISSING
+    weights: str | None = MISSING  # null: from scratch; imagenet: torchvision's download; else a torchvision ResNet file
+    frozen_stages: int | None = MISSING  # null: 1 (stem and stage 1) with weights, 0 without
+    norm: NormName | None = MISSING  # null: frozen_bn with weights, gn without
+
+
+@dataclass
+class HeadConfig:
+    name: HeadName = MISSING
+    num_convs: int = MISSING
+    norm_groups: int = MISSING
+    conv_bias: bool = MISSING
+    center_sampling: bool = MISSING
+    center_sample_radius: float = MISSING
+    centerness_on_reg: bool = MISSING
+    norm_on_bbox: bool = MISSING
+    loss_bbox: BoxLoss = MISSING
+
+
+@dataclass
+class MSILConfig:
+    align: bool = MISSING
+    separate: bool = MISSING
+    apply: Apply = MISSING
+    kernel_size: int = MISSING  # 3 or 1
+    reduction: int = MISSING  # of the channel attention's hidden layer
+
+
+@dataclass
+class ModelConfig:
+    backbone: BackboneConfig = MISSING
+    head: HeadConfig = MISSING
+    msil: MSILConfig = MISSING
+    channels: int = MISSING  # of the FPN and the head
+    score_thresh: float = MISSING
+    nms_thresh: float = MISSING
+    topk_candidates: int = MISSING  # a level
+    detections_per_img: int = MISSING
+
+
+@dataclass
+class DataConfig:
+    name: DataName = MISSING
+    root: str = MISSING
+    train_split: str = MISSING
+    val_split: str = MISSING
+    classes: list[str] | None = MISSING  # null: all that the set has
+    batch_size: int = MISSING  # images a training step, over all devices together
+    eval_batch_size: int = MISSING  # images an evaluation step, on one device
+    min_size: int = MISSING  # short side, pixels
+    max_size: int = MISSING  # the long side's limit, pixels
+    multiscale: list[int] | None = MISSING  # [low, high] of the short side in training; null: min_size
+    flip: float = MISSING  # probability of a horizontal flip in training
+    workers: int = MISSING  # loader processes a device
+    strict: bool = MISSING  # refuse boxes that would be clipped or dropped
+    num_train: int | None = MISSING  # shapes: how many images to make
+    num_val: int | None = MISSING
+    image_size: int | None = MISSING  # shapes: side in pixels
+    seed: int | None = MISSING  # shapes: of the generator
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = MISSING
+    epochs: int = MISSING
+    max_steps: int | None = MISSING  # ends the training early (smoke)
+    eval_every: int = MISSING  # epochs
+    eval_images: int | None = MISSING  # evaluate only the first so many (smoke); null: all
+    optimizer: OptimizerName = MISSING
+    lr: float = MISSING
+    base_batch_size: int | None = MISSING  # lr is for so many images a step and scales linearly; null: lr as it is
+    momentum: float = MISSING  # sgd
+    weight_decay: float = MISSING
+    bias_lr_factor: float = MISSING  # of biases outside norm layers
+    bias_weight_decay: float = MISSING  # of every bias
+    warmup_steps: int = MISSING
+    warmup_factor: float = MISSING  # of the lr at step 0; rises linearly
+    decay: Decay = MISSING
+    milestones: list[int] = MISSING  # epochs after which the lr drops (decay: step)
+    gamma: float = MISSING
+    grad_clip: float | None = MISSING  # L2 norm
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = MISSING
+    devices: int | str = MISSING
+    num_nodes: int = MISSING
+    strategy: str = MISSING
+    precision: str = MISSING
+    progress_bar: bool = MISSING
+
+
+@dataclass
+class LoggerConfig:
+    name: LoggerName = MISSING
+    project: str = MISSING
+    entity: str | None = MISSING
+    group: str | None = MISSING  # null: the sweep's name inside a sweep
+    tags: list[str] = MISSING
+    offline: bool | None = MISSING  # null: online with a login and a network, else offline
+
+
+@dataclass
+class Config:
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    logger: LoggerConfig = MISSING
+    seed: int = MISSING
+    table: str | None = MISSING  # the paper's table that an experiment regenerates
+    runs_dir: str = MISSING
+    run_name: str = MISSING  # folder below runs_dir; by default made of the values and config_hash
+
+
+# What changes where or how fast a run happens, not what it computes.
+NOT_HASHED = ("trainer", "logger", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size")
+
+
+def config_hash(values: Mapping[str, Any]) -> str:
+    """8 hex digits of the resolved settings, devices, workers, logger and output paths left out.
+
+    `values`: the plain nested dict of a Config; trainer.precision counts, the rest of `trainer` does not.
+    """
+    kept = json.loads(json.dumps(values))
+    kept["precision"] = kept["trainer"]["precision"]
+    for path in NOT_HASHED:
+        *parents, leaf = path.split(".")
+        node = kept
+        for parent in parents:
+            node = node[parent]
+        node.pop(leaf, None)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def default_run_name(values: Mapping[str, Any]) -> str:
+    """A readable folder name made of the main values, ended by the config hash, e.g.
+    `shapes_fcos_resnet10_msil-both_quick_s0_1a2b3c4d`."""
+    model = values["model"]
+    msil = model["msil"]
+    parts = ["msil", str(msil["apply"])]
+    if not msil["align"]:
+        parts.append("noalign")
+    if not msil["separate"]:
+        parts.append("noseparate")
+    if msil["kernel_size"] != 3:
+        parts.append(f"k{msil['kernel_size']}")
+    block = "plain" if str(msil["apply"]) == "none" else "-".join(parts)
+    names = [values["data"]["name"], model["head"]["name"], model["backbone"]["name"], block,
+             values["schedule"]["name"], f"s{values['seed']}", config_hash(values)]
+    return "_".join(str(name) for name in names)
+
+
+def plain(config: DictConfig | Config) -> dict[str, Any]:
+    """The resolved settings as a nested dict of str, int, float, bool, None and lists (enums by their value)."""
+    node = OmegaConf.structured(config) if isinstance(config, Config) else config
+    values = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    assert isinstance(values, dict)
+    return values  # pyright: ignore[reportReturnType]
+
+
+def to_config(node: DictConfig) -> Config:
+    """The composed settings as dataclasses, interpolations resolved and Hydra's own part left out.
+
+    Raises OmegaConf's errors for a value that is missing, of the wrong type or not resolvable.
+    """
+    values = copy.deepcopy(node)
+    with read_write(values), open_dict(values):
+        values.pop("hydra", None)
+    config = OmegaConf.to_object(values)
+    assert isinstance(config, Config)
+    return config
+
+
+def register() -> None:
+    """Make `schema` known to Hydra and `${run_name:}` to OmegaConf. Safe to call twice."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
+
+
+def _resolve_run_name(*, _root_: DictConfig) -> str:
+    """Resolves every setting of the root but run_name itself, and Hydra's own, then names them."""
+    values = {}
+    for key in Config.__dataclass_fields__:
+        if key != "run_name":
+            node = _root_[key]
+            values[key] = (
+                OmegaConf.to_container(node, resolve=True, enum_to_str=True) if OmegaConf.is_config(node) else node
+            )
+    return default_run_name(values)
