@@ -1,0 +1,76 @@
+"""From an image to the net's input: size rule, resizing, normalisation, padding. Pure functions of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize_image
+
+# Of ImageNet, RGB, in 0..255 units: what torchvision's ResNet weights expect.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """MMDetection's keep-ratio rule: the largest scale with short side <= min_size and long side <= max_size.
+
+    Returns (height, width), each int(side * scale + 0.5) and at least 1. Scales up as well as down.
+    """
+    scale = min(max_size / max(height, width), min_size / min(height, width))
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resizing of an image (3, H, W) to size (height, width), the dtype kept.
+
+    Without antialiasing and with half-pixel centres, as OpenCV's INTER_LINEAR; uint8 values may differ from exact
+    rounding by 1. The image itself comes back if it has that size already.
+    """
+    return resize_image(image, list(size), antialias=False)
+
+
+def normalize(
+    image: Tensor, mean: Sequence[float] | Tensor = IMAGENET_MEAN, std: Sequence[float] | Tensor = IMAGENET_STD
+) -> Tensor:
+    """(image - mean) / std by channel, as float32.
+
+    image: (..., 3, H, W) RGB; uint8 in 0..255, or floating point in 0..1 (torchvision's habit), which is multiplied
+    by 255 first. mean, std: three numbers in 0..255 units; give tensors on the image's device to spare the copy.
+
+    Raises ValueError for an image that has not three channels, or of an integer type other than uint8.
+    """
+    if image.dim() < 3 or image.shape[-3] != 3:
+        raise ValueError(f"an image must be (3, H, W), not {tuple(image.shape)}.")
+    if image.is_floating_point():
+        pixels = image.float() * 255
+    elif image.dtype == torch.uint8:
+        pixels = image.float()
+    else:
+        raise ValueError(f"an image must be uint8 (0..255) or floating point (0..1), not {image.dtype}.")
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=image.device).view(3, 1, 1)
+    std = torch.as_tensor(std, dtype=torch.float32, device=image.device).view(3, 1, 1)
+    return (pixels - mean) / std
+
+
+def batch_images(images: Sequence[Tensor], divisor: int = 32) -> Tensor:
+    """Normalised images (3, H_i, W_i) -> one batch (N, 3, H, W), padded with zeros at the right and the bottom.
+
+    H and W are the batch's largest, rounded up to multiples of `divisor`. Zeros after normalisation are the mean
+    colour, which is what MMDetection pads with.
+
+    Raises ValueError for an empty list.
+    """
+    if not images:
+        raise ValueError("a batch needs at least one image.")
+    height = _round_up(max(image.shape[-2] for image in images), divisor)
+    width = _round_up(max(image.shape[-1] for image in images), divisor)
+    batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
+    for slot, image in zip(batch, images, strict=True):
+        slot[:, : image.shape[-2], : image.shape[-1]] = image
+    return batch
+
+
+def _round_up(value: int, divisor: int) -> int:
+    return -(-value // divisor) * divisor

@@ -1,0 +1,49 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+torch.set_num_threads(1)
+
+
+class Golden:
+    """The reference numbers of tests/golden; its README.md says what they are."""
+
+    folder = Path(__file__).parent / "golden"
+
+    def __call__(self, name: str, prefix: str = "") -> dict[str, Tensor]:
+        """Arrays of NAME.npz whose key starts with `prefix`, which is taken off; read anew by each call."""
+        with np.load(self.folder / f"{name}.npz") as file:
+            keys = [key for key in file.files if key != "meta" and key.startswith(prefix)]
+            return {key.removeprefix(prefix): torch.from_numpy(file[key]) for key in keys}
+
+    def meta(self, name: str) -> dict[str, Any]:
+        with np.load(self.folder / f"{name}.npz") as file:
+            return json.loads(str(file["meta"]))
+
+    def misc(self) -> dict[str, Any]:
+        return json.loads((self.folder / "misc.json").read_text())
+
+    def fill(self, state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """State dict of the keys and shapes of `state`, filled from `seed` as the reference's was."""
+        return self._functions()["fill"](state, seed)
+
+    def rand(self, seed: int, *shape: int) -> Tensor:
+        return self._functions()["rand"](seed, *shape)
+
+    def _functions(self) -> dict[str, Any]:
+        return runpy.run_path(str(self.folder / "fill.py"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    return Golden()

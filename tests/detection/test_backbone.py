@@ -1,0 +1,241 @@
+"""ResNet against MMDetection's and torchvision's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from msil.detection.backbone import ResNet
+from msil.detection.weights import from_mmdet
+from msil.errors import WeightsError
+
+
+@pytest.fixture(scope="module")
+def resnet50_state(golden) -> dict[str, Tensor]:
+    """The weights behind resnet50.npz, fc included, as torchvision names them."""
+    return golden.fill(torchvision.models.resnet50().state_dict(), 10)
+
+
+@pytest.fixture(scope="module")
+def resnet50_file(resnet50_state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
+    torch.save(resnet50_state, path)
+    yield path
+    path.unlink()  # 100 MB
+
+
+def assert_reference_outputs(net: ResNet, golden) -> None:
+    expected = golden("resnet50", "pytorch/")
+    with torch.no_grad():
+        out = net(golden.rand(300, 1, 3, 96, 128))
+    assert len(out) == 3
+    for i, feature in enumerate(out):
+        reference = expected[str(i + 1)]
+        torch.testing.assert_close(feature, reference, rtol=1e-5, atol=1e-5 * reference.abs().max().item())
+
+
+def test_frozen_outputs_from_a_file_are_the_references(resnet50_file: Path, golden) -> None:
+    net = ResNet("resnet50", weights=str(resnet50_file))
+    assert_reference_outputs(net, golden)  # in train mode: frozen BatchNorm knows no other
+    assert [name for name, p in net.named_parameters() if not p.requires_grad] == [
+        name for name in golden.misc()["resnet50_pytorch"]["frozen"] if "bn" not in name and "downsample.1" not in name
+    ]
+
+
+def test_eval_bn_is_the_references_training_setting(resnet50_state: dict[str, Tensor], golden) -> None:
+    net = ResNet("resnet50", norm="eval_bn", frozen_stages=1)
+    net.load_state_dict(from_mmdet(resnet50_state), strict=True)
+    for mode in (True, False, True):
+        net.train(mode)
+        assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    assert_reference_outputs(net, golden)
+    reference = golden.misc()["resnet50_pytorch"]
+    assert [name for name, p in net.named_parameters() if not p.requires_grad] == reference["frozen"]
+    assert sum(p.requires_grad for p in net.parameters()) == reference["num_trainable"]
+    # Trainable scale and shift with fixed statistics: exactly what the reference trains in layer2 to layer4.
+    assert dict(net.named_parameters())["layer2.0.bn1.weight"].requires_grad
+
+
+def test_strides_are_those_of_the_pytorch_style(golden) -> None:
+    net = ResNet("resnet50")
+    strided = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+    assert strided == golden.misc()["resnet50_pytorch"]["stride2_convs"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_keys_and_shapes_are_torchvisions_without_fc(name: str) -> None:
+    with torch.device("meta"):
+        reference = getattr(torchvision.models, name)().state_dict()
+        ours = ResNet(name, norm="bn").state_dict()
+    expected = {key: value.shape for key, value in reference.items() if not key.startswith("fc.")}
+    assert {key: value.shape for key, value in ours.items()} == expected
+
+
+def test_resnet10_has_one_basic_block_a_stage() -> None:
+    net = ResNet("resnet10", norm="bn")
+    # stem 7*7*3*64 + 128; a block of width c: 2 convs of 9 c c (the first 9 c c/2 if it widens) + 2 norms of 2c;
+    # widening blocks add a 1x1 shortcut c c/2 and its norm 2c.
+    stem = 7 * 7 * 3 * 64 + 128
+    first = 2 * 9 * 64 * 64 + 4 * 64
+    widening = sum(9 * c * c // 2 + 9 * c * c + 4 * c + c * c // 2 + 2 * c for c in (128, 256, 512))
+    assert sum(p.numel() for p in net.parameters()) == stem + first + widening
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet10", [128, 256, 512]), ("resnet50", [512, 1024, 2048])])
+def test_levels_have_strides_8_16_32(name: str, channels: list[int]) -> None:
+    net = ResNet(name)
+    with torch.no_grad():
+        out = net(torch.randn(2, 3, 64, 96))
+    assert net.out_channels == channels
+    assert [tuple(level.shape) for level in out] == [
+        (2, c, 64 // s, 96 // s) for c, s in zip(channels, (8, 16, 32), strict=True)
+    ]
+
+
+def test_gn_is_the_default_from_scratch_and_all_of_it_trains() -> None:
+    net = ResNet("resnet10")
+    groups = [m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)]
+    assert len(groups) == 1 + 2 * 4 + 3  # stem, two a block, three shortcuts
+    assert set(groups) == {32}
+    torch.stack([level.square().mean() for level in net(torch.randn(1, 3, 64, 64))]).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+def test_gn_treats_each_image_alone() -> None:
+    net, images = ResNet("resnet10"), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(net(images)[2][:1], net(images[:1])[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stages", range(5))
+def test_frozen_stages_stay_fixed_in_training(stages: int) -> None:
+    net = ResNet("resnet10", norm="bn", frozen_stages=stages).eval().train()
+    before = copy.deepcopy(net.state_dict())
+    out = net(torch.randn(2, 3, 64, 64))
+    total = torch.stack([level.square().mean() for level in out]).sum()
+    if stages < 4:
+        total.backward()
+    else:
+        assert not total.requires_grad  # nothing is recorded for a net that is fixed as a whole
+    for index, names in enumerate((("conv1", "bn1", "layer1"), ("layer2",), ("layer3",), ("layer4",)), start=1):
+        for name in names:
+            part = net.get_submodule(name)
+            frozen = index <= stages
+            assert all((p.grad is None) == frozen and p.requires_grad != frozen for p in part.parameters()), name
+            # A norm in train mode counts its batches.
+            counts = [
+                int(value) for key, value in net.state_dict().items() if key.startswith(name + ".") and "num_b" in key
+            ]
+            assert counts == [0 if frozen else 1] * len(counts), name
+    moved = [key for key, value in net.state_dict().items() if not torch.equal(value, before[key])]
+    assert (not moved) == (stages == 4)
+
+
+def test_a_copy_freezes_its_own_norms() -> None:
+    net = ResNet("resnet10", norm="eval_bn", frozen_stages=1)
+    twin = copy.deepcopy(net).train()
+    assert not any(m.training for m in twin.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_defaults_with_weights(tmp_path: Path) -> None:
+    path = tmp_path / "resnet10.pth"
+    source = ResNet("resnet10", norm="bn")
+    torch.save(source.state_dict(), path)
+    net = ResNet("resnet10", weights=path)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    assert [name for name, p in net.named_parameters() if not p.requires_grad] == [
+        "conv1.weight",
+        "layer1.0.conv1.weight",
+        "layer1.0.conv2.weight",
+    ]
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for ours, theirs in zip(net(image), source.eval()(image), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_gn_weights_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "gn.pth"
+    source = ResNet("resnet10")
+    torch.save(source.state_dict(), path)
+    net = ResNet("resnet10", weights=path, norm="gn", frozen_stages=0)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in net.state_dict().items())
+
+
+def test_imagenet_without_network_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(WeightsError) as caught:
+        ResNet("resnet50", weights="imagenet")
+    message = str(caught.value)
+    for needed in (
+        "Name or service not known",
+        f"put the file resnet50-0676ba61.pth into {tmp_path / 'hub' / 'checkpoints'}",
+        "model.backbone.weights=<path>",
+        "model.backbone.weights=null",
+    ):
+        assert needed in message
+    assert "\n" not in message
+
+
+def test_imagenet_takes_the_file_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    state = torchvision.models.resnet18().state_dict()
+    # The published files of some depths are from before the batch counters.
+    torch.save({k: v for k, v in state.items() if "num_batches" not in k}, folder / "resnet18-f37072fd.pth")
+    for norm in ("frozen_bn", "eval_bn", "bn"):
+        net = ResNet("resnet18", weights="imagenet", norm=norm)
+        assert torch.equal(net.state_dict()["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+
+
+def test_there_are_no_imagenet_weights_of_resnet10() -> None:
+    with pytest.raises(WeightsError, match=r"no ImageNet weights for resnet10, only for resnet18.*weights=null"):
+        ResNet("resnet10", weights="imagenet")
+
+
+def test_imagenet_weights_do_not_fit_gn() -> None:
+    with pytest.raises(WeightsError, match=r"norm=gn.*frozen_bn"):
+        ResNet("resnet50", weights="imagenet", norm="gn")
+
+
+def test_weights_of_another_depth_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    with pytest.raises(WeightsError) as caught:
+        ResNet("resnet10", weights=path)
+    # One more block of 2 convs and 2 norms (4 tensors each, counters aside) a stage: 4 * 10 = 40 unknown keys.
+    assert str(caught.value) == (
+        f"{path} does not fit resnet10 with norm=frozen_bn: it has the unknown layer1.1.conv1.weight, "
+        "layer1.1.bn1.weight and 38 more; give the file of a torchvision resnet10 as model.backbone.weights."
+    )
+    with pytest.raises(
+        WeightsError, match=r"lacks layer1\.2\.conv1\.weight, layer1\.2\.bn1\.weight and \d+ more; give"
+    ):
+        ResNet("resnet34", weights=path)
+    with pytest.raises(WeightsError, match=r"has other shapes of layer1\.0\.conv1\.weight"):
+        ResNet("resnet50", weights=path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet51"}, "unknown backbone 'resnet51'; known: resnet10, resnet18"),
+        ({"name": "resnet10", "norm": "ln"}, "unknown norm 'ln'; known: bn, gn"),
+        ({"name": "resnet10", "frozen_stages": 5}, "frozen_stages must be 0 to 4, not 5"),
+    ],
+)
+def test_unknown_settings_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResNet(**arguments)
