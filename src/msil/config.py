@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -71,7 +71,7 @@ class LoggerName(StrEnum):
 @dataclass
 class BackboneConfig:
     name: BackboneName = MISSING
-    weights: str | None = MISSING  # null: from scratch; imagenet: torchvision's download; else a torchvision ResNet file
+    weights: str | None = MISSING  # null: from scratch; imagenet: a download; else a torchvision ResNet file
     frozen_stages: int | None = MISSING  # null: 1 (stem and stage 1) with weights, 0 without
     norm: NormName | None = MISSING  # null: frozen_bn with weights, gn without
 
@@ -100,9 +100,9 @@ class MSILConfig:
 
 @dataclass
 class ModelConfig:
-    backbone: BackboneConfig = MISSING
-    head: HeadConfig = MISSING
-    msil: MSILConfig = MISSING
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    msil: MSILConfig = field(default_factory=MSILConfig)
     channels: int = MISSING  # of the FPN and the head
     score_thresh: float = MISSING
     nms_thresh: float = MISSING
@@ -175,11 +175,11 @@ class LoggerConfig:
 
 @dataclass
 class Config:
-    model: ModelConfig = MISSING
-    data: DataConfig = MISSING
-    schedule: ScheduleConfig = MISSING
-    trainer: TrainerConfig = MISSING
-    logger: LoggerConfig = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = MISSING
     table: str | None = MISSING  # the paper's table that an experiment regenerates
     runs_dir: str = MISSING

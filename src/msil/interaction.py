@@ -63,11 +63,13 @@ class MSIL(nn.Module):
     apply: which branch gets its gated feature, the other passes unchanged: "none", "cls", "reg" or "both" (Table 2).
         "none" has no parameter and returns its inputs.
 
-    Parameters that a setting does not use do not exist. All gates start near 0.5, for f_dec starts near zero.
+    Parameters that a setting does not use do not exist. With separation the gates start near 0.5, for f_dec starts near
+    zero; without it they lie in [0.5, 1), for F_fusion ends in a ReLU.
 
     channels: C of both feature maps. kernel_size: 3 or 1, of f_enc, f_enc2, f_fusion and f_dec.
     reduction: C over the hidden width of the channel attention, whose width is at least 1.
-    GroupNorm has 32 groups, or the greatest common divisor of 32 and C.
+    GroupNorm has 32 groups, or the greatest common divisor of 32 and C; half of that if each would hold one channel
+        (C = 32 and below), since a group of one channel normalises a 1x1 map to nothing.
 
     Raises ValueError or TypeError for a switch outside its values.
     """
@@ -84,6 +86,7 @@ class MSIL(nn.Module):
     ) -> None:
         super().__init__()
         _check_switches(channels, align, separate, apply, kernel_size, reduction)
+        self.channels = channels
         # Not `self.apply`: that is nn.Module's own method.
         self.to_cls = apply in ("cls", "both")
         self.to_reg = apply in ("reg", "both")
@@ -141,9 +144,14 @@ def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn
     # No bias: the norm that follows would remove it.
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-        nn.GroupNorm(math.gcd(32, out_channels), out_channels),
+        nn.GroupNorm(_norm_groups(out_channels), out_channels),
         nn.ReLU(),
     )
+
+
+def _norm_groups(channels: int) -> int:
+    groups = math.gcd(32, channels)
+    return groups if groups < channels else max(groups // 2, 1)
 
 
 def _check_switches(
@@ -155,7 +163,7 @@ def _check_switches(
             raise TypeError(f"MSIL {name} must be True or False, not {value!r}.")
     if apply not in APPLY:
         raise ValueError(f"MSIL apply must be one of {', '.join(APPLY)}, not {apply!r}.")
-    if kernel_size not in (1, 3):
+    if isinstance(kernel_size, bool) or kernel_size not in (1, 3):
         raise ValueError(f"MSIL kernel_size must be 1 or 3, not {kernel_size!r}.")
     if channels < 1 or reduction < 1:
         raise ValueError(f"MSIL channels and reduction must be positive, not {channels} and {reduction}.")

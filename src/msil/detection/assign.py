@@ -25,6 +25,8 @@ _NO_BOX = torch.iinfo(torch.int64).max
 def pad_ground_truth(targets: list[Target]) -> tuple[Tensor, Tensor]:
     """Boxes (B, G, 4) float32 and labels (B, G) int64 of a batch; padding has label -1.
 
+    Labels are not checked against the classes: looking at them would make a GPU wait. The readers check them.
+
     G is 8, 16, 32, 64, 128 or a multiple of 128: few different shapes, so that compiled or captured graphs are reused.
     """
     most = max(len(target.labels) for target in targets)
@@ -58,9 +60,9 @@ def fcos_assign(
     window_y, window_x = _window(map_sizes, strides, regress_ranges, radius)
     low, high = _range_tensors(regress_ranges, boxes.device)
     stride = grid.strides  # (L,)
-    limits = None if radius is None else radius * stride
-    x = _axis_candidates(boxes[..., 0::2], stride, grid.widths, high, limits, window_x)
-    y = _axis_candidates(boxes[..., 1::2], stride, grid.heights, high, limits, window_y)
+    reach = None if radius is None else radius * stride
+    x = _axis_candidates(boxes[..., 0::2], stride, grid.widths, reach, window_x)
+    y = _axis_candidates(boxes[..., 1::2], stride, grid.heights, reach, window_y)
 
     # (B, G, L, window_y, window_x)
     inside = y.inside[..., :, None] & x.inside[..., None, :]
@@ -96,18 +98,14 @@ class _Axis(NamedTuple):
 
 
 def _axis_candidates(
-    sides: Tensor, stride: Tensor, cells: Tensor, high: Tensor, limits: Tensor | None, window: int
+    sides: Tensor, stride: Tensor, cells: Tensor, reach: Tensor | None, window: int
 ) -> _Axis:
     near, far = sides[..., 0, None], sides[..., 1, None]  # (B, G, 1)
-    if limits is None:
-        # Inside the box and no farther than `high` from either side.
-        first = torch.maximum(near, far - high)
-        low, top = near, far
-    else:
+    low, top = near, far
+    if reach is not None:
         centre = (near + far) / 2
-        low, top = torch.maximum(centre - limits, near), torch.minimum(centre + limits, far)
-        first = low
-    start = torch.floor(first / stride - 0.5).long().clamp(min=0)  # (B, G, L)
+        low, top = torch.maximum(centre - reach, near), torch.minimum(centre + reach, far)
+    start = torch.floor(low / stride - 0.5).long().clamp(min=0)  # (B, G, L)
     index = start[..., None] + torch.arange(window, device=sides.device)
     position = (index + 0.5) * stride[:, None]
     near, far = near[..., None], far[..., None]
@@ -127,8 +125,8 @@ def _window(
         window = math.ceil(2 * radius) + 1
         return window, window
     spans = [high / stride for (_, high), stride in zip(regress_ranges, strides, strict=True)]
-    window_y = max(min(height, math.ceil(span)) for (height, _), span in zip(map_sizes, spans, strict=True))
-    window_x = max(min(width, math.ceil(span)) for (_, width), span in zip(map_sizes, spans, strict=True))
+    window_y = max(math.ceil(min(height, span)) for (height, _), span in zip(map_sizes, spans, strict=True))
+    window_x = max(math.ceil(min(width, span)) for (_, width), span in zip(map_sizes, spans, strict=True))
     return window_y + 1, window_x + 1
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
-from msil.detection.weights import imagenet_state_dict, load_state_dict_file
+from msil.detection.weights import differences, imagenet_state_dict, load_state_dict_file
 from msil.errors import WeightsError
 
 DEPTHS: dict[str, tuple[type[resnet.BasicBlock] | type[resnet.Bottleneck], list[int]]] = {
@@ -106,22 +106,11 @@ class ResNet(nn.Module):
         else:
             state = load_state_dict_file(weights)
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-        own = self.state_dict()
-        # Old torchvision files lack the batch counters, and FrozenBatchNorm2d has none.
-        differences = {
-            "lacks": [key for key in own if key not in state and not key.endswith("num_batches_tracked")],
-            "has the unknown": [key for key in state if key not in own and not key.endswith("num_batches_tracked")],
-            "has other shapes of": [key for key in own if key in state and own[key].shape != state[key].shape],
-        }
-        found = [f"{what} {_first(keys)}" for what, keys in differences.items() if keys]
+        found = differences(self.state_dict(), state)
         if found:
             raise WeightsError(
-                f"{weights} does not fit {name} with norm={norm}: it {', and '.join(found)}; "
+                f"{weights} does not fit {name} with norm={norm}: it {found}; "
                 f"give the file of a torchvision {name} as model.backbone.weights."
             )
         self.load_state_dict(state)
 
-
-def _first(keys: list[str], count: int = 2) -> str:
-    more = f" and {len(keys) - count} more" if len(keys) > count else ""
-    return ", ".join(keys[:count]) + more

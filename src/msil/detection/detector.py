@@ -21,7 +21,8 @@ from msil.detection.preprocess import (
     resized_size,
 )
 from msil.detection.structures import Detections, Predictions, Target
-from msil.detection.weights import load_state_dict_file
+from msil.detection.weights import differences, load_state_dict_file
+from msil.errors import WeightsError
 
 FULL_MSIL: Mapping[str, Any] = MappingProxyType({"align": True, "separate": True, "apply": "both"})
 
@@ -87,7 +88,7 @@ class Detector(nn.Module):
         as it was."""
         if not images:
             return []
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             resized = [self._resize(image) for image in images]
@@ -100,7 +101,8 @@ class Detector(nn.Module):
                 detections_per_img=self.detections_per_img,
             )
         finally:
-            self.train(was_training)
+            for module, training in modes:
+                module.training = training
         return [
             _rescale(detections, small, large)
             for detections, small, large in zip(found, image_sizes(resized), image_sizes(images), strict=True)
@@ -121,7 +123,9 @@ def _rescale(detections: Detections, size: tuple[int, int], original: tuple[int,
     if size == original:
         return detections
     y, x = original[0] / size[0], original[1] / size[1]
-    boxes = detections.boxes * detections.boxes.new_tensor([x, y, x, y])
+    scaled = detections.boxes * detections.boxes.new_tensor([x, y, x, y])
+    # Rounding can carry a side past the image by a few millionths of a pixel.
+    boxes = torch.stack([scaled[:, i].clamp(max=original[1 - i % 2]) for i in range(4)], dim=1)
     return Detections(boxes, detections.scores, detections.labels)
 
 
@@ -193,5 +197,9 @@ def build_detector(
         detections_per_img=detections_per_img,
     )
     if weights is not None:
-        detector.load_state_dict(load_state_dict_file(weights))
+        state = load_state_dict_file(weights)
+        found = differences(detector.state_dict(), state)
+        if found:
+            raise WeightsError(f"{weights} does not fit this detector: it {found}; build the detector that it is of.")
+        detector.load_state_dict(state)
     return detector

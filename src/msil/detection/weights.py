@@ -132,6 +132,22 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value.detach() for key, value in content.items()}
 
 
+def differences(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> str:
+    """In words, what keeps `state_dict` from being loaded into a module whose own is `own`; empty if nothing does."""
+    # Old torchvision files lack the batch counters, and FrozenBatchNorm2d has none.
+    found = {
+        "lacks": [key for key in own if key not in state_dict and not key.endswith("num_batches_tracked")],
+        "has the unknown": [key for key in state_dict if key not in own and not key.endswith("num_batches_tracked")],
+        "has other shapes of": [k for k in own if k in state_dict and own[k].shape != state_dict[k].shape],
+    }
+    return ", and ".join(f"{what} {_first(keys)}" for what, keys in found.items() if keys)
+
+
+def _first(keys: list[str], count: int = 2) -> str:
+    more = f" and {len(keys) - count} more" if len(keys) > count else ""
+    return ", ".join(keys[:count]) + more
+
+
 def imagenet_state_dict(name: str) -> dict[str, Tensor]:
     """torchvision's ImageNet weights (IMAGENET1K_V1) of a ResNet, fc included; downloaded once, its hash checked.
 

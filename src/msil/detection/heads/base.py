@@ -52,6 +52,10 @@ def build_msil(channels: int, msil: nn.Module | Mapping[str, Any] | None) -> nn.
     """The seam's module: as given, made of MSIL's keyword arguments, or None where nothing is to be enhanced."""
     if isinstance(msil, Mapping):
         msil = MSIL(channels, **msil)
+    elif msil is not None and not isinstance(msil, nn.Module):
+        raise TypeError(f"msil must be a module, a dict of MSIL's keyword arguments or None, not {msil!r}.")
+    if isinstance(msil, MSIL) and msil.channels != channels:
+        raise ValueError(f"the MSIL block has {msil.channels} channels, the head {channels}.")
     if isinstance(msil, MSIL) and not (msil.to_cls or msil.to_reg):
         return None
     return msil

@@ -65,6 +65,8 @@ class FCOSHead(DenseHead):
         super().__init__(channels, num_convs, norm_groups, conv_bias)
         if loss_bbox not in ("giou", "iou"):
             raise ValueError(f"loss_bbox must be giou or iou, not {loss_bbox!r}.")
+        if center_sampling and center_sample_radius <= 0:
+            raise ValueError(f"center_sample_radius must be positive, not {center_sample_radius}.")
         if len(strides) != len(regress_ranges):
             raise ValueError(f"{len(strides)} strides need as many regress_ranges, not {len(regress_ranges)}.")
         self.num_classes = num_classes
@@ -95,7 +97,6 @@ class FCOSHead(DenseHead):
         flat = flatten_levels(distances).float()
         return Predictions(
             logits=flatten_levels(logits),
-            # clamp, not relu: its gradient at exactly 0 is 1, as in the reference
             distances=flat.clamp(min=0) if self.norm_on_bbox else flat.exp(),
             map_sizes=tuple((level.shape[-2], level.shape[-1]) for level in pyramid),
             centerness=flatten_levels(centerness).squeeze(-1),
@@ -128,6 +129,8 @@ class FCOSHead(DenseHead):
         to FCOS a point in the padding is a point like any other.
         """
         assert predictions.centerness is not None
+        if len(targets) != len(predictions.logits):
+            raise ValueError(f"{len(predictions.logits)} images need as many targets, not {len(targets)}.")
         labels, distances = self.targets(predictions, targets)
         positive = labels < self.num_classes
         centerness = centerness_targets(torch.where(positive[..., None], distances, 1)) * positive

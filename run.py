@@ -1,0 +1,62 @@
+"""Train, evaluate and sweep detectors from the command line; `python run.py --help` begins with ten useful commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from omegaconf import DictConfig
+
+from msil.config import register
+from msil.errors import UserError
+from msil.overrides import check_command_line, typed
+from msil.validate import validate
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def train(composed: DictConfig) -> float | None:
+    """One run: prints its numbers and returns its AP."""
+    try:
+        config = typed(composed)
+        validate(config)
+    except UserError as error:
+        stop(error)
+    # Late, because they take seconds that --help, a typo and shell completion need not wait for.
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from msil.reporting.tables import result_line
+    from msil.training.callbacks import TrainingDiverged
+    from msil.training.experiment import RunLocked, run
+
+    try:
+        result = run(config)
+    except TrainingDiverged as error:
+        stop(error, 70)
+    except RunLocked as error:
+        stop(error, 73)
+    except UserError as error:
+        stop(error)
+    if rank_zero_only.rank == 0:
+        print(result_line(result))
+    return result["metrics"].get("AP")
+
+
+def stop(error: Exception, exit_code: int = 2) -> NoReturn:
+    # An error in a loader's worker process arrives with that process's traceback in its text.
+    message = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    register()
+    try:
+        check_command_line(sys.argv[1:], Path(__file__).resolve().parent / "conf")
+        train()  # pyright: ignore[reportCallIssue]
+    except UserError as error:
+        stop(error)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues after the last checkpoint", file=sys.stderr)
+        sys.exit(130)

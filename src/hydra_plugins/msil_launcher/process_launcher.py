@@ -1,0 +1,167 @@
+"""Hydra's launcher for `-m`: checks every job of a sweep, runs each as its own process, ends with one table.
+
+A thin shell: what is run stands in msil.sweep.jobs, how in msil.sweep.processes, what is shown in msil.sweep.screen.
+"""
+
+# No `from __future__ import annotations` here: Hydra executes a plugin before it is in sys.modules, where dataclasses
+# would look up annotations that are strings.
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from msil.errors import UserError
+from msil.overrides import typed
+from msil.reporting.results import is_finished, read_result, write_json
+from msil.reporting.tables import sweep_table, to_text, write_table
+from msil.sweep.jobs import Sweep, gpu_shares, job_arguments, job_environment, plan, varied
+from msil.sweep.processes import Outcome, run_jobs
+from msil.sweep.screen import Screen
+
+
+@dataclass
+class ProcessLauncherConf:
+    _target_: str = "hydra_plugins.msil_launcher.process_launcher.ProcessLauncher"
+    n_jobs: int = 1  # at a time
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher", name="msil_process", node=ProcessLauncherConf, provider="msil_launcher"
+)
+
+
+class ProcessLauncher(Launcher):
+    """Exit codes of the whole command: 0 all jobs have results, 1 one failed, 2 refused, 75 SIGTERM, 130 Ctrl-C."""
+
+    def __init__(self, n_jobs: int) -> None:
+        self.n_jobs = n_jobs
+        self.config: DictConfig
+        self.hydra_context: HydraContext
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context = hydra_context
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        loader = self.hydra_context.config_loader
+        try:
+            composed = [loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
+            sweep = plan([typed(config) for config in composed], job_overrides)
+            if self.n_jobs < 1:
+                raise UserError(f"hydra.launcher.n_jobs={self.n_jobs} must be at least 1.")
+        except UserError as error:
+            self._record().unlink(missing_ok=True)
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+        if self._record().exists():
+            shutil.move(self._record(), sweep.folder / "multirun.yaml")
+        outcomes, stopped_by = self._run(sweep)
+        _report(sweep, outcomes)
+        if stopped_by is not None:
+            sys.exit(75 if stopped_by == signal.SIGTERM else 130)
+        if not all(outcome.done for outcome in outcomes):
+            sys.exit(1)
+        return [_job_return(outcome) for outcome in outcomes]
+
+    def _run(self, sweep: Sweep) -> tuple[list[Outcome], int | None]:
+        screen = Screen(sweep, self.n_jobs)
+        hydra_overrides = list(self.config.hydra.overrides.hydra)
+        program = [sys.executable, str(Path(sys.argv[0]).resolve()), *_flags(sys.argv[1:])]
+        shares = gpu_shares(_visible_gpus() if self.n_jobs > 1 else [], self.n_jobs)
+        threads = max(1, (os.cpu_count() or 1) // self.n_jobs) if self.n_jobs > 1 else None
+        return run_jobs(
+            sweep.jobs,
+            command=lambda job: [*program, *job_arguments(job, hydra_overrides)],
+            environment=lambda slot: job_environment(os.environ, shares[slot], threads),
+            is_finished=lambda job: is_finished(job.run_dir, job.config_hash),
+            changed=screen.changed,
+            tick=screen.tick,
+            n_jobs=self.n_jobs,
+        )
+
+    def _record(self) -> Path:
+        """Where Hydra's sweeper has left its multirun.yaml, for the next sweep to overwrite."""
+        return Path(self.config.hydra.sweep.dir) / "multirun.yaml"
+
+
+def _report(sweep: Sweep, outcomes: Sequence[Outcome]) -> None:
+    """The table on the terminal and in the sweep's folder, sweep.json, and one line that counts."""
+    rows = [_row(outcome) for outcome in outcomes]
+    table = sweep_table(rows, varied=varied([job.overrides for job in sweep.jobs]), table=sweep.table)
+    write_table(sweep.folder, table)
+    jobs = [
+        {
+            "overrides": list(outcome.job.overrides),
+            "run_dir": str(outcome.job.run_dir),
+            "config_hash": outcome.job.config_hash,
+            "state": outcome.state,
+            "exit_code": outcome.exit_code,
+            "seconds": round(outcome.seconds, 1),
+        }
+        for outcome in outcomes
+    ]
+    write_json(sweep.folder / "sweep.json", {"name": sweep.name, "table": sweep.table, "jobs": jobs})
+    print(f"\n{to_text(table)}\n{count(outcomes)} Table: {sweep.folder}/table.md, table.csv", flush=True)
+
+
+def count(outcomes: Sequence[Outcome]) -> str:
+    """`5 ok, 1 failed of 6.`"""
+    numbers = {
+        "ok": sum(outcome.done for outcome in outcomes),
+        "failed": sum(outcome.state == "failed" for outcome in outcomes),
+        "stopped": sum(outcome.state == "interrupted" for outcome in outcomes),
+        "not started": sum(outcome.state == "waiting" for outcome in outcomes),
+    }
+    words = ", ".join(f"{number} {word}" for word, number in numbers.items() if number or word in ("ok", "failed"))
+    return f"{words} of {len(outcomes)}."
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    """What the table needs of a job: its result, or how it ended."""
+    result = read_result(outcome.job.run_dir) if outcome.done else None
+    if result is not None:
+        return {**result, "skipped": outcome.state == "skipped"}
+    status = {"waiting": "waiting", "interrupted": "stopped"}.get(outcome.state, "failed")
+    return {
+        "run_name": outcome.job.run_dir.name,
+        "status": status,
+        "exit_code": outcome.exit_code,
+        "config": dict(outcome.job.values),
+        "overrides": list(outcome.job.overrides),
+    }
+
+
+def _job_return(outcome: Outcome) -> JobReturn:
+    """For sweepers that search: the AP is what a job returns."""
+    result = read_result(outcome.job.run_dir)
+    returned = JobReturn(overrides=list(outcome.job.overrides), status=JobStatus.COMPLETED)
+    returned.return_value = None if result is None else result["metrics"].get("AP")
+    return returned
+
+
+def _flags(arguments: Sequence[str]) -> list[str]:
+    """Where the user keeps settings of their own: a job must find them too."""
+    flags = vars(get_args_parser().parse_args(list(arguments)))
+    names = [name for name in ("config_path", "config_name", "config_dir") if flags[name]]
+    return [word for name in names for word in (f"--{name.replace('_', '-')}", flags[name])]
+
+
+def _visible_gpus() -> list[str]:
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [gpu for gpu in chosen.split(",") if gpu.strip()]
+    import torch  # late: it takes seconds, and one job at a time need not know
+
+    return [str(gpu) for gpu in range(torch.cuda.device_count())]

@@ -1,0 +1,151 @@
+"""What CocoDataset and VOCDataset have in common once their files are read: flat arrays, and the views of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from msil.data.audit import check_boxes, check_images
+from msil.data.images import read_image
+from msil.detection.structures import Target
+from msil.errors import DataError
+
+Array = NDArray[Any]
+
+
+@dataclass
+class ImageList:
+    """N images. ids: unique. names: paths below `folder`. sizes: (height, width) that the annotations give, or None.
+    where: what a message calls each image's entry."""
+
+    folder: Path
+    ids: list[int]
+    names: list[str]
+    sizes: list[tuple[int, int] | None]
+    where: list[str]
+
+
+@dataclass
+class BoxList:
+    """A boxes. image: (A,) int64 index of the image. xywh: (A, 4) float64, x1 y1 width height in pixels, 0-based.
+    labels: (A,) int64 in [0, K). areas: (A,) float64 px^2. ignored: (A,) bool, crowd (COCO) or difficult (VOC).
+    name: box index -> its id and file, for messages."""
+
+    image: Array
+    xywh: Array
+    labels: Array
+    areas: Array
+    ignored: Array
+    name: Callable[[int], str]
+
+
+class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
+    """Images on disk with their boxes in memory: about 70 bytes a box and no Python object each.
+
+    dataset[i] -> ((3, H, W) uint8 RGB, Target): the original pixels, turned upright by the file's EXIF orientation, and
+        the boxes to train on, clipped to the image. Raises DataError if the file was damaged after the audit.
+    classes: label i is classes[i]. category_ids: label -> category id in `ground_truth()`.
+    """
+
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __init__(
+        self,
+        images: ImageList,
+        boxes: BoxList,
+        classes: tuple[str, ...],
+        category_ids: tuple[int, ...],
+        *,
+        source: str,
+        train_on_ignored: bool,
+        strict: bool,
+    ) -> None:
+        """Audits images and boxes. source: the annotations' path, for messages."""
+        self.classes = classes
+        self.category_ids = category_ids
+        self._folder = images.folder
+        self._names = images.names
+        self._ids = np.array(images.ids, dtype=np.int64)
+        self._sizes, self._orientations = check_images(
+            [images.folder / name for name in images.names], images.sizes, images.where
+        )
+        checked = check_boxes(boxes.xywh, boxes.areas, self._sizes[boxes.image], source, boxes.name, strict)
+        order = np.argsort(boxes.image, kind="stable")
+        order = order[checked.kept[order]]
+        self._starts = np.searchsorted(boxes.image[order], np.arange(len(images.ids) + 1))
+        self._xywh = boxes.xywh[order]
+        self._labels = boxes.labels[order]
+        self._areas = boxes.areas[order]
+        self._ignored = boxes.ignored[order]
+        self._clipped = checked.clipped[order].astype(np.float32)
+        self._trained = checked.trained[order] & (train_on_ignored | ~self._ignored)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        size = self.image_size(index)
+        image = read_image(self.path(index), int(self._orientations[index]))
+        if tuple(image.shape[1:]) != size:
+            raise DataError(f"image file {self.path(index)} is no longer of the size that it had at the start: restart")
+        rows = self._training_rows(index)
+        boxes = torch.from_numpy(self._clipped[rows])
+        labels = torch.from_numpy(self._labels[rows])
+        return image, Target(boxes, labels, self.image_id(index), size)
+
+    def path(self, index: int) -> Path:
+        return self._folder / self._names[index]
+
+    def image_id(self, index: int) -> int:
+        return int(self._ids[index])
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the image that dataset[index] gives."""
+        height, width = self._sizes[index].tolist()
+        return height, width
+
+    def has_boxes(self, index: int) -> bool:
+        """Whether the image has a box to train on."""
+        return self._training_rows(index).size > 0
+
+    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+        """COCO's dict of this split, to score against: images (id, width, height, file_name), categories (id, name) and
+        annotations (id from 1, image_id, category_id, bbox as in the file and not clipped, area, iscrowd 0 or 1).
+        Of the selected classes' boxes only the degenerate ones are missing."""
+        images = [
+            {"id": image_id, "width": width, "height": height, "file_name": name}
+            for image_id, (height, width), name in zip(
+                self._ids.tolist(), self._sizes.tolist(), self._names, strict=True
+            )
+        ]
+        image_of = np.repeat(self._ids, np.diff(self._starts)).tolist()
+        category_of = np.asarray(self.category_ids)[self._labels].tolist()
+        columns = (image_of, category_of, self._xywh.tolist(), self._areas.tolist(), self._ignored.tolist())
+        annotations = [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": category_id,
+                "bbox": bbox,
+                "area": area,
+                "iscrowd": int(ignored),
+            }
+            for number, (image_id, category_id, bbox, area, ignored) in enumerate(zip(*columns, strict=True), start=1)
+        ]
+        categories = [
+            {"id": category_id, "name": name} for category_id, name in zip(self.category_ids, self.classes, strict=True)
+        ]
+        return {"images": images, "categories": categories, "annotations": annotations}
+
+    def _training_rows(self, index: int) -> Array:
+        start, stop = self._starts[index], self._starts[index + 1]
+        return start + np.flatnonzero(self._trained[start:stop])

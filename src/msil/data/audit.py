@@ -1,0 +1,197 @@
+"""The checks that every data set passes before training starts.
+
+Always refused, with a DataError naming file and id: what has no sound meaning (NaN, wrong types, inverted boxes,
+unknown or duplicate ids, missing or truncated images, names that leave the folder). Boxes that real sets are full of
+are mended, counted and named in one DataWarning, or refused under `strict`:
+- a box that leaves its image by more than ROUNDING is clipped to it for training;
+- a degenerate box (no width or no height, or nothing of it inside the image) is dropped altogether;
+- a box of which less than 1 pixel in width or height is inside the image, or whose area is given as 0, is not trained
+  on, but stays in the ground truth that evaluation scores against (the reference's rule for training).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msil.data.headers import ImageHeader, read_header
+from msil.data.images import read_image
+from msil.errors import DataError
+
+Array = NDArray[Any]
+Size = tuple[int, int]
+
+ROUNDING = 0.02  # px: COCO rounds x and width to 0.01 each, so their sum may leave the image by that much
+MIN_SIDE = 1.0  # px, of a box to train on
+LARGEST = 1e15  # px or px^2: whatever is beyond is no measure of an image
+NAMED = 3  # boxes named in the warning, of each kind
+THREADS = 4  # they wait for the disk; more would only wait for each other
+PART = 256  # images a thread takes at a time
+
+
+class DataWarning(UserWarning):
+    """Something in a data set was mended; the message says what and how often."""
+
+
+@dataclass
+class CheckedBoxes:
+    """Of A boxes. kept: (A,) bool, not degenerate. trained: (A,) bool, kept and large enough to train on.
+    clipped: (A, 4) float64 x1 y1 x2 y2 inside the image, in pixels."""
+
+    kept: Array
+    trained: Array
+    clipped: Array
+
+
+def whole_number(value: object, what: str, low: int = -(2**63)) -> int:
+    """`value` as an int: whole floats pass (spreadsheets write 640.0), strings and booleans do not.
+
+    Raises DataError unless it is a whole number of at least `low` that fits 64 bits; `what` names it.
+    """
+    number = int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(number, bool) or not isinstance(number, int) or not low <= number < 2**63:
+        kind = "a whole number" if low < 0 else f"a whole number of at least {low}"
+        raise DataError(f"{what} must be {kind}, but is {_short(value)}: correct it")
+    return number
+
+
+def xywh_box(value: object, what: str) -> list[float]:
+    """`value`, if it is a list of 4 finite numbers, x y width height, the last two not negative; else DataError."""
+    if not isinstance(value, list) or len(value) != 4 or not all(is_finite_number(number) for number in value):
+        raise DataError(f"{what} must be a list of four finite numbers, but is {_short(value)}: correct or remove it")
+    if value[2] < 0 or value[3] < 0:
+        raise DataError(f"{what} is inverted, {value} has a negative width or height: correct or remove it")
+    return value
+
+
+def is_finite_number(value: object) -> bool:
+    """An int or float between -LARGEST and LARGEST; NaN is not."""
+    return type(value) in (int, float) and -LARGEST < value < LARGEST  # pyright: ignore[reportOperatorIssue]
+
+
+def inner_name(value: object, what: str) -> str:
+    """A file name, maybe with folders, that stays below the folder it is looked up in. Symbolic links are followed.
+
+    Raises DataError if it is not a string, is empty, absolute, or climbs up by `..`.
+    """
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise DataError(f"{what} must be the name of a file, but is {_short(value)}: correct it")
+    for flavour in (PurePosixPath, PureWindowsPath):
+        name = flavour(value)
+        if name.is_absolute() or name.drive or name.root or ".." in name.parts:
+            raise DataError(f"{what} is {_short(value)}, which leaves the data set's folder: name a file inside it")
+    return value
+
+
+def check_images(paths: Sequence[Path], sizes: Sequence[Size | None], where: Sequence[str]) -> tuple[Array, Array]:
+    """Looks at the header and the end of every file, and decodes those whose end is not the usual one.
+
+    sizes: (height, width) that the annotations give, or None. where: what to call each image's entry in a message.
+    A size that is the file's only without its EXIF rotation means that the boxes were drawn on the stored pixels: that
+    file is then read without the rotation.
+
+    Returns (N, 2) int32, height and width of each image as it is to be read, and (N,) uint8, the EXIF orientation to
+    read it with. Raises DataError for the first file that is missing, truncated, no image, or of another size.
+    """
+    parts = range(0, len(paths), PART)
+    with ThreadPoolExecutor(THREADS) as pool:
+        checked = pool.map(_check_part, *([column[at : at + PART] for at in parts] for column in (paths, sizes, where)))
+    results = [result for part in checked for result in part]
+    errors = [result for result in results if isinstance(result, DataError)]
+    if errors:
+        more = f" ({len(errors) - 1} more of the {len(paths)} images fail too)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0]}{more}")
+    headers = [result for result in results if isinstance(result, ImageHeader)]
+    return (
+        np.array([header.size for header in headers], dtype=np.int32).reshape(-1, 2),
+        np.array([header.orientation for header in headers], dtype=np.uint8),
+    )
+
+
+def check_boxes(
+    xywh: Array, areas: Array, sizes: Array, source: str, name: Callable[[int], str], strict: bool
+) -> CheckedBoxes:
+    """xywh: (A, 4) float64, x1 y1 width height, finite, width and height >= 0. areas: (A,). sizes: (A, 2), height and
+    width of each box's image.
+
+    source: the annotations' path, to open the message with. name: box index -> its id and file.
+    Raises DataError for a set without a single usable box, and, if `strict`, for whatever is otherwise mended and told
+    in one DataWarning.
+    """
+    limits = sizes[:, [1, 0, 1, 0]].astype(np.float64)
+    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    clipped = np.clip(corners, 0, limits)
+    inside = clipped[:, 2:] - clipped[:, :2]
+    kept = np.all(np.concatenate([xywh[:, 2:], inside], axis=1) > 0, axis=1)
+    trained = kept & np.all(inside >= MIN_SIDE, axis=1) & (areas > 0)
+    leaving = kept & np.any((corners < -ROUNDING) | (corners > limits + ROUNDING), axis=1)
+    findings = [
+        _finding(leaving, "reaching out of the image, clipped", name),
+        _finding(~kept, "without any area in the image, dropped", name),
+        _finding(kept & ~trained, "below 1 pixel or of area 0, not trained on", name),
+    ]
+    told = "; ".join(finding for finding in findings if finding)
+    if told and strict:
+        raise DataError(f"{source}: {told}: correct them, or set data.strict=false to accept this")
+    if told:
+        warnings.warn(f"{source}: {told}", DataWarning, stacklevel=4)
+    if not kept.any():
+        raise DataError(f"{source} is empty: no image has a usable box of the chosen classes")
+    return CheckedBoxes(kept, trained, clipped)
+
+
+def check_classes(classes: Sequence[str] | None) -> None:
+    """Raises DataError unless `classes` is None or names at least one class, each once."""
+    if classes is None:
+        return
+    if isinstance(classes, str) or not classes or not all(isinstance(name, str) and name for name in classes):
+        raise DataError(f"data.classes must be a list of class names, such as [cat,dog], but is {classes!r}")
+    twice = sorted({name for name in classes if list(classes).count(name) > 1})
+    if twice:
+        raise DataError(f"data.classes names {twice[0]!r} more than once: name each class once")
+
+
+def _check_part(
+    paths: Sequence[Path], sizes: Sequence[Size | None], where: Sequence[str]
+) -> list[ImageHeader | DataError]:
+    return [_check_image(*image) for image in zip(paths, sizes, where, strict=True)]
+
+
+def _check_image(path: Path, expected: Size | None, where: str) -> ImageHeader | DataError:
+    try:
+        header = read_header(path)
+        if expected is not None and expected != header.size:
+            if expected != header.stored_size:
+                height, width = header.size
+                raise DataError(
+                    f"{where} says width {expected[1]} and height {expected[0]}, but {path} is {width} x {height}: "
+                    "its boxes would not fit; correct the size or replace the file"
+                )
+            header = ImageHeader(header.stored_size, 1, header.ends)
+        if not header.ends:
+            read_image(path, header.orientation)
+    except DataError as error:
+        return error
+    return header
+
+
+def _finding(chosen: Array, what: str, name: Callable[[int], str]) -> str:
+    """'2 boxes reaching out ... (annotation 7 of a.jpg, annotation 9 of b.jpg)', or '' for none."""
+    count = int(chosen.sum())
+    if count == 0:
+        return ""
+    named = ", ".join(name(int(index)) for index in np.flatnonzero(chosen)[:NAMED])
+    more = ", ..." if count > NAMED else ""
+    return f"{count} {'box' if count == 1 else 'boxes'} {what} ({named}{more})"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

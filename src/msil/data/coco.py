@@ -1,0 +1,208 @@
+"""COCO's layout: root/<split>/*.jpg and root/annotations/instances_<split>.json."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from msil.data.annotated import AnnotatedImages, BoxList, ImageList
+from msil.data.audit import check_classes, inner_name, is_finite_number, whole_number, xywh_box
+from msil.errors import DataError
+
+
+class CocoDataset(AnnotatedImages):
+    """A split of a COCO data set: images in root/split, annotations in root/annotations/instances_split.json.
+
+    classes: names to keep, in the order of the labels; None: all of the file, by rising category id (so labels do not
+        depend on the file's order). Images without a box of them stay, as images without boxes.
+    Read: image id, file_name, width, height; annotation id, image_id, category_id, bbox [x, y, width, height], area
+        (default width * height), iscrowd (default 0); category id and name. Crowds are never trained on, but stay in
+        ground_truth(). Polygons are thrown away while reading: train2017 takes some 1 GB for a moment, 80 MB to keep.
+    An image's width and height must be those of the file turned upright by its EXIF orientation. If they are those of
+        the stored pixels instead, the boxes are meant for these, and the file is read without turning it.
+    strict: refuse boxes that would be clipped, dropped or left out of training (see msil.data.audit).
+
+    Raises DataError, naming file and id, for whatever is missing or malformed. Every image file's header and end are
+    looked at. Warns once (DataWarning) about mended boxes.
+    """
+
+    def __init__(
+        self, root: str | Path, split: str, *, classes: Sequence[str] | None = None, strict: bool = False
+    ) -> None:
+        check_classes(classes)
+        folder, source = _locate(Path(root), split)
+        content = read_json(source)
+        categories = _read_categories(content["categories"], source)
+        selected = _select(categories, classes, source)
+        images = _read_images(content["images"], folder, source)
+        boxes = _read_boxes(content["annotations"], images, categories, selected, source)
+        super().__init__(
+            images,
+            boxes,
+            tuple(categories[category_id] for category_id in selected),
+            tuple(selected),
+            source=str(source),
+            train_on_ignored=False,
+            strict=strict,
+        )
+
+
+class _Box(NamedTuple):
+    annotation_id: int
+    image: int  # index of the image
+    category_id: int
+    xywh: list[float]
+    area: float
+    crowd: bool
+
+
+def read_json(source: Path) -> dict[str, list[Any]]:
+    """The lists `images`, `annotations` and `categories` of a COCO file, polygons and masks left out."""
+    try:
+        content = json.loads(source.read_bytes(), object_hook=_without_segmentation)
+    except OSError as error:
+        raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source} is not valid json ({error}): replace it with an intact copy") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{source} must be a json object with a list {key!r}, as COCO's instances files are")
+        for index, entry in enumerate(content[key]):
+            if not isinstance(entry, dict):
+                raise DataError(f"{source}: {key}[{index}] must be a json object, but is {type(entry).__name__}")
+    return content
+
+
+def _without_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
+    """Frees the polygons, nine tenths of the file, as soon as they are parsed."""
+    entry.pop("segmentation", None)
+    return entry
+
+
+def _locate(root: Path, split: str) -> tuple[Path, Path]:
+    """(folder of the images, annotation file). Says which layout is expected if one is not there."""
+    folder, source = root / split, root / "annotations" / f"instances_{split}.json"
+    layout = f"COCO's layout is <data.root>/{split}/*.jpg and <data.root>/annotations/instances_{split}.json"
+    if not root.is_dir():
+        raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root; {layout}")
+    if not source.is_file():
+        there = sorted(path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json"))
+        splits = f"the splits there are {', '.join(there)}" if there else "there is no instances_*.json at all"
+        raise DataError(f"annotation file {source} is missing ({splits}): put it there or name another split; {layout}")
+    if not folder.is_dir():
+        raise DataError(f"image folder {folder} is missing: put the images of split {split!r} there; {layout}")
+    return folder, source
+
+
+def _read_categories(entries: list[dict[str, Any]], source: Path) -> dict[int, str]:
+    """Category id -> name, by rising id."""
+    categories: dict[int, str] = {}
+    for index, entry in enumerate(entries):
+        category_id = whole_number(entry.get("id"), f"{source}: id of categories[{index}]")
+        name = entry.get("name")
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{source}: name of category {category_id} must be a text, but is {name!r}: correct it")
+        if category_id in categories:
+            raise DataError(f"{source}: category id {category_id} is listed twice: give each category its own id")
+        categories[category_id] = name
+    if not categories:
+        raise DataError(f"{source} lists no categories, so no box has a class: list them")
+    return dict(sorted(categories.items()))
+
+
+def _select(categories: dict[int, str], classes: Sequence[str] | None, source: Path) -> list[int]:
+    """The category ids of `classes`, in their order."""
+    if classes is None:
+        return list(categories)
+    selected = []
+    for name in classes:
+        ids = [category_id for category_id, known in categories.items() if known == name]
+        if not ids:
+            near = difflib.get_close_matches(name, categories.values(), n=1, cutoff=0.0)[0]
+            raise DataError(f"data.classes names {name!r}, which {source} does not list; the nearest is {near!r}")
+        if len(ids) > 1:
+            raise DataError(f"{source}: categories {ids} are all named {name!r}, so data.classes cannot choose")
+        selected.append(ids[0])
+    return selected
+
+
+def _read_images(entries: list[dict[str, Any]], folder: Path, source: Path) -> ImageList:
+    images = ImageList(folder, [], [], [], [])
+    seen: set[int] = set()
+    for index, entry in enumerate(entries):
+        image_id = whole_number(entry.get("id"), f"{source}: id of images[{index}]")
+        where = f"{source}: image {image_id}"
+        if image_id in seen:
+            raise DataError(f"{where} is listed twice: give each image its own id")
+        seen.add(image_id)
+        height = whole_number(entry.get("height"), f"{where}: height", low=1)
+        width = whole_number(entry.get("width"), f"{where}: width", low=1)
+        images.ids.append(image_id)
+        images.names.append(inner_name(entry.get("file_name"), f"{where}: file_name"))
+        images.sizes.append((height, width))
+        images.where.append(where)
+    if not images.ids:
+        raise DataError(f"{source} is empty: it lists no images")
+    return images
+
+
+def _read_boxes(
+    entries: list[dict[str, Any]], images: ImageList, categories: dict[int, str], selected: list[int], source: Path
+) -> BoxList:
+    """Checks every annotation; keeps those of the selected categories."""
+    index_of = {image_id: index for index, image_id in enumerate(images.ids)}
+    label_of = {category_id: label for label, category_id in enumerate(selected)}
+    seen: set[int] = set()
+    rows: list[_Box] = []
+    for position, entry in enumerate(entries):
+        try:
+            box = _read_box(entry, index_of, categories)
+            if box.annotation_id in seen:
+                raise DataError("its id is listed twice: give each annotation its own id")
+        except DataError as error:
+            raise DataError(f"{source}: {_describe(entry, position, images, index_of)}: {error}") from None
+        seen.add(box.annotation_id)
+        if box.category_id in label_of:
+            rows.append(box)
+    return BoxList(
+        np.array([row.image for row in rows], dtype=np.int64),
+        np.array([row.xywh for row in rows], dtype=np.float64).reshape(-1, 4),
+        np.array([label_of[row.category_id] for row in rows], dtype=np.int64),
+        np.array([row.area for row in rows], dtype=np.float64),
+        np.array([row.crowd for row in rows], dtype=bool),
+        lambda index: f"annotation {rows[index].annotation_id} of {images.names[rows[index].image]}",
+    )
+
+
+def _read_box(entry: dict[str, Any], index_of: dict[int, int], categories: dict[int, str]) -> _Box:
+    """The messages of its errors are still to be opened by the annotation's name: made only where it is needed, since
+    COCO has 860k of them."""
+    annotation_id = whole_number(entry.get("id"), "id")
+    image_id = whole_number(entry.get("image_id"), "image_id")
+    if image_id not in index_of:
+        raise DataError(f"image_id {image_id} is not among the images: list the image or remove the annotation")
+    category_id = whole_number(entry.get("category_id"), "category_id")
+    if category_id not in categories:
+        raise DataError(f"category_id {category_id} is not among the categories: list it or correct the annotation")
+    xywh = xywh_box(entry.get("bbox"), "bbox")
+    area = entry.get("area", xywh[2] * xywh[3])
+    if not is_finite_number(area) or area < 0:
+        raise DataError(f"area must be a finite number of at least 0, but is {area!r}: correct it")
+    crowd = entry.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise DataError(f"iscrowd must be 0 or 1, but is {crowd!r}: correct it")
+    return _Box(annotation_id, index_of[image_id], category_id, xywh, area, bool(crowd))
+
+
+def _describe(entry: dict[str, Any], position: int, images: ImageList, index_of: dict[int, int]) -> str:
+    """'annotation 12 of a.jpg', or what of it is known: the entry may be malformed anywhere."""
+    annotation_id, image_id = entry.get("id"), entry.get("image_id")
+    name = f"annotation {annotation_id}" if isinstance(annotation_id, int) else f"annotations[{position}]"
+    if isinstance(image_id, int) and image_id in index_of:
+        name += f" of {images.names[index_of[image_id]]}"
+    return name

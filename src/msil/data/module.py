@@ -1,0 +1,176 @@
+"""The LightningDataModule: data sets by name, loaders, and who sees which image."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from msil.data.annotated import AnnotatedImages
+from msil.data.coco import CocoDataset
+from msil.data.sampler import TrainingBatches, evaluation_share, image_generator
+from msil.data.shapes import write_shapes
+from msil.data.transforms import training_transform
+from msil.data.voc import VOCDataset
+from msil.detection.structures import Target
+from msil.errors import ConfigError, DataError
+
+MIN_TRAINING_SIDE = 32  # pixels; MMDetection trains on nothing smaller
+
+
+def build_datasets(
+    name: str,
+    root: str | Path,
+    train_split: str,
+    val_split: str,
+    *,
+    classes: list[str] | None = None,
+    strict: bool = False,
+    num_train: int | None = None,
+    num_val: int | None = None,
+    image_size: int | None = None,
+    seed: int | None = None,
+) -> tuple[AnnotatedImages, AnnotatedImages]:
+    """The audited training and validation set of "shapes", "coco" or "voc".
+
+    num_train, num_val, image_size (pixels), seed: of shapes, which is made at `root` if it is not there.
+    Raises DataError for what the audit refuses, ConfigError for an unknown name.
+    """
+    match name:
+        case "shapes":
+            if num_train is None or num_val is None or image_size is None or seed is None:
+                raise ConfigError("data=shapes needs data.num_train, data.num_val, data.image_size and data.seed.")
+            write_shapes(root, num_train=num_train, num_val=num_val, image_size=image_size, seed=seed)
+            reader = CocoDataset
+        case "coco":
+            reader = CocoDataset
+        case "voc":
+            reader = VOCDataset
+        case _:
+            raise ConfigError(f"unknown data set {name!r}; known: shapes, coco, voc.")
+    train = reader(root, train_split, classes=classes, strict=strict)
+    val = reader(root, val_split, classes=classes, strict=strict)
+    if (train.classes, train.category_ids) != (val.classes, val.category_ids):
+        raise DataError(
+            f"the splits {train_split} and {val_split} of {root} have different categories; name the classes to use"
+            " in data.classes."
+        )
+    return train, val
+
+
+class DetectionDataModule(L.LightningDataModule):
+    """Loaders over two data sets; batches are ([images], [Targets]).
+
+    Training images are resized and perhaps mirrored (see training_transform); only those with a usable box and a
+    short side of at least 32 px are trained on. Evaluation images come as they are, every one on exactly one process.
+
+    batch_size: images a training step over all processes. eval_batch_size: images an evaluation step on one process.
+    seed: of order and augmentation. min_size, max_size, multiscale, flip: as in training_transform.
+    workers: loader processes. eval_images: evaluate only the first so many; None: all.
+
+    Raises DataError if there is nothing to train on, ConfigError if the processes cannot share the images evenly.
+    """
+
+    def __init__(
+        self,
+        train: AnnotatedImages,
+        val: AnnotatedImages,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        min_size: int,
+        max_size: int,
+        multiscale: tuple[int, int] | None = None,
+        flip: float = 0.5,
+        workers: int = 0,
+        eval_images: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.train = train
+        self.val = val
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.workers = workers
+        self.transform = partial(
+            training_transform, min_size=min_size, max_size=max_size, multiscale=multiscale, flip=flip
+        )
+        self.train_indices = [
+            i for i in range(len(train)) if train.has_boxes(i) and min(train.image_size(i)) >= MIN_TRAINING_SIDE
+        ]
+        self.num_eval = len(val) if eval_images is None else min(eval_images, len(val))
+        if not self.train_indices:
+            raise DataError("no training image has both a usable box and a short side of at least 32 pixels.")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch; the same on every process."""
+        return -(-len(self.train_indices) // self.batch_size)
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size = self._place()
+        if self.batch_size % world_size:
+            raise ConfigError(
+                f"data.batch_size={self.batch_size} images a step cannot be shared evenly by {world_size} processes;"
+                " make it a multiple of their number."
+            )
+        sizes = [self.train.image_size(i) for i in self.train_indices]
+        batches = TrainingBatches(
+            self.train_indices,
+            [height > width for height, width in sizes],
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        return DataLoader(
+            AugmentedImages(self.train, self.transform, self.seed),
+            batch_sampler=batches,
+            num_workers=self.workers,
+            collate_fn=collate,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        rank, world_size = self._place()
+        if self.num_eval < world_size:
+            raise ConfigError(f"{self.num_eval} images to evaluate are too few for {world_size} processes.")
+        return DataLoader(
+            self.val,
+            batch_size=self.eval_batch_size,
+            sampler=evaluation_share(self.num_eval, rank, world_size),
+            num_workers=self.workers,
+            collate_fn=collate,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _place(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+class AugmentedImages(Dataset[tuple[Tensor, Target]]):
+    """A data set seen through its training transform; indexed by (epoch, image index)."""
+
+    def __init__(self, dataset: AnnotatedImages, transform: partial[tuple[Tensor, Target]], seed: int) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target]:
+        epoch, index = key
+        image, target = self.dataset[index]
+        return self.transform(image, target, image_generator(self.seed, epoch, index))
+
+
+def collate(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+    """A list of (image, Target) -> images and targets as two lists; images keep their own sizes."""
+    return [image for image, _ in samples], [target for _, target in samples]

@@ -1,0 +1,69 @@
+"""Which image is seen when: a function of (seed, epoch), the same for every number of processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+class TrainingBatches(Sampler[list[tuple[int, int]]]):
+    """Yields this process's share of every batch as (epoch, image index) pairs.
+
+    indices: the images to train on. tall: for each of them, whether it is higher than wide: a batch holds tall images
+        or wide ones where it can, so that it pads little (the last one or two mix what is left over).
+    batch_size: images a step over all processes; process `rank` of `world_size` takes every world_size-th of each
+        batch. The last batch is filled up from the epoch's first images, so that all batches are full.
+    """
+
+    def __init__(
+        self, indices: Sequence[int], tall: Sequence[bool], *, batch_size: int, seed: int, rank: int, world_size: int
+    ) -> None:
+        self.indices = np.asarray(indices)
+        self.tall = np.asarray(tall, dtype=bool)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of every epoch, also of the one that a run resumes with."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.indices) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches(self.epoch):
+            yield [(self.epoch, int(index)) for index in batch[self.rank :: self.world_size]]
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """All processes' batches of one epoch, each of batch_size image indices."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.indices))
+        batches: list[list[int]] = []
+        waiting: dict[bool, list[int]] = {False: [], True: []}
+        for position in order:
+            queue = waiting[bool(self.tall[position])]
+            queue.append(int(self.indices[position]))
+            if len(queue) == self.batch_size:
+                batches.append(queue.copy())
+                queue.clear()
+        left = waiting[False] + waiting[True]
+        missing = -len(left) % self.batch_size
+        left += [int(self.indices[order[i % len(order)]]) for i in range(missing)]
+        return batches + [left[i : i + self.batch_size] for i in range(0, len(left), self.batch_size)]
+
+
+def evaluation_share(count: int, rank: int, world_size: int) -> range:
+    """Image indices that process `rank` evaluates: every image on exactly one process, none twice."""
+    return range(count)[rank::world_size]
+
+
+def image_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """The random stream of one image in one epoch: the same in any worker, on any process, after any resume."""
+    state = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))  # a generator takes 63 bits

@@ -1,0 +1,237 @@
+"""PASCAL VOC's layout: root/JPEGImages, root/Annotations/*.xml and root/ImageSets/Main/<split>.txt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+import numpy as np
+from defusedxml import ElementTree
+
+from msil.data.annotated import AnnotatedImages, BoxList, ImageList
+from msil.data.audit import check_classes, inner_name, is_finite_number
+from msil.errors import DataError
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".JPG", ".JPEG", ".PNG")
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+class VOCDataset(AnnotatedImages):
+    """A split of a VOC data set: one image name a line in root/ImageSets/Main/split.txt, without extension; the image
+    root/JPEGImages/name.jpg (or another usual extension) and its boxes root/Annotations/name.xml.
+
+    VOC counts pixels from 1 and xmax, ymax are the last pixels inside, so a box is read as
+        x1 = xmin - 1, y1 = ymin - 1, x2 = xmax, y2 = ymax
+    (a box over a whole 640 x 480 image, 1 1 640 480, becomes 0 0 640 480). xmax = xmin or ymax = ymin, one pixel by
+    that convention, is a slip of the hand in practice: it counts as a box of zero size and is dropped.
+
+    classes: the class names in the order of the labels; None: the 20 of VOC. An object of any other class is refused.
+    image ids: the line's number among the split's names, from 1. category_ids: label + 1.
+    Read: size (may be missing or 0, otherwise compared with the file, EXIF as in CocoDataset), object/name, bndbox,
+        difficult (default 0). The xml's own filename, stale in many sets, is not. Difficult objects are trained on, and
+        have iscrowd = difficult = 1 in ground_truth().
+    strict: refuse boxes that would be clipped, dropped or left out of training (see msil.data.audit).
+
+    Raises DataError, naming file and object, for whatever is missing or malformed. Every image file's header and end
+    are looked at. Warns once (DataWarning) about mended boxes.
+    """
+
+    def __init__(
+        self, root: str | Path, split: str, *, classes: Sequence[str] | None = None, strict: bool = False
+    ) -> None:
+        check_classes(classes)
+        names = VOC_CLASSES if classes is None else tuple(classes)
+        root = Path(root)
+        source = _locate(root, split)
+        stems = _read_split(source)
+        files = [root / "Annotations" / f"{stem}.xml" for stem in stems]
+        records = [_read_xml(file) for file in files]
+        _check_names(records, names)
+        images = ImageList(
+            root / "JPEGImages",
+            list(range(1, len(stems) + 1)),
+            [_image_name(root / "JPEGImages", stem) for stem in stems],
+            [record.size for record in records],
+            [str(file) for file in files],
+        )
+        super().__init__(
+            images,
+            _boxes(records, names),
+            names,
+            tuple(range(1, len(names) + 1)),
+            source=str(source),
+            train_on_ignored=True,
+            strict=strict,
+        )
+
+    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+        """As AnnotatedImages.ground_truth, and `difficult` (0 or 1) in every annotation. bbox is 0-based."""
+        truth = super().ground_truth()
+        for annotation in truth["annotations"]:
+            annotation["difficult"] = annotation["iscrowd"]
+        return truth
+
+
+@dataclass
+class _Object:
+    name: str
+    xywh: list[float]
+    difficult: bool
+    where: str  # 'object 3 of name.xml'
+
+
+@dataclass
+class _Record:
+    """One annotation file."""
+
+    file: Path
+    size: tuple[int, int] | None
+    objects: list[_Object]
+
+
+def _locate(root: Path, split: str) -> Path:
+    """The split's list of names. Says which layout is expected if a part is not there."""
+    source = root / "ImageSets" / "Main" / f"{split}.txt"
+    layout = "VOC's layout is <data.root>/JPEGImages, <data.root>/Annotations and <data.root>/ImageSets/Main"
+    if not root.is_dir():
+        raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root; {layout}")
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        if not (root / part).is_dir():
+            raise DataError(
+                f"folder {root / part} is missing: put it there, or set data.root to the folder that holds it "
+                f"(such as VOCdevkit/VOC2012); {layout}"
+            )
+    if not source.is_file():
+        there = ", ".join(sorted(path.stem for path in source.parent.glob("*.txt"))[:10]) or "none"
+        raise DataError(
+            f"split file {source} is missing (there: {there}): name another split or put it there; {layout}"
+        )
+    return source
+
+
+def _read_split(source: Path) -> list[str]:
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"split file {source} cannot be read ({error}): replace it with a list of names") from None
+    stems: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not (stem := line.strip()):
+            continue
+        inner_name(stem, f"{source}: line {number}")
+        if stem in stems:
+            raise DataError(f"{source}: {stem!r} stands in line {stems[stem]} and in line {number}: name it once")
+        stems[stem] = number
+    if not stems:
+        raise DataError(f"{source} is empty: it names no images")
+    return list(stems)
+
+
+def _image_name(folder: Path, stem: str) -> str:
+    """The name with the extension that is there; .jpg, which the audit then misses, if none is."""
+    found = (f"{stem}{extension}" for extension in EXTENSIONS if (folder / f"{stem}{extension}").is_file())
+    return next(found, f"{stem}.jpg")
+
+
+def _read_xml(file: Path) -> _Record:
+    try:
+        tree = ElementTree.parse(file).getroot()
+    except FileNotFoundError:
+        raise DataError(f"annotation file {file} is missing: put it there or take its name out of the split") from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
+    # ValueError: defusedxml's refusals of entities and DTDs are ones; LookupError: an unknown encoding
+    except (ParseError, ValueError, LookupError) as error:
+        raise DataError(f"{file} is not safe and valid xml ({error}): replace it with an intact copy") from None
+    if tree is None or tree.tag != "annotation":
+        raise DataError(f"{file} must be a VOC file, with <annotation> outermost, but is not: replace it")
+    return _Record(
+        file,
+        _read_size(tree, file),
+        [
+            _read_object(element, f"object {number} of {file.name}", f"{file}: object {number}")
+            for number, element in enumerate(tree.findall("object"), start=1)
+        ],
+    )
+
+
+def _read_size(tree: Element, file: Path) -> tuple[int, int] | None:
+    """(height, width), or None where the file does not know: labelling tools leave it out, or write 0."""
+    size = tree.find("size")
+    if size is None:
+        return None
+    height = _number(size, "height", str(file))
+    width = _number(size, "width", str(file))
+    if height == 0 and width == 0:
+        return None
+    if height < 1 or width < 1 or height != int(height) or width != int(width):
+        raise DataError(f"{file}: size must be in whole pixels, but is {width:g} x {height:g}: correct it")
+    return int(height), int(width)
+
+
+def _read_object(element: Element, short: str, where: str) -> _Object:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise DataError(f"{where} has no name: add its class")
+    bndbox = element.find("bndbox")
+    if bndbox is None:
+        raise DataError(f"{where} ({name}) has no bndbox: add or remove it")
+    xmin, ymin, xmax, ymax = (_number(bndbox, side, f"{where} ({name})") for side in SIDES)
+    if xmax < xmin or ymax < ymin:
+        raise DataError(
+            f"{where} ({name}) is inverted, xmin {xmin:g} ymin {ymin:g} xmax {xmax:g} ymax {ymax:g}: "
+            "correct or remove it"
+        )
+    width = xmax - xmin + 1 if xmax > xmin else 0.0
+    height = ymax - ymin + 1 if ymax > ymin else 0.0
+    difficult = (element.findtext("difficult") or "0").strip()
+    if difficult not in ("0", "1"):
+        raise DataError(f"{where} ({name}): difficult must be 0 or 1, but is {difficult!r}: correct it")
+    return _Object(name, [xmin - 1, ymin - 1, width, height], difficult == "1", short)
+
+
+def _number(parent: Element, tag: str, where: str) -> float:
+    text = (parent.findtext(tag) or "").strip()
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not is_finite_number(value):
+        raise DataError(f"{where}: {tag} must be a finite number, but is {text!r}: correct it")
+    return value
+
+
+def _check_names(records: list[_Record], classes: tuple[str, ...]) -> None:
+    """Refuses an object of an unlisted class, and tells the list that would do."""
+    known = set(classes)
+    for record in records:
+        for number, found in enumerate(record.objects, start=1):
+            if found.name not in known:
+                every = {item.name for other in records for item in other.objects}
+                needed = [name for name in classes if name in every] + sorted(every - known)
+                raise DataError(
+                    f"{record.file}: object {number} is of class {found.name!r}, which data.classes does not list; "
+                    f"to read all that this split holds, set data.classes=[{','.join(needed)}]"
+                )
+
+
+def _boxes(records: list[_Record], classes: tuple[str, ...]) -> BoxList:
+    label_of = {name: label for label, name in enumerate(classes)}
+    objects = [found for record in records for found in record.objects]
+    xywh = np.array([found.xywh for found in objects], dtype=np.float64).reshape(-1, 4)
+    return BoxList(
+        np.repeat(np.arange(len(records)), [len(record.objects) for record in records]),
+        xywh,
+        np.array([label_of[found.name] for found in objects], dtype=np.int64),
+        xywh[:, 2] * xywh[:, 3],
+        np.array([found.difficult for found in objects], dtype=bool),
+        lambda index: objects[index].where,
+    )

@@ -1,0 +1,78 @@
+"""A run's result.json: written whole or not at all, read only if complete. Standard library alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RESULT_FILE = "result.json"
+
+# A result.json that lacks one of these was written by something else, or by half of a run.
+REQUIRED_KEYS = (
+    "run_name", "status", "config_hash", "seed", "command", "metrics", "parameters", "trainable_parameters", "flops",
+    "flops_image_size", "images_per_second", "train_seconds", "total_seconds", "epochs", "steps", "train_images",
+    "val_images", "classes", "versions", "machine", "config",
+)  # fmt: skip
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never a part.
+
+    Folders are made as needed. On any error the old file stays and the temporary one is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, since os.replace is atomic only inside one file system.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinities become null, since JSON has no such numbers.
+
+    Raises TypeError for what JSON cannot hold, before anything is written.
+    """
+    text = json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_result(run_dir: str | Path) -> dict[str, Any] | None:
+    """The result of a finished run, or None if result.json is missing, unreadable or incomplete."""
+    try:
+        result = json.loads((Path(run_dir) / RESULT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # ValueError: broken JSON or broken UTF-8
+        return None
+    if not isinstance(result, dict) or result.get("status") != "finished":
+        return None
+    if any(key not in result for key in REQUIRED_KEYS):
+        return None
+    return result if isinstance(result["metrics"], dict) and isinstance(result["config"], dict) else None
+
+
+def is_finished(run_dir: str | Path, config_hash: str) -> bool:
+    """Whether `run_dir` holds the complete result of a run with these very settings."""
+    result = read_result(run_dir)
+    return result is not None and result["config_hash"] == config_hash
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,233 @@
+"""Results -> one table, for a terminal, as Markdown and as CSV. Standard library alone: it redraws in no time.
+
+Every table has parameters and FLOPs beside AP, so that a gain is read next to its price.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msil.reporting import captions, formats
+from msil.reporting.captions import Row
+from msil.reporting.paper import TABLES, paper_metrics
+from msil.reporting.results import write_bytes
+
+AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+ABSENT = object()  # a setting that a row does not have, where None is a value
+
+
+@dataclass(frozen=True)
+class Column:
+    """key: the CSV header; values stand under it as measured (AP as a fraction, seconds, counts).
+    title: the header people read. form: value -> text. shown: False for columns of the CSV alone."""
+
+    key: str
+    title: str
+    form: Callable[[Any], str] = formats.setting
+    right: bool = True
+    shown: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: one dict a run, by the columns' keys; a key that is missing is a value that is missing."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+
+
+def sweep_table(rows: Sequence[Row], *, varied: Sequence[str], table: str | None) -> Table:
+    """The table of a sweep, one line a run, in the order given.
+
+    rows: contents of result.json, with "skipped": True where the run had finished before this sweep; of failed jobs
+        {"run_name", "status": "failed", "exit_code", and "config" (nested dict) or "overrides" (["key=value"])}.
+    varied: what the sweep varied, as typed: model.msil.apply, or a group such as model/msil, which becomes those of
+        its settings that differ between the rows.
+    table: "table1" to "table5" puts the paper's printed numbers beside ours wherever it has a row for the same
+        settings; None or another name does not.
+    """
+    keys = _settings(rows, varied)
+    titles = _short_names(keys)
+    settings = [{key: value for key in keys if (value := _value(row, key)) is not ABSENT} for row in rows]
+    printed = [_printed(row, table) for row in rows]
+    metrics = [row.get("metrics") or {} for row in rows]
+    names_needed = not keys or not all(settings)  # without its settings a line would say nothing about itself
+
+    columns = [Column(key, titles[key], right=False) for key in keys]
+    columns.insert(0, Column("run_name", "run", str, right=False, shown=names_needed))
+    names = AP_NAMES + (("VOC_AP",) if any("VOC_AP" in one for one in [*metrics, *printed]) else ())
+    for name in names:
+        title = name.replace("_", " ")
+        columns.append(Column(name, title, formats.percent))
+        if table in TABLES and name in TABLES[table].metrics:
+            columns.append(Column(f"paper_{name}", f"paper {title}", formats.percent, shown=any(printed)))
+    columns += [
+        Column("parameters", "parameters", formats.amount),
+        Column("flops", "FLOPs", formats.amount),
+        Column("total_seconds", "time", formats.duration),
+        Column("state", "state", str, right=False),
+    ]
+    extra = (
+        "exit_code", "seed", "config_hash", "trainable_parameters", "flops_height", "flops_width", "images_per_second",
+        "train_seconds", "epochs", "train_images", "val_images",
+    )  # fmt: skip
+    columns += [Column(key, key, shown=False) for key in extra if key not in keys]
+
+    lines = []
+    for row, chosen, ours, theirs in zip(rows, settings, metrics, printed, strict=True):
+        height, width = row.get("flops_image_size") or (None, None)
+        line = {column.key: row.get(column.key) for column in columns if column.key not in keys}
+        line |= {name: ours.get(name) for name in names}
+        # Fractions, as ours; rounding takes back the noise of the division.
+        line |= {f"paper_{name}": round(value / 100, 6) for name, value in theirs.items()}
+        lines.append(line | chosen | {"state": captions.state(row), "flops_height": height, "flops_width": width})
+    return Table(
+        captions.caption(rows, table),
+        tuple(columns),
+        tuple(lines),
+        captions.notes(rows, table, [bool(one) for one in printed]),
+    )
+
+
+def to_text(table: Table) -> str:
+    """For a terminal: aligned, with rules; the caption above and the notes below, wrapped to the table's width."""
+    columns = [column for column in table.columns if column.shown]
+    cells = [[column.title for column in columns], *([_cell(row, column) for column in columns] for row in table.rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    body = ["  ".join(_align(text, width, column) for text, width, column in zip(line, widths, columns, strict=True))
+            for line in cells]  # fmt: skip
+    lines = [rule, body[0].rstrip(), rule, *(line.rstrip() for line in body[1:]), rule]
+    width = max(len(rule), 80)
+    above = textwrap.wrap(table.caption, width)
+    below = [textwrap.fill(note, width, initial_indent="- ", subsequent_indent="  ") for note in table.notes]
+    return "\n".join([*above, *lines, *below]) + "\n"
+
+
+def to_markdown(table: Table) -> str:
+    columns = [column for column in table.columns if column.shown]
+    lines = [
+        _pipes(column.title for column in columns),
+        _pipes("---:" if column.right else ":---" for column in columns),
+        *(_pipes(_cell(row, column) for column in columns) for row in table.rows),
+    ]
+    notes = [f"- {note}" for note in table.notes]
+    return "\n".join([table.caption, "", *lines, "", *notes]) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """Every column under its key, numbers in full: AP as fractions (the paper's too), seconds; missing: empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(column.key for column in table.columns)
+    for row in table.rows:
+        writer.writerow(_raw(row.get(column.key, "")) for column in table.columns)
+    return text.getvalue()
+
+
+def write_table(folder: str | Path, table: Table) -> None:
+    """Write table.md and table.csv, each atomically."""
+    write_bytes(Path(folder) / "table.md", to_markdown(table).encode())
+    write_bytes(Path(folder) / "table.csv", to_csv(table).encode())
+
+
+def result_line(result: Row) -> str:
+    """What a single run prints at its end: three lines with its numbers, their price, and where the files are."""
+    metrics = result["metrics"]
+    names = [name for name in (*AP_NAMES, "VOC_AP") if name in metrics]
+    scores = "  ".join(f"{name.replace('_', ' ')} {formats.percent(metrics[name])}" for name in names)
+    height, width = result["flops_image_size"]
+    epochs = result["epochs"]
+    config = result["config"]
+    folder = Path(str(config.get("runs_dir", "runs"))) / result["run_name"]
+    return "\n".join((
+        f"{scores}   (percent, {result['val_images']} validation images of {config['data']['name']})",
+        f"{formats.amount(result['parameters'])} parameters, {formats.amount(result['flops'])} FLOPs for one "
+        f"{height}x{width} image, {epochs} epoch{'' if epochs == 1 else 's'} of {result['train_images']} images in "
+        f"{formats.duration(result['train_seconds'])} ({formats.duration(result['total_seconds'])} with evaluation)",
+        f"files in {folder}",
+    ))  # fmt: skip
+
+
+def _settings(rows: Sequence[Row], varied: Sequence[str]) -> list[str]:
+    """Dotted keys of the columns; a group becomes those of its settings that differ, or its name if none does."""
+    keys: list[str] = []
+    for typed in varied:
+        key = typed.lstrip("+").replace("/", ".")
+        groups = [node for row in rows if isinstance(node := captions.lookup(row, *key.split(".")), Mapping)]
+        leaves = dict.fromkeys(leaf for group in groups for leaf in group)
+        differing = [leaf for leaf in leaves if len({str(group.get(leaf)) for group in groups}) > 1]
+        if "name" in leaves and ("name" in differing or not differing):
+            differing = ["name"]  # resnet50 against resnet101 says it all
+        keys += [f"{key}.{leaf}" for leaf in differing] or [key]
+    return list(dict.fromkeys(keys))
+
+
+def _value(row: Row, key: str) -> Any:
+    """A setting of a row: from its config, else as its overrides spell it, else ABSENT."""
+    *parents, leaf = key.split(".")
+    node = captions.lookup(row, *parents)
+    if isinstance(node, Mapping) and leaf in node and not isinstance(node[leaf], Mapping):
+        return node[leaf]
+    group = ".".join(parents) if leaf == "name" else key
+    for override in row.get("overrides") or ():
+        name, _, value = str(override).partition("=")
+        if name.lstrip("+").replace("/", ".") in (key, group):
+            return value
+    return ABSENT
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The shortest endings that tell the keys apart; model.backbone.name is called backbone."""
+    paths = {key: (key.removesuffix(".name")).split(".") for key in keys}
+    names = {}
+    for key, path in paths.items():
+        for length in range(1, len(path) + 1):
+            ending = path[-length:]
+            if sum(other[-length:] == ending for other in paths.values()) == 1:
+                break
+        names[key] = ".".join(ending)
+    return names
+
+
+def _printed(row: Row, table: str | None) -> dict[str, float]:
+    model = captions.lookup(row, "model")
+    if not table or not isinstance(model, Mapping):
+        return {}
+    msil = model["msil"]
+    found = paper_metrics(
+        table,
+        head=model["head"]["name"],
+        backbone=model["backbone"]["name"],
+        align=msil["align"],
+        separate=msil["separate"],
+        apply=msil["apply"],
+    )
+    return found or {}
+
+
+def _cell(row: Mapping[str, Any], column: Column) -> str:
+    return column.form(row[column.key]) if column.key in row else formats.MISSING
+
+
+def _align(text: str, width: int, column: Column) -> str:
+    return text.rjust(width) if column.right else text.ljust(width)
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _raw(value: Any) -> str:
+    """In full precision (repr), missing numbers empty."""
+    if formats.is_missing(value):
+        return ""
+    return repr(value) if isinstance(value, float) else formats.setting(value)

@@ -1,0 +1,195 @@
+"""What watches a training run: progress on the terminal, throughput, divergence, pictures of detections."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from tqdm import tqdm
+
+from msil.detection import Detections, Target
+from msil.reporting.figures import draw_predictions
+from msil.training.module import Batch, DetectionModule
+
+
+class TrainingDiverged(Exception):
+    """The loss is no longer a finite number (exit code 70)."""
+
+
+class Throughput(Callback):
+    """Images a second over all devices and seconds spent in training steps, evaluation left out.
+
+    Both live through a resume: they are part of the checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.images = 0
+        self._since = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self.images += len(batch[0]) * trainer.world_size
+        self._since = now
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+            pl_module.log("images_per_second", self.images_per_second, batch_size=1)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "images": self.images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+
+
+class StopOnNaN(Callback):
+    """Ends a diverged run at the next logged step. Looking at every step would make the GPU wait each time."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+            loss = float(outputs["loss"])
+            if not math.isfinite(loss):
+                raise TrainingDiverged(
+                    f"the loss is {loss} at step {trainer.global_step}: lower schedule.lr, lengthen"
+                    " schedule.warmup_steps or set schedule.grad_clip, then run again."
+                )
+
+
+class Progress(Callback):
+    """One bar over all steps with losses, lr, images/s and time left; plain lines where there is no terminal."""
+
+    def __init__(self, throughput: Throughput, seconds_between_lines: float = 15.0) -> None:
+        self.throughput = throughput
+        self.seconds_between_lines = seconds_between_lines
+        self._bar: tqdm | None = None
+        self._last_line = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and sys.stderr.isatty():
+            total = _total_steps(pl_module)
+            self._bar = tqdm(
+                total=total,
+                initial=trainer.global_step,
+                dynamic_ncols=True,
+                unit="step",
+                bar_format="{desc} |{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
+            )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.set_description_str(f"epoch {trainer.current_epoch + 1}/{_epochs(pl_module)}", refresh=False)
+            if trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+                self._bar.set_postfix_str(self._numbers(trainer), refresh=False)
+            self._bar.update(trainer.global_step - self._bar.n)
+        elif now - self._last_line >= self.seconds_between_lines:
+            self._last_line = now
+            total = _total_steps(pl_module)
+            left = (total - trainer.global_step) * len(batch[0]) * trainer.world_size
+            remaining = tqdm.format_interval(left / max(self.throughput.images_per_second, 1e-9))
+            print(
+                f"epoch {trainer.current_epoch + 1}/{_epochs(pl_module)}, step {trainer.global_step}/{total}:"
+                f" {self._numbers(trainer)}, {remaining} left",
+                flush=True,
+            )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or not trainer.training:
+            return
+        names = ("AP", "AP50", "AP75", "VOC_AP")
+        metrics = trainer.callback_metrics
+        scores = "  ".join(f"{name} {100 * float(metrics[name]):.1f}" for name in names if name in metrics)
+        tqdm.write(f"epoch {trainer.current_epoch + 1}: {scores}", file=sys.stdout)
+        sys.stdout.flush()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _numbers(self, trainer: L.Trainer) -> str:
+        metrics = trainer.callback_metrics
+        losses = ", ".join(
+            f"{name.removeprefix('loss_')} {float(metrics[name]):.3f}" for name in metrics if name.startswith("loss")
+        )
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        return f"{losses}, lr {lr:.1e}, {self.throughput.images_per_second:.1f} images/s"
+
+
+class PredictionPictures(Callback):
+    """Draws detections on the first evaluated images: at the end, and for W&B at every evaluation."""
+
+    def __init__(self, path: Path, classes: tuple[str, ...], count: int = 8) -> None:
+        self.path = path
+        self.classes = classes
+        self.count = count
+        self._images: list[Tensor] = []
+        self._targets: list[Target] = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if trainer.is_global_zero and len(self._images) < self.count:
+            room = self.count - len(self._images)
+            self._images += [image.cpu() for image in batch[0][:room]]
+            self._targets += [target.to("cpu") for target in batch[1][:room]]
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, DetectionModule)
+        wandb = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if not pl_module.final_evaluation and not wandb:
+            return
+        detections = self._predict(pl_module)
+        draw_predictions(self._images, self._targets, detections, self.classes, self.path, max_images=self.count)
+        for logger in wandb:
+            logger.log_image("predictions", [str(self.path)], step=trainer.global_step)
+
+    def _predict(self, module: DetectionModule) -> list[Detections]:
+        with torch.no_grad():
+            found = module.detector.predict([image.to(module.device) for image in self._images])
+        return [detections.to("cpu") for detections in found]
+
+
+def _epochs(module: L.LightningModule) -> int:
+    assert isinstance(module, DetectionModule)
+    return module.schedule.epochs
+
+
+def _total_steps(module: L.LightningModule) -> int:
+    assert isinstance(module, DetectionModule)
+    return module.total_steps

@@ -1,0 +1,118 @@
+"""The LightningModule round a detector: steps, optimizer, evaluation. No detection in here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from msil.config import Decay, OptimizerName, ScheduleConfig
+from msil.detection import Detector, Target
+from msil.evaluation.coco import CocoMetric
+from msil.evaluation.voc import VOCMetric
+from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
+
+Batch = tuple[list[Tensor], list[Target]]
+
+
+class DetectionModule(L.LightningModule):
+    """Trains `detector` by `schedule` and scores it with `metrics`.
+
+    steps_per_epoch: optimizer steps an epoch. batch_size: images a step over all devices (scales the lr).
+    describe: plain values saved into every checkpoint under "msil" (settings, classes), enough to rebuild the net.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        metrics: list[CocoMetric | VOCMetric],
+        schedule: ScheduleConfig,
+        *,
+        steps_per_epoch: int,
+        batch_size: int,
+        describe: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.metrics = nn.ModuleList(metrics)
+        self.schedule = schedule
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self.describe = dict(describe)
+        self.final_evaluation = False  # the reported numbers come from pycocotools itself
+        self.final_metrics: dict[str, float] = {}
+        self.evaluated_at_step: int | None = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        losses = self.detector.loss(images, targets)
+        total = torch.stack(list(losses.values())).sum()
+        self.log_dict({"loss": total, **losses}, batch_size=len(images))
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(images))
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, targets = batch
+        detections = self.detector.predict(images)
+        for metric in self.metrics:
+            metric.update(detections, [target.image_id for target in targets])  # pyright: ignore
+
+    def on_validation_epoch_end(self) -> None:
+        values: dict[str, float] = {}
+        for metric in self.metrics:
+            if self.final_evaluation and isinstance(metric, CocoMetric):
+                values |= metric.compute_final()
+            else:
+                values |= metric.compute()  # pyright: ignore
+            metric.reset()  # pyright: ignore
+        if self.final_evaluation:
+            self.final_metrics = values
+        else:
+            self.evaluated_at_step = self.trainer.global_step
+            # float32: what a log holds need not be exact, the reported numbers are final_metrics
+            self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()})
+
+    def configure_optimizers(self) -> Any:
+        schedule = self.schedule
+        lr = schedule.lr
+        if schedule.base_batch_size is not None:
+            lr *= self.batch_size / schedule.base_batch_size
+        groups = parameter_groups(
+            self.detector,
+            lr=lr,
+            weight_decay=schedule.weight_decay,
+            bias_lr_factor=schedule.bias_lr_factor,
+            bias_weight_decay=schedule.bias_weight_decay,
+        )
+        # The group of plain weights first: its lr is the one shown and logged.
+        groups.sort(key=lambda group: (group["lr"] != lr, group["weight_decay"] != schedule.weight_decay))
+        match schedule.optimizer:
+            case OptimizerName.sgd:
+                optimizer = torch.optim.SGD(groups, lr=lr, momentum=schedule.momentum)
+            case OptimizerName.adamw:
+                optimizer = torch.optim.AdamW(groups, lr=lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_factor(self, step: int) -> float:
+        """What the base lr is multiplied by at optimizer step `step` (from 0)."""
+        schedule = self.schedule
+        warmup = warmup_factor_at(step, warmup_steps=schedule.warmup_steps, warmup_factor=schedule.warmup_factor)
+        match schedule.decay:
+            case Decay.step:
+                epoch = step // self.steps_per_epoch
+                return warmup * step_decay_at(epoch, milestones=schedule.milestones, gamma=schedule.gamma)
+            case Decay.cosine:
+                return warmup * cosine_decay_at(step, total_steps=self.total_steps)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        total = self.schedule.epochs * self.steps_per_epoch
+        return total if self.schedule.max_steps is None else min(total, self.schedule.max_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["msil"] = self.describe

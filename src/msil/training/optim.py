@@ -1,0 +1,48 @@
+"""Parameter groups and learning-rate curves of the recipes (section 4 of the paper, MMDetection's configs)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, bias_lr_factor: float, bias_weight_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups of the trainable parameters.
+
+    Biases outside norm layers learn at lr * bias_lr_factor; every bias, those of norms too, decays by
+    bias_weight_decay; all else (weights, norm weights, scales) has lr and weight_decay.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            is_bias = name == "bias"
+            is_norm = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
+            key = (
+                lr * bias_lr_factor if is_bias and not is_norm else lr,
+                bias_weight_decay if is_bias else weight_decay,
+            )
+            groups.setdefault(key, []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def warmup_factor_at(step: int, *, warmup_steps: int, warmup_factor: float) -> float:
+    """Linear from warmup_factor at step 0 to 1 at step warmup_steps - 1, then 1."""
+    if step >= warmup_steps - 1:
+        return 1.0
+    return warmup_factor + (1 - warmup_factor) * step / (warmup_steps - 1)
+
+
+def step_decay_at(epoch: int, *, milestones: list[int], gamma: float) -> float:
+    """gamma to the number of milestones that `epoch` (from 0) has reached."""
+    return gamma ** sum(epoch >= milestone for milestone in milestones)
+
+
+def cosine_decay_at(step: int, *, total_steps: int) -> float:
+    """Half a cosine from 1 at step 0 to 0 at total_steps."""
+    return 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1)))

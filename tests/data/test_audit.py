@@ -1,0 +1,127 @@
+"""The audit's parts that are not one reader's: image files before training starts, and the rule of the boxes."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msil.data.audit import PART, DataWarning, check_boxes, check_images, inner_name, whole_number
+from msil.errors import DataError
+
+from .files import write_jpeg
+
+
+def cut(path: Path, keep: float) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+
+
+def noise(path: Path) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".gif", ".bmp", ".tif"])
+def test_truncated_files_are_found_before_training(tmp_path: Path, suffix: str) -> None:
+    whole, broken = noise(tmp_path / f"a{suffix}"), noise(tmp_path / f"b{suffix}")
+    sizes, orientations = check_images([whole], [(30, 40)], ["a"])
+    assert (sizes.tolist(), orientations.tolist()) == ([[30, 40]], [1])
+    cut(broken, 0.6)
+    with pytest.raises(DataError, match=rf"b\{suffix}.*replace it"):
+        check_images([whole, broken], [None, None], ["a", "b"])
+
+
+def test_bytes_after_the_end_are_no_truncation_but_zeros_instead_of_it_are(tmp_path: Path) -> None:
+    path = noise(tmp_path / "a.jpg")
+    data = path.read_bytes()
+    path.write_bytes(data + b"\0\0made by a camera")
+    check_images([path], [(30, 40)], ["a"])
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))  # an interrupted download into a reserved file
+    with pytest.raises(DataError, match=r"a\.jpg is truncated"):
+        check_images([path], [(30, 40)], ["a"])
+
+
+def test_the_first_broken_file_is_named_and_the_others_counted(tmp_path: Path) -> None:
+    write_jpeg(tmp_path / "a.jpg", 4, 3)
+    paths = [tmp_path / "a.jpg"] * (PART + 3)
+    for index in (PART - 1, PART + 1, PART + 2):
+        paths[index] = tmp_path / f"lost{index}.jpg"
+    with pytest.raises(
+        DataError, match=rf"lost{PART - 1}\.jpg is missing.*\(2 more of the {PART + 3} images fail too\)"
+    ):
+        check_images(paths, [None] * len(paths), [""] * len(paths))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected", "read_as"),
+    [
+        (6, None, ((40, 30), 6)),  # nothing said: upright
+        (6, (40, 30), ((40, 30), 6)),
+        (6, (30, 40), ((30, 40), 1)),  # said of the stored pixels: not turned
+        (3, (30, 40), ((30, 40), 3)),  # half a turn leaves the size: turned as the file says
+        (1, (30, 40), ((30, 40), 1)),
+    ],
+)
+def test_exif_and_the_size_that_the_annotations_say(
+    tmp_path: Path, orientation: int, expected: tuple[int, int] | None, read_as: tuple[tuple[int, int], int]
+) -> None:
+    write_jpeg(tmp_path / "a.jpg", 40, 30, orientation)
+    sizes, orientations = check_images([tmp_path / "a.jpg"], [expected], ["image 1"])
+    assert (tuple(sizes[0].tolist()), int(orientations[0])) == read_as
+
+
+def test_a_size_that_is_neither(tmp_path: Path) -> None:
+    write_jpeg(tmp_path / "a.jpg", 40, 30)
+    with pytest.raises(DataError, match=r"image 1 says width 30 and height 40, but .*a\.jpg is 40 x 30"):
+        check_images([tmp_path / "a.jpg"], [(40, 30)], ["image 1"])
+
+
+@pytest.mark.parametrize(
+    ("box", "area", "clipped", "kept", "trained"),
+    [
+        # the image is 40 wide, 30 high; x y width height -> x1 y1 x2 y2
+        ([0, 0, 40, 30], 1, [0, 0, 40, 30], True, True),
+        ([-5, -5, 50, 40], 1, [0, 0, 40, 30], True, True),
+        ([39, 29, 1, 1], 1, [39, 29, 40, 30], True, True),  # one pixel
+        ([39, 29, 1, 0.99], 1, [39, 29, 40, 29.99], True, False),
+        ([39.5, 10, 9, 9], 1, [39.5, 10, 40, 19], True, False),  # half a pixel of it inside
+        ([3, 3, 9, 9], 0, [3, 3, 12, 12], True, False),
+        ([3, 3, 0, 9], 1, [3, 3, 3, 12], False, False),
+        ([-9, 3, 9, 9], 1, [0, 3, 0, 12], False, False),  # ends where the image begins
+        ([50, 3, 9, 9], 1, [40, 3, 40, 12], False, False),
+    ],
+)
+def test_the_rule_of_the_boxes(box: list[float], area: float, clipped: list[float], kept: bool, trained: bool) -> None:
+    sound = [1, 1, 5, 5]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        checked = check_boxes(
+            np.array([box, sound], dtype=np.float64), np.array([area, 25]), np.array([[30, 40]] * 2), "x", str, False
+        )
+    assert checked.clipped[0].tolist() == clipped
+    assert checked.kept.tolist() == [kept, True]
+    assert checked.trained.tolist() == [trained, True]
+
+
+def test_nothing_is_said_of_sound_boxes() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_boxes(np.array([[0.0, 0, 40, 30]]), np.array([9.0]), np.array([[30, 40]]), "x", str, True)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "sub/a b.jpg", "..a.jpg", "a..b/c.jpg", "ä.jpg"])
+def test_names_that_stay_inside(name: str) -> None:
+    assert inner_name(name, "x") == name
+
+
+def test_whole_numbers() -> None:
+    assert whole_number(640.0, "x") == 640
+    assert type(whole_number(640.0, "x")) is int
+    assert whole_number(-3, "x") == -3
+    for value in (None, "1", 1.5, float("nan"), float("inf"), True, 2**63, [1]):
+        with pytest.raises(DataError, match="x must be a whole number"):
+            whole_number(value, "x")

@@ -1,0 +1,239 @@
+"""Every kind of image file, with the pixel values worked out by hand."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.io import ImageReadMode, decode_image
+
+from msil.data.headers import exif_orientation, read_header
+from msil.data.images import read_image, upright
+from msil.errors import DataError
+
+from .files import chunk, png, quadrants
+
+
+def pixels(path: Path) -> list[list[list[int]]]:
+    """(H, W, 3) nested lists of what read_image gives."""
+    image = read_image(path)
+    assert image.dtype == torch.uint8
+    assert image.shape[0] == 3
+    assert tuple(image.shape[1:]) == read_header(path).size
+    return image.permute(1, 2, 0).tolist()
+
+
+def gray(*values: int) -> list[list[int]]:
+    return [[value] * 3 for value in values]
+
+
+def test_rgb(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(2, 1, 8, 2, [bytes([1, 2, 3, 250, 251, 252])]))
+    assert pixels(path) == [[[1, 2, 3], [250, 251, 252]]]
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "expected"),
+    [
+        (1, bytes([0b10000000]), [255, 0]),
+        (2, bytes([0b01100000]), [85, 170]),  # 1/3 and 2/3 of 255
+        (4, bytes([0x3F]), [51, 255]),  # 3/15 of 255
+        (8, bytes([7, 200]), [7, 200]),
+        (16, struct.pack(">2H", 40000, 256), [156, 1]),  # 40000 = 156 * 256 + 64
+    ],
+)
+def test_grayscale_is_the_same_in_three_channels(tmp_path: Path, depth: int, row: bytes, expected: list[int]) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(2, 1, depth, 0, [row]))
+    assert pixels(path) == [gray(*expected)]
+
+
+def test_grayscale_jpeg(tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 77).save(tmp_path / "a.jpg", quality=100)  # one flat block: exact
+    assert pixels(tmp_path / "a.jpg") == [gray(*[77] * 8)] * 8
+
+
+def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
+    palette = chunk(b"PLTE", bytes([255, 0, 0, 0, 200, 0, 10, 20, 30]))
+    for name, chunks in (("a.png", (palette,)), ("b.png", (palette, chunk(b"tRNS", bytes([0, 128, 255]))))):
+        (tmp_path / name).write_bytes(png(3, 1, 8, 3, [bytes([2, 0, 1])], *chunks))
+        assert pixels(tmp_path / name) == [[[10, 20, 30], [255, 0, 0], [0, 200, 0]]]
+
+
+def test_alpha_is_dropped_not_composited(tmp_path: Path) -> None:
+    (tmp_path / "rgba.png").write_bytes(png(2, 1, 8, 6, [bytes([10, 20, 30, 0, 40, 50, 60, 128])]))
+    assert pixels(tmp_path / "rgba.png") == [[[10, 20, 30], [40, 50, 60]]]
+    (tmp_path / "la.png").write_bytes(png(2, 1, 8, 4, [bytes([10, 0, 20, 128])]))
+    assert pixels(tmp_path / "la.png") == [gray(10, 20)]
+    (tmp_path / "key.png").write_bytes(
+        png(2, 1, 8, 2, [bytes([1, 2, 3, 4, 5, 6])], chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)))
+    )
+    assert pixels(tmp_path / "key.png") == [[[1, 2, 3], [4, 5, 6]]]
+
+
+def test_16_bit_colours_keep_the_high_byte(tmp_path: Path) -> None:
+    # 40000 -> 156, 255 -> 0, 65535 -> 255, 300 -> 1
+    (tmp_path / "rgb.png").write_bytes(png(2, 1, 16, 2, [struct.pack(">6H", 40000, 255, 65535, 0, 300, 512)]))
+    assert pixels(tmp_path / "rgb.png") == [[[156, 0, 255], [0, 1, 2]]]
+    (tmp_path / "rgba.png").write_bytes(png(1, 1, 16, 6, [struct.pack(">4H", 40000, 255, 65535, 7)]))
+    assert pixels(tmp_path / "rgba.png") == [[[156, 0, 255]]]
+
+
+def test_cmyk_jpeg_is_read_as_inverted_inks_with_or_without_adobes_marker(tmp_path: Path) -> None:
+    inks = np.zeros((8, 8, 4), dtype=np.uint8)
+    inks[..., 0], inks[..., 3] = 200, 50
+    Image.fromarray(inks, "CMYK").save(tmp_path / "a.jpg", quality=100)  # Pillow stores 255 - ink, as Adobe does
+    # red = (255 - 200) * (255 - 50) / 255 = 44.2, green = blue = 255 * (255 - 50) / 255 = 205
+    assert pixels(tmp_path / "a.jpg") == [[[44, 205, 205]] * 8] * 8
+    data = (tmp_path / "a.jpg").read_bytes()
+    at = data.index(b"\xff\xee")
+    assert data[at + 4 : at + 9] == b"Adobe"
+    (tmp_path / "b.jpg").write_bytes(data[:at] + data[at + 16 :])
+    assert pixels(tmp_path / "b.jpg") == [[[44, 205, 205]] * 8] * 8
+
+
+def test_what_torchvision_cannot_decode(tmp_path: Path) -> None:
+    colours = np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8)
+    for name in ("a.bmp", "a.tif"):
+        Image.fromarray(colours).save(tmp_path / name)
+        assert pixels(tmp_path / name) == colours.tolist()
+    Image.fromarray(np.array([[40000, 256, 255]], dtype=np.uint16)).save(tmp_path / "b.tif")
+    assert pixels(tmp_path / "b.tif") == [gray(156, 1, 0)]
+    Image.fromarray(np.array([[0.5]], dtype=np.float32)).save(tmp_path / "c.tif")
+    with pytest.raises(DataError, match=r"c\.tif .*range is not known"):
+        read_image(tmp_path / "c.tif")
+
+
+def test_webp_and_the_first_frame_of_a_gif(tmp_path: Path) -> None:
+    colours = np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.webp", lossless=True)
+    assert pixels(tmp_path / "a.webp") == colours.tolist()
+    frames = [Image.new("RGB", (3, 2), (value, 0, 0)) for value in (10, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert pixels(tmp_path / "a.gif") == [[[10, 0, 0]] * 3] * 2
+
+
+# Stored: 1 2 3 / 4 5 6. What EXIF says of the stored first row and first column -> how it must be seen.
+UPRIGHT = {
+    1: [[1, 2, 3], [4, 5, 6]],  # row: top, column: left
+    2: [[3, 2, 1], [6, 5, 4]],  # top, right
+    3: [[6, 5, 4], [3, 2, 1]],  # bottom, right
+    4: [[4, 5, 6], [1, 2, 3]],  # bottom, left
+    5: [[1, 4], [2, 5], [3, 6]],  # left, top
+    6: [[4, 1], [5, 2], [6, 3]],  # right, top
+    7: [[6, 3], [5, 2], [4, 1]],  # right, bottom
+    8: [[3, 6], [2, 5], [1, 4]],  # left, bottom
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(tmp_path: Path, orientation: int) -> None:
+    expected = [gray(*row) for row in UPRIGHT[orientation]]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.array([[1, 2, 3], [4, 5, 6]], dtype=np.uint8))
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert pixels(tmp_path / "a.png") == expected
+    stored.convert("RGB").save(tmp_path / "a.webp", exif=exif, lossless=True)
+    assert pixels(tmp_path / "a.webp") == expected
+    stored.convert("RGB").save(tmp_path / "a.tif", exif=exif)
+    assert pixels(tmp_path / "a.tif") == expected
+    assert read_image(tmp_path / "a.png", orientation=1).tolist() == [UPRIGHT[1]] * 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_of_a_jpeg_is_torchvisions_and_pillows(tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(quadrants()).save(path, exif=exif, quality=100)
+    image = read_image(path)
+    assert torch.equal(image, decode_image(str(path), mode=ImageReadMode.RGB, apply_exif_orientation=True))
+    with Image.open(path) as stored:
+        turned = np.array(ImageOps.exif_transpose(stored))
+    assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - turned).max() <= 2  # another JPEG library
+    assert read_header(path).stored_size == (16, 32)
+    assert read_header(path).size == turned.shape[:2]
+
+
+def test_a_quarter_turn_clockwise_moves_the_upper_left_corner_to_the_upper_right(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(quadrants()).save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
+    image = read_image(tmp_path / "a.jpg").float()
+    assert image.shape == (3, 32, 16)
+    # red green / blue white, turned clockwise: blue red / white green
+    for y, x, colour in ((0, 0, (0, 0, 255)), (0, 15, (255, 0, 0)), (31, 0, (255, 255, 255)), (31, 15, (0, 255, 0))):
+        assert (image[:, y, x] - torch.tensor(colour)).abs().max() <= 3
+
+
+def test_upright_refuses_other_numbers() -> None:
+    with pytest.raises(ValueError, match="1 to 8"):
+        upright(torch.zeros(3, 1, 1), 9)
+
+
+def exif_block(order: str, kind: int, value: int) -> bytes:
+    """A TIFF header, one directory with one entry."""
+    mark = b"II" if order == "<" else b"MM"
+    packed = struct.pack(order + ("I" if kind == 4 else "HH"), *((value,) if kind == 4 else (value, 0)))
+    return mark + struct.pack(order + "HI", 42, 8) + struct.pack(order + "HHHI", 1, 0x0112, kind, 1) + packed
+
+
+def test_exif_blocks() -> None:
+    assert exif_orientation(exif_block("<", 3, 6)) == 6
+    assert exif_orientation(exif_block(">", 3, 8)) == 8
+    assert exif_orientation(exif_block(">", 4, 3)) == 3
+    assert exif_orientation(exif_block("<", 3, 9)) == 1  # no such orientation
+    assert exif_orientation(exif_block("<", 3, 6)[:15]) == 1  # cut off
+    assert exif_orientation(b"") == 1
+    assert exif_orientation(b"garbage") == 1
+
+
+def test_headers_of_whole_and_truncated_files(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    for name in ("a.jpg", "a.png"):
+        noise.save(tmp_path / name)
+        header = read_header(tmp_path / name)
+        assert (header.stored_size, header.ends) == ((30, 40), True)
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
+        assert not read_header(tmp_path / name).ends
+        with pytest.raises(DataError, match=f"{name} is truncated, damaged"):
+            read_image(tmp_path / name)
+
+
+def test_a_progressive_jpeg_with_a_long_comment_first(tmp_path: Path) -> None:
+    image = Image.new("RGB", (24, 16))
+    image.save(tmp_path / "a.jpg", progressive=True, comment=b"\xff\xd8\xff\xc0" * 10000)
+    assert read_header(tmp_path / "a.jpg").size == (16, 24)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"<html>not found</html>", "no valid header"),
+        (b"\xff\xd8\xff\xd9", "no valid header"),
+        (b"\xff\xd8" + b"\x00" * 100, "no valid header"),
+        (b"\x89PNG\r\n\x1a\n", "no valid header"),
+        (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 5, 8, 2, 0, 0, 0)), "no valid header"),
+    ],
+)
+def test_what_is_no_image(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.jpg .*{message}"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"b\.jpg is missing"):
+        read_image(tmp_path / "b.jpg")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_image(tmp_path)
+    with pytest.raises(DataError, match="replace it"):
+        read_image(tmp_path / "b.jpg", orientation=1)

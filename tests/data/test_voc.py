@@ -1,0 +1,233 @@
+"""VOCDataset: the 1-based inclusive coordinates, its refusals, and the public BCCD."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from msil.data.audit import DataWarning
+from msil.data.voc import VOC_CLASSES, VOCDataset
+from msil.errors import DataError
+
+from .files import SHARED, voc_object, voc_xml, write_jpeg, write_voc
+
+BCCD = SHARED / "bccd"
+needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason=f"the data set BCCD is not at {BCCD}")
+
+CAT = voc_object("cat", 1, 1, 40, 30)
+DIFFICULT_DOG = voc_object("dog", 11, 6, 20, 25, "<difficult>1</difficult>")
+PART = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
+
+
+@pytest.fixture(autouse=True)
+def no_warning_goes_unseen() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        yield
+
+
+def test_boxes_are_1_based_and_inclusive(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"2008_1": voc_xml(CAT, DIFFICULT_DOG), "2008_0": voc_xml()})
+    dataset = VOCDataset(tmp_path, "train")
+    assert dataset.classes == VOC_CLASSES
+    assert dataset.category_ids == tuple(range(1, 21))
+    assert [dataset.image_id(index) for index in range(2)] == [1, 2]
+    assert [dataset.has_boxes(index) for index in range(2)] == [True, False]
+    image, target = dataset[0]
+    assert image.shape == (3, *target.size) == (3, 30, 40)
+    # the cat covers the whole image; the dog pixels 11..20 (10 of them) and 6..25 (20)
+    assert target.boxes.tolist() == [[0, 0, 40, 30], [10, 5, 20, 25]]
+    assert [VOC_CLASSES[label] for label in target.labels] == ["cat", "dog"]
+    assert dataset[1][1].boxes.shape == (0, 4)
+
+    truth = dataset.ground_truth()
+    assert truth["annotations"] == [
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": VOC_CLASSES.index("cat") + 1,
+            "bbox": [0, 0, 40, 30],
+            "area": 1200,
+            "iscrowd": 0,
+            "difficult": 0,
+        },
+        {
+            "id": 2,
+            "image_id": 1,
+            "category_id": VOC_CLASSES.index("dog") + 1,
+            "bbox": [10, 5, 10, 20],
+            "area": 200,
+            "iscrowd": 1,
+            "difficult": 1,
+        },
+    ]
+    assert truth["images"][0] == {"id": 1, "width": 40, "height": 30, "file_name": "2008_1.jpg"}
+    assert len(truth["categories"]) == 20
+
+
+def test_there_are_the_twenty_classes_of_voc() -> None:
+    assert len(set(VOC_CLASSES)) == 20
+    assert list(VOC_CLASSES) == sorted(VOC_CLASSES)
+
+
+def test_classes_give_the_labels(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"a": voc_xml(CAT, DIFFICULT_DOG)})
+    dataset = VOCDataset(tmp_path, "train", classes=["dog", "bird", "cat"])
+    assert dataset.classes == ("dog", "bird", "cat")
+    assert dataset[0][1].labels.tolist() == [2, 0]
+    assert [annotation["category_id"] for annotation in dataset.ground_truth()["annotations"]] == [3, 1]
+    with pytest.raises(DataError, match=r"a\.xml: object 2 is of class 'dog'.*data\.classes=\[cat,dog,yak\]"):
+        write_voc(tmp_path, {"a": voc_xml(CAT, DIFFICULT_DOG), "b": voc_xml(voc_object("yak", 1, 1, 9, 9))})
+        VOCDataset(tmp_path, "train", classes=["cat"])
+
+
+def test_parts_floats_blank_lines_and_other_extensions(tmp_path: Path) -> None:
+    source = write_voc(tmp_path, {"a.b": voc_xml(voc_object("cat", 1.5, 2.5, 10.5, 20, PART)), "c": voc_xml(size="")})
+    source.write_text("\n  a.b \n\nc\n")
+    (tmp_path / "JPEGImages" / "c.jpg").unlink()
+    Image.new("L", (7, 5)).save(tmp_path / "JPEGImages" / "c.png")
+    dataset = VOCDataset(tmp_path, "train")
+    assert dataset[0][1].boxes.tolist() == [[0.5, 1.5, 10.5, 20]]
+    assert dataset.path(1).name == "c.png"
+    assert dataset.image_size(1) == (5, 7)  # the xml does not know it
+
+
+def test_mended_boxes(tmp_path: Path) -> None:
+    source = write_voc(
+        tmp_path,
+        {
+            "a": voc_xml(
+                voc_object("cat", 0, 0, 10, 10),  # drawn 0-based: 1 px outside, clipped to 0 0 10 10
+                voc_object("cat", 5, 5, 5, 20),  # a line: dropped
+                voc_object("cat", 60, 5, 70, 20),  # outside: dropped
+                voc_object("cat", 31, 21, 99, 30),  # clipped to 30 20 40 30
+            )
+        },
+    )
+    with pytest.warns(DataWarning) as caught:
+        dataset = VOCDataset(tmp_path, "train")
+    assert [str(warning.message) for warning in caught] == [
+        f"{source}: 2 boxes reaching out of the image, clipped (object 1 of a.xml, object 4 of a.xml); "
+        "2 boxes without any area in the image, dropped (object 2 of a.xml, object 3 of a.xml)"
+    ]
+    assert dataset[0][1].boxes.tolist() == [[0, 0, 10, 10], [30, 20, 40, 30]]
+    # not clipped: x = xmin - 1, width = xmax - xmin + 1
+    assert [entry["bbox"] for entry in dataset.ground_truth()["annotations"]] == [[-1, -1, 11, 11], [30, 20, 69, 10]]
+    with pytest.raises(DataError, match=r"2 boxes reaching out .*data\.strict=false"):
+        VOCDataset(tmp_path, "train", strict=True)
+
+
+BOMB = '<!DOCTYPE x [<!ENTITY a "b">]><annotation><object><name>&a;</name></object></annotation>'
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        (voc_xml(voc_object("cat", "nan", 1, 2, 3)), r"a\.xml: object 1 \(cat\): xmin must be a finite.*'nan'"),
+        (voc_xml(CAT, voc_object("cat", 1, 1, 2, "inf")), r"object 2 \(cat\): ymax must be a finite number"),
+        (voc_xml(voc_object("cat", "one", 1, 2, 3)), "xmin must be a finite number, but is 'one'"),
+        (voc_xml(voc_object("cat", "", 1, 2, 3)), "xmin must be a finite number, but is ''"),
+        (voc_xml(voc_object("cat", 9, 1, 2, 3)), r"object 1 \(cat\) is inverted, xmin 9 ymin 1 xmax 2 ymax 3"),
+        (voc_xml(voc_object("cat", 1, 9, 2, 3)), r"object 1 \(cat\) is inverted"),
+        (voc_xml(voc_object("", 1, 1, 2, 3)), "object 1 has no name"),
+        (voc_xml("<object><name>cat</name></object>"), r"object 1 \(cat\) has no bndbox"),
+        (voc_xml(voc_object("cat", 1, 1, 2, 3, "<difficult>yes</difficult>")), "difficult must be 0 or 1"),
+        (voc_xml(CAT, size="<size><width>30</width><height>40</height></size>"), "says width 30 .* is 40 x 30"),
+        (voc_xml(CAT, size="<size><width>-1</width><height>40</height></size>"), "size must be in whole pixels"),
+        (voc_xml(CAT, size="<size><width>x</width><height>40</height></size>"), "width must be a finite number"),
+        (voc_xml(), "is empty: no image has a usable box"),
+        ("<annotation><object>", r"a\.xml is not safe and valid xml"),
+        ("", r"a\.xml is not safe and valid xml"),
+        ("<?xml version='1.0' encoding='martian'?><annotation/>", r"a\.xml is not safe and valid xml"),
+        (BOMB, r"a\.xml is not safe and valid xml"),
+        ("<html/>", r"a\.xml must be a VOC file"),
+    ],
+)
+def test_refused_always(tmp_path: Path, xml: str, message: str) -> None:
+    write_voc(tmp_path, {"a": xml})
+    with pytest.raises(DataError, match=message) as error:
+        VOCDataset(tmp_path, "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", r"train\.txt is empty"),
+        ("\n \n", r"train\.txt is empty"),
+        ("a\nb\na\n", "'a' stands in line 1 and in line 3"),
+        ("a\n../JPEGImages/b\n", "line 2 is .* which leaves"),
+        ("/etc/passwd\n", "line 1 is .* which leaves"),
+        ("c\n", r"c\.xml is missing"),
+        ("b\n", r"b\.jpg is missing"),
+        ("\udcff\n", "cannot be read"),
+    ],
+)
+def test_wrong_split_files(tmp_path: Path, lines: str, message: str) -> None:
+    source = write_voc(tmp_path, {"a": voc_xml(CAT), "b": voc_xml(CAT)})
+    (tmp_path / "JPEGImages" / "b.jpg").unlink()
+    source.write_bytes(lines.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=message):
+        VOCDataset(tmp_path, "train")
+
+
+def test_missing_parts_say_the_layout(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere does not exist.*<data\.root>/JPEGImages"):
+        VOCDataset(tmp_path / "nowhere", "train")
+    write_voc(tmp_path / "VOC2012", {"a": voc_xml(CAT)})
+    with pytest.raises(DataError, match=r"JPEGImages is missing.*VOCdevkit/VOC2012"):
+        VOCDataset(tmp_path, "train")
+    with pytest.raises(DataError, match=r"val\.txt is missing \(there: train\)"):
+        VOCDataset(tmp_path / "VOC2012", "val")
+
+
+def test_size_zero_means_unknown_and_stored_sizes_mean_stored_pixels(tmp_path: Path) -> None:
+    write_jpeg(tmp_path / "JPEGImages" / "a.jpg", 40, 30, orientation=8)
+    zero = "<size><width>0</width><height>0</height></size>"
+    write_voc(tmp_path, {"a": voc_xml(voc_object("cat", 1, 1, 30, 40), size=zero)})
+    assert VOCDataset(tmp_path, "train", strict=True)[0][0].shape == (3, 40, 30)
+    write_voc(tmp_path, {"a": voc_xml(CAT)})
+    assert VOCDataset(tmp_path, "train", strict=True)[0][0].shape == (3, 30, 40)
+
+
+def test_pickling(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"a": voc_xml(CAT, DIFFICULT_DOG)})
+    dataset = VOCDataset(tmp_path, "train")
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.ground_truth() == dataset.ground_truth()
+    assert torch.equal(copy[0][0], dataset[0][0])
+
+
+@needs_bccd
+@pytest.mark.parametrize(
+    ("split", "images", "counts", "dropped"),
+    [
+        # objects by class of the xml files (RBC, WBC, Platelets), counted with grep; the dropped boxes have
+        # xmin = xmax = 181, ymin = ymax = 329 and 504, 337
+        ("train", 205, (2382, 214, 209), "object 4 of BloodImage_00343.xml"),
+        ("val", 87, (968, 87, 83), "object 13 of BloodImage_00338.xml"),
+    ],
+)
+def test_bccd(split: str, images: int, counts: tuple[int, ...], dropped: str) -> None:
+    classes = ["RBC", "WBC", "Platelets"]
+    with pytest.warns(DataWarning, match=rf"1 box without any area in the image, dropped \({dropped}\)$") as caught:
+        dataset = VOCDataset(BCCD, split, classes=classes)
+    assert len(caught) == 1
+    assert len(dataset) == images
+    found = [annotation["category_id"] for annotation in dataset.ground_truth()["annotations"]]
+    assert len(found) == sum(counts) - 1
+    lacking = [total - found.count(label + 1) for label, total in enumerate(counts)]
+    assert sorted(lacking) == [0, 0, 1]
+    image, target = dataset[0]
+    assert image.shape == (3, 480, 640)
+    assert bool((target.boxes[:, 2:] > target.boxes[:, :2]).all())
+    with pytest.raises(DataError, match=dropped):
+        VOCDataset(BCCD, split, classes=classes, strict=True)
+    with pytest.raises(DataError, match=r"BloodImage_\d+\.xml: object 1 .*data\.classes=\[Platelets,RBC,WBC\]"):
+        VOCDataset(BCCD, split)

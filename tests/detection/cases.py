@@ -1,0 +1,97 @@
+"""What the tests of this folder share: targets, the two forms of FCOS, and the reference's heads and inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msil.detection import Detector, FCOSHead, Target, build_detector
+from msil.detection.weights import from_mmdet
+
+STRIDES = (8, 16, 32, 64, 128)
+RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
+# Of the reference's batch, padded to 256 x 320.
+MAP_SIZES = ((32, 40), (16, 20), (8, 10), (4, 5), (2, 3))
+IMAGE_SIZES = [(256, 320), (210, 275)]
+
+# The reference file of each published form, and our switches for it.
+FORMS: dict[str, dict[str, Any]] = {
+    "head_fcos": {
+        "conv_bias": False,
+        "center_sampling": False,
+        "centerness_on_reg": False,
+        "norm_on_bbox": False,
+        "loss_bbox": "iou",
+    },
+    "head_fcos_tricks": {},
+}
+
+# Every variant of the block that a table can ask for.
+VARIANTS: list[dict[str, Any]] = [
+    {"align": align, "separate": separate, "apply": apply}
+    for align in (True, False)
+    for separate in (True, False)
+    for apply in ("cls", "reg", "both")
+]
+
+
+def variant_name(msil: dict[str, Any] | None) -> str:
+    return "plain" if msil is None else " ".join(f"{key}={value}" for key, value in msil.items())
+
+
+def target(boxes: Tensor | list, labels: Tensor | list | None = None) -> Target:
+    boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    labels = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else torch.as_tensor(labels)
+    return Target(boxes, labels, image_id=0, size=(1, 1))
+
+
+def random_targets(counts: list[int], height: int, width: int, num_classes: int, seed: int = 0) -> list[Target]:
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.tensor([width, height, width, height])
+    targets = []
+    for count in counts:
+        corners = torch.rand(count, 2, 2, generator=generator).sort(1).values.flatten(1) * scale
+        boxes = corners + torch.tensor([0.0, 0.0, 4.0, 4.0])
+        targets.append(target(boxes, torch.randint(num_classes, (count,), generator=generator)))
+    return targets
+
+
+def small_head(msil: nn.Module | dict[str, Any] | None = None, **settings: Any) -> FCOSHead:
+    torch.manual_seed(0)
+    return FCOSHead(5, 32, num_convs=1, norm_groups=8, msil=msil, **settings)
+
+
+def small_detector(msil: dict[str, Any] | None = None, **settings: Any) -> Detector:
+    torch.manual_seed(0)
+    return build_detector("fcos", "resnet10", 3, channels=64, num_convs=1, msil=msil, **settings)
+
+
+def random_pyramid(
+    batch: int, channels: int = 32, map_sizes: tuple[tuple[int, int], ...] = MAP_SIZES, seed: int = 1
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, channels, height, width, generator=generator) for height, width in map_sizes]
+
+
+def reference_head(golden: Any, name: str) -> FCOSHead:
+    """Our head with the reference's weights."""
+    head = FCOSHead(5, 32, num_convs=2, norm_groups=8, **FORMS[name])
+    head.load_state_dict(from_mmdet(golden(name, "state/")))
+    return head
+
+
+def reference_targets(golden: Any, case: str) -> list[Target]:
+    arrays = golden("inputs", f"gt/{case}/")
+    return [target(arrays[f"{image}/boxes"], arrays[f"{image}/labels"]) for image in range(2)]
+
+
+def reference_pyramid(golden: Any) -> list[Tensor]:
+    arrays = golden("inputs", "feats/")
+    return [arrays[str(level)] for level in range(5)]
+
+
+def dense(arrays: dict[str, Tensor], prefix: str) -> Tensor:
+    """Five maps (N, C, H, W) of the reference -> (N, P, C)."""
+    return torch.cat([arrays[f"{prefix}{level}"].flatten(2).transpose(1, 2) for level in range(5)], 1)

@@ -1,0 +1,227 @@
+"""FCOS assignment against MMDetection's numbers and against a dense reference written here from its rules."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from msil.detection.assign import fcos_assign, pad_ground_truth
+from msil.detection.boxes import boxes_to_distances, level_grid
+from msil.detection.structures import Target
+
+from .cases import MAP_SIZES, RANGES, STRIDES, target
+
+CPU = torch.device("cpu")
+
+
+def map_sizes_of(height: int, width: int, strides: tuple[int, ...] = STRIDES) -> tuple[tuple[int, int], ...]:
+    return tuple((math.ceil(height / stride), math.ceil(width / stride)) for stride in strides)
+
+
+def assign(
+    targets: list[Target],
+    map_sizes: tuple[tuple[int, int], ...],
+    radius: float | None,
+    strides: tuple[int, ...] = STRIDES,
+    ranges: tuple[tuple[float, float], ...] = RANGES,
+) -> Tensor:
+    boxes, labels = pad_ground_truth(targets)
+    return fcos_assign(boxes, labels, level_grid(map_sizes, strides, 0.5, CPU), map_sizes, strides, ranges, radius)
+
+
+def dense_assign(
+    boxes: Tensor,
+    map_sizes: tuple[tuple[int, int], ...],
+    radius: float | None,
+    strides: tuple[int, ...] = STRIDES,
+    ranges: tuple[tuple[float, float], ...] = RANGES,
+) -> Tensor:
+    """Every point against every box of one image, box after box: a later box wins only by a smaller area."""
+    x, y, stride, low, high = (
+        torch.cat(columns)
+        for columns in zip(
+            *(
+                (
+                    ((torch.arange(w) + 0.5) * s).repeat(h),
+                    ((torch.arange(h) + 0.5) * s).repeat_interleave(w),
+                    torch.full((h * w,), float(s)),
+                    torch.full((h * w,), lo),
+                    torch.full((h * w,), hi),
+                )
+                for (h, w), s, (lo, hi) in zip(map_sizes, strides, ranges, strict=True)
+            ),
+            strict=True,
+        )
+    )
+    best = torch.full_like(x, -1, dtype=torch.int64)
+    best_area = torch.full_like(x, 1e8)
+    for index, (x1, y1, x2, y2) in enumerate(boxes.unbind()):
+        distances = torch.stack([x - x1, y - y1, x2 - x, y2 - y])
+        if radius is None:
+            inside = distances.amin(0) > 0
+        else:
+            centre_x, centre_y, reach = (x1 + x2) / 2, (y1 + y2) / 2, radius * stride
+            left, top = torch.maximum(centre_x - reach, x1), torch.maximum(centre_y - reach, y1)
+            right, bottom = torch.minimum(centre_x + reach, x2), torch.minimum(centre_y + reach, y2)
+            inside = torch.stack([x - left, y - top, right - x, bottom - y]).amin(0) > 0
+        largest = distances.amax(0)
+        area = (x2 - x1) * (y2 - y1)
+        wins = inside & (low <= largest) & (largest <= high) & (area < best_area)
+        best = torch.where(wins, index, best)
+        best_area = torch.where(wins, area, best_area)
+    return best
+
+
+def random_boxes(rng: random.Random, count: int, height: int, width: int, grain: float) -> Tensor:
+    """Boxes of all sizes, some over the edge, outside, degenerate, repeated, or of an area that another one has."""
+    rows: list[list[float]] = []
+    while len(rows) < count:
+        w, h = (math.exp(rng.uniform(math.log(2), math.log(1.3 * side))) for side in (width, height))
+        x, y = rng.uniform(-w, width), rng.uniform(-h, height)
+        row = [x, y, x + w, y + h]
+        kind = rng.random()
+        if kind < 0.05:
+            row = [x, y, x + w, y]  # no height
+        elif kind < 0.1:
+            row = [x + w, y + h, x, y]  # inverted
+        if grain:
+            row = [round(value / grain) * grain for value in row]
+        rows.append(row)
+        if rng.random() < 0.1:
+            rows.append(row)  # a twin
+        if rng.random() < 0.1:  # the same area, turned by 90 degrees round its corner
+            rows.append([row[0], row[1], row[0] + row[3] - row[1], row[1] + row[2] - row[0]])
+    rng.shuffle(rows)
+    return torch.tensor(rows[:count], dtype=torch.float32).reshape(-1, 4)
+
+
+GEOMETRIES = {
+    "published": (STRIDES, RANGES),
+    "three levels, ranges that overlap and leave gaps": ((4, 8, 16), ((0.0, 24.0), (16.0, 50.0), (60.0, 1e8))),
+    "strides that are no powers of two": ((6, 10, 50), ((-1.0, 33.0), (33.0, 90.5), (90.5, 1e8))),
+    "all levels bounded": ((8, 16), ((-1.0, 20.0), (20.0, 70.0))),
+}
+
+
+@pytest.mark.parametrize("radius", [None, 1.0, 1.5, 2.5])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_equals_the_dense_reference(geometry: str, radius: float | None) -> None:
+    strides, ranges = GEOMETRIES[geometry]
+    rng = random.Random(f"{geometry} {radius}")
+    positives = 0
+    for case in range(30):
+        height, width = rng.randint(20, 330), rng.randint(20, 330)
+        map_sizes = map_sizes_of(height, width, strides)
+        grain = (0, 0.25, 4.0)[case % 3]  # 4: sides and centres on grid lines, distances on the ends of a range
+        images = [random_boxes(rng, count, height, width, grain) for count in (rng.randint(0, 9), rng.randint(5, 30))]
+        matched = assign([target(boxes) for boxes in images], map_sizes, radius, strides, ranges)
+        for boxes, got in zip(images, matched, strict=True):
+            assert torch.equal(got, dense_assign(boxes, map_sizes, radius, strides, ranges))
+        positives += int((matched >= 0).sum())
+    assert positives > 300
+
+
+@pytest.mark.parametrize("radius", [None, 1.5])
+def test_many_boxes_on_a_full_size_map(radius: float | None) -> None:
+    rng = random.Random(7)
+    map_sizes = map_sizes_of(800, 1344)
+    boxes = random_boxes(rng, 130, 800, 1344, 0)
+    matched = assign([target(boxes), target([])], map_sizes, radius)
+    assert torch.equal(matched[0], dense_assign(boxes, map_sizes, radius))
+    assert (matched[0] >= 0).sum() > 200
+    assert (matched[1] == -1).all()
+
+
+def test_level_by_largest_side_and_background_by_hand() -> None:
+    # One level of 8 x 8 points at 4, 12, ..., 60 on both axes. The box holds 12, 20, 28 in x and 12, 20 in y.
+    map_sizes = ((8, 8),)
+    matched = assign([target([4, 4, 36, 28])], map_sizes, None, (8,), ((-1.0, 64.0),))[0].view(8, 8)
+    expected = torch.full((8, 8), -1)
+    expected[1:3, 1:4] = 0  # points 4, 28 (in y) and 36 lie on the border: not strictly inside
+    assert torch.equal(matched, expected)
+    # The largest distance is 24 at x = 12 (to the right) and x = 28 (to the left), 16 at x = 20.
+    within = assign([target([4, 4, 36, 28])], map_sizes, None, (8,), ((-1.0, 20.0),))[0].view(8, 8)
+    expected[1:3, 1], expected[1:3, 3] = -1, -1
+    assert torch.equal(within, expected)
+
+
+def test_both_ends_of_a_range_are_included() -> None:
+    # The point (4, 4) of either level has its largest distance, 64, to the right side.
+    matched = assign([target([0, 0, 68, 8])], ((1, 16), (1, 16)), None, (8, 8), ((-1.0, 64.0), (64.0, 128.0)))[0]
+    assert matched.tolist() == [0] * 8 + [-1] * 8 + [0] + [-1] * 15
+    # on the first level points 4 ... 60 have at most 64; on the second only the point 4 has at least 64
+
+
+def test_of_equal_areas_the_first_wins_and_smaller_beats_earlier() -> None:
+    wide, tall, small = [0.0, 8.0, 32.0, 24.0], [8.0, 0.0, 24.0, 32.0], [8.0, 8.0, 16.0, 16.0]
+    centre = 1 * 4 + 2  # row 1, column 2 of 4 x 4: the point (20, 12), inside wide and tall, not in small
+    corner = 1 * 4 + 1  # the point (12, 12), inside all three
+    for order, first in (((wide, tall, small), 0), ((tall, wide, small), 0), ((small, wide, tall), 1)):
+        matched = assign([target(list(order))], ((4, 4),), None, (8,), ((-1.0, 64.0),))[0]
+        assert matched[centre] == first
+        assert matched[corner] == order.index(small)
+
+
+def test_areas_of_1e8_and_more_stay_background() -> None:
+    assert (assign([target([-5000, -5000, 5000, 5000])], ((2, 2),), None, (8,), ((-1.0, 1e8),)) == -1).all()
+    assert (assign([target([-4999, -5000, 5000, 5000])], ((2, 2),), None, (8,), ((-1.0, 1e8),)) == 0).all()
+
+
+@pytest.mark.parametrize("radius", [None, 1.5])
+def test_boxes_that_own_no_point(radius: float | None) -> None:
+    outside = [[-90, -90, -10, -10], [300, 300, 380, 380], [10, 300, 60, 400], [-50, 10, 0, 60]]
+    between = [[5, 5, 11, 11], [4, 4, 12, 12]]  # between the points 4 and 12, or with them on its sides
+    empty = [[20, 20, 20, 40], [40, 40, 20, 20], [0, 0, 0, 0]]
+    matched = assign([target(outside + between + empty)], map_sizes_of(128, 128), radius)
+    assert (matched == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("counts", "slots"),
+    [((0,), 8), ((8, 0), 8), ((9,), 16), ((17, 3), 32), ((33,), 64), ((65,), 128), ((128,), 128), ((129, 1), 256)],
+)
+def test_padding(counts: tuple[int, ...], slots: int) -> None:
+    targets = [target(torch.rand(count, 4), torch.arange(count)) for count in counts]
+    boxes, labels = pad_ground_truth(targets)
+    assert boxes.shape == (len(counts), slots, 4) and boxes.dtype == torch.float32
+    assert labels.shape == (len(counts), slots) and labels.dtype == torch.int64
+    for image, (one, count) in enumerate(zip(targets, counts, strict=True)):
+        assert torch.equal(boxes[image, :count], one.boxes)
+        assert torch.equal(labels[image, :count], one.labels)
+        assert (labels[image, count:] == -1).all()
+
+
+def test_label_minus_one_is_padding_whatever_its_box() -> None:
+    boxes, labels = torch.tensor([[[8.0, 8, 24, 24], [0.0, 0, 32, 32]]]), torch.tensor([[-1, 2]])
+    matched = fcos_assign(boxes, labels, level_grid(((4, 4),), (8,), 0.5, CPU), ((4, 4),), (8,), ((-1.0, 64.0),), None)
+    assert (matched == 1).all()
+
+
+def test_the_size_of_the_padding_changes_nothing() -> None:
+    rng = random.Random(3)
+    boxes = random_boxes(rng, 8, 256, 256, 1.0)
+    map_sizes = map_sizes_of(256, 256)
+    alone = assign([target(boxes)], map_sizes, 1.5)
+    crowd = target(random_boxes(rng, 200, 256, 256, 1.0))
+    assert torch.equal(alone[0], assign([crowd, target(boxes)], map_sizes, 1.5)[1])
+
+
+@pytest.mark.parametrize(("form", "radius"), [("plain", None), ("center", 1.5), ("center_norm", 1.5)])
+def test_reference_edge_cases(golden, form: str, radius: float | None) -> None:
+    """Points on box sides and on the ends of a range, equal areas, twins: labels and box targets of MMDetection."""
+    case = golden("primitives", "fcos_edge/")
+    boxes, labels = case["boxes"], case["labels"]
+    matched = assign([target(boxes, labels)], MAP_SIZES, radius)[0]
+    expected = torch.cat([case[f"{form}/labels/{level}"] for level in range(5)])
+    positive = matched >= 0
+    assert torch.equal(torch.where(positive, labels[matched.clamp(min=0)], 5), expected)
+    grid = level_grid(MAP_SIZES, STRIDES, 0.5, CPU)
+    distances = boxes_to_distances(grid.points, boxes[matched.clamp(min=0)])
+    if form == "center_norm":
+        distances /= grid.point_strides[:, None]
+    reference = torch.cat([case[f"{form}/bbox_targets/{level}"] for level in range(5)])
+    torch.testing.assert_close(distances[positive], reference[positive], rtol=0, atol=1e-4)

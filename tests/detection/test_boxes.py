@@ -1,0 +1,84 @@
+"""Points and boxes against MMDetection's numbers and hand arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from msil.detection.boxes import (
+    box_area,
+    boxes_to_distances,
+    clip_boxes,
+    distances_to_boxes,
+    level_grid,
+    pairwise_giou,
+    pairwise_iou,
+)
+
+from .cases import MAP_SIZES, STRIDES
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("name", "offset"), [("fcos", 0.5), ("vfnet", 0.0)])
+def test_points_of_the_reference(golden, name: str, offset: float) -> None:
+    levels = golden("primitives", f"points/{name}/")
+    grid = level_grid(MAP_SIZES, STRIDES, offset, CPU)
+    assert torch.equal(grid.points, torch.cat([levels[str(level)] for level in range(5)]))
+
+
+def test_level_grid_by_hand() -> None:
+    grid = level_grid(((1, 2), (2, 1)), (4, 10), 0.5, CPU)
+    assert grid.points.tolist() == [[2, 2], [6, 2], [5, 5], [5, 15]]
+    assert grid.point_strides.tolist() == [4, 4, 10, 10]
+    assert grid.strides.tolist() == [4, 10]
+    assert (grid.heights.tolist(), grid.widths.tolist(), grid.starts.tolist()) == ([1, 2], [2, 1], [0, 2])
+
+
+def test_a_grid_first_made_in_inference_mode_serves_training() -> None:
+    sizes = ((3, 7), (2, 5))  # no other test uses these, so nothing is cached yet
+    with torch.inference_mode():
+        level_grid(sizes, (8, 16), 0.5, CPU)
+    weight = torch.ones((), requires_grad=True)
+    (level_grid(sizes, (8, 16), 0.5, CPU).points * weight).sum().backward()  # inference tensors raise here
+    assert weight.grad is not None
+
+
+def test_distances_of_the_reference(golden) -> None:
+    case = golden("primitives", "distance/")
+    boxes = distances_to_boxes(case["points"], case["distance"])
+    torch.testing.assert_close(boxes, case["boxes"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(boxes_to_distances(case["points"], boxes), case["back"], rtol=0, atol=1e-4)
+    clipped = clip_boxes(boxes[None], torch.tensor([[210.0, 275.0]]))[0]
+    torch.testing.assert_close(clipped, case["clipped"], rtol=0, atol=1e-4)
+
+
+def test_boxes_are_clipped_to_the_image_they_belong_to() -> None:
+    boxes = torch.tensor([[-5.0, -6.0, 50.0, 60.0], [70.0, 80.0, 90.0, 95.0]]).expand(2, 2, 4)
+    clipped = clip_boxes(boxes, torch.tensor([[40.0, 30.0], [100.0, 85.0]]))
+    # image 0 is 30 wide and 40 high: the second box collapses into its corner
+    assert clipped[0].tolist() == [[0, 0, 30, 40], [30, 40, 30, 40]]
+    assert clipped[1].tolist() == [[0, 0, 50, 60], [70, 80, 85, 95]]
+
+
+@pytest.mark.parametrize(("name", "overlap"), [("iou", pairwise_iou), ("giou", pairwise_giou)])
+def test_overlaps_of_the_reference(golden, name: str, overlap) -> None:
+    case = golden("primitives")
+    boxes, others = case["box_in/pred"], case["box_in/target"]  # disjoint, empty and equal ones among them
+    torch.testing.assert_close(overlap(boxes, others), case[f"overlaps/{name}_aligned"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(overlap(boxes[:20, None], others[:9]), case[f"overlaps/{name}"], rtol=1e-5, atol=1e-6)
+
+
+def test_overlaps_by_hand() -> None:
+    box = torch.tensor([0.0, 0.0, 4.0, 4.0])
+    other = torch.tensor([2.0, 2.0, 6.0, 4.0])
+    # areas 16 and 8, common 2 * 2 = 4, union 20, enclosing 6 * 4 = 24
+    torch.testing.assert_close(pairwise_iou(box, other), torch.tensor(4 / 20))
+    torch.testing.assert_close(pairwise_giou(box, other), torch.tensor(4 / 20 - (24 - 20) / 24))
+    # far apart: nothing common, union 32, enclosing 104 * 4 = 416
+    far = torch.tensor([100.0, 0.0, 104.0, 4.0])
+    torch.testing.assert_close(pairwise_giou(box, far), torch.tensor(-(416 - 32) / 416))
+    empty = torch.zeros(4)
+    assert pairwise_iou(empty, empty) == 0  # 0 over the clamp
+    assert torch.isfinite(pairwise_giou(empty, empty))
+    assert box_area(torch.tensor([[1.0, 2.0, 4.0, 7.0], [4.0, 2.0, 1.0, 7.0]])).tolist() == [15, -15]

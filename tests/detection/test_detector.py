@@ -1,0 +1,236 @@
+"""The whole detector: what the block changes in it and what not, predict, loss, and what an import loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from msil import build_detector
+from msil.detection import Detector
+
+from .cases import VARIANTS, random_targets, small_detector, target, variant_name
+
+FULL = {"align": True, "separate": True, "apply": "both"}
+
+
+def image(height: int, width: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def talkative(**settings) -> Detector:
+    """A detector with random weights that finds something in noise, for its class scores are spread out."""
+    detector = small_detector(FULL, score_thresh=0.3, **settings).eval()
+    parameters = dict(detector.head.named_parameters())
+    with torch.no_grad():
+        parameters["cls_logits.weight"].mul_(20)
+        parameters["cls_logits.bias"].zero_()
+        parameters["bbox_reg.bias"].fill_(1.5)
+    return detector
+
+
+def summed_loss(detector: Detector, counts: list[int]) -> Tensor:
+    images = [image(64, 96, seed) for seed in range(len(counts))]
+    return torch.stack(list(detector.loss(images, random_targets(counts, 64, 96, 3)).values())).sum()
+
+
+def test_apply_none_is_the_plain_detector_bit_for_bit() -> None:
+    plain, none = small_detector(None), small_detector({**FULL, "apply": "none"})
+    assert none.head.msil is None
+    assert plain.state_dict().keys() == none.state_dict().keys()
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, none.state_dict()[key]), key
+    images, targets = [image(64, 96), image(50, 70)], random_targets([3, 2], 50, 70, 3)
+    ours, theirs = plain(images), none(images)
+    for name in ("logits", "distances", "centerness"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+    expected = plain.loss(images, targets)
+    for name, loss in none.loss(images, targets).items():
+        assert torch.equal(loss, expected[name])
+
+
+def test_apply_none_draws_no_random_number() -> None:
+    """So that the training that follows is the same, too."""
+    small_detector(None)
+    state = torch.get_rng_state()
+    small_detector({**FULL, "apply": "none"})
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("msil", [*VARIANTS, {**FULL, "kernel_size": 1}], ids=variant_name)
+def test_every_variant_starts_from_the_plain_weights_and_uses_all_its_own(msil: dict) -> None:
+    detector = small_detector(msil)
+    state = detector.state_dict()
+    plain = small_detector(None).state_dict()
+    assert {key for key in state if not key.startswith("head.msil.")} == plain.keys()
+    assert len(state) > len(plain)
+    for key, value in plain.items():
+        assert torch.equal(state[key], value), key
+    _assert_all_parameters_get_a_gradient(detector)
+
+
+@pytest.mark.parametrize("settings", [{}, {"centerness_on_reg": False, "norm_on_bbox": False, "loss_bbox": "iou"}])
+def test_the_plain_detector_has_no_unused_parameter(settings: dict) -> None:
+    _assert_all_parameters_get_a_gradient(small_detector(None, **settings))
+
+
+def _assert_all_parameters_get_a_gradient(detector: Detector) -> None:
+    """DDP waits for each: also in a batch without a box."""
+    for counts in ([2], [0]):
+        detector.zero_grad()
+        summed_loss(detector, counts).backward()
+        for name, parameter in detector.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_the_full_block_is_the_default() -> None:
+    torch.manual_seed(0)
+    default = build_detector("fcos", "resnet10", 3, channels=64, num_convs=1).state_dict()
+    full = small_detector(FULL).state_dict()
+    assert default.keys() == full.keys()
+    assert all(torch.equal(value, full[key]) for key, value in default.items())
+
+
+def test_loss_terms() -> None:
+    detector = small_detector(FULL)
+    images = [image(64, 96), image(33, 40)]
+    losses = detector.loss(images, random_targets([3, 0], 33, 40, 3))
+    assert list(losses) == ["loss_cls", "loss_bbox", "loss_centerness"]
+    for loss in losses.values():
+        assert loss.shape == () and loss.isfinite() and loss.requires_grad
+
+
+def test_predict_takes_images_of_different_sizes() -> None:
+    sizes = [(64, 96), (90, 40), (33, 33)]
+    found = talkative().predict([image(*size) for size in sizes])
+    assert len(found) == 3
+    for detections, (height, width) in zip(found, sizes, strict=True):
+        count = len(detections.scores)
+        assert 0 < count <= 100
+        assert detections.boxes.shape == (count, 4) and detections.labels.shape == (count,)
+        assert (detections.boxes >= 0).all()
+        assert (detections.boxes <= torch.tensor([width, height, width, height])).all()
+        assert (detections.scores.diff() <= 0).all()
+        assert ((detections.labels >= 0) & (detections.labels < 3)).all()
+        assert not detections.boxes.requires_grad
+    assert talkative().predict([]) == []
+
+
+def test_the_pyramid_is_that_of_the_padded_batch() -> None:
+    predictions = small_detector()([image(64, 96), image(90, 40)])
+    # padded to 96 x 96: 12, 6, 3 cells, then halved and rounded up
+    assert predictions.map_sizes == ((12, 12), (6, 6), (3, 3), (2, 2), (1, 1))
+    assert predictions.logits.shape == (2, 144 + 36 + 9 + 4 + 1, 3)
+
+
+def test_float_images_are_the_same_images() -> None:
+    detector = talkative()
+    noise = image(64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(detector([noise]).logits, detector([noise / 255]).logits, rtol=1e-4, atol=1e-4)
+    black_and_white = (noise > 127).to(torch.uint8) * 255  # 0 and 1 times 255 are exact
+    (expected,), (found,) = detector.predict([black_and_white]), detector.predict([black_and_white / 255])
+    assert len(found.scores) > 0
+    assert torch.equal(found.boxes, expected.boxes) and torch.equal(found.scores, expected.scores)
+
+
+def test_boxes_come_back_in_the_pixels_of_the_image_given() -> None:
+    picture = image(100, 150) / 255
+    # scale min(80 / 150, 64 / 100) = 0.5333: 53.3 -> 53 rows and 80 columns
+    small = F.interpolate(picture[None], (53, 80), mode="bilinear", align_corners=False)[0]
+    (found,) = talkative(min_size=64, max_size=80, detections_per_img=10).predict([picture])
+    (expected,) = talkative(detections_per_img=10).predict([small])
+    assert len(found.scores) > 0
+    assert torch.equal(found.labels, expected.labels)
+    factor = torch.tensor([150 / 80, 100 / 53, 150 / 80, 100 / 53])
+    torch.testing.assert_close(found.boxes, expected.boxes * factor, rtol=1e-4, atol=0.01)
+    assert found.boxes[:, 2].max() > 80  # so they really are in the larger picture
+
+
+def test_losses_are_taken_at_the_size_given() -> None:
+    """Training images arrive resized: min_size is for predict alone."""
+    images, targets = [image(64, 96)], random_targets([3], 64, 96, 3)
+    with_size, without = small_detector(FULL, min_size=32, max_size=64), small_detector(FULL)
+    for name, loss in with_size.loss(images, targets).items():
+        assert torch.equal(loss, without.loss(images, targets)[name])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predict_leaves_the_mode_and_the_statistics_alone(training: bool) -> None:
+    detector = small_detector(FULL, norm="bn").train(training)
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    assert any("running_mean" in key for key in before)
+    detector.predict([image(64, 96)])
+    assert all(module.training is training for module in detector.modules())
+    for key, value in detector.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_predict_restores_the_mode_after_an_error() -> None:
+    detector = small_detector().train()
+    with pytest.raises(ValueError, match=r"\(3, H, W\)"):
+        detector.predict([torch.zeros(64, 64, dtype=torch.uint8)])
+    assert detector.training
+
+
+def test_weights_come_back_from_a_file(tmp_path) -> None:
+    trained = small_detector(FULL)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.5)
+    torch.save(trained.state_dict(), tmp_path / "plain.pt")
+    prefixed = {f"detector.{key}": value for key, value in trained.state_dict().items()}
+    torch.save({"state_dict": prefixed, "epoch": 3}, tmp_path / "run.ckpt")
+    for name in ("plain.pt", "run.ckpt"):
+        loaded = small_detector(FULL, weights=str(tmp_path / name)).state_dict()
+        assert all(torch.equal(value, loaded[key]) for key, value in trained.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"head": "fcso"}, "unknown head 'fcso'; known: fcos"),
+        ({"backbone": "resnet9"}, "unknown backbone 'resnet9'"),
+        ({"min_size": 100}, "min_size and max_size go together"),
+        ({"max_size": 100}, "min_size and max_size go together"),
+        ({"msil": {"apply": "bth"}}, "apply must be one of"),
+        ({"channels": 60}, "multiple of norm_groups"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build_detector(**{"backbone": "resnet10", "num_classes": 3, "channels": 64, **settings})
+
+
+def test_a_batch_and_its_targets_must_match() -> None:
+    detector = small_detector()
+    with pytest.raises(ValueError):
+        detector.loss([image(64, 64), image(64, 64)], [target([[1, 1, 30, 30]])])
+    with pytest.raises(ValueError, match="at least one image"):
+        detector.loss([], [])
+
+
+def test_torch_and_torchvision_are_enough() -> None:
+    """Also after a loss and a prediction: nothing is imported late."""
+    code = """
+import sys, torch
+from msil import MSIL, build_detector
+from msil.detection import Target
+torch.set_num_threads(1)
+detector = build_detector("fcos", "resnet10", 3, channels=64, num_convs=1)
+image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+detector.loss([image], [Target(torch.tensor([[4.0, 4, 40, 40]]), torch.tensor([1]), 0, (64, 64))])
+detector.predict([image])
+others = ["lightning", "lightning_fabric", "pytorch_lightning", "hydra", "omegaconf", "torchmetrics", "pycocotools",
+          "faster_coco_eval", "wandb", "matplotlib", "pandas", "scipy", "cv2"]
+found = [name for name in others if name in sys.modules]
+assert not found, found
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

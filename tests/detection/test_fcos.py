@@ -1,0 +1,248 @@
+"""The FCOS head, in both published forms, against MMDetection's numbers."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from msil.detection import FCOSHead, Predictions
+from msil.detection.losses import mean_across_ranks
+from msil.detection.weights import from_mmdet
+
+from .cases import (
+    FORMS,
+    IMAGE_SIZES,
+    MAP_SIZES,
+    dense,
+    random_pyramid,
+    random_targets,
+    reference_head,
+    reference_pyramid,
+    reference_targets,
+    small_head,
+    target,
+)
+
+forms = pytest.mark.parametrize("form", FORMS)
+
+
+@forms
+def test_forward_of_the_reference(golden, form: str) -> None:
+    head = reference_head(golden, form)
+    predictions = head(reference_pyramid(golden))
+    expected = golden(form, "train_out/")
+    assert predictions.map_sizes == MAP_SIZES
+    torch.testing.assert_close(predictions.logits, dense(expected, "0/"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predictions.distances, dense(expected, "1/"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predictions.centerness[..., None], dense(expected, "2/"), rtol=1e-5, atol=1e-5)
+    # what is returned does not depend on the mode
+    in_eval = head.eval()(reference_pyramid(golden))
+    assert torch.equal(in_eval.distances, predictions.distances)
+
+
+@forms
+@pytest.mark.parametrize("case", ["A", "B"])
+def test_targets_of_the_reference(golden, form: str, case: str) -> None:
+    head = reference_head(golden, form)
+    labels, distances = head.targets(head(reference_pyramid(golden)), reference_targets(golden, case))
+    expected = golden(form, f"{case}/target/")
+    expected_labels = torch.cat([expected[f"labels/{level}"].view(2, -1) for level in range(5)], 1)
+    assert torch.equal(labels, expected_labels)
+    expected_distances = torch.cat([expected[f"bbox_targets/{level}"].view(2, -1, 4) for level in range(5)], 1)
+    positive = labels < 5
+    torch.testing.assert_close(distances[positive], expected_distances[positive], rtol=0, atol=1e-4)
+
+
+@forms
+@pytest.mark.parametrize("case", ["A", "B", "C"])
+def test_losses_and_gradients_of_the_reference(golden, form: str, case: str) -> None:
+    head = reference_head(golden, form)
+    pyramid = [level.requires_grad_() for level in reference_pyramid(golden)]
+    losses = head.loss(head(pyramid), reference_targets(golden, case), IMAGE_SIZES)
+    expected = golden(form, f"{case}/")
+    total = torch.stack(list(losses.values())).sum()
+    assert list(losses) == ["loss_cls", "loss_bbox", "loss_centerness"]
+    for name, value in {**losses, "total": total}.items():
+        torch.testing.assert_close(value, expected[f"loss/{name}"], rtol=1e-5, atol=0)
+
+    total.backward()
+    gradients = {name: p.grad for name, p in head.named_parameters() if p.grad is not None}
+    assert len(gradients) == len(head.state_dict())
+    # B has the gradients of a few parameters, C of none
+    gradients_of = {key.removeprefix("grad/"): grad for key, grad in expected.items() if key.startswith("grad/")}
+    compared = from_mmdet(gradients_of)
+    assert len(compared) >= {"A": len(gradients), "B": 8, "C": 0}[case]
+    for name, grad in compared.items():
+        assert_gradient(gradients[name], grad, name)
+    for level, feature in enumerate(pyramid):
+        if case == "A":
+            assert_gradient(feature.grad, expected[f"grad_feat/{level}"], f"P{level + 3}")
+    if case == "C":  # no box: the box terms are 0 and still reach every parameter
+        assert losses["loss_bbox"] == 0 and losses["loss_centerness"] == 0
+        assert all(grad.isfinite().all() for grad in gradients.values())
+
+
+def assert_gradient(ours: Tensor | None, theirs: Tensor, name: str) -> None:
+    assert ours is not None
+    allowed = 1e-5 * theirs.abs().max()
+    assert (ours - theirs).abs().max() <= allowed, f"the gradient of {name} is off"
+
+
+@forms
+@pytest.mark.parametrize(
+    ("run", "settings"),
+    [
+        ("a", {"score_thresh": 0.05, "nms_thresh": 0.6, "topk_candidates": 1000, "detections_per_img": 100}),
+        ("b", {"score_thresh": 0.02, "nms_thresh": 0.5, "topk_candidates": 50, "detections_per_img": 20}),
+    ],
+)
+def test_predictions_of_the_reference(golden, form: str, run: str, settings: dict) -> None:
+    head = reference_head(golden, form)
+    detections = head.detect(head(reference_pyramid(golden)), IMAGE_SIZES, **settings)
+    for image, found in enumerate(detections):
+        expected = golden(form, f"pred/{run}/{image}/")
+        assert len(found.labels) > 0
+        assert torch.equal(found.labels, expected["labels"])
+        torch.testing.assert_close(found.boxes, expected["boxes"], rtol=0, atol=1e-2)
+        torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-5)
+
+
+@forms
+def test_weights_at_the_start_are_those_of_the_reference(golden, form: str) -> None:
+    name = form.removeprefix("head_")
+    misc = golden.misc()
+    torch.manual_seed(0)
+    state = FCOSHead(80, 256, **FORMS[form]).state_dict()
+    assert sum(value.numel() for value in state.values()) == misc["num_params"][name]
+    facts = misc["init_weights"][name]
+    means = from_mmdet({key: torch.full(fact["shape"], fact["mean"]) for key, fact in facts.items()})
+    stds = from_mmdet({key: torch.full(fact["shape"], fact["std"]) for key, fact in facts.items()})
+    assert state.keys() == means.keys()
+    for key, value in state.items():
+        assert value.shape == means[key].shape, key
+        if value.ndim == 4:  # drawn from N(0, 0.01): five deviations of the estimates, of ours and of theirs
+            assert abs(value.mean()) < 5 * 0.01 / math.sqrt(value.numel()), key
+            assert abs(value.std() / 0.01 - 1) < 5 / math.sqrt(2 * value.numel()), key
+            assert abs(stds[key].flatten()[0] / 0.01 - 1) < 5 / math.sqrt(2 * value.numel()) + 0.01, key
+        else:  # biases, norms and scales are constants, given to four digits
+            assert torch.equal(stds[key], torch.zeros_like(value)), key
+            torch.testing.assert_close(value, means[key], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("centerness_on_reg", [True, False])
+def test_the_seam_is_behind_the_towers_and_before_every_predictor(centerness_on_reg: bool) -> None:
+    class Swap(nn.Module):
+        def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> tuple[Tensor, Tensor]:
+            return 2 * reg_feat, 3 * cls_feat
+
+    head = small_head(centerness_on_reg=centerness_on_reg)
+    head.msil = Swap()
+    pyramid = random_pyramid(2)
+    cls_feats, reg_feats = head.towers(pyramid)
+    for level, cls_feat, reg_feat in zip(pyramid, cls_feats, reg_feats, strict=True):
+        assert torch.equal(cls_feat, 2 * head.reg_tower(level))
+        assert torch.equal(reg_feat, 3 * head.cls_tower(level))
+    predictions = head(pyramid)
+    last = slice(-6, None)  # the 2 x 3 points of P7
+    assert torch.equal(predictions.logits[:, last], head.cls_logits(cls_feats[-1]).flatten(2).transpose(1, 2))
+    distances = head.bbox_reg(reg_feats[-1]).flatten(2).transpose(1, 2).clamp(min=0)
+    assert torch.equal(predictions.distances[:, last], distances)
+    centerness = head.bbox_ctrness((reg_feats if centerness_on_reg else cls_feats)[-1])
+    assert torch.equal(predictions.centerness[:, last], centerness.flatten(1))
+
+
+def test_a_module_of_ones_own_may_sit_at_the_seam() -> None:
+    block = nn.Module()
+    assert small_head(msil=block).msil is block
+
+
+def test_an_image_without_boxes_adds_background_only() -> None:
+    head = small_head()
+    predictions = head(random_pyramid(2))
+    boxes = random_targets([5], 256, 320, 5)[0]
+    with_empty = head.loss(predictions, [boxes, target([])], IMAGE_SIZES)
+    first = Predictions(predictions.logits[:1], predictions.distances[:1], MAP_SIZES, predictions.centerness[:1])
+    alone = head.loss(first, [boxes], IMAGE_SIZES[:1])
+    torch.testing.assert_close(with_empty["loss_bbox"], alone["loss_bbox"])
+    torch.testing.assert_close(with_empty["loss_centerness"], alone["loss_centerness"])
+    assert with_empty["loss_cls"] > alone["loss_cls"]
+
+
+@forms
+def test_bfloat16_autocast(form: str) -> None:
+    head = small_head(**FORMS[form])
+    pyramid, targets = random_pyramid(2), random_targets([4, 3], 256, 320, 5)
+    expected = head.loss(head(pyramid), targets, IMAGE_SIZES)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = head.loss(head(pyramid), targets, IMAGE_SIZES)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name], rtol=0.02, atol=0)  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"loss_bbox": "diou"}, "loss_bbox must be giou or iou, not 'diou'"),
+        ({"strides": (8, 16)}, "2 strides need as many regress_ranges, not 5"),
+        ({"norm_groups": 5}, "multiple of norm_groups"),
+        ({"msil": {"apply": "bth"}}, "apply must be one of"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        FCOSHead(5, 32, **{"norm_groups": 8, **settings})
+
+
+def test_a_pyramid_of_another_height_is_refused() -> None:
+    with pytest.raises(ValueError, match="5 levels, the pyramid 4"):
+        small_head()(random_pyramid(2)[:4])
+
+
+def _losses_of_rank(rank: int, folder: str) -> None:
+    """Runs as rank 0 in the test's process and as rank 1 in another one."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(minutes=2)
+    )
+    try:
+        values = torch.tensor([1.0, 8.0]) if rank == 0 else torch.tensor([4.0, 0.0])
+        kept = values.clone()
+        mean = mean_across_ranks(values)
+        assert torch.equal(values, kept)
+        torch.save({"mean": mean, **_losses_and_gradients(slice(rank, rank + 1))}, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def _losses_and_gradients(images: slice) -> dict[str, Tensor]:
+    head = small_head()
+    targets = random_targets([9, 1], 256, 320, 5)[images]
+    pyramid = [level[images] for level in random_pyramid(2)]
+    losses = head.loss(head(pyramid), targets, IMAGE_SIZES[images])
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = {name: p.grad for name, p in head.named_parameters() if p.grad is not None}
+    return {name: value.detach() for name, value in {**losses, **gradients}.items()}
+
+
+def test_two_processes_average_to_the_loss_of_the_whole_batch(tmp_path: Path) -> None:
+    """One image with many positives and one with few: only divisors averaged over both ranks give this."""
+    other = mp.get_context("spawn").Process(target=_losses_of_rank, args=(1, str(tmp_path)), daemon=True)
+    other.start()
+    _losses_of_rank(0, str(tmp_path))
+    other.join(60)
+    assert other.exitcode == 0
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert [rank["mean"].tolist() for rank in ranks] == [[2.5, 4.0]] * 2
+    whole = _losses_and_gradients(slice(0, 2))
+    assert len(whole) == 3 + len(small_head().state_dict())
+    for name, expected in whole.items():
+        mean = (ranks[0][name] + ranks[1][name]) / 2
+        torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))

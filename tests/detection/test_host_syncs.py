@@ -1,0 +1,161 @@
+"""A training step never makes the host wait for the device.
+
+Two witnesses on a machine without one: a dispatch mode that sees the operators which would have to, and a step on
+torch's "meta" device, whose tensors have no values, so that whatever asks for one raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .cases import FORMS, IMAGE_SIZES, random_pyramid, random_targets, small_detector, small_head
+
+# Operators whose result's shape or value the host has to know.
+WAITING = {
+    "aten::_local_scalar_dense",  # .item(), float(), bool(), `if tensor`
+    "aten::item",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::nonzero_numpy",
+    "aten::argwhere",
+    "aten::masked_select",
+    "aten::unique_dim",
+    "aten::unique_consecutive",
+    "aten::_unique",
+    "aten::_unique2",
+    "aten::bincount",
+    "aten::lift_fresh",  # torch.tensor(list): a copy from unpinned memory waits
+}
+
+
+class HostSyncs(TorchDispatchMode):
+    """Names of the operators that would wait, and the number of all operators, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.operators = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.operators += 1
+        name = func._schema.name
+        if name in WAITING or self._masks(name, args) or self._counts(func) or self._moves(name, args, kwargs):
+            self.found.append(str(func))
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _masks(name: str, args: tuple) -> bool:
+        if name not in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
+            return False
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+
+    @staticmethod
+    def _counts(func) -> bool:
+        return func is torch.ops.aten.repeat_interleave.Tensor
+
+    @staticmethod
+    def _moves(name: str, args: tuple, kwargs: dict) -> bool:
+        if name == "aten::_to_copy":
+            return kwargs.get("device") is not None and torch.device(kwargs["device"]).type != args[0].device.type
+        return name == "aten::copy_" and args[0].device.type != args[1].device.type
+
+
+def mask_assignment(x: Tensor) -> None:
+    x[x > 0.5] = 0
+
+
+class ReadInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
+        return torch.full((4,), grad_outputs[0].item())
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(lambda x: x[0].item(), id="item"),
+        pytest.param(lambda x: x.sum() > 0 and None, id="truth"),
+        pytest.param(lambda x: x[x > 0.5], id="mask"),
+        pytest.param(mask_assignment, id="mask assignment"),
+        pytest.param(lambda x: x.nonzero(), id="nonzero"),
+        pytest.param(lambda x: torch.where(x > 0.5), id="where of one argument"),
+        pytest.param(lambda x: x.masked_select(x > 0.5), id="masked_select"),
+        pytest.param(lambda x: x.unique(), id="unique"),
+        pytest.param(lambda x: torch.equal(x, x + 1), id="equal"),
+        pytest.param(lambda x: x.repeat_interleave(torch.ones(4, dtype=torch.int64)), id="repeat_interleave"),
+        pytest.param(lambda x: torch.tensor([1.0, 2.0]), id="tensor of a list"),
+        pytest.param(lambda x: x.new_tensor([1.0, 2.0]), id="new_tensor of a list"),
+        pytest.param(lambda x: x.to("meta"), id="to another device"),
+        pytest.param(lambda x: ReadInBackward.apply(x.requires_grad_()).backward(), id="item in a backward pass"),
+    ],
+)
+def test_the_witness_sees(act: Callable[[Tensor], object]) -> None:
+    x = torch.linspace(0, 1, 4)
+    with HostSyncs() as syncs:
+        act(x)
+    assert syncs.found
+
+
+@pytest.mark.parametrize("act", [lambda x: x.tolist(), lambda x: x.cpu(), lambda x: x.numpy(), lambda x: bool(x[0])])
+def test_a_tensor_without_values_refuses(act: Callable[[Tensor], object]) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError, TypeError)):
+        act(torch.empty(4, device="meta"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("msil", [None, {}], ids=["plain", "msil"])
+@pytest.mark.parametrize("form", FORMS)
+def test_head_step(form: str, msil: dict | None, device: str) -> None:
+    head = small_head(msil, **FORMS[form]).to(device)
+    pyramid = [level.to(device).requires_grad_() for level in random_pyramid(2)]
+    targets = [target.to(device) for target in random_targets([7, 0], 256, 320, 5)]
+
+    def step() -> None:
+        losses = head.loss(head(pyramid), targets, IMAGE_SIZES)
+        torch.stack(list(losses.values())).sum().backward()
+
+    step()  # the first step makes the grids and ranges of this size
+    with HostSyncs() as syncs:
+        step()
+    assert syncs.found == []
+    assert syncs.operators > 100
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_whole_step_from_the_images(device: str) -> None:
+    detector = small_detector({}).to(device)
+    images = [torch.zeros(3, 64, size, dtype=torch.uint8, device=device) for size in (96, 70)]
+    targets = [target.to(device) for target in random_targets([3, 2], 64, 70, 3)]
+
+    def step() -> None:
+        torch.stack(list(detector.loss(images, targets).values())).sum().backward()
+
+    step()
+    with HostSyncs() as syncs:
+        step()
+    assert syncs.found == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_number_of_operators_does_not_grow_with_the_boxes(form: str) -> None:
+    head = small_head(**FORMS[form])
+    predictions = head(random_pyramid(2))
+    counts = {}
+    for boxes in (0, 1, 7, 30, 60, 120):
+        targets = random_targets([boxes, boxes // 2], 256, 320, 5)
+        head.loss(predictions, targets, IMAGE_SIZES)
+        with HostSyncs() as syncs:
+            torch.stack(list(head.loss(predictions, targets, IMAGE_SIZES).values())).sum().backward(retain_graph=True)
+        counts[boxes] = syncs.operators
+    assert len(set(counts.values())) == 1, counts

@@ -1,0 +1,166 @@
+"""Losses against MMDetection's numbers, torchvision and hand arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
+
+from msil.detection.losses import (
+    box_loss,
+    centerness_loss,
+    centerness_targets,
+    mean_across_ranks,
+    sigmoid_focal_loss,
+)
+
+AVG_FACTOR = 7 + torch.finfo(torch.float32).eps
+
+
+def value_and_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    value = function(x)
+    (grad,) = torch.autograd.grad(value, x)
+    return value.detach(), grad
+
+
+def test_focal_loss_of_the_reference(golden) -> None:
+    case = golden("primitives")
+    logits, labels, weight = case["loss_in/logits"], case["loss_in/labels"], case["loss_in/weight"]
+
+    value, grad = value_and_grad(lambda x: sigmoid_focal_loss(x, labels), logits)
+    torch.testing.assert_close(value, case["focal/none/out"].sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad, case["focal/none/grad/0"], rtol=1e-5, atol=1e-6)
+
+    def weighted(x: Tensor) -> Tensor:  # row by row: also shows that the gradient follows the one coming in
+        rows = [w * sigmoid_focal_loss(row, label) for w, row, label in zip(weight, x, labels, strict=True)]
+        return torch.stack(rows).sum() / AVG_FACTOR
+
+    value, grad = value_and_grad(weighted, logits)
+    torch.testing.assert_close(value, case["focal/weighted_avg7/out"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad, case["focal/weighted_avg7/grad/0"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.0), (0.5, 3.5)])
+@pytest.mark.parametrize("classes", [1, 7])
+def test_focal_loss_of_torchvision(alpha: float, gamma: float, classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    logits = 4 * torch.randn(3, 50, classes, generator=generator)
+    labels = torch.randint(classes + 1, (3, 50), generator=generator)
+    one_hot = F.one_hot(labels, classes + 1)[..., :classes].double()
+    value, grad = value_and_grad(lambda x: sigmoid_focal_loss(x, labels, alpha, gamma), logits)
+    # in float64, where its 1 - p does not cancel
+    expected, expected_grad = value_and_grad(
+        lambda x: torchvision_focal_loss(x, one_hot, alpha, gamma, reduction="sum"), logits.double()
+    )
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-4, atol=1e-6)
+
+
+def test_focal_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3)], [-math.log(3), 0.0]])  # p = 1/2, 3/4; 1/4, 1/2
+    labels = torch.tensor([1, 2])
+    # background terms 0.75 * p^2 * -log(1 - p), the object's 0.25 * (1 - p)^2 * -log(p)
+    background = 0.75 * (2 * math.log(2) / 4 - math.log(3 / 4) / 16)
+    expected = background - 0.25 * math.log(3 / 4) / 16
+    torch.testing.assert_close(sigmoid_focal_loss(logits, labels), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("x", [-200.0, -50.0, 50.0, 200.0])
+def test_focal_loss_stays_finite(x: float) -> None:
+    value, grad = value_and_grad(lambda x: sigmoid_focal_loss(x, torch.tensor([0, 2])), torch.full((2, 2), x))
+    assert value.isfinite() and grad.isfinite().all()
+    # confidently wrong: -log p = |x|, its slope 1, times the class's weight
+    expected = 0.25 * abs(x) if x < 0 else 0.75 * 3 * x
+    torch.testing.assert_close(value, torch.tensor(expected), rtol=1e-4, atol=1e-3)
+    assert grad[0, 0].item() == pytest.approx(-0.25 if x < 0 else 0, abs=1e-5)
+    assert grad[1, 1].item() == pytest.approx(0 if x < 0 else 0.75, abs=1e-5)
+
+
+def test_losses_of_bfloat16_logits_are_float32() -> None:
+    logits = torch.randn(6, 4, dtype=torch.bfloat16)
+    labels = torch.tensor([0, 1, 2, 3, 4, 4])
+    assert torch.equal(sigmoid_focal_loss(logits, labels), sigmoid_focal_loss(logits.float(), labels))
+    value, grad = value_and_grad(lambda x: sigmoid_focal_loss(x, labels), logits)
+    assert value.dtype == torch.float32 and grad.dtype == torch.bfloat16
+    targets, positive = torch.rand(6, 4), torch.ones(6, 4, dtype=torch.bool)
+    assert torch.equal(centerness_loss(logits, targets, positive), centerness_loss(logits.float(), targets, positive))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("giou", "giou"), ("iou_log", "iou")])
+def test_box_losses_of_the_reference(golden, name: str, kind: str) -> None:
+    case = golden("primitives")
+    signs = torch.tensor([-1.0, -1.0, 1.0, 1.0])  # a box is its distances from the origin, the first two negated
+    boxes, others, weight = case["box_in/pred"], case["box_in/target"] * signs, case["box_in/weight"]
+
+    value, grad = value_and_grad(lambda x: box_loss(x * signs, others, torch.ones(64), kind), boxes)
+    torch.testing.assert_close(value, case[f"{name}/none/out"].sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad, case[f"{name}/none/grad/0"], rtol=1e-4, atol=1e-6)
+
+    value, grad = value_and_grad(lambda x: box_loss(x * signs, others, weight, kind) / AVG_FACTOR, boxes)
+    torch.testing.assert_close(value, case[f"{name}/weighted_avg7/out"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad, case[f"{name}/weighted_avg7/grad/0"], rtol=1e-4, atol=1e-6)
+
+
+def test_box_losses_by_hand() -> None:
+    # From one point: 4 x 4 around it against 2 to the left and top, 4 right and bottom, that is 6 x 6 holding it.
+    inner, outer = torch.full((2, 4), 2.0), torch.tensor([[2.0, 2.0, 4.0, 4.0]] * 2)
+    weights = torch.tensor([1.0, 0.5])
+    # IoU 16 / 36, and the enclosing box is the outer one, so GIoU is the same
+    torch.testing.assert_close(box_loss(inner, outer, weights, "iou"), torch.tensor(-1.5 * math.log(16 / 36)))
+    torch.testing.assert_close(box_loss(inner, outer, weights, "giou"), torch.tensor(1.5 * (1 - 16 / 36)))
+
+
+@pytest.mark.parametrize("kind", ["iou", "giou"])
+def test_weight_zero_sends_nothing_whatever_is_there(kind: str) -> None:
+    distances = torch.tensor([[1.0, 2.0, 3.0, 4.0], [math.inf] * 4, [math.nan] * 4, [0.0] * 4])
+    targets = torch.tensor([[2.0, 2.0, 2.0, 2.0], [-1.0] * 4, [0.0] * 4, [math.nan] * 4])
+    weights = torch.tensor([0.5, 0.0, 0.0, 0.0])
+    value, grad = value_and_grad(lambda x: box_loss(x, targets, weights, kind), distances)
+    alone, alone_grad = value_and_grad(lambda x: box_loss(x, targets[:1], weights[:1], kind), distances[:1])
+    assert torch.equal(value, alone)
+    assert torch.equal(grad[:1], alone_grad)
+    assert (grad[1:] == 0).all()
+
+
+def test_unknown_box_loss() -> None:
+    with pytest.raises(ValueError, match="iou or giou, not 'diou'"):
+        box_loss(torch.ones(1, 4), torch.ones(1, 4), torch.ones(1), "diou")
+
+
+def test_centerness_targets(golden) -> None:
+    case = golden("primitives", "centerness/")
+    torch.testing.assert_close(centerness_targets(case["distance"]), case["fcos"], rtol=1e-5, atol=1e-6)
+    # sqrt(1/4 * 2/8) = 1/4, in the middle 1; the unit does not matter
+    by_hand = centerness_targets(torch.tensor([[1.0, 8.0, 4.0, 2.0], [3.0, 5.0, 3.0, 5.0], [8.0, 64.0, 32.0, 16.0]]))
+    torch.testing.assert_close(by_hand, torch.tensor([0.25, 1.0, 0.25]))
+
+
+def test_centerness_loss_of_the_reference(golden) -> None:
+    case = golden("primitives")
+    targets, every = case["loss_in/quality"], torch.ones(64, dtype=torch.bool)
+    value, grad = value_and_grad(
+        lambda x: centerness_loss(x, targets, every) / AVG_FACTOR, case["loss_in/logits"][:, 0]
+    )
+    torch.testing.assert_close(value, case["bce/avg7/out"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad, case["bce/avg7/grad/0"], rtol=1e-5, atol=1e-6)
+
+
+def test_centerness_loss_counts_positives_only() -> None:
+    logits, targets = torch.tensor([0.0, math.log(3), 9.0]), torch.tensor([1.0, 0.5, 0.0])
+    positive = torch.tensor([True, True, False])
+    value, grad = value_and_grad(lambda x: centerness_loss(x, targets, positive), logits)
+    # -log 1/2, and -1/2 log 3/4 - 1/2 log 1/4; slopes p - t
+    expected = math.log(2) - 0.5 * (math.log(3 / 4) + math.log(1 / 4))
+    torch.testing.assert_close(value, torch.tensor(expected))
+    torch.testing.assert_close(grad, torch.tensor([-0.5, 0.25, 0.0]))
+
+
+def test_mean_across_ranks_without_a_process_group() -> None:
+    values = torch.tensor([3.0, 5.0])
+    assert mean_across_ranks(values) is values

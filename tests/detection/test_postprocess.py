@@ -1,0 +1,139 @@
+"""Candidate selection and suppression against MMDetection's numbers and cases worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from msil.detection import Detections, Predictions
+from msil.detection.postprocess import detections_from_candidates, select_candidates
+
+from .cases import MAP_SIZES, small_head
+
+THRESHOLDS = {"nms_thresh": 0.6, "detections_per_img": 100}
+
+
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def test_selection_of_the_reference(golden) -> None:
+    case = golden("primitives", "topk/")
+    scores, points, labels = select_candidates(case["in_scores"].logit()[None], ((10, 20),), 0.6, 50)
+    torch.testing.assert_close(scores[0], case["scores"], rtol=0, atol=1e-6)
+    assert torch.equal(points[0], case["keep"])
+    assert torch.equal(labels[0], case["labels"])
+
+
+def test_suppression_of_the_reference(golden) -> None:
+    case = golden("primitives", "nms/")
+    (found,) = detections_from_candidates(
+        case["boxes"][None], case["scores"][None], case["labels"][None], [(200, 200)],
+        nms_thresh=0.6, detections_per_img=1000,
+    )  # fmt: skip
+    assert torch.equal(found.boxes, case["boxes"][case["keep"]])
+    assert torch.equal(found.labels, case["labels"][case["keep"]])
+    torch.testing.assert_close(torch.cat([found.boxes, found.scores[:, None]], 1), case["dets"], rtol=0, atol=1e-5)
+
+
+def test_selection_by_hand() -> None:
+    # Two levels of 2 and 1 points, two classes. Logit 0 is exactly 1/2, which does not exceed 1/2.
+    logits = torch.tensor([[[1.0, 2.0], [0.0, 3.0], [-1.0, 5.0]], [[-1.0, -2.0], [-3.0, -4.0], [4.0, -1.0]]])
+    scores, points, labels = select_candidates(logits, ((1, 2), (1, 1)), 0.5, 10)
+    # Level 0 has four pairs, level 1 two; point 0 of image 0 comes twice, with both classes.
+    found = scores > 0
+    assert found.tolist() == [[True, True, True, False, True, False], [False, False, False, False, True, False]]
+    assert points[found].tolist() == [1, 0, 0, 2, 2]
+    assert labels[found].tolist() == [1, 1, 0, 1, 0]
+    torch.testing.assert_close(scores[found], torch.tensor([3.0, 2.0, 1.0, 5.0, 4.0]).sigmoid())
+    # The limit is one of each level.
+    scores, points, labels = select_candidates(logits, ((1, 2), (1, 1)), 0.5, 1)
+    assert points[0].tolist() == [1, 2]
+
+
+def test_clipping_and_empty_boxes() -> None:
+    boxes = torch.tensor([[
+        [-10.0, -10, 20, 20],  # clipped
+        [95.0, 10, 130, 40],  # clipped on the right: the image is 100 wide
+        [120.0, 10, 150, 40],  # outside, so nothing is left of it
+        [10.0, 30, 10, 60],  # no width
+        [40.0, 60, 60, 40],  # upside down
+    ]])  # fmt: skip
+    scores, labels = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5]]), torch.arange(5)[None]
+    (found,) = detections_from_candidates(boxes, scores, labels, [(200, 100)], **THRESHOLDS)
+    assert found.boxes.tolist() == [[0, 0, 20, 20], [95, 10, 100, 40]]
+    assert found.labels.tolist() == [0, 1]
+
+
+def test_suppression_by_class_and_limit() -> None:
+    # IoU of the first two 8 / 12 = 0.67 over the threshold; of the first and the fourth 6 / 14 = 0.43 under it.
+    boxes = torch.tensor([[[0.0, 0, 10, 1], [2, 0, 12, 1], [2, 0, 12, 1], [4, 0, 14, 1]]])
+    scores, labels = torch.tensor([[0.9, 0.8, 0.7, 0.6]]), torch.tensor([[0, 0, 1, 0]])
+    (found,) = detections_from_candidates(boxes, scores, labels, [(50, 50)], **THRESHOLDS)
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.6]))
+    assert found.labels.tolist() == [0, 1, 0]
+    (best,) = detections_from_candidates(boxes, scores, labels, [(50, 50)], nms_thresh=0.6, detections_per_img=2)
+    torch.testing.assert_close(best.scores, torch.tensor([0.9, 0.7]))
+
+
+def test_no_candidate() -> None:
+    (found,) = detections_from_candidates(
+        torch.tensor([[[0.0, 0, 9, 9]]]), torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), [(50, 50)],
+        **THRESHOLDS,
+    )  # fmt: skip
+    assert (found.boxes.shape, found.scores.shape, found.labels.shape) == ((0, 4), (0,), (0,))
+    assert found.labels.dtype == torch.int64
+
+
+def one_level(probabilities: list[list[float]], centerness: list[float]) -> Predictions:
+    """Points at 4, 12, ... of a map one cell high; every box reaches 3 px (of stride 8) to each side."""
+    logits = torch.tensor([[[logit(p) for p in row] for row in probabilities]])
+    count = len(probabilities)
+    distances = torch.full((1, count, 4), 3 / 8)
+    return Predictions(logits, distances, ((1, count),), torch.tensor([[logit(p) for p in centerness]]))
+
+
+def detect(predictions: Predictions, **settings) -> list[Detections]:
+    head = small_head(strides=(8,), regress_ranges=((-1, 1e8),))
+    return head.detect(predictions, [(100, 100)] * len(predictions.logits), **settings)
+
+
+def test_the_threshold_comes_before_the_centreness() -> None:
+    # Point 0 passes with 0.06 though its final score is 0.006; point 1 does not with 0.04.
+    (found,) = detect(one_level([[0.06, 0.01], [0.01, 0.04], [0.5, 0.2]], [0.1, 0.99, 0.5]))
+    torch.testing.assert_close(found.scores, torch.tensor([0.25, 0.1, 0.006]))  # best first, no square root
+    assert found.labels.tolist() == [0, 1, 0]
+    # The centres 20 and 4 of the three cells, each 3 px to all sides: two classes share the first box.
+    torch.testing.assert_close(found.boxes, torch.tensor([[17.0, 1, 23, 7], [17.0, 1, 23, 7], [1.0, 1, 7, 7]]))
+
+
+def test_centreness_changes_the_order_of_the_suppression() -> None:
+    predictions = one_level([[0.9], [0.8]], [0.5, 0.9])
+    predictions.distances[0, 0], predictions.distances[0, 1] = torch.tensor([[4.0, 4, 4, 4], [5.0, 4, 3, 4]])
+    (found,) = detect(predictions)  # both 64 px wide around 4 and 4
+    torch.testing.assert_close(found.scores, torch.tensor([0.72]))
+
+
+@pytest.mark.parametrize("norm_on_bbox", [True, False])
+def test_an_image_is_not_changed_by_its_neighbours(norm_on_bbox: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    points = sum(height * width for height, width in MAP_SIZES)
+    logits = 2 * torch.randn(3, points, 5, generator=generator) - torch.tensor([2.0, 6.0, 30.0]).view(3, 1, 1)
+    distances = (1 if norm_on_bbox else 40) * 4 * torch.rand(3, points, 4, generator=generator)
+    centerness = torch.randn(3, points, generator=generator)
+    sizes = [(256, 320), (210, 275), (256, 100)]
+    head = small_head(norm_on_bbox=norm_on_bbox)
+    together = head.detect(Predictions(logits, distances, MAP_SIZES, centerness), sizes)
+    assert [len(found.scores) > 0 for found in together] == [True, True, False]  # nothing is above 0.05 in the third
+    for image, found in enumerate(together):
+        one = slice(image, image + 1)
+        alone = Predictions(logits[one], distances[one], MAP_SIZES, centerness[one])
+        (expected,) = head.detect(alone, sizes[one])
+        for name in ("boxes", "scores", "labels"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+        height, width = sizes[image]
+        assert (found.boxes >= 0).all() and (found.boxes <= Tensor([width, height, width, height])).all()
+        assert (found.scores.diff() <= 0).all() and len(found.scores) <= 100

@@ -1,0 +1,218 @@
+"""The settings in conf/: every choice composes onto the schema, and the recipes are the paper's."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from msil.config import Config, Decay, OptimizerName, config_hash, plain, register, to_config
+from msil.overrides import config_groups
+from msil.validate import validate
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+CHOICES = [f"{group}={choice}" for group, choices in config_groups([CONF]).items() for choice in choices]
+
+
+@cache
+def composed(*overrides: str) -> Any:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
+        return compose("config", list(overrides), return_hydra_config=True)
+
+
+def config(*overrides: str) -> Config:
+    result = to_config(composed(*overrides))
+    validate(result)
+    return result
+
+
+@pytest.mark.parametrize("choice", ["seed=0", *CHOICES])
+def test_every_choice_composes_with_every_setting_given(choice: str) -> None:
+    config(choice)  # to_object raises for a setting that is missing, validate for one that cannot work
+
+
+def test_the_groups_are_those_of_the_documentation() -> None:
+    groups = config_groups([CONF])
+    assert set(groups["experiment"]) >= {"table1", "table2", "table4"}
+    assert set(groups["model/backbone"]) == {"resnet10", "resnet18", "resnet34", "resnet50", "resnet101"}
+    assert set(groups["model/msil"]) == {"full", "no_align", "no_separate"}
+    assert set(groups["schedule"]) == {"quick", "smoke", "1x", "2x"}
+
+
+def test_the_default_is_small_and_from_scratch() -> None:
+    default = config()
+    assert (default.data.name, default.model.backbone.name, default.model.channels) == ("shapes", "resnet10", 64)
+    assert default.model.backbone.weights is None
+    assert default.trainer.devices == 1
+
+
+# Expected values: section 4 of the paper as spec.md's table "Recipes" reads it.
+@pytest.mark.parametrize(
+    ("data", "schedule", "epochs", "milestones", "sizes"),
+    [
+        ("coco", "1x", 12, [8, 11], (800, 1333)),  # Tables 1, 2, 4
+        ("coco", "2x", 24, [16, 22], (800, 1333)),  # Table 3
+        ("voc", "2x", 24, [16, 22], (600, 1000)),  # Table 5
+    ],
+)
+def test_the_papers_recipes(
+    data: str, schedule: str, epochs: int, milestones: list[int], sizes: tuple[int, int]
+) -> None:
+    recipe = config(f"data={data}", f"schedule={schedule}", "model/backbone=resnet50", "trainer=ddp")
+    assert (recipe.schedule.epochs, recipe.schedule.milestones, recipe.schedule.gamma) == (epochs, milestones, 0.1)
+    assert recipe.schedule.decay is Decay.step
+    assert recipe.schedule.optimizer is OptimizerName.sgd
+    assert (recipe.schedule.lr, recipe.schedule.momentum, recipe.schedule.weight_decay) == (0.01, 0.9, 1e-4)
+    assert (recipe.schedule.warmup_steps, recipe.schedule.base_batch_size, recipe.data.batch_size) == (500, 16, 16)
+    assert (recipe.schedule.max_steps, recipe.schedule.eval_images) == (None, None)
+    assert (recipe.data.min_size, recipe.data.max_size, recipe.data.flip) == (*sizes, 0.5)
+    assert (recipe.data.train_split, recipe.data.val_split) == {
+        "coco": ("train2017", "val2017"),
+        "voc": ("train", "val"),
+    }[data]
+    assert (recipe.model.channels, recipe.model.head.num_convs, recipe.model.head.norm_groups) == (256, 4, 32)
+    # ImageNet weights; null means stem and stage 1 frozen and BatchNorm frozen where there are weights.
+    backbone = recipe.model.backbone
+    assert (backbone.name, backbone.weights, backbone.frozen_stages, backbone.norm) == (
+        "resnet50",
+        "imagenet",
+        None,
+        None,
+    )
+    # The published FCOS recipe: warm-up from a third, biases at twice the lr and without weight decay.
+    assert recipe.schedule.warmup_factor == pytest.approx(1 / 3)
+    assert (recipe.schedule.bias_lr_factor, recipe.schedule.bias_weight_decay) == (2.0, 0.0)
+    assert (recipe.trainer.strategy, recipe.trainer.devices) == ("ddp", "auto")
+
+
+def test_both_published_forms_of_fcos() -> None:
+    improved, original = config("model/head=fcos").model, config("model/head=fcos_plain").model
+    assert (improved.nms_thresh, original.nms_thresh) == (0.6, 0.5)
+    assert dataclasses.asdict(improved.head) == {
+        "name": "fcos",
+        "num_convs": 4,
+        "norm_groups": 32,
+        "conv_bias": True,
+        "center_sampling": True,
+        "center_sample_radius": 1.5,
+        "centerness_on_reg": True,
+        "norm_on_bbox": True,
+        "loss_bbox": "giou",
+    }
+    switches = ("conv_bias", "center_sampling", "centerness_on_reg", "norm_on_bbox")
+    assert [getattr(original.head, name) for name in switches] == [False] * 4
+    assert original.head.loss_bbox == "iou"
+
+
+@pytest.mark.parametrize(
+    ("table", "params"),
+    [
+        ("table1", {"model/msil": "no_align,no_separate,full"}),
+        ("table2", {"model.msil.apply": "none,cls,reg,both"}),
+        ("table4", {"model/backbone": "resnet50,resnet101"}),
+    ],
+)
+def test_an_experiment_sweeps_the_papers_rows(table: str, params: dict[str, str]) -> None:
+    node = composed(f"experiment={table}")
+    assert dict(node.hydra.sweeper.params) == params
+    assert str(node.hydra.mode.name) == "MULTIRUN"
+    recipe = config(f"experiment={table}")
+    assert (recipe.table, recipe.data.name, recipe.schedule.name, recipe.model.channels) == (table, "coco", "1x", 256)
+    assert (recipe.model.backbone.name, recipe.model.msil.apply) == ("resnet50", "both")
+    header = (CONF / "experiment" / f"{table}.yaml").read_text()
+    assert f"python run.py experiment={table}" in header
+    assert "Cost (an estimate" in header
+    assert "AP, AP50, AP75" in header
+
+
+def test_the_command_line_wins_over_the_experiment() -> None:
+    small = config("experiment=table1", "schedule=quick", "data=shapes", "model/backbone=resnet10")
+    assert (small.data.name, small.schedule.name, small.model.backbone.name) == ("shapes", "quick", "resnet10")
+    assert small.model.channels == 64
+    assert config("schedule=1x", "model.channels=128").model.channels == 128
+    assert config("schedule=2x", "schedule.lr=0.02").schedule.lr == 0.02
+
+
+def test_off_is_false() -> None:
+    model = config("model.msil.align=off", "model.msil.separate=no").model
+    assert (model.msil.align, model.msil.separate) == (False, False)
+    assert config("data=voc", "data.strict=on").data.strict is True
+
+
+def changed(*dotted: str) -> str:
+    """The hash of the default settings with some changed."""
+    merged = OmegaConf.merge(composed(), OmegaConf.from_dotlist(list(dotted)))
+    assert isinstance(merged, DictConfig)
+    return config_hash(plain(to_config(merged)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "trainer.devices=8",
+        "trainer.strategy=ddp",
+        "trainer.accelerator=cpu",
+        "data.workers=7",
+        "data.eval_batch_size=1",
+        "logger.name=wandb",
+        "logger.group=mine",
+        "runs_dir=elsewhere",
+        "run_name=mine",
+        "table=table1",
+    ],
+)
+def test_the_hash_does_not_see_where_and_how_fast(change: str) -> None:
+    assert changed(change) == changed()
+
+
+def test_the_hash_sees_what_is_computed() -> None:
+    changes = (
+        "data.root=elsewhere",
+        "schedule.lr=0.002",
+        "seed=1",
+        "model.msil.align=false",
+        "model.msil.apply=cls",
+        "trainer.precision=bf16-mixed",
+        "data.flip=0.4",
+    )
+    assert len({changed(), *map(changed, changes)}) == 1 + len(changes)
+
+
+def test_the_run_name_ends_in_the_hash_and_names_the_folder() -> None:
+    node = composed("model.msil.apply=none", "runs_dir=there")
+    name = f"shapes_fcos_resnet10_plain_quick_s0_{changed('model.msil.apply=none')}"
+    assert node.run_name == name
+    assert node.hydra.run.dir == f"there/{name}"
+
+
+def test_help_begins_with_ten_commands_that_all_work() -> None:
+    text = OmegaConf.load(CONF / "hydra" / "help" / "msil.yaml").template
+    commands = [line.strip() for line in text.splitlines() if line.startswith("  python run.py")]
+    assert len(commands) == 10
+    for command in commands:
+        words = command.split("   ")[0].replace("'", "").split()[2:]
+        typed = [word for word in words if "=" in word]
+        parsed = OverridesParser.create().parse_overrides(typed)
+        config(*(word for word, override in zip(typed, parsed, strict=True) if not override.is_sweep_override()))
+
+
+def test_help_and_typos_do_not_wait_for_torch() -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['run.py', '--help']\n"
+        "try:\n    runpy.run_path('run.py', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print('loaded:', sorted({'torch', 'lightning', 'wandb', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Ten useful commands" in done.stdout.splitlines()[0]
+    assert "loaded: []" in done.stdout
