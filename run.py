@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,6 +52,8 @@ def stop(error: Exception, exit_code: int = 2) -> NoReturn:
 
 
 if __name__ == "__main__":
+    # A user needs the sentence, not the line of our code that warned.
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     register()
     try:
         check_command_line(sys.argv[1:], Path(__file__).resolve().parent / "conf")

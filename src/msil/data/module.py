@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -128,13 +127,16 @@ class DetectionDataModule(L.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
+        if self.trainer is not None:
+            # Workers begin to prefetch before Lightning sets the epoch, so a resumed run must start with the right one.
+            batches.set_epoch(self.trainer.global_step // len(batches))
         return DataLoader(
             AugmentedImages(self.train, self.transform, self.seed),
             batch_sampler=batches,
             num_workers=self.workers,
             collate_fn=collate,
             persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._pins(),
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -148,8 +150,11 @@ class DetectionDataModule(L.LightningDataModule):
             num_workers=self.workers,
             collate_fn=collate,
             persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._pins(),
         )
+
+    def _pins(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:

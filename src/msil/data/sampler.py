@@ -16,7 +16,8 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     indices: the images to train on. tall: for each of them, whether it is higher than wide: a batch holds tall images
         or wide ones where it can, so that it pads little (the last one or two mix what is left over).
     batch_size: images a step over all processes; process `rank` of `world_size` takes every world_size-th of each
-        batch. The last batch is filled up from the epoch's first images, so that all batches are full.
+        batch. The last batch is filled up from the epoch's first images, so that all batches are full; an image comes
+        twice in a batch only if there are fewer images than that.
     """
 
     def __init__(
@@ -29,6 +30,11 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+
+    @property
+    def sampler(self) -> TrainingBatches:
+        """Itself: Lightning calls set_epoch on a loader's batch_sampler.sampler, never on the batch sampler."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this at the start of every epoch, also of the one that a run resumes with."""
@@ -54,7 +60,9 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
                 queue.clear()
         left = waiting[False] + waiting[True]
         missing = -len(left) % self.batch_size
-        left += [int(self.indices[order[i % len(order)]]) for i in range(missing)]
+        tail = set(left)
+        fillers = [i for i in self.indices[order].tolist() if i not in tail] or left
+        left += (fillers * (missing // len(fillers) + 1))[:missing]
         return batches + [left[i : i + self.batch_size] for i in range(0, len(left), self.batch_size)]
 
 

@@ -81,16 +81,18 @@ def draw_boxes(
         canvas = canvas.resize(size, Image.Resampling.NEAREST if scale.is_integer() else Image.Resampling.LANCZOS)
 
     corners = to_numpy(boxes).reshape(-1, 4).astype(float) * scale
-    kinds = to_numpy(labels).reshape(-1).astype(int)
+    kinds = [int(label) for label in to_numpy(labels).reshape(-1)]
     marks = np.full(len(corners), np.nan) if scores is None else to_numpy(scores).reshape(-1).astype(float)
     kept = np.isfinite(corners).all(axis=1) & (np.isfinite(marks) | (scores is None))
-    order = [i for i in np.argsort(-marks if scores is not None else np.arange(len(marks)), kind="stable") if kept[i]]
+    ranks = np.argsort(np.arange(len(marks)) if scores is None else -marks, kind="stable")
+    order = [int(i) for i in ranks if kept[i]]
     rectangles = {i: _on_canvas(corners[i], canvas.width, canvas.height) for i in order}
 
     draw = ImageDraw.Draw(canvas)
     for i in reversed(order):
         _outline(draw, rectangles[i], class_color(kinds[i]))
-    tags: list[Rectangle] = []
+    # Boxes about as small as a tag would vanish under one, so tags keep off them.
+    tags = [box for box in rectangles.values() if max(box[2] - box[0], box[3] - box[1]) < 2 * FONT_SIZE]
     for i in order:  # the surest first, so that they get the room
         name, score = classes[kinds[i]], None if scores is None else f"{marks[i]:.2f}"
         texts = [name] if score is None else [f"{name} {score}", score]
@@ -127,7 +129,7 @@ def _tag(
 ) -> None:
     """Write the first text that has a free place, longest first; taken gains the place."""
     for text in texts:
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=font(), anchor="ls")
+        left, _, right, _ = draw.textbbox((0, 0), text, font=font(), anchor="ls")
         width, height = round(right - left) + 5, FONT_SIZE + 3
         for x, y in _places(box, width, height, canvas):
             place = (x, y, x + width, y + height)

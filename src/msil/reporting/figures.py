@@ -103,13 +103,13 @@ def draw_curves(metrics_csv_path: str | Path, path: str | Path) -> None:
     for name in (name for name in names if name.startswith("loss")):
         steps, values = _series(rows, "step", name)
         if len(steps):
-            (line,) = losses.plot(steps, values, alpha=0.25, linewidth=1, marker="." if len(steps) == 1 else "")
-            losses.plot(steps, _smooth(values), color=line.get_color(), linewidth=2, label=name)
+            (line,) = losses.plot(steps, _smooth(values), linewidth=2, marker=_marker(steps), label=name)
+            losses.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=1)
     _finish(losses, "training losses (bold: smoothed)", "step", "no loss was logged")
 
     steps, values = _series(rows, "step", "lr")
     if len(steps):
-        rate.plot(steps, values, color="tab:gray", linewidth=2, marker="." if len(steps) == 1 else "", label="lr")
+        rate.plot(steps, values, color="tab:gray", linewidth=2, marker=_marker(steps), label="lr")
         rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     _finish(rate, "learning rate", "step", "no learning rate was logged")
 
@@ -117,7 +117,7 @@ def draw_curves(metrics_csv_path: str | Path, path: str | Path) -> None:
         epochs, values = _series(rows, "epoch", name)
         if len(epochs):
             label = f"{name.replace('_', ' ')}  (last {100 * values[-1]:.1f})"
-            scores.plot(epochs, 100 * values, marker="o", markersize=4, linewidth=2, label=label)
+            scores.plot(epochs, 100 * values, marker="o", markersize=4, linewidth=2, label=label, clip_on=False)
     _finish(scores, "validation AP, percent", "epoch", "no evaluation yet")
 
     content = io.BytesIO()
@@ -184,14 +184,13 @@ def _series(rows: Sequence[Mapping[str, str]], x: str, y: str) -> tuple[np.ndarr
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential moving average over about a twenty-fifth of the points, without the bias towards zero at the start."""
-    keep = 1 - 1 / max(1.0, len(values) / 25)
-    smoothed = np.empty_like(values)
-    total = weight = 0.0
-    for i, value in enumerate(values):
-        total, weight = keep * total + value, keep * weight + 1
-        smoothed[i] = total / weight
-    return smoothed
+    """Mean over a centred window of about a twentieth of the points (no lag), shorter at the ends."""
+    window = np.ones(2 * (len(values) // 40) + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+
+
+def _marker(points: np.ndarray) -> str:
+    return "o" if len(points) == 1 else ""  # a line through one point is invisible
 
 
 def _finish(axes: Axes, title: str, x_label: str, empty: str) -> None:
@@ -203,6 +202,9 @@ def _finish(axes: Axes, title: str, x_label: str, empty: str) -> None:
         axes.set_yticks([])
         return
     axes.set_ylim(bottom=0)
+    left, right = axes.dataLim.intervalx
+    if right - left < 1:  # one point: no ticks between steps or epochs
+        axes.set_xlim(left - 1, right + 1)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if len(axes.get_legend_handles_labels()[0]) > 1:

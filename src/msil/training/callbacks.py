@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from tqdm import tqdm
@@ -121,7 +122,7 @@ class Progress(Callback):
             )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero or not trainer.training:
+        if not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
             return
         names = ("AP", "AP50", "AP75", "VOC_AP")
         metrics = trainer.callback_metrics

@@ -298,12 +298,14 @@ def _quiet() -> None:
     """Leave out what Lightning says on every start and a user of this program can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",
         r".*Experiment logs directory .* exists and is not empty.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*The number of training batches .* is smaller than the logging interval.*",
         r".*is not configured to use.*litlogger.*",
+        r".*This DataLoader will create .* worker processes.*",
         r".*isinstance\(treespec, LeafSpec\).*",
     ):
         warnings.filterwarnings("ignore", message=message)
