@@ -145,14 +145,13 @@ def result_line(result: Row) -> str:
     names = [name for name in (*AP_NAMES, "VOC_AP") if name in metrics]
     scores = "  ".join(f"{name.replace('_', ' ')} {formats.percent(metrics[name])}" for name in names)
     height, width = result["flops_image_size"]
-    epochs = result["epochs"]
     config = result["config"]
     folder = Path(str(config.get("runs_dir", "runs"))) / result["run_name"]
     return "\n".join((
         f"{scores}   (percent, {result['val_images']} validation images of {config['data']['name']})",
         f"{formats.amount(result['parameters'])} parameters, {formats.amount(result['flops'])} FLOPs for one "
-        f"{height}x{width} image, {epochs} epoch{'' if epochs == 1 else 's'} of {result['train_images']} images in "
-        f"{formats.duration(result['train_seconds'])} ({formats.duration(result['total_seconds'])} with evaluation)",
+        f"{height}x{width} image, {result['steps']} training steps in {formats.duration(result['train_seconds'])} "
+        f"({formats.duration(result['total_seconds'])} with evaluation)",
         f"files in {folder}",
     ))  # fmt: skip
 

@@ -21,6 +21,7 @@ import torch
 import wandb
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from msil.config import Config, DataName, LoggerName, ModelConfig, config_hash, plain
 from msil.data.module import DetectionDataModule, build_datasets
@@ -121,7 +122,13 @@ def _train_and_evaluate(config: Config, values: dict[str, Any], run_dir: Path) -
     )
     resume = _resume_point(run_dir)
     throughput = Throughput()
-    trainer = _trainer(config, values, run_dir, resume, throughput, train.classes, module.total_steps)
+    try:
+        trainer = _trainer(config, values, run_dir, resume, throughput, train.classes, module.total_steps)
+    except MisconfigurationException as error:
+        raise ConfigError(
+            f"the settings in trainer do not fit this machine ({error}); see trainer.accelerator, trainer.devices and"
+            " trainer.strategy."
+        ) from error
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except (RuntimeError, KeyError) as error:

@@ -1,0 +1,182 @@
+"""The paper's tables against numbers typed here from its text, and what the tables say about comparing with them."""
+
+from __future__ import annotations
+
+import pytest
+
+from msil.reporting.captions import departures
+from msil.reporting.paper import TABLES, paper_metrics, paper_row
+from msil.reporting.tables import sweep_table
+
+from .cases import as_in_the_paper, failed, result
+
+SHORT = ("AP", "AP50", "AP75")
+LONG = (*SHORT, "APs", "APm", "APl")
+
+# (table, head, backbone, align, separate, apply) -> the printed numbers, typed from the paper.
+PRINTED = {
+    ("table1", "vfnet", "resnet50", False, True, "both"): "41.7 59.6 45.2",
+    ("table1", "vfnet", "resnet50", True, False, "both"): "41.9 59.8 45.3",
+    ("table1", "vfnet", "resnet50", True, True, "both"): "42.1 59.9 46.0",
+    ("table2", "vfnet", "resnet50", True, True, "none"): "41.2 59.1 44.8",
+    ("table2", "vfnet", "resnet50", True, True, "cls"): "41.9 59.9 45.6",
+    ("table2", "vfnet", "resnet50", True, True, "reg"): "40.9 58.9 44.1",
+    ("table2", "vfnet", "resnet50", True, True, "both"): "42.1 59.9 46.0",
+    ("table3", "fcos", "resnet101", True, True, "none"): "41.5 60.7 45.0 24.4 44.8 51.6",
+    ("table3", "fcos", "resnet101", True, True, "both"): "42.5 61.7 46.1 25.7 45.8 53.5",
+    ("table3", "vfnet", "resnet101", True, True, "none"): "46.5 64.8 50.5 27.8 50.1 56.9",
+    ("table3", "vfnet", "resnet101", True, True, "both"): "47.1 65.4 51.2 28.6 50.7 58.4",
+    ("table4", "vfnet", "resnet50", True, True, "both"): "41.2 59.1 44.8",
+    ("table4", "vfnet", "resnet101", True, True, "both"): "43.6 61.5 47.5",
+    ("table5", "vfnet", "resnet50", True, True, "none"): "65.3",
+    ("table5", "vfnet", "resnet50", True, True, "both"): "66.4",
+    ("table5", "fcos", "resnet50", True, True, "none"): "71.0",
+    ("table5", "fcos", "resnet50", True, True, "both"): "71.8",
+}
+NAMES = {"table1": SHORT, "table2": SHORT, "table3": LONG, "table4": SHORT, "table5": ("VOC_AP",)}
+
+
+@pytest.mark.parametrize("key", PRINTED, ids=lambda key: "-".join(map(str, key)))
+def test_printed_numbers(key: tuple[str, str, str, bool, bool, str]) -> None:
+    table, head, backbone, align, separate, apply = key
+    found = paper_metrics(table, head=head, backbone=backbone, align=align, separate=separate, apply=apply)
+    assert found == dict(zip(NAMES[table], map(float, PRINTED[key].split()), strict=True))
+
+
+def test_no_other_row_is_ours() -> None:
+    ours = [(name, row) for name, table in TABLES.items() for row in table.rows if row.head is not None]
+    assert len(ours) == len(PRINTED) == 17
+    quoted = [row for row in TABLES["table3"].rows if row.head is None]
+    assert len(quoted) == 20  # "20 more rows quoted from other papers"
+    assert all(row.head is not None for name, table in TABLES.items() if name != "table3" for row in table.rows)
+    assert all(len(row.values) == len(table.metrics) for table in TABLES.values() for row in table.rows)
+    assert [TABLES[f"table{number}"].number for number in range(1, 6)] == [1, 2, 3, 4, 5]
+
+
+def test_all_numbers_are_plausible() -> None:
+    """AP50 is the largest of the three and AP lies between; the area ranges rise: a typing slip breaks one of them."""
+    for table in TABLES.values():
+        for row in table.rows:
+            if len(row.values) >= 3:
+                ap, ap50, ap75 = row.values[:3]
+                assert ap < ap75 < ap50, row
+            if len(row.values) == 6:
+                small, medium, large = row.values[3:]
+                assert small < row.values[0] < large and small < medium < large, row
+
+
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize("separate", [True, False])
+def test_without_the_block_its_switches_mean_nothing(align: bool, separate: bool) -> None:
+    row = paper_row("table2", head="vfnet", backbone="resnet50", align=align, separate=separate, apply="none")
+    assert row is not None and row.values == (41.2, 59.1, 44.8)
+
+
+@pytest.mark.parametrize(
+    ("table", "head", "backbone", "align", "separate", "apply"),
+    [
+        ("table1", "vfnet", "resnet50", False, False, "both"),  # not printed
+        ("table1", "vfnet", "resnet50", False, True, "cls"),
+        ("table1", "vfnet", "resnet50", True, True, "none"),  # printed in Table 2 alone
+        ("table1", "fcos", "resnet50", True, True, "both"),
+        ("table2", "vfnet", "resnet50", False, True, "both"),  # another block than Table 2's
+        ("table2", "vfnet", "resnet101", True, True, "both"),
+        ("table4", "vfnet", "resnet50", True, True, "none"),
+        ("table5", "fcos", "resnet18", True, True, "both"),
+        ("table6", "vfnet", "resnet50", True, True, "both"),
+        ("mine", "vfnet", "resnet50", True, True, "both"),
+    ],
+)
+def test_other_settings_have_no_printed_row(
+    table: str, head: str, backbone: str, align: bool, separate: bool, apply: str
+) -> None:
+    settings = {"head": head, "backbone": backbone, "apply": apply}
+    assert paper_row(table, align=align, separate=separate, **settings) is None
+    assert paper_metrics(table, align=align, separate=separate, **settings) is None
+
+
+def test_recipes() -> None:
+    """Section 4: (epochs, short side, long side's limit)."""
+    wanted = {
+        "table1": (12, 800, 1333), "table2": (12, 800, 1333), "table3": (24, 800, 1333), "table4": (12, 800, 1333),
+        "table5": (24, 600, 1000),
+    }  # fmt: skip
+    found = {name: (t.recipe.epochs, t.recipe.min_size, t.recipe.max_size) for name, t in TABLES.items()}
+    assert found == wanted
+    assert {name: t.recipe.data for name, t in TABLES.items()} == {**dict.fromkeys(wanted, "coco"), "table5": "voc"}
+
+
+def test_a_run_by_the_recipe_departs_in_nothing() -> None:
+    for table in ("table1", "table2", "table4"):
+        assert departures(as_in_the_paper(), TABLES[table].recipe) == []
+        notes = sweep_table([as_in_the_paper()], varied=[], table=table).notes
+        (note,) = [note for note in notes if note.startswith("The paper's numbers")]
+        assert "follow the same recipe" in note and "NOT" not in note
+
+
+def test_table_3_cannot_be_scored_at_home() -> None:
+    run = as_in_the_paper(head="fcos", backbone="resnet101")
+    run["epochs"] = 24
+    assert departures(run, TABLES["table3"].recipe) == ["no test-dev score (a server gives it)"]
+
+
+def test_voc_by_the_recipe() -> None:
+    run = result(
+        model={"backbone": "resnet50", "weights": "/w/resnet50.pth"},
+        data={"name": "voc", "root": "d", "min_size": 600, "max_size": 1000}, schedule={"name": "2x", "epochs": 24},
+        train_images=5_717, val_images=5_823,
+    )  # fmt: skip
+    assert departures(run, TABLES["table5"].recipe) == []
+    assert departures({**run, "train_images": 5_000}, TABLES["table5"].recipe) == ["5000 training images"]
+
+
+def test_every_departure_is_named() -> None:
+    table = sweep_table([result(), result("two", epochs=3)], varied=[], table="table2")
+    (note,) = [note for note in table.notes if "NOT comparable" in note]
+    ours = note.partition("NOT comparable with ours: ")[2]
+    # The paper's 12 epochs, which the first run has, are no difference; the second run's 3 are.
+    assert {
+        "shapes data", "400 training images", "100 validation images", "128-pixel images", "no ImageNet weights",
+        "3 epochs",
+    } <= set(ours.rstrip(".").split(", "))  # fmt: skip
+    assert "12 epochs" not in ours
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"train_images": 64}, "64 training images"),
+        ({"val_images": 500}, "500 validation images"),
+        ({"epochs": 1}, "1 epoch"),
+    ],
+)
+def test_one_departure_alone_is_named(change: dict[str, int], named: str) -> None:
+    found = departures({**as_in_the_paper(), **change}, TABLES["table2"].recipe)
+    assert len(found) == 1 and found[0].startswith(named)
+
+
+def test_fewer_classes_are_a_departure() -> None:
+    """AP over one class of 80 is another number, on however many images."""
+    run = as_in_the_paper()
+    run["config"]["data"]["classes"] = run["classes"] = ["person"]
+    assert departures(run, TABLES["table2"].recipe) != []
+
+
+def test_a_narrower_net_is_a_departure() -> None:
+    run = as_in_the_paper()
+    run["config"]["model"]["channels"] = 64
+    assert departures(run, TABLES["table2"].recipe) != []
+
+
+def test_runs_that_all_failed_are_not_said_to_follow_the_recipe() -> None:
+    table = sweep_table([failed("a", 1, ["model.msil.apply=cls"])], varied=["model.msil.apply"], table="table2")
+    assert not [note for note in table.notes if "same recipe" in note]
+
+
+def test_the_papers_contradictions_stand_below_its_tables() -> None:
+    def notes(table: str) -> str:
+        return " ".join(sweep_table([as_in_the_paper()], varied=[], table=table).notes)
+
+    assert "WITHOUT MSIL" in notes("table4") and "42.1 / 59.9 / 46.0" in notes("table4")
+    assert "FGPL" in notes("table5") and "our reading" in notes("table5")
+    assert "WITHOUT MSIL" not in notes("table2")

@@ -1,0 +1,294 @@
+"""The table of a sweep in its three forms, line by line against what was written here by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msil.reporting.tables import Table, result_line, sweep_table, to_csv, to_markdown, to_text, write_table
+
+from .cases import METRICS, as_in_the_paper, failed, result
+
+APPLY, ALIGN = "model.msil.apply", "model.msil.align"
+
+
+def sweep() -> list[dict[str, Any]]:
+    return [
+        result("a", model={"apply": "cls"}),
+        result("b", model={"apply": "both", "align": False}, skipped=True, metrics={**METRICS, "AP": float("nan")}),
+        failed("c", 1, [f"{APPLY}=reg", f"{ALIGN}=true"]),
+        failed("d", -9, [f"{APPLY}=none", f"{ALIGN}=true"]),
+        failed("e", 75, [f"{APPLY}=none", f"{ALIGN}=false"]),
+        failed("f", None, [f"{APPLY}=none", f"{ALIGN}=false"], "waiting"),
+    ]
+
+
+def table(rows: list[dict[str, Any]] | None = None, *, name: str | None = None, varied: Any = (ALIGN, APPLY)) -> Table:
+    return sweep_table(sweep() if rows is None else rows, varied=varied, table=name)
+
+
+def body(text: str) -> list[list[str]]:
+    """Cells of the text table's lines between the rules; two spaces part the columns."""
+    lines = text.split("\n")
+    rules = [i for i, line in enumerate(lines) if line.startswith("──")]
+    assert len(rules) == 3
+    picked = [lines[rules[0] + 1], *lines[rules[1] + 1 : rules[2]]]
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in picked]
+
+
+def parsed(one: Table) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(to_csv(one))))
+
+
+def test_text_by_hand() -> None:
+    assert body(to_text(table())) == [
+        ["align", "apply", "AP", "AP50", "AP75", "APs", "APm", "APl", "parameters", "FLOPs", "time", "state"],
+        ["true", "cls", "42.0", "60.0", "40.0", "-", "30.0", "50.0", "4.15 M", "2.35 G", "3m 35s", "ok"],
+        ["false", "both", "-", "60.0", "40.0", "-", "30.0", "50.0", "4.15 M", "2.35 G", "3m 35s", "skipped"],
+        ["true", "reg", *9 * ["-"], "failed (exit 1)"],
+        ["true", "none", *9 * ["-"], "failed (signal 9)"],
+        ["false", "none", *9 * ["-"], "preempted (exit 75)"],
+        ["false", "none", *9 * ["-"], "waiting"],
+    ]
+
+
+def test_columns_are_aligned() -> None:
+    lines = to_text(table()).split("\n")
+    start = next(i for i, line in enumerate(lines) if line.startswith("──"))
+    header, rows = lines[start + 1], lines[start + 3 : start + 9]
+    assert header.rstrip() == header
+    for title in ("AP", "AP50", "parameters", "FLOPs", "time"):  # numbers end where their title ends
+        end = header.index(f" {title} ") + 1 + len(title)
+        assert all(row[end - 1] != " " and row[end : end + 2] == "  " for row in rows), title
+    for title in ("align", "apply", "state"):  # words begin where their title begins
+        begin = header.index(title)
+        assert all(row[begin] != " " and (begin == 0 or row[begin - 1] == " ") for row in rows), title
+    assert {len(line) for line in lines if line.startswith("──")} == {max(len(header), *map(len, rows))}
+
+
+def test_the_text_is_wrapped_to_the_table() -> None:
+    text = to_text(table())
+    width = max(80, max(len(line) for line in text.split("\n") if line.startswith("──")))
+    assert max(map(len, text.split("\n"))) <= width
+    assert text.endswith("\n") and not text.endswith("\n\n")
+
+
+def test_markdown_shape() -> None:
+    lines = to_markdown(table()).split("\n")
+    bars = [line for line in lines if line.startswith("|")]
+    assert len(bars) == 2 + 6
+    assert {line.count("|") for line in bars} == {13}  # 12 columns
+    assert bars[1] == "| :--- | :--- |" + 9 * " ---: |" + " :--- |"
+    assert bars[2] == "| true | cls | 42.0 | 60.0 | 40.0 | - | 30.0 | 50.0 | 4.15 M | 2.35 G | 3m 35s | ok |"
+    first = lines.index(bars[0])
+    assert lines[first - 1] == "" and lines[first - 2] == lines[0] == table().caption  # else it is no table
+    assert lines[first + 8] == "" and lines[first + 9].startswith("- ")
+
+
+def test_a_bar_in_a_cell_does_not_break_the_markdown() -> None:
+    row = failed("c", 1, ["data.root=a|b"])
+    lines = to_markdown(table([row], varied=["data.root"])).split("\n")
+    assert any(line.startswith("| a\\|b | - |") for line in lines)
+
+
+def test_csv_parsed_back() -> None:
+    rows = parsed(table())
+    assert [row["run_name"] for row in rows] == ["a", "b", "c", "d", "e", "f"]
+    assert [row[APPLY] for row in rows] == ["cls", "both", "reg", "none", "none", "none"]
+    assert [row[ALIGN] for row in rows] == ["true", "false", "true", "true", "false", "false"]
+    first = rows[0]
+    assert float(first["AP"]) == 0.4205  # a fraction in full, not the rounded percent
+    assert (first["APs"], rows[1]["AP"]) == ("", "")  # null and NaN
+    assert (first["parameters"], first["trainable_parameters"], first["flops"]) == ("4150000", "4100000", "2345678901")
+    assert (first["flops_height"], first["flops_width"]) == ("128", "128")
+    assert (float(first["total_seconds"]), float(first["train_seconds"])) == (215.4, 200.0)
+    assert (first["seed"], first["config_hash"], first["epochs"]) == ("0", "1a2b3c4d", "12")
+    assert (first["train_images"], first["val_images"], float(first["images_per_second"])) == ("400", "100", 40.0)
+    assert [row["exit_code"] for row in rows] == ["", "", "1", "-9", "75", ""]
+    assert rows[2]["state"] == "failed (exit 1)" and rows[2]["AP"] == rows[2]["parameters"] == ""
+
+
+def test_csv_keeps_every_digit_and_quotes() -> None:
+    ap = 0.1 + 0.2
+    rows = parsed(table([result(metrics={"AP": ap}), failed("x", 1, ['data.root=a,"b"'])], varied=["data.root"]))
+    assert float(rows[0]["AP"]) == ap
+    assert rows[1]["data.root"] == 'a,"b"'
+
+
+def test_states_are_counted() -> None:
+    note = table().notes[0]
+    assert note.startswith("6 runs: ")
+    for part in ("1 ok", "1 skipped", "2 failed", "1 preempted", "1 waiting"):
+        assert part in note
+    assert table([result()]).notes[0] == "1 run: 1 ok."
+
+
+def test_no_rows() -> None:
+    empty = table([], varied=[])
+    assert len(body(to_text(empty))) == 1
+    assert parsed(empty) == []
+    assert empty.notes[0] == "No runs."
+
+
+def test_only_failures() -> None:
+    one = table([failed("c", 1, [f"{APPLY}=cls"])], varied=[APPLY])
+    assert body(to_text(one))[1] == ["cls", *9 * ["-"], "failed (exit 1)"]
+
+
+def test_the_run_is_named_where_its_settings_do_not_tell_it() -> None:
+    assert body(to_text(table([result("solo")], varied=[])))[1][0] == "solo"
+    assert body(to_text(table([result("solo"), failed("lost", 1, [])], varied=[APPLY])))[2][0] == "lost"
+    assert body(to_text(table()))[0][0] == "align"  # here they do
+
+
+def test_the_caption_says_on_what() -> None:
+    caption = table().caption
+    for part in (
+        "shapes", "400 training and 100 validation images", "fcos resnet10", "schedule quick (12 epochs)", "seed 0",
+        "AP in percent",
+    ):  # fmt: skip
+        assert part in caption
+    assert table(name="table2").caption.startswith("Our runs of the paper's Table 2")
+    one = table([result(schedule={"epochs": 1})]).caption
+    assert "(1 epoch)" in one
+
+
+def test_the_caption_names_the_data_by_its_folder_alone() -> None:
+    caption = table([result(data={"name": "coco", "root": "/home/me/secret/coco128"})]).caption
+    assert "coco (coco128)" in caption
+    assert "secret" not in caption and "/home" not in caption
+    rows = table([result(data={"name": "coco", "root": "/home/me/secret/coco128"})])
+    assert "secret" not in to_markdown(rows) + to_csv(rows)
+
+
+def test_differing_captions_name_all() -> None:
+    rows = [result(), {**result(), "train_images": 64}]
+    rows[1]["config"]["seed"] = 7
+    caption = table(rows).caption
+    assert "400 training" in caption and "64 training" in caption and "seed 0, 7" in caption
+
+
+def test_flops_size_is_in_the_notes() -> None:
+    assert any("128x128" in note for note in table().notes)
+    mixed = [result(), result(flops_image_size=[800, 1344])]
+    (note,) = [note for note in table(mixed).notes if note.startswith("FLOPs")]
+    assert "each run's own size" in note and "128x128" not in note
+
+
+def test_the_papers_numbers_stand_beside_ours() -> None:
+    rows = [as_in_the_paper(apply="cls"), as_in_the_paper(apply="none"), as_in_the_paper(apply="cls", head="fcos")]
+    one = table(rows, name="table2", varied=[APPLY])
+    # Table 2: cls 41.9 59.9 45.6, none 41.2 59.1 44.8; FCOS is not in it.
+    assert [line[:7] for line in body(to_text(one))] == [
+        ["apply", "AP", "paper AP", "AP50", "paper AP50", "AP75", "paper AP75"],
+        ["cls", "42.0", "41.9", "60.0", "59.9", "40.0", "45.6"],
+        ["none", "42.0", "41.2", "60.0", "59.1", "40.0", "44.8"],
+        ["cls", "42.0", "-", "60.0", "-", "40.0", "-"],
+    ]
+    assert [(row["paper_AP"], row["paper_AP75"]) for row in parsed(one)] == [
+        ("0.419", "0.456"), ("0.412", "0.448"), ("", ""),
+    ]  # fmt: skip
+    assert any("vfnet resnet50 apply=reg: 40.9 58.9 44.1" in note for note in one.notes)  # since one has none
+
+
+def test_without_any_printed_row_no_column_is_shown_but_the_notes_have_the_numbers() -> None:
+    one = table([result()], name="table1", varied=[APPLY])
+    assert not any("paper" in cell for cell in body(to_text(one))[0])
+    (note,) = [note for note in one.notes if "Printed in Table 1" in note]
+    assert "align=false: 41.7 59.6 45.2" in note and "separate=false: 41.9 59.8 45.3" in note
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_a_table_of_ones_own_knows_no_paper(name: str | None) -> None:
+    one = table([as_in_the_paper()], name=name)
+    text = to_text(one) + to_csv(one)
+    assert "paper" not in text
+    assert one.caption.startswith("Sweep")
+
+
+def test_voc_ap_has_its_column_where_it_was_measured() -> None:
+    assert "VOC AP" not in to_text(table())
+    one = table([result(metrics={**METRICS, "VOC_AP": 0.718}), result("two")], varied=[])
+    lines = body(to_text(one))
+    at = lines[0].index("VOC AP")
+    assert (lines[1][at], lines[2][at]) == ("71.8", "-")
+    assert parsed(one)[0]["VOC_AP"] == "0.718"
+
+
+def test_a_varied_group_shows_what_differs_in_it() -> None:
+    rows = [result("a", model={"align": False}), result("b", model={"separate": False}), result("c")]
+    lines = body(to_text(table(rows, varied=["model/msil"])))
+    assert [line[:2] for line in lines] == [
+        ["align", "separate"],
+        ["false", "true"],
+        ["true", "false"],
+        ["true", "true"],
+    ]
+    rows = [result("a", model={"backbone": "resnet10"}), result("b", model={"backbone": "resnet18"})]
+    rows.append(failed("c", 1, ["model/backbone=resnet50"]))
+    assert [line[0] for line in body(to_text(table(rows, varied=["model/backbone"])))] == [
+        "backbone", "resnet10", "resnet18", "resnet50",
+    ]  # fmt: skip
+
+
+def test_settings_of_one_name_are_told_apart() -> None:
+    lines = body(to_text(table([result()], varied=["model.head.name", "model.backbone.name", "data.name"])))
+    assert lines[0][:3] == ["head", "backbone", "data"]
+    assert lines[1][:3] == ["fcos", "resnet10", "shapes"]
+    rows = [failed("a", 1, ["a.rate=1", "b.rate=2"])]
+    assert body(to_text(table(rows, varied=["a.rate", "b.rate"])))[0][:2] == ["a.rate", "b.rate"]
+
+
+def test_a_varied_seed_and_null() -> None:
+    rows = [result("a"), result("b")]
+    rows[1]["config"]["seed"] = rows[1]["seed"] = 1
+    rows[1]["config"]["data"]["multiscale"] = [480, 960]
+    rows[0]["config"]["data"]["multiscale"] = None
+    one = table(rows, varied=["seed", "data.multiscale"])
+    assert [line[:2] for line in body(to_text(one))] == [["seed", "multiscale"], ["0", "null"], ["1", "[480,960]"]]
+    header = to_csv(one).split("\n")[0].split(",")
+    assert len(header) == len(set(header))  # seed is not there twice
+    assert [row["seed"] for row in parsed(one)] == ["0", "1"]
+
+
+def test_rows_stay_in_their_order_and_untouched() -> None:
+    rows = sweep()
+    before = repr(rows)
+    assert [line["run_name"] for line in table(rows).rows] == list("abcdef")
+    assert repr(rows) == before
+
+
+def test_write_table(tmp_path: Path) -> None:
+    write_table(tmp_path / "sweep", table())
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["table.csv", "table.md"]
+    assert (tmp_path / "sweep" / "table.md").read_text() == to_markdown(table())
+    assert (tmp_path / "sweep" / "table.csv").read_text() == to_csv(table())
+
+
+def test_the_line_of_a_single_run() -> None:
+    scores, price, files = result_line(result()).split("\n")
+    assert scores.split("   ")[0] == "AP 42.0  AP50 60.0  AP75 40.0  APs -  APm 30.0  APl 50.0"
+    assert "percent" in scores and "100 validation images of shapes" in scores
+    assert price == (
+        "4.15 M parameters, 2.35 G FLOPs for one 128x128 image, "
+        "12 epochs of 400 images in 3m 20s (3m 35s with evaluation)"
+    )
+    assert files == f"files in {Path('runs') / 'one'}"
+    short = result(metrics={"AP": 0.5, "VOC_AP": 0.7}, epochs=1)
+    assert result_line(short).startswith("AP 50.0  VOC AP 70.0 ")
+    assert " 1 epoch of " in result_line(short)
+
+
+def test_redrawing_a_table_needs_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys; import msil.reporting.tables, msil.reporting.results, msil.reporting.paper;"
+        "print([name for name in ('torch', 'numpy', 'matplotlib', 'lightning', 'hydra') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

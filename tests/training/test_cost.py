@@ -1,0 +1,107 @@
+"""Parameters and FLOPs, counted here by hand (2 FLOPs a multiply-add)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from msil import build_detector
+from msil.detection import Detector, FCOSHead
+from msil.training.cost import count_flops, count_parameters, padded_size
+
+PLAIN = {
+    "conv_bias": False,
+    "center_sampling": False,
+    "centerness_on_reg": False,
+    "norm_on_bbox": False,
+    "loss_bbox": "iou",
+}
+# 800 x 1344: 100*168 + 50*84 + 25*42 + 13*21 + 7*11 points of P3..P7.
+POINTS = 16800 + 4200 + 1050 + 273 + 77
+
+
+def r50(msil: dict[str, Any] | None) -> Detector:
+    with torch.device("meta"):
+        return build_detector("fcos", "resnet50", 80, msil=msil, norm="frozen_bn", **PLAIN)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Detector:
+    return r50(None)
+
+
+@pytest.fixture(scope="module")
+def plain_flops(plain: Detector) -> int:
+    return count_flops(plain, (800, 1344))
+
+
+def test_a_single_convolution_by_hand() -> None:
+    class Nothing(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images
+
+    conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+    detector = Detector(conv, Nothing(), Nothing())  # pyright: ignore[reportArgumentType]
+    # 32 x 64 -> 16 x 32 outputs, each of 5 channels from 3 x 3 x 3 inputs.
+    assert count_flops(detector, (32, 64)) == 2 * 16 * 32 * 5 * 27
+    assert count_parameters(detector) == 5 * 27 + 5
+    conv.bias.requires_grad_(False)  # pyright: ignore[reportOptionalMemberAccess]
+    assert count_parameters(detector, trainable=True) == 5 * 27
+    assert count_parameters(detector) == 5 * 27 + 5
+
+
+@pytest.mark.parametrize(("name", "form"), [("fcos", PLAIN), ("fcos_tricks", {})])
+def test_the_head_has_the_reference_s_parameters(golden: Any, name: str, form: dict[str, Any]) -> None:
+    assert count_parameters(FCOSHead(80, 256, msil=None, **form)) == golden.misc()["num_params"][name]
+
+
+def test_fcos_r50_costs_what_is_published(plain: Detector, plain_flops: int) -> None:
+    assert count_parameters(plain) == pytest.approx(32.2e6, rel=0.01)
+    assert plain_flops == pytest.approx(429.5e9, rel=0.01)
+
+
+def test_the_head_s_flops_by_hand(plain: Detector, plain_flops: int) -> None:
+    # 8 tower convs 256 -> 256 and predictors 256 -> 80 + 4 + 1, all 3 x 3, at every point.
+    head = 2 * 9 * 256 * (8 * 256 + 85) * POINTS
+    # P3..P5: laterals 512, 1024, 2048 -> 256 (1x1) and outputs 256 -> 256 (3x3); P6 and P7: 3x3 of 256 -> 256.
+    fpn = 2 * 256 * (512 * 16800 + 1024 * 4200 + 2048 * 1050) + 2 * 9 * 256 * 256 * POINTS
+    # torchvision says 4.09 G multiply-adds for ResNet-50 at 224 x 224 with the fc's 2.05 M; convs grow with the area.
+    backbone = 2 * (4.09e9 - 2.05e6) * (800 * 1344) / 224**2
+    assert plain_flops == pytest.approx(head + fpn + backbone, rel=0.002)
+
+
+# One 1x1 conv 256 -> 256 at every point is u = 2 * 256^2 * 22400 FLOPs. Eq. 3 works on both branches: f_enc k^2 u,
+# f_enc2 k^2 u and f_conv u, twice each. Eq. 4: 512 -> 256, 2 k^2 u. Eq. 5: f_dec k^2 u, for two branches. k = 3 makes
+# 2 (9 + 9 + 1) + 18 + 18 = 74 u = 217.3 G (with f_conv 3x3 too it would be 90 u, the +264 G of other readings); k = 1
+# makes 2 * 3 + 2 + 2 = 10 u = 29.4 G. Eq. 6: an MLP 256 -> 16 -> 256 on two pooled vectors, 2 branches, 5 levels.
+@pytest.mark.parametrize(("kernel_size", "units"), [(3, 74), (1, 10)])
+def test_what_msil_adds(plain: Detector, plain_flops: int, kernel_size: int, units: int) -> None:
+    msil = r50({"align": True, "separate": True, "apply": "both", "kernel_size": kernel_size})
+    attention = 2 * (256 * 16 + 16 * 256) * 2 * 2 * 5
+    assert count_flops(msil, (800, 1344)) - plain_flops == units * 2 * 256**2 * POINTS + attention
+    # The same convs once: f_enc, f_enc2 and f_fusion have a norm (weight and bias), f_conv and both f_dec a bias.
+    k2 = kernel_size**2
+    convs = (k2 + k2 + 1 + 2 * k2 + 2 * k2) * 256**2
+    expected = convs + 3 * 2 * 256 + 3 * 256 + 2 * (256 * 16 + 16 * 256)
+    assert count_parameters(msil) - count_parameters(plain) == expected
+
+
+def test_counting_leaves_the_detector_as_it_was() -> None:
+    torch.manual_seed(0)
+    detector = build_detector("fcos", "resnet10", 3, channels=16, num_convs=1, norm_groups=4).train()
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    count_flops(detector, (64, 64))
+    assert detector.training
+    for key, value in detector.state_dict().items():
+        assert value.device.type == "cpu"
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize(
+    ("sides", "size"), [((800, 1333), (800, 1344)), ((600, 1000), (608, 1024)), ((128, 128), (128, 128))]
+)
+def test_padded_size(sides: tuple[int, int], size: tuple[int, int]) -> None:
+    assert padded_size(*sides) == size

@@ -1,0 +1,139 @@
+"""Parameter groups and learning-rate curves, held to the reference's (golden/misc.json) and to arithmetic by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from msil.config import Decay, OptimizerName
+from msil.detection import FCOSHead
+from msil.detection.weights import from_mmdet
+from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
+
+from .cases import module_of, tiny_config
+
+RECIPE = {"lr": 0.01, "weight_decay": 1e-4, "bias_lr_factor": 2.0, "bias_weight_decay": 0.0}
+
+
+def rates(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Parameter name -> (lr, weight decay); every trainable parameter is in exactly one group."""
+    found: dict[int, tuple[float, float]] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            assert id(parameter) not in found
+            found[id(parameter)] = (group["lr"], group["weight_decay"])
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert found.keys() == {id(parameter) for parameter in trainable.values()}
+    return {name: found[id(parameter)] for name, parameter in trainable.items()}
+
+
+def test_every_parameter_has_the_reference_s_lr_and_weight_decay(golden: Any) -> None:
+    expected = golden.misc()["lr_and_weight_decay"]["fcos_tricks"]
+    # Their names become ours by carrying the two numbers as a tensor through the key map.
+    renamed = from_mmdet({name: torch.tensor(pair, dtype=torch.float64) for name, pair in expected.items()})
+    # The five scales are one parameter of ours; all five have one lr and decay.
+    scales = renamed.pop("scales")
+    assert (scales == scales[0]).all()
+    head = FCOSHead(80, 256)
+    ours = rates(head, parameter_groups(head, **RECIPE))
+    assert ours.pop("scales") == tuple(scales[0].tolist())
+    assert ours == {name: tuple(pair.tolist()) for name, pair in renamed.items()}
+
+
+def test_norms_of_every_kind_and_frozen_parameters() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    model[3].requires_grad_(False)
+    assert rates(model, parameter_groups(model, **RECIPE)) == {
+        "0.weight": (0.01, 1e-4),
+        "0.bias": (0.02, 0.0),
+        "1.weight": (0.01, 1e-4),
+        "1.bias": (0.01, 0.0),
+        "2.weight": (0.01, 1e-4),
+        "2.bias": (0.01, 0.0),
+    }
+
+
+@pytest.mark.parametrize(("name", "factor"), [("fcos_tricks", 1 / 3), ("vfnet", 0.1)])
+def test_warm_up_is_the_reference_s(golden: Any, name: str, factor: float) -> None:
+    for step, expected in golden.misc()["warmup_lr"][name].items():
+        ours = 0.01 * warmup_factor_at(int(step), warmup_steps=500, warmup_factor=factor)
+        assert ours == pytest.approx(expected, rel=1e-12), step
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_no_warm_up(steps: int) -> None:
+    assert [warmup_factor_at(step, warmup_steps=steps, warmup_factor=0.1) for step in range(3)] == [1, 1, 1]
+
+
+def test_the_shortest_warm_up_has_one_low_step() -> None:
+    assert [warmup_factor_at(step, warmup_steps=2, warmup_factor=0.1) for step in range(3)] == [0.1, 1, 1]
+
+
+def test_steps_of_the_1x_schedule_are_the_reference_s(golden: Any) -> None:
+    ours = [0.01 * step_decay_at(epoch, milestones=[8, 11], gamma=0.1) for epoch in range(12)]
+    assert ours == pytest.approx(golden.misc()["epoch_lr"], rel=1e-12)
+
+
+def test_cosine_by_hand() -> None:
+    # (1 + cos(pi t)) / 2 at t = 0, 1/3, 1/2, 2/3, 1 is 1, (1 + 1/2)/2, 1/2, (1 - 1/2)/2, 0.
+    ours = [cosine_decay_at(step, total_steps=12) for step in (0, 4, 6, 8, 12, 13)]
+    assert ours == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0], abs=1e-15)
+
+
+# What the module makes of them
+
+
+def optimizer_of(*overrides: str, **settings: Any) -> tuple[torch.optim.Optimizer, Any]:
+    configured = module_of(tiny_config("runs", "data", *overrides), **settings).configure_optimizers()
+    return configured["optimizer"], configured["lr_scheduler"]
+
+
+@pytest.mark.parametrize(("batch_size", "lr"), [(16, 0.01), (8, 0.005), (32, 0.02)])
+def test_the_lr_is_proportional_to_the_images_a_step(batch_size: int, lr: float) -> None:
+    settings = ("schedule=1x", "model.channels=16", "schedule.warmup_steps=0", f"data.batch_size={batch_size}")
+    optimizer, _ = optimizer_of(*settings)
+    assert isinstance(optimizer, torch.optim.SGD)
+    first = optimizer.param_groups[0]  # that of plain weights, whose lr is logged
+    assert (first["lr"], first["weight_decay"], first["momentum"]) == (pytest.approx(lr), 1e-4, 0.9)
+    assert {group["lr"] / first["lr"] for group in optimizer.param_groups} == {1, 2}
+
+
+def test_without_base_batch_size_the_lr_is_as_given() -> None:
+    for batch_size in (4, 8):
+        optimizer, _ = optimizer_of("schedule.warmup_steps=0", f"data.batch_size={batch_size}")
+        assert isinstance(optimizer, torch.optim.AdamW)
+        assert {group["lr"] for group in optimizer.param_groups} == {0.002}
+        assert optimizer.param_groups[0]["weight_decay"] == 0.05
+        assert optimizer.param_groups[1]["weight_decay"] == 0
+
+
+def test_the_curve_is_walked_by_step_and_drops_after_whole_epochs() -> None:
+    # 3 steps an epoch, 4 epochs, drops after epochs 2 and 3, i.e. before steps 6 and 9; warm-up over steps 0..2.
+    optimizer, scheduler = optimizer_of(
+        "schedule.optimizer=sgd", "schedule.lr=1", "schedule.decay=step", "schedule.milestones=[2,3]",
+        "schedule.epochs=4", "schedule.warmup_steps=3", "schedule.warmup_factor=0.5", steps_per_epoch=3,
+    )  # fmt: skip
+    assert scheduler["interval"] == "step"
+    seen = []
+    for _ in range(12):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler["scheduler"].step()
+    assert seen == pytest.approx([0.5, 0.75, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01])
+
+
+def test_a_training_cut_short_has_the_whole_cosine() -> None:
+    overrides = ("schedule.epochs=5", "schedule.max_steps=8", "schedule.warmup_steps=0")
+    module = module_of(tiny_config("runs", "data", *overrides), steps_per_epoch=10)
+    assert module.total_steps == 8
+    assert module.lr_factor(4) == pytest.approx(0.5)
+    assert module.lr_factor(6) == pytest.approx(0.5 * (1 - math.sqrt(0.5)))  # cos(3 pi / 4) = -sqrt(1/2)
+
+
+def test_the_tiny_config_is_what_these_tests_think() -> None:
+    schedule = tiny_config("runs", "data").schedule
+    assert (schedule.optimizer, schedule.decay, schedule.base_batch_size) == (OptimizerName.adamw, Decay.cosine, None)
