@@ -162,6 +162,7 @@ def test_progress_without_a_terminal_is_plain_lines(
         assert f"lr {float(row['lr']):.1e}," in line  # the lr of this step, not of the next
 
 
+@pytest.mark.slow
 def test_progress_lines_are_rare(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,7 +65,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
             return (print, ("code ran",))
 
     torch.save({"state_dict": Code()}, tmp_path / "bad.ckpt")
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         # Even where the caller asks for more, as old versions of Lightning do.
         AtomicCheckpointIO().load_checkpoint(tmp_path / "bad.ckpt", weights_only=False)
 
@@ -74,9 +74,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["last", "best"])
-def test_a_run_s_checkpoint_holds_its_settings(
-    finished: tuple[Config, Path, Any], shapes: Path, name: str
-) -> None:
+def test_a_run_s_checkpoint_holds_its_settings(finished: tuple[Config, Path, Any], shapes: Path, name: str) -> None:
     config, run_dir, _ = finished
     checkpoint = load(run_dir / "checkpoints" / f"{name}.ckpt")
     assert checkpoint["msil"]["config"] == plain(config)
@@ -89,9 +87,7 @@ def predicted(detector: Detector, dataset: CocoDataset) -> list[Detections]:
     return detector.predict([dataset[i][0] for i in range(4)])
 
 
-def test_the_checkpoint_s_own_settings_rebuild_the_detector(
-    finished: tuple[Config, Path, Any], shapes: Path
-) -> None:
+def test_the_checkpoint_s_own_settings_rebuild_the_detector(finished: tuple[Config, Path, Any], shapes: Path) -> None:
     """Nothing but the file is needed, and the detections are the run's own, bit for bit."""
     config, run_dir, _ = finished
     file = run_dir / "checkpoints" / "last.ckpt"

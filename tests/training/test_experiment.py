@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from msil import build_detector
-from msil.config import Config, ModelConfig, config_hash, plain
+from msil.config import Config, config_hash, plain
 from msil.data.module import AugmentedImages
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError
@@ -164,7 +164,7 @@ def test_data_errors_come_before_any_training(tmp_path: Path) -> None:
 
 
 def test_a_seed_gives_the_same_weights_again(finished: Finished, tmp_path: Path, shapes: Path) -> None:
-    config, run_dir, first = finished
+    config, _, first = finished
     again = tiny_config(tmp_path, shapes)
     assert again.run_name == config.run_name
     torch.manual_seed(12345)  # what happened before in this process does not count
@@ -220,7 +220,7 @@ def assert_like_uninterrupted(config: Config, result: dict[str, Any], uninterrup
 
 
 # Which epoch (from 0), and after how many of its 16 images.
-@pytest.mark.parametrize(("epoch", "images"), [(1, 8), (0, 8)])
+@pytest.mark.parametrize(("epoch", "images"), [(1, 8), pytest.param(0, 8, marks=pytest.mark.slow)])
 def test_a_killed_run_continues_bit_for_bit(
     finished: Finished, tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, images: int
 ) -> None:
@@ -293,6 +293,7 @@ def test_a_run_that_ends_between_two_evaluations_is_still_evaluated(tmp_path: Pa
     assert (folder(config) / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(finished: Finished, tmp_path: Path, shapes: Path) -> None:
     config = tiny_config(tmp_path, shapes, "data.workers=1")
     result = run(config)
@@ -309,7 +310,6 @@ def test_apply_none_is_the_plain_detector() -> None:
     assert ours.head.msil is None
 
 
-# Field of ModelConfig or HeadConfig, a value that is not the builder's default, and what then shows it.
 def test_every_model_setting_reaches_the_detector() -> None:
     overrides = {
         "model.score_thresh": 0.11, "model.nms_thresh": 0.22, "model.topk_candidates": 33,
@@ -334,4 +334,3 @@ def test_every_model_setting_reaches_the_detector() -> None:
         "centerness_on_reg": False, "norm_on_bbox": False, "loss_bbox": "iou", "min_size": 123, "max_size": 456,
         "score_thresh": 0.11, "nms_thresh": 0.22, "topk_candidates": 33, "detections_per_img": 44,
     }  # fmt: skip
-    assert isinstance(config.model, ModelConfig)
