@@ -30,7 +30,7 @@ def train(composed: DictConfig) -> float | None:
 
     from msil.reporting.tables import result_line
     from msil.training.callbacks import TrainingDiverged
-    from msil.training.experiment import RunLocked, run
+    from msil.training.experiment import Preempted, RunLocked, run
 
     try:
         result = run(config)
@@ -38,6 +38,8 @@ def train(composed: DictConfig) -> float | None:
         stop(error, 70)
     except RunLocked as error:
         stop(error, 73)
+    except Preempted as error:
+        stop(error, 75)
     except UserError as error:
         stop(error)
     if rank_zero_only.rank == 0:

@@ -37,6 +37,7 @@ def features(channels: int = 32, size: tuple[int, int] = (5, 7), batch: int = 2)
 def conv_norm_relu(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
     kernel = weights[f"{name}.0.weight"]
     groups = math.gcd(32, len(kernel))
+    groups = groups if groups < len(kernel) else groups // 2  # no group of one channel
     x = F.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
     return F.group_norm(x, groups, weights[f"{name}.1.weight"], weights[f"{name}.1.bias"]).relu()
 
@@ -205,11 +206,11 @@ def test_parameter_count(settings: dict, count: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (7, 5)])
-@pytest.mark.parametrize("channels", [20, 48, 64])  # GroupNorm: 4, 16 and 32 groups
+@pytest.mark.parametrize("channels", [20, 32, 48, 64])  # GroupNorm: 4, 16, 16 and 32 groups
 @pytest.mark.parametrize("kernel_size", [3, 1])
 def test_small_odd_maps_and_any_channels(size: tuple[int, int], channels: int, kernel_size: int) -> None:
     block = MSIL(channels, kernel_size=kernel_size)
-    assert block.fusion[1].num_groups == {20: 4, 48: 16, 64: 32}[channels]
+    assert block.fusion[1].num_groups == {20: 4, 32: 16, 48: 16, 64: 32}[channels]
     cls_feat, reg_feat = features(channels, size, batch=1)
     for out in block(cls_feat, reg_feat):
         assert out.shape == cls_feat.shape

@@ -219,8 +219,15 @@ def default_run_name(values: Mapping[str, Any]) -> str:
     if msil["kernel_size"] != 3:
         parts.append(f"k{msil['kernel_size']}")
     block = "plain" if str(msil["apply"]) == "none" else "-".join(parts)
-    names = [values["data"]["name"], model["head"]["name"], model["backbone"]["name"], block,
-             values["schedule"]["name"], f"s{values['seed']}", config_hash(values)]
+    names = [
+        values["data"]["name"],
+        model["head"]["name"],
+        model["backbone"]["name"],
+        block,
+        values["schedule"]["name"],
+        f"s{values['seed']}",
+        config_hash(values),
+    ]
     return "_".join(str(name) for name in names)
 
 

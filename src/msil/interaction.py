@@ -154,9 +154,7 @@ def _norm_groups(channels: int) -> int:
     return groups if groups < channels else max(groups // 2, 1)
 
 
-def _check_switches(
-    channels: int, align: bool, separate: bool, apply: str, kernel_size: int, reduction: int
-) -> None:
+def _check_switches(channels: int, align: bool, separate: bool, apply: str, kernel_size: int, reduction: int) -> None:
     for name, value in (("align", align), ("separate", separate)):
         if not isinstance(value, bool):
             # A string such as "false" is true in Python and would train the wrong row of a table.

@@ -123,7 +123,7 @@ def test_wandb_without_a_login_is_offline_and_says_so_once(tmp_path: Path) -> No
     said, *rest = done.stdout.splitlines()
     assert rest == ["tried []"]
     assert done.stderr == ""
-    start = "W&B: no login was found, so this run is logged offline; send it later with: wandb sync "
+    start = "W&B: no login was found, so this run is logged offline; later: wandb sync "
     assert said.startswith(start)
     # The printed command sends this run, and sends it once: `latest-run` is a link to it.
     (folder,) = tmp_path.glob(str(Path(said.removeprefix(start)).relative_to(tmp_path)))

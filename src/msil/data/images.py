@@ -12,6 +12,7 @@ What comes out, by kind of file:
 from __future__ import annotations
 
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from msil.data.headers import read_header
 from msil.errors import DataError
 
 BMP_START = (0x42, 0x4D)
+PNG_START = (0x89, 0x50, 0x4E, 0x47)
 TIFF_STARTS = ((0x49, 0x49), (0x4D, 0x4D))
 
 
@@ -37,6 +39,8 @@ def read_image(path: Path, orientation: int | None = None) -> Tensor:
         orientation = read_header(path).orientation
     try:
         data = read_file(str(path))
+        if tuple(data[:4].tolist()) == PNG_START:
+            _check_png(data)
         if tuple(data[:2].tolist()) in (BMP_START, *TIFF_STARTS):
             image = _decode_by_pillow(path)
         else:
@@ -53,6 +57,18 @@ def read_image(path: Path, orientation: int | None = None) -> Tensor:
     if image.dtype == torch.uint16:
         image = (image.to(torch.int32) >> 8).to(torch.uint8)
     return upright(image, orientation)
+
+
+def _check_png(data: Tensor) -> None:
+    """Raises ValueError where a chunk's checksum is wrong; torchvision's decoder would crash the process there."""
+    content = data.numpy().tobytes()
+    start = 8
+    while start + 12 <= len(content):
+        length = int.from_bytes(content[start : start + 4], "big")
+        end = start + 8 + length
+        if zlib.crc32(content[start + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            raise ValueError("a PNG chunk has a wrong checksum")
+        start = end + 4
 
 
 def upright(image: Tensor, orientation: int) -> Tensor:

@@ -97,9 +97,7 @@ class _Axis(NamedTuple):
     largest: Tensor
 
 
-def _axis_candidates(
-    sides: Tensor, stride: Tensor, cells: Tensor, reach: Tensor | None, window: int
-) -> _Axis:
+def _axis_candidates(sides: Tensor, stride: Tensor, cells: Tensor, reach: Tensor | None, window: int) -> _Axis:
     near, far = sides[..., 0, None], sides[..., 1, None]  # (B, G, 1)
     low, top = near, far
     if reach is not None:

@@ -113,4 +113,3 @@ class ResNet(nn.Module):
                 f"give the file of a torchvision {name} as model.backbone.weights."
             )
         self.load_state_dict(state)
-

@@ -15,6 +15,8 @@ from msil.reporting.paper import TABLES, PaperTable, Recipe
 
 Row = Mapping[str, Any]
 
+PAPER_CHANNELS = 256  # of FPN and head, in every published recipe
+
 
 def lookup(row: Row, *path: str) -> Any:
     """row["config"][path[0]][path[1]]..., or None where a part is missing."""
@@ -85,8 +87,10 @@ def _departures(rows: Sequence[Row], paper: PaperTable) -> str:
         f"The paper's numbers: trained on {recipe.train} for {recipe.epochs} epochs, images {recipe.min_size} on the "
         f"short side and at most {recipe.max_size} on the long one, ImageNet weights, scored on {recipe.val}."
     )
+    if all(_data_name(row) is None for row in rows):
+        return printed  # jobs that left no settings behind: nothing is known
     if not differences:
-        return f"{printed} Our runs follow the same recipe."
+        return f"{printed} Our runs do not differ in that."
     return f"{printed} NOT comparable with ours: {', '.join(differences)}."
 
 
@@ -107,9 +111,14 @@ def departures(row: Row, recipe: Recipe) -> list[str]:
         found.append("no test-dev score (a server gives it)")
     elif val_images is not None and val_images < recipe.val_images:
         found.append(f"{val_images} validation images")
+    if lookup(row, "data", "classes") is not None:
+        found.append("a choice of classes")
+    channels = lookup(row, "model", "channels")
+    if channels is not None and channels != PAPER_CHANNELS:
+        found.append(f"{channels} channels")
     epochs = row.get("epochs", lookup(row, "schedule", "epochs"))
     if epochs is not None and epochs != recipe.epochs:
-        found.append(f"{epochs} epochs")
+        found.append(f"{epochs} epoch{'' if epochs == 1 else 's'}")
     sizes = (lookup(row, "data", "min_size"), lookup(row, "data", "max_size"))
     if None not in sizes and sizes != (recipe.min_size, recipe.max_size):
         found.append(

@@ -117,7 +117,7 @@ def draw_curves(metrics_csv_path: str | Path, path: str | Path) -> None:
         epochs, values = _series(rows, "epoch", name)
         if len(epochs):
             label = f"{name.replace('_', ' ')}  (last {100 * values[-1]:.1f})"
-            scores.plot(epochs, 100 * values, marker="o", markersize=4, linewidth=2, label=label, clip_on=False)
+            scores.plot(epochs + 1, 100 * values, marker="o", markersize=4, linewidth=2, label=label, clip_on=False)
     _finish(scores, "validation AP, percent", "epoch", "no evaluation yet")
 
     content = io.BytesIO()
@@ -199,7 +199,7 @@ def _finish(axes: Axes, title: str, x_label: str, empty: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not axes.lines:
         axes.text(0.5, 0.5, empty, ha="center", va="center", transform=axes.transAxes, color="gray")
-        axes.set_yticks([])
+        axes.set_axis_off()
         return
     axes.set_ylim(bottom=0)
     left, right = axes.dataLim.intervalx
@@ -207,5 +207,4 @@ def _finish(axes: Axes, title: str, x_label: str, empty: str) -> None:
         axes.set_xlim(left - 1, right + 1)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(axes.get_legend_handles_labels()[0]) > 1:
-        axes.legend(frameon=False)
+    axes.legend(frameon=False)

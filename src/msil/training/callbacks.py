@@ -70,13 +70,20 @@ class StopOnNaN(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        self._loss = outputs["loss"]
         if trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
-            loss = float(outputs["loss"])
-            if not math.isfinite(loss):
-                raise TrainingDiverged(
-                    f"the loss is {loss} at step {trainer.global_step}: lower schedule.lr, lengthen"
-                    " schedule.warmup_steps or set schedule.grad_clip, then run again."
-                )
+            self._check(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._check(trainer)  # before the epoch's checkpoint is written
+
+    def _check(self, trainer: L.Trainer) -> None:
+        loss = float(self._loss)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss is {loss} at step {trainer.global_step}: lower schedule.lr, lengthen"
+                " schedule.warmup_steps or set schedule.grad_clip, then run again."
+            )
 
 
 class Progress(Callback):
@@ -146,8 +153,7 @@ class Progress(Callback):
         losses = ", ".join(
             f"{name.removeprefix('loss_')} {float(metrics[name]):.3f}" for name in metrics if name.startswith("loss")
         )
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        return f"{losses}, lr {lr:.1e}, {self.throughput.images_per_second:.1f} images/s"
+        return f"{losses}, lr {float(metrics['lr']):.1e}, {self.throughput.images_per_second:.1f} images/s"
 
 
 class PredictionPictures(Callback):

@@ -20,8 +20,9 @@ import lightning as L
 import torch
 import wandb
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from msil.config import Config, DataName, LoggerName, ModelConfig, config_hash, plain
 from msil.data.module import DetectionDataModule, build_datasets
@@ -43,6 +44,10 @@ PACKAGES = ("msil", "torch", "torchvision", "lightning", "hydra-core", "omegacon
 
 class RunLocked(UserError):
     """Another live process works in the run's folder (exit code 73)."""
+
+
+class Preempted(Exception):
+    """A signal ended the run before its end (exit code 75)."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -137,8 +142,12 @@ def _train_and_evaluate(config: Config, values: dict[str, Any], run_dir: Path) -
                 f"{resume} does not fit this net; delete {run_dir} to start again, or set another run_name."
             ) from error
         raise
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    except SIGTERMException as end:  # a SystemExit that would pass for success
+        raise Preempted("stopped by SIGTERM; the same command continues after the last checkpoint") from end
+    except SystemExit as end:  # what Lightning makes of Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from end
+        raise
     train_ended = time.time()
     module.final_evaluation = True
     trainer.validate(module, datamodule=datamodule, verbose=False)
@@ -171,7 +180,9 @@ def _train_and_evaluate(config: Config, values: dict[str, Any], run_dir: Path) -
     if trainer.is_global_zero:
         if module.evaluated_at_step != trainer.global_step:  # the training ended between two evaluations
             for logger in trainer.loggers:
-                logger.log_metrics({**module.final_metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)
+                # Under the last step's number, as Lightning logs an evaluation.
+                epoch = max(trainer.current_epoch - 1, 0)
+                logger.log_metrics({**module.final_metrics, "epoch": epoch}, step=trainer.global_step - 1)
                 logger.save()
         draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
         write_json(run_dir / "result.json", result)
@@ -287,7 +298,13 @@ def _resume_point(run_dir: Path) -> Path | None:
 
 
 def _step_of(checkpoint: Path) -> int:
-    return torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise ConfigError(
+            f"{checkpoint} cannot be read as a checkpoint; delete {checkpoint.parent.parent} to start again, or set"
+            " another run_name."
+        ) from error
 
 
 def _machine(trainer: L.Trainer) -> dict[str, Any]:

@@ -27,6 +27,8 @@ def csv_logger(run_dir: Path, resume_step: int | None) -> CSVLogger:
     for row in earlier:  # the logger begins its file anew
         values: dict[str, Any] = {key: float(value) for key, value in row.items() if value != "" and key != "step"}
         logger.log_metrics(values, step=int(row["step"]))
+    if earlier:
+        logger.save()  # at once: a second interruption before the first step must not lose them
     return logger
 
 
@@ -37,23 +39,29 @@ def wandb_logger(config: LoggerConfig, run_dir: Path, run_name: str, values: Map
         reason = _why_offline()
         offline = reason is not None
         if offline:
-            print(f"W&B: {reason}, so this run is logged offline; send it later with: wandb sync {run_dir}/wandb/*run*")
-    return WandbLogger(
+            print(f"W&B: {reason}, so this run is logged offline; later: wandb sync {run_dir}/wandb/offline-run-*")
+    # Begun here, not by Lightning: it would ask for an offline run by an environment variable that W&B, once asked
+    # about the login, no longer reads.
+    run = wandb.init(
         project=config.project,
         entity=config.entity,
         name=run_name,
         group=config.group,
         tags=list(config.tags),
-        save_dir=str(run_dir),
-        offline=offline,
+        dir=str(run_dir),
         config=dict(values),
+        mode="offline" if offline else "online",
         settings=wandb.Settings(silent=True),
     )
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run, save_dir=str(run_dir))
 
 
 def _why_offline() -> str | None:
     if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
         return f"WANDB_MODE is {os.environ['WANDB_MODE']}"
+    wandb.setup(wandb.Settings(silent=True))  # or its login tells where it found the key
     if not wandb.login(prompt=False, verify=False):
         return "no login was found"
     address = urlsplit(wandb.setup().settings.base_url)

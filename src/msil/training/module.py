@@ -116,3 +116,7 @@ class DetectionModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["msil"] = self.describe
+        checkpoint["evaluated_at_step"] = self.evaluated_at_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.evaluated_at_step = checkpoint["evaluated_at_step"]
