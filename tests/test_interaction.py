@@ -105,7 +105,7 @@ def test_equation_4_fusion_reads_the_regression_branch_first(kernel_size: int) -
     kernel = weights["fusion.0.weight"]
     padding = kernel_size // 2
     mixed = F.conv2d(reg_feat, kernel[:, :32], padding=padding) + F.conv2d(cls_feat, kernel[:, 32:], padding=padding)
-    expected = F.group_norm(mixed, 32, weights["fusion.1.weight"], weights["fusion.1.bias"]).relu()
+    expected = F.group_norm(mixed, 16, weights["fusion.1.weight"], weights["fusion.1.bias"]).relu()
     torch.testing.assert_close(block.fuse(cls_feat, reg_feat), expected, rtol=1e-4, atol=1e-5)
 
 
