@@ -103,7 +103,7 @@ class Progress(Callback):
                 initial=trainer.global_step,
                 dynamic_ncols=True,
                 unit="step",
-                bar_format="{desc} |{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
+                bar_format="{desc} |{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
             )
 
     def on_train_batch_end(
