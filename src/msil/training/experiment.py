@@ -158,7 +158,7 @@ def _train_and_evaluate(config: Config, values: dict[str, Any], run_dir: Path) -
         "status": "finished",
         "config_hash": config_hash(values),
         "seed": config.seed,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": _command(),
         "metrics": module.final_metrics,
         "parameters": count_parameters(detector),
         "trainable_parameters": count_parameters(detector, trainable=True),
@@ -316,6 +316,12 @@ def _machine(trainer: L.Trainer) -> dict[str, Any]:
         "gpu": gpu,
         "processes": trainer.world_size,
     }
+
+
+def _command() -> str:
+    """What the user would type for this run alone; a sweep's job has two of the launcher's own settings besides."""
+    typed = [word for word in sys.argv[1:] if not word.startswith(("hydra.run.dir=", "hydra.mode="))]
+    return shlex.join(["python", Path(sys.argv[0]).name, *typed])
 
 
 def _quiet() -> None:
