@@ -43,6 +43,8 @@ def train(composed: DictConfig) -> float | None:
     except UserError as error:
         stop(error)
     if rank_zero_only.rank == 0:
+        if result.get("skipped"):
+            print("finished before with these very settings, so nothing was trained; remove the folder to run it again")
         print(result_line(result))
     return result["metrics"].get("AP")
 
