@@ -178,7 +178,7 @@ def test_the_hash_does_not_see_where_and_how_fast(change: str) -> None:
 def test_the_hash_sees_what_is_computed() -> None:
     changes = (
         "data.root=elsewhere",
-        "schedule.lr=0.002",
+        "schedule.lr=0.003",
         "seed=1",
         "model.msil.align=false",
         "model.msil.apply=cls",

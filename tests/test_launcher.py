@@ -246,7 +246,12 @@ def test_a_signal_stops_the_running_job_and_starts_no_other(tmp_path: Path, numb
         if outcome.job.number == 2 and outcome.state == "running":
             threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
 
-    outcomes, stopped_by = run(jobs, interrupt)
+    # A shell that starts the tests in the background has them ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        outcomes, stopped_by = run(jobs, interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [outcome.state for outcome in outcomes] == ["ok", "interrupted", "waiting"]
     assert stopped_by == number
     assert outcomes[1].exit_code == -signal.SIGTERM
