@@ -194,6 +194,8 @@ def interrupted(tmp_path: Path, shapes: Path, number: signal.Signals) -> subproc
     process = subprocess.Popen(
         words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
+        # A shell that starts the tests in the background has them, and so the run, ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     checkpoint = tmp_path / "runs" / "mine" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
