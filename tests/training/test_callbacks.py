@@ -73,6 +73,8 @@ def test_throughput_is_of_all_processes_and_survives_a_resume(clock: Clock) -> N
     second.on_train_epoch_start(None, None)  # pyright: ignore[reportArgumentType]
     trained(second, clock, 4, 8, world_size=2)
     assert (second.seconds, second.images, second.images_per_second) == (8, 32, 4)
+    # 4 s before the resume; 1000 + 4 s since the second process began
+    assert second.total_seconds == 4 + 1000 + 4
 
 
 # StopOnNaN

@@ -36,6 +36,8 @@ class Throughput(Callback):
         self.seconds = 0.0
         self.images = 0
         self._since = 0.0
+        self._began = time.monotonic()
+        self._earlier = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter()
@@ -58,10 +60,16 @@ class Throughput(Callback):
         return self.images / self.seconds if self.seconds else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "images": self.images}
+        return {"seconds": self.seconds, "images": self.images, "total_seconds": self.total_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+        self._earlier = state_dict["total_seconds"]
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall clock of the whole run, what came before a resume included."""
+        return self._earlier + time.monotonic() - self._began
 
 
 class StopOnNaN(Callback):

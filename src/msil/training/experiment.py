@@ -111,7 +111,6 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
 
 
 def _train_and_evaluate(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any]:
-    started = time.time()
     L.seed_everything(config.seed, verbose=False)
     datamodule = _datamodule(config)
     train, val = datamodule.train, datamodule.val
@@ -166,7 +165,7 @@ def _train_and_evaluate(config: Config, values: dict[str, Any], run_dir: Path) -
         "flops_image_size": list(flops_size),
         "images_per_second": throughput.images_per_second,
         "train_seconds": throughput.seconds,
-        "total_seconds": time.time() - started,
+        "total_seconds": throughput.total_seconds,
         "evaluation_seconds": time.time() - train_ended,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,

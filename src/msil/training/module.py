@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from msil.config import Decay, OptimizerName, ScheduleConfig
 from msil.detection import Detector, Target
+from msil.detection.losses import mean_across_ranks
 from msil.evaluation.coco import CocoMetric
 from msil.evaluation.voc import VOCMetric
 from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
@@ -50,7 +51,9 @@ class DetectionModule(L.LightningModule):
         images, targets = batch
         losses = self.detector.loss(images, targets)
         total = torch.stack(list(losses.values())).sum()
-        self.log_dict({"loss": total, **losses}, batch_size=len(images))
+        # A rank's terms are its share of a sum divided by the mean over ranks: only their mean is the step's loss.
+        values = mean_across_ranks(torch.stack(list(losses.values())).detach())
+        self.log_dict({"loss": values.sum(), **dict(zip(losses, values, strict=True))}, batch_size=len(images))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(images))
         return total
 
