@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import PurePath
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -38,13 +39,38 @@ class NormName(StrEnum):
     frozen_bn = "frozen_bn"
 
 
+class Style(StrEnum):
+    """Where a ResNet's bottleneck has its stride: on the 3x3 convolution (torchvision) or the first 1x1 (Caffe)."""
+
+    pytorch = "pytorch"
+    caffe = "caffe"
+
+
+class ChannelOrder(StrEnum):
+    rgb = "rgb"
+    bgr = "bgr"
+
+
 class HeadName(StrEnum):
     fcos = "fcos"
+    vfnet = "vfnet"
 
 
 class BoxLoss(StrEnum):
     giou = "giou"
     iou = "iou"
+
+
+class Init(StrEnum):
+    """VFNet's weights at the start: its authors' repository's, or MMDetection 3's."""
+
+    authors = "authors"
+    mmdet = "mmdet"
+
+
+class Mode(StrEnum):
+    train = "train"
+    test = "test"
 
 
 class DataName(StrEnum):
@@ -74,19 +100,24 @@ class BackboneConfig:
     weights: str | None = MISSING  # null: from scratch; imagenet: a download; else a torchvision ResNet file
     frozen_stages: int | None = MISSING  # null: 1 (stem and stage 1) with weights, 0 without
     norm: NormName | None = MISSING  # null: frozen_bn with weights, gn without
+    style: Style = MISSING
 
 
 @dataclass
 class HeadConfig:
+    """Below norm_groups, null where the head of that name has no such setting."""
+
     name: HeadName = MISSING
     num_convs: int = MISSING
     norm_groups: int = MISSING
-    conv_bias: bool = MISSING
-    center_sampling: bool = MISSING
-    center_sample_radius: float = MISSING
-    centerness_on_reg: bool = MISSING
-    norm_on_bbox: bool = MISSING
-    loss_bbox: BoxLoss = MISSING
+    conv_bias: bool | None = MISSING  # fcos
+    center_sampling: bool | None = MISSING  # fcos
+    center_sample_radius: float | None = MISSING  # fcos
+    centerness_on_reg: bool | None = MISSING  # fcos
+    norm_on_bbox: bool | None = MISSING  # fcos
+    loss_bbox: BoxLoss | None = MISSING  # fcos
+    point_offset: float | None = MISSING  # fcos: 0.5, points in the middle of their cells; 0, torchvision's corners
+    init: Init | None = MISSING  # vfnet
 
 
 @dataclass
@@ -103,7 +134,11 @@ class ModelConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     msil: MSILConfig = field(default_factory=MSILConfig)
+    weights: str | None = MISSING  # null; else a file of a whole detector: an imported one or a run's checkpoint
     channels: int = MISSING  # of the FPN and the head
+    image_mean: list[float] = MISSING  # of the net's three input channels in their order, of 0..255
+    image_std: list[float] = MISSING
+    channel_order: ChannelOrder = MISSING  # what the net takes; images are read as RGB
     score_thresh: float = MISSING
     nms_thresh: float = MISSING
     topk_candidates: int = MISSING  # a level
@@ -116,6 +151,7 @@ class DataConfig:
     root: str = MISSING
     train_split: str = MISSING
     val_split: str = MISSING
+    split: str | None = MISSING  # mode=test: what to evaluate; null: val_split
     classes: list[str] | None = MISSING  # null: all that the set has
     batch_size: int = MISSING  # images a training step, over all devices together
     eval_batch_size: int = MISSING  # images an evaluation step, on one device
@@ -175,6 +211,7 @@ class LoggerConfig:
 
 @dataclass
 class Config:
+    mode: Mode = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -193,7 +230,8 @@ NOT_HASHED = ("trainer", "logger", "table", "runs_dir", "run_name", "data.worker
 def config_hash(values: Mapping[str, Any]) -> str:
     """8 hex digits of the resolved settings, devices, workers, logger and output paths left out.
 
-    `values`: the plain nested dict of a Config; trainer.precision counts, the rest of `trainer` does not.
+    `values`: the plain nested dict of a Config; trainer.precision counts, the rest of `trainer` does not. A setting
+    that is null counts as one that does not exist, so that a new optional setting leaves finished runs finished.
     """
     kept = json.loads(json.dumps(values))
     kept["precision"] = kept["trainer"]["precision"]
@@ -203,13 +241,24 @@ def config_hash(values: Mapping[str, Any]) -> str:
         for parent in parents:
             node = node[parent]
         node.pop(leaf, None)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(_without_nulls(kept), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _without_nulls(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {key: _without_nulls(value) for key, value in values.items() if value is not None}
 
 
 def default_run_name(values: Mapping[str, Any]) -> str:
     """A readable folder name made of the main values, ended by the config hash, e.g.
-    `shapes_fcos_resnet10_msil-both_quick_s0_1a2b3c4d`."""
+    `shapes_fcos_resnet10_msil-both_quick_s0_1a2b3c4d`, or `test_coco_val2017_vfnet_r50_1a2b3c4d` for an evaluation of
+    the weights vfnet_r50.safetensors."""
     model = values["model"]
+    if values["mode"] == "test":
+        split = values["data"]["split"] or values["data"]["val_split"]
+        file = PurePath(model["weights"] or "none")
+        return "_".join(["test", values["data"]["name"], split, file.stem, config_hash(values)])
     msil = model["msil"]
     parts = ["msil", str(msil["apply"])]
     if not msil["align"]:

@@ -10,10 +10,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from msil.checkpoints.assemble import detector_from_config
 from msil.config import Config, plain, register, to_config
 from msil.evaluation.coco import CocoMetric
 from msil.evaluation.voc import VOCMetric
-from msil.training.experiment import detector_from_config
 from msil.training.module import DetectionModule
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

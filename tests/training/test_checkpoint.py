@@ -10,12 +10,12 @@ import torch
 from omegaconf import OmegaConf
 
 from msil import build_detector
+from msil.checkpoints.assemble import detector_from_config
 from msil.config import Config, ModelConfig, plain
 from msil.data.coco import CocoDataset
 from msil.detection import Detections, Detector
 from msil.evaluation.coco import CocoMetric
 from msil.training.checkpoint import AtomicCheckpointIO
-from msil.training.experiment import detector_from_config
 
 from .cases import assert_same, load
 

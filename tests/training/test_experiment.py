@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from msil import build_detector
+from msil.checkpoints.assemble import detector_from_config
 from msil.config import Config, config_hash, plain
 from msil.data.module import AugmentedImages
 from msil.detection import Detector
@@ -21,7 +22,7 @@ from msil.errors import ConfigError, DataError
 from msil.reporting.results import REQUIRED_KEYS, is_finished, read_result
 from msil.training import experiment
 from msil.training.callbacks import TrainingDiverged
-from msil.training.experiment import RunLocked, detector_from_config, run
+from msil.training.experiment import RunLocked, run
 
 from .cases import assert_same, load, rows, tiny_config
 

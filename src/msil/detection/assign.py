@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msil.detection.boxes import LevelGrid, box_area
+from msil.detection.boxes import LevelGrid, box_area, boxes_to_distances, pairwise_iou
 from msil.detection.structures import Target
 
 # Points whose smallest box is as large as this stay background, as in MMDetection.
@@ -44,6 +44,7 @@ def fcos_assign(
     strides: tuple[int, ...],
     regress_ranges: tuple[tuple[float, float], ...],
     center_sample_radius: float | None,
+    point_offset: float = 0.5,
 ) -> Tensor:
     """FCOS assignment (arXiv 1904.01355, section 3.2; centre sampling arXiv 2006.09214).
 
@@ -53,7 +54,7 @@ def fcos_assign(
     of equal areas the first.
 
     boxes (B, G, 4), labels (B, G) with -1 for padding, regress_ranges L pairs in pixels, center_sample_radius in
-    strides or None for no centre sampling.
+    strides or None for no centre sampling, point_offset that of `grid`'s points in their cells.
     Returns matched (B, P) int64: the box's index in [0, G), or -1 for background.
     """
     radius = center_sample_radius
@@ -61,8 +62,8 @@ def fcos_assign(
     low, high = _range_tensors(regress_ranges, boxes.device)
     stride = grid.strides  # (L,)
     reach = None if radius is None else radius * stride
-    x = _axis_candidates(boxes[..., 0::2], stride, grid.widths, reach, window_x)
-    y = _axis_candidates(boxes[..., 1::2], stride, grid.heights, reach, window_y)
+    x = _axis_candidates(boxes[..., 0::2], stride, grid.widths, reach, window_x, point_offset)
+    y = _axis_candidates(boxes[..., 1::2], stride, grid.heights, reach, window_y, point_offset)
 
     # (B, G, L, window_y, window_x)
     inside = y.inside[..., :, None] & x.inside[..., None, :]
@@ -85,6 +86,111 @@ def fcos_assign(
     return torch.where(best == _NO_BOX, -1, best & 0xFFFFFFFF)
 
 
+def atss_assign(
+    boxes: Tensor,
+    labels: Tensor,
+    grid: LevelGrid,
+    map_sizes: tuple[tuple[int, int], ...],
+    image_sizes: list[tuple[int, int]],
+    topk: int = 9,
+    anchor_scale: int = 8,
+    size_divisor: int = 32,
+) -> Tensor:
+    """ATSS assignment (arXiv 1912.02424) of points at the corners of their cells (`grid` with offset 0).
+
+    Every point carries one square anchor of side anchor_scale strides. A box's candidates are its `topk` nearest points
+    of each level; of equally near ones the upper, then the left one counts (torch.topk, which MMDetection uses,
+    promises no order). Positive are candidates whose anchor's IoU with the box reaches the mean plus the standard
+    deviation (of n - 1) over the box's candidates of all levels, and that lie more than 0.01 pixels inside the box. A
+    point of several boxes goes to the one of highest IoU, of equal ones to the first.
+
+    Points beyond an image's own size, rounded up to size_divisor, are none of its candidates, though the batch is
+    padded to its largest image.
+
+    boxes (B, G, 4), labels (B, G) with -1 for padding, image_sizes B pairs (height, width) in pixels.
+    Returns matched (B, P) int64: the box's index in [0, G), or -1 for background.
+    """
+    valid = _valid_cells(image_sizes, size_divisor, grid)  # (B, 2, L)
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    # The nearest `topk` points lie in a window of topk x topk cells, wherever the centre is: a row or a column that
+    # holds one holds all the nearer ones of that row or column too.
+    window_y = min(topk, max(height for height, _ in map_sizes))
+    window_x = min(topk, max(width for _, width in map_sizes))
+    stride = grid.strides
+    y = _nearest_lines(centre[..., 1], stride, valid[:, 0], window_y)
+    x = _nearest_lines(centre[..., 0], stride, valid[:, 1], window_x)
+
+    # (B, G, L, window_y * window_x)
+    distance = (y.distance[..., :, None] ** 2 + x.distance[..., None, :] ** 2).flatten(-2)
+    exists = (y.exists[..., :, None] & x.exists[..., None, :]).flatten(-2)
+    # Bits of a non-negative float sort as the float does: the position below them makes every key another one.
+    place = torch.arange(distance.shape[-1], device=boxes.device)
+    key = torch.where(exists, distance.view(torch.int32).long() << 32 | place, _NO_BOX)
+    nearest = key.topk(min(topk, len(place)), largest=False).values  # (B, G, L, topk)
+    is_candidate = nearest != _NO_BOX
+    place = nearest & 0xFFFFFFFF
+    row = y.index.gather(-1, (place // window_x).clamp(max=window_y - 1))
+    column = x.index.gather(-1, place % window_x)
+
+    point = torch.stack([column, row], dim=-1) * stride[:, None, None]
+    half = (anchor_scale / 2 * stride)[:, None, None]
+    target = boxes[:, :, None, None]
+    iou = pairwise_iou(torch.cat([point - half, point + half], dim=-1), target)
+    inside = boxes_to_distances(point, target).amin(-1) > 0.01
+    positive = is_candidate & inside & (iou >= _mean_plus_deviation(iou, is_candidate)[..., None, None])
+    positive &= (labels >= 0)[..., None, None]
+
+    count = len(grid.points)
+    index = grid.starts[:, None] + row * grid.widths[:, None] + column
+    index = torch.where(positive, index, count)  # one slot more takes the candidates that own nothing
+    slots = boxes.shape[1]
+    last = torch.arange(slots - 1, -1, -1, device=boxes.device)[:, None, None]
+    key = torch.where(positive, iou.view(torch.int32).long() << 32 | last, -1)
+    best = torch.full((len(boxes), count + 1), -1, device=boxes.device)
+    best.scatter_reduce_(1, index.flatten(1), key.flatten(1), "amax")
+    best = best[:, :count]
+    return torch.where(best < 0, -1, slots - 1 - (best & 0xFFFFFFFF))
+
+
+class _Lines(NamedTuple):
+    """The grid lines nearest to every box's centre along one axis, each (B, G, L, window).
+
+    index: column or row. distance: from the centre, pixels. exists: it is one of the image's own.
+    """
+
+    index: Tensor
+    distance: Tensor
+    exists: Tensor
+
+
+def _nearest_lines(centre: Tensor, stride: Tensor, cells: Tensor, window: int) -> _Lines:
+    """centre (B, G) in pixels, stride (L,), cells (B, L): how many lines the image has."""
+    centre = centre[..., None]  # (B, G, 1)
+    cells = cells[:, None]  # (B, 1, L)
+    start = (centre / stride).round() - window // 2
+    start = torch.minimum(start, cells - window).clamp(min=0).long()
+    index = start[..., None] + torch.arange(window, device=centre.device)
+    return _Lines(index, (index * stride[:, None] - centre[..., None]).abs(), index < cells[..., None])
+
+
+def _mean_plus_deviation(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean plus standard deviation (of n - 1) of the counted values (B, G, L, k) over L and k -> (B, G)."""
+    count = counted.sum(dim=(-2, -1))
+    mean = torch.where(counted, values, 0).sum(dim=(-2, -1)) / count
+    spread = torch.where(counted, values - mean[..., None, None], 0).square().sum(dim=(-2, -1))
+    return mean + (spread / (count - 1)).sqrt()
+
+
+def _valid_cells(image_sizes: list[tuple[int, int]], divisor: int, grid: LevelGrid) -> Tensor:
+    """Rows and columns (B, 2, L) of each level whose points lie in the image's own size, rounded up to `divisor`."""
+    padded = torch.tensor([[math.ceil(side / divisor) * divisor for side in size] for size in image_sizes])
+    if grid.strides.is_cuda:
+        padded = padded.pin_memory()  # so that the copy does not make the host wait
+    padded = padded.to(grid.strides.device, non_blocking=True)
+    cells = torch.ceil(padded[..., None] / grid.strides).long()
+    return torch.minimum(cells, torch.stack([grid.heights, grid.widths]))
+
+
 class _Axis(NamedTuple):
     """Candidate grid lines of every box and level along one axis, each (B, G, L, window).
 
@@ -97,15 +203,17 @@ class _Axis(NamedTuple):
     largest: Tensor
 
 
-def _axis_candidates(sides: Tensor, stride: Tensor, cells: Tensor, reach: Tensor | None, window: int) -> _Axis:
+def _axis_candidates(
+    sides: Tensor, stride: Tensor, cells: Tensor, reach: Tensor | None, window: int, offset: float
+) -> _Axis:
     near, far = sides[..., 0, None], sides[..., 1, None]  # (B, G, 1)
     low, top = near, far
     if reach is not None:
         centre = (near + far) / 2
         low, top = torch.maximum(centre - reach, near), torch.minimum(centre + reach, far)
-    start = torch.floor(low / stride - 0.5).long().clamp(min=0)  # (B, G, L)
+    start = torch.floor(low / stride - offset).long().clamp(min=0)  # (B, G, L)
     index = start[..., None] + torch.arange(window, device=sides.device)
-    position = (index + 0.5) * stride[:, None]
+    position = (index + offset) * stride[:, None]
     near, far = near[..., None], far[..., None]
     inside = (position - low[..., None] > 0) & (top[..., None] - position > 0)
     inside &= index < cells[:, None]

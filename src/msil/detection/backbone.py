@@ -29,11 +29,14 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 
 
 class ResNet(nn.Module):
-    """Images -> C3, C4, C5. torchvision's ResNet (stride on the 3x3 convolution) without its average pool and fc.
+    """Images -> C3, C4, C5. torchvision's ResNet without its average pool and fc.
 
     name: resnet10 (one basic block a stage), resnet18, resnet34, resnet50 or resnet101.
     weights: None; "imagenet" (torchvision's IMAGENET1K_V1, downloaded once); or the path of a file with the state dict
         of a torchvision ResNet of the same depth.
+    style: "pytorch", stride on the bottleneck's 3x3 convolution (torchvision's weights), or "caffe", on its first 1x1
+        (Detectron's). The keys and shapes are the same, so weights of the other style load and give another net.
+        resnet50 and resnet101 alone have bottlenecks.
     norm: "bn", trainable BatchNorm; "gn", GroupNorm with 32 groups; "eval_bn", BatchNorm with fixed statistics and
         trainable scale and shift, always in eval mode (MMDetection's norm_eval); "frozen_bn", BatchNorm with all of
         it fixed. Default: "frozen_bn" with weights, "gn" without. The last two normalise nothing unless statistics are
@@ -53,6 +56,7 @@ class ResNet(nn.Module):
         weights: str | Path | None = None,
         norm: str | None = None,
         frozen_stages: int | None = None,
+        style: str = "pytorch",
     ) -> None:
         super().__init__()
         if name not in DEPTHS:
@@ -65,10 +69,17 @@ class ResNet(nn.Module):
             raise ValueError(f"frozen_stages must be 0 to 4, not {frozen_stages}.")
 
         block, layers = DEPTHS[name]
+        if style not in ("pytorch", "caffe") or (style == "caffe" and block is resnet.BasicBlock):
+            raise ValueError(
+                f"style must be pytorch, or caffe for a ResNet with bottlenecks, not {style!r} for {name}."
+            )
         # One class: the fc layer is thrown away, so it is not worth its usual size.
         net = resnet.ResNet(block, layers, num_classes=1, norm_layer=NORMS[norm])
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        if style == "caffe":
+            for stage in (self.layer2, self.layer3, self.layer4):
+                _stride_first(stage[0])
         self.out_channels = [channels * block.expansion for channels in (128, 256, 512)]
         if weights is not None:
             self._load(name, weights, norm)
@@ -113,3 +124,9 @@ class ResNet(nn.Module):
                 f"give the file of a torchvision {name} as model.backbone.weights."
             )
         self.load_state_dict(state)
+
+
+def _stride_first(block: nn.Module) -> None:
+    """Move a bottleneck's stride from its 3x3 convolution to its first 1x1."""
+    assert isinstance(block, resnet.Bottleneck)
+    block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from msil.detection.backbone import ResNet
 from msil.detection.fpn import FPN
 from msil.detection.heads.fcos import FCOSHead
+from msil.detection.heads.vfnet import VFNetHead
 from msil.detection.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -30,8 +32,9 @@ FULL_MSIL: Mapping[str, Any] = MappingProxyType({"align": True, "separate": True
 class Detector(nn.Module):
     """backbone -> FPN -> head, with pre- and post-processing.
 
-    Images are lists of tensors (3, H, W), RGB, uint8 or float in 0..1, of any sizes; they are normalised by
-    image_mean and image_std (in 0..255 units) and padded to the batch's largest size, rounded up to 32.
+    Images are lists of tensors (3, H, W), RGB, uint8 or float in 0..1, of any sizes; their channels are put into
+    `channel_order` ("rgb" or "bgr"), normalised by image_mean and image_std (in that order, 0..255 units), and padded
+    to the batch's largest size, rounded up to 32.
     min_size, max_size: if given, `predict` first resizes each image so that its short side is min_size and its
         long side at most max_size. None: images are taken as they are.
     score_thresh, nms_thresh, topk_candidates, detections_per_img: as in FCOSHead.detect.
@@ -41,12 +44,13 @@ class Detector(nn.Module):
         self,
         backbone: nn.Module,
         fpn: nn.Module,
-        head: FCOSHead,
+        head: FCOSHead | VFNetHead,
         *,
         min_size: int | None = None,
         max_size: int | None = None,
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
+        channel_order: str = "rgb",
         score_thresh: float = 0.05,
         nms_thresh: float = 0.6,
         topk_candidates: int = 1000,
@@ -55,6 +59,12 @@ class Detector(nn.Module):
         super().__init__()
         if (min_size is None) != (max_size is None):
             raise ValueError("min_size and max_size go together: give both or neither.")
+        if channel_order not in ("rgb", "bgr"):
+            raise ValueError(f"channel_order must be rgb or bgr, not {channel_order!r}.")
+        if len(image_mean) != 3 or len(image_std) != 3 or min(image_std) <= 0:
+            raise ValueError(
+                f"image_mean and image_std must be three numbers, the latter above 0, not {image_mean} and {image_std}."
+            )
         self.backbone = backbone
         self.fpn = fpn
         self.head = head
@@ -64,6 +74,7 @@ class Detector(nn.Module):
         self.nms_thresh = nms_thresh
         self.topk_candidates = topk_candidates
         self.detections_per_img = detections_per_img
+        self.channel_order = channel_order
         self.image_mean: Tensor
         self.image_std: Tensor
         self.register_buffer("image_mean", torch.tensor(image_mean), persistent=False)
@@ -75,6 +86,8 @@ class Detector(nn.Module):
 
     def pyramid(self, images: list[Tensor]) -> list[Tensor]:
         """N images (3, H, W) -> P3..P7, (N, C, H / stride, W / stride) of the padded batch."""
+        if self.channel_order == "bgr":
+            images = [image.flip(0) for image in images]
         batch = batch_images([normalize(image, self.image_mean, self.image_std) for image in images])
         return self.fpn(self.backbone(batch.contiguous(memory_format=torch.channels_last)))
 
@@ -139,17 +152,23 @@ def build_detector(
     backbone_weights: str | None = None,
     frozen_stages: int | None = None,
     norm: str | None = None,
+    style: str = "pytorch",
     channels: int = 256,
-    num_convs: int = 4,
+    num_convs: int | None = None,
     norm_groups: int = 32,
-    conv_bias: bool = True,
-    center_sampling: bool = True,
-    center_sample_radius: float = 1.5,
-    centerness_on_reg: bool = True,
-    norm_on_bbox: bool = True,
-    loss_bbox: str = "giou",
+    conv_bias: bool | None = None,
+    center_sampling: bool | None = None,
+    center_sample_radius: float | None = None,
+    centerness_on_reg: bool | None = None,
+    norm_on_bbox: bool | None = None,
+    loss_bbox: str | None = None,
+    point_offset: float | None = None,
+    init: str | None = None,
     min_size: int | None = None,
     max_size: int | None = None,
+    image_mean: Sequence[float] = IMAGENET_MEAN,
+    image_std: Sequence[float] = IMAGENET_STD,
+    channel_order: str = "rgb",
     score_thresh: float = 0.05,
     nms_thresh: float = 0.6,
     topk_candidates: int = 1000,
@@ -157,40 +176,52 @@ def build_detector(
 ) -> Detector:
     """A Detector by name.
 
-    head: "fcos". backbone: "resnet10", "resnet18", "resnet34", "resnet50" or "resnet101".
+    head: "fcos" or "vfnet". backbone: "resnet10", "resnet18", "resnet34", "resnet50" or "resnet101".
     msil: keyword arguments of MSIL (channels aside), by default the full block; None, or apply="none": the plain
         detector.
-    weights: file with a Detector's state dict (or a checkpoint of a run), loaded after building.
-    backbone_weights, frozen_stages, norm: as ResNet's weights, frozen_stages and norm.
-    channels: of the FPN and the head. num_convs ... loss_bbox: as in FCOSHead. The rest: as in Detector.
+    weights: file with a Detector's state dict (or a checkpoint of a run), loaded after building. Whether the other
+        settings are those that it was trained with cannot be seen from a state dict alone:
+        msil.checkpoints.load.load_detector reads them from the file too.
+    backbone_weights, frozen_stages, norm, style: as ResNet's weights, frozen_stages, norm and style.
+    channels: of the FPN and the head.
+    num_convs ... init: as in FCOSHead or VFNetHead; None, the head's default.
+    The rest: as in Detector.
 
-    Raises ValueError for an unknown name, WeightsError for weights that are missing or do not fit.
+    Raises ValueError for an unknown name or an option that the head does not have, WeightsError for weights that are
+    missing or do not fit.
     """
-    body = ResNet(backbone, weights=backbone_weights, norm=norm, frozen_stages=frozen_stages)
-    fpn = FPN(body.out_channels, channels)
+    options = {
+        "num_convs": num_convs,
+        "conv_bias": conv_bias,
+        "center_sampling": center_sampling,
+        "center_sample_radius": center_sample_radius,
+        "centerness_on_reg": centerness_on_reg,
+        "norm_on_bbox": norm_on_bbox,
+        "loss_bbox": loss_bbox,
+        "point_offset": point_offset,
+        "init": init,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     match head:
         case "fcos":
-            dense_head = FCOSHead(
-                num_classes,
-                channels,
-                num_convs=num_convs,
-                norm_groups=norm_groups,
-                msil=msil,
-                conv_bias=conv_bias,
-                center_sampling=center_sampling,
-                center_sample_radius=center_sample_radius,
-                centerness_on_reg=centerness_on_reg,
-                norm_on_bbox=norm_on_bbox,
-                loss_bbox=loss_bbox,
-            )
+            head_class = FCOSHead
+        case "vfnet":
+            head_class = VFNetHead
         case _:
-            raise ValueError(f"unknown head {head!r}; known: fcos.")
+            raise ValueError(f"unknown head {head!r}; known: fcos, vfnet.")
+    foreign = given.keys() - inspect.signature(head_class).parameters.keys()
+    if foreign:
+        raise ValueError(f"the head {head} has no option {', '.join(sorted(foreign))}: leave it out.")
+    body = ResNet(backbone, weights=backbone_weights, norm=norm, frozen_stages=frozen_stages, style=style)
     detector = Detector(
         body,
-        fpn,
-        dense_head,
+        FPN(body.out_channels, channels),
+        head_class(num_classes, channels, norm_groups=norm_groups, msil=msil, **given),
         min_size=min_size,
         max_size=max_size,
+        image_mean=image_mean,
+        image_std=image_std,
+        channel_order=channel_order,
         score_thresh=score_thresh,
         nms_thresh=nms_thresh,
         topk_candidates=topk_candidates,

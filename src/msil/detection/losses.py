@@ -5,6 +5,7 @@ The caller divides by the number of positives over all ranks. Values follow MMDe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msil.detection.boxes import pairwise_giou, pairwise_iou
+
+LabelledTerm = Callable[[Tensor], tuple[Tensor, Tensor]]  # logits -> the loss of each, and its derivative
 
 # MMDetection divides by avg_factor + float32's epsilon.
 EPSILON = torch.finfo(torch.float32).eps
@@ -27,27 +30,28 @@ def mean_across_ranks(values: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-class _SigmoidFocalLoss(torch.autograd.Function):
+class _ClassificationLoss(torch.autograd.Function):
     """The background term over all logits, then a correction at each labelled one; the gradient in the same pass."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-        loss, grad = _focal_term(logits, 1 - alpha, gamma)
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, background_weight: float, gamma: float, object_term: LabelledTerm
+    ) -> Tensor:
+        loss, grad = _focal_term(logits, background_weight, gamma)
         classes = logits.shape[-1]
-        positive = labels < classes
+        mask = (labels < classes)[..., None]
         index = labels.clamp(max=classes - 1)[..., None]
         labelled = logits.gather(-1, index)
-        as_background, background_grad = _focal_term(labelled, 1 - alpha, gamma)
-        as_object, object_grad = _focal_term(-labelled, alpha, gamma)
-        mask = positive[..., None]
-        grad.scatter_add_(-1, index, torch.where(mask, -object_grad - background_grad, 0))
+        as_background, background_grad = _focal_term(labelled, background_weight, gamma)
+        as_object, object_grad = object_term(labelled)
+        grad.scatter_add_(-1, index, torch.where(mask, object_grad - background_grad, 0))
         ctx.save_for_backward(grad)
         return loss.sum() + torch.where(mask, as_object - as_background, 0).sum()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * grad_outputs[0], None, None, None
+        return grad * grad_outputs[0], None, None, None, None
 
 
 def _focal_term(logits: Tensor, weight: float, gamma: float) -> tuple[Tensor, Tensor]:
@@ -63,7 +67,31 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamm
 
     logits (..., K); labels (...) int64 in [0, K], K meaning background.
     """
-    return _SigmoidFocalLoss.apply(logits.float(), labels, alpha, gamma)  # pyright: ignore[reportReturnType]
+
+    def object_term(logits: Tensor) -> tuple[Tensor, Tensor]:
+        loss, grad = _focal_term(-logits, alpha, gamma)
+        return loss, -grad
+
+    return _ClassificationLoss.apply(  # pyright: ignore[reportReturnType]
+        logits.float(), labels, 1 - alpha, gamma, object_term
+    )
+
+
+def varifocal_loss(logits: Tensor, labels: Tensor, quality: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+    """Sum of the varifocal loss (arXiv 2008.13367, eq. 2) over all points and classes -> scalar.
+
+    q * BCE(p, q) at a point's class, alpha * p^gamma * BCE(p, 0) everywhere else; the gradient passes through the
+    weight p^gamma too. logits (..., K); labels (...) int64 in [0, K], K meaning background; quality (...) the targets q
+    in (0, 1] at the points that are no background, without gradient.
+    """
+    target = quality.detach().float()[..., None]
+
+    def object_term(logits: Tensor) -> tuple[Tensor, Tensor]:
+        return target * (F.softplus(logits) - target * logits), target * (torch.sigmoid(logits) - target)
+
+    return _ClassificationLoss.apply(  # pyright: ignore[reportReturnType]
+        logits.float(), labels, alpha, gamma, object_term
+    )
 
 
 def centerness_targets(distances: Tensor) -> Tensor:
@@ -89,6 +117,16 @@ def box_loss(distances: Tensor, targets: Tensor, weights: Tensor, kind: str) -> 
     else:
         raise ValueError(f"the box loss must be iou or giou, not {kind!r}.")
     return (loss * weights).sum()
+
+
+@torch.no_grad()
+def box_quality(distances: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
+    """IoU of the predicted with the true box at each positive point, at least 1e-6; 0 elsewhere; without gradient.
+
+    distances, targets (..., 4): left, top, right, bottom from the same point. positive (...) bool.
+    """
+    iou = pairwise_iou(_around_origin(distances.float()), _around_origin(targets)).clamp(min=1e-6)
+    return torch.where(positive, iou, 0)
 
 
 def _around_origin(distances: Tensor) -> Tensor:

@@ -42,17 +42,20 @@ class Predictions:
     distances: (N, P, 4) left, top, right, bottom from the point to the box's sides, in pixels of the padded input,
         or in units of the level's stride if the head normalises by it.
     map_sizes: (height, width) of each level's feature map.
-    centerness: (N, P) centre-ness logits, or None for heads without that branch.
+    centerness: (N, P) centre-ness logits, or None for heads without that branch (VFNet).
+    initial_distances: (N, P, 4) as `distances`, before their refinement, or None for heads without one (FCOS).
     """
 
     logits: Tensor
     distances: Tensor
     map_sizes: tuple[tuple[int, int], ...]
     centerness: Tensor | None = None
+    initial_distances: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Predictions:
         centerness = None if self.centerness is None else self.centerness.to(device)
-        return Predictions(self.logits.to(device), self.distances.to(device), self.map_sizes, centerness)
+        initial = None if self.initial_distances is None else self.initial_distances.to(device)
+        return Predictions(self.logits.to(device), self.distances.to(device), self.map_sizes, centerness, initial)
 
 
 @dataclass

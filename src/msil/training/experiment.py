@@ -24,9 +24,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from msil.config import Config, DataName, LoggerName, ModelConfig, config_hash, plain
+from msil.checkpoints.assemble import detector_from_config
+from msil.config import Config, DataName, LoggerName, config_hash, plain
 from msil.data.module import DetectionDataModule, build_datasets
-from msil.detection import Detector, build_detector
 from msil.errors import ConfigError, UserError
 from msil.evaluation.coco import CocoMetric
 from msil.evaluation.voc import VOCMetric
@@ -72,42 +72,6 @@ def run(config: Config) -> dict[str, Any]:
             raise
         finally:
             wandb.finish()
-
-
-def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, max_size: int) -> Detector:
-    """The Detector that `model` describes, resizing images to min_size and max_size in predict."""
-    head = model.head
-    msil = model.msil
-    return build_detector(
-        str(head.name),
-        str(model.backbone.name),
-        num_classes,
-        msil={
-            "align": msil.align,
-            "separate": msil.separate,
-            "apply": str(msil.apply),
-            "kernel_size": msil.kernel_size,
-            "reduction": msil.reduction,
-        },
-        backbone_weights=model.backbone.weights,
-        frozen_stages=model.backbone.frozen_stages,
-        norm=None if model.backbone.norm is None else str(model.backbone.norm),
-        channels=model.channels,
-        num_convs=head.num_convs,
-        norm_groups=head.norm_groups,
-        conv_bias=head.conv_bias,
-        center_sampling=head.center_sampling,
-        center_sample_radius=head.center_sample_radius,
-        centerness_on_reg=head.centerness_on_reg,
-        norm_on_bbox=head.norm_on_bbox,
-        loss_bbox=str(head.loss_bbox),
-        min_size=min_size,
-        max_size=max_size,
-        score_thresh=model.score_thresh,
-        nms_thresh=model.nms_thresh,
-        topk_candidates=model.topk_candidates,
-        detections_per_img=model.detections_per_img,
-    )
 
 
 def _train_and_evaluate(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any]:

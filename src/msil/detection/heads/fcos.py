@@ -38,6 +38,7 @@ class FCOSHead(DenseHead):
     centerness_on_reg: predict centre-ness from the regression tower, else from the classification tower.
     norm_on_bbox: distances are max(scale * conv, 0) in strides, else exp(scale * conv) in pixels.
     loss_bbox: "giou" or "iou" (-log IoU).
+    point_offset: where in its cell a point lies, in strides: 0.5, the middle; 0, the corner, as in torchvision.
     strides, regress_ranges: of the levels, in pixels; a box belongs to the levels whose range holds the largest
         distance from point to side.
 
@@ -59,6 +60,7 @@ class FCOSHead(DenseHead):
         centerness_on_reg: bool = True,
         norm_on_bbox: bool = True,
         loss_bbox: str = "giou",
+        point_offset: float = 0.5,
         strides: Sequence[int] = (8, 16, 32, 64, 128),
         regress_ranges: Sequence[tuple[float, float]] = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8)),
     ) -> None:
@@ -67,6 +69,8 @@ class FCOSHead(DenseHead):
             raise ValueError(f"loss_bbox must be giou or iou, not {loss_bbox!r}.")
         if center_sampling and center_sample_radius <= 0:
             raise ValueError(f"center_sample_radius must be positive, not {center_sample_radius}.")
+        if not 0 <= point_offset < 1:
+            raise ValueError(f"point_offset must be at least 0 and below 1, not {point_offset}.")
         if len(strides) != len(regress_ranges):
             raise ValueError(f"{len(strides)} strides need as many regress_ranges, not {len(regress_ranges)}.")
         self.num_classes = num_classes
@@ -74,6 +78,7 @@ class FCOSHead(DenseHead):
         self.centerness_on_reg = centerness_on_reg
         self.norm_on_bbox = norm_on_bbox
         self.loss_bbox = loss_bbox
+        self.point_offset = float(point_offset)
         self.strides = tuple(strides)
         self.regress_ranges = tuple((float(low), float(high)) for low, high in regress_ranges)
 
@@ -110,8 +115,9 @@ class FCOSHead(DenseHead):
         boxes, labels = pad_ground_truth(targets)
         grid = self._grid(predictions)
         matched = fcos_assign(
-            boxes, labels, grid, predictions.map_sizes, self.strides, self.regress_ranges, self.center_sample_radius
-        )
+            boxes, labels, grid, predictions.map_sizes, self.strides, self.regress_ranges, self.center_sample_radius,
+            self.point_offset,
+        )  # fmt: skip
         index = matched.clamp(min=0)
         point_labels = torch.where(matched >= 0, labels.gather(1, index), self.num_classes)
         point_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
@@ -172,4 +178,4 @@ class FCOSHead(DenseHead):
         )
 
     def _grid(self, predictions: Predictions) -> LevelGrid:
-        return level_grid(predictions.map_sizes, self.strides, 0.5, predictions.logits.device)
+        return level_grid(predictions.map_sizes, self.strides, self.point_offset, predictions.logits.device)

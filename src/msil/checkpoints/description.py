@@ -1,0 +1,94 @@
+"""What a file of weights says of itself, so that the net that it is of can be built again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError, safe_open
+
+from msil.config import ModelConfig
+from msil.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class Description:
+    """model: the detector's settings; msil.apply is none where the file holds no MSIL.
+    min_size, max_size: what it resizes images to. classes, category_ids: of its labels, in their order.
+    source: where the weights come from, in words.
+    """
+
+    model: ModelConfig
+    min_size: int
+    max_size: int
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    source: str
+
+
+def to_text(description: Description) -> str:
+    """As json, for the header of a safetensors file."""
+    model = OmegaConf.to_container(OmegaConf.structured(description.model), enum_to_str=True)
+    return json.dumps({**vars(description), "model": model})
+
+
+def read_description(path: str | Path) -> Description | None:
+    """What an imported .safetensors file or a run's checkpoint says of itself; None for a bare state dict.
+
+    Raises WeightsError for a file that is missing or unreadable, or a description that is not of this version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}: give the path of a detector's file.")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get("msil")
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} cannot be read as a safetensors file ({error}): make it anew.") from error
+        return None if text is None else _parse(json.loads(text), path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise WeightsError(f"{path} is not a weights file, is damaged, or holds code, which is not loaded.") from error
+    own = content.get("msil") if isinstance(content, Mapping) else None
+    if not isinstance(own, Mapping):
+        return None
+    config = own["config"]
+    return _parse(
+        {
+            "model": {**config["model"], "weights": None},
+            "min_size": config["data"]["min_size"],
+            "max_size": config["data"]["max_size"],
+            "classes": own["classes"],
+            "category_ids": own["category_ids"],
+            "source": f"run {config['run_name']}",
+        },
+        path,
+    )
+
+
+def _parse(values: Mapping[str, Any], path: Path) -> Description:
+    try:
+        model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values["model"]))
+        assert isinstance(model, ModelConfig)
+        return Description(
+            model,
+            int(values["min_size"]),
+            int(values["max_size"]),
+            tuple(values["classes"]),
+            tuple(values["category_ids"]),
+            str(values["source"]),
+        )
+    except (OmegaConfBaseException, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f"{path} was written by another version of msil and does not describe a detector of this one ({reason}): "
+            "import it again, or load it with the version that wrote it."
+        ) from error

@@ -1,0 +1,181 @@
+"""VFNet: an IoU-aware dense detector with varifocal loss and star-shaped box refinement (arXiv 2008.13367).
+
+N images, P points over L levels, K classes, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msil.detection.assign import atss_assign, pad_ground_truth
+from msil.detection.boxes import LevelGrid, boxes_to_distances, distances_to_boxes, level_grid
+from msil.detection.heads.base import ConvNormAct, DenseHead, build_msil, flatten_levels, init_normal
+from msil.detection.losses import EPSILON, box_loss, box_quality, mean_across_ranks, varifocal_loss
+from msil.detection.postprocess import detections_from_candidates, select_candidates
+from msil.detection.starconv import StarConv, star_offsets
+from msil.detection.structures import Detections, Predictions, Target
+
+BBOX_WEIGHT, BBOX_REFINED_WEIGHT = 1.5, 2.0
+
+
+class VFNetHead(DenseHead):
+    """The VFNet head with ATSS assignment, and MSIL between towers and everything else if asked for.
+
+    MSIL comes before the initial regression, so that both star convolutions see the enhanced features.
+
+    num_classes: K. channels: C of every pyramid level and of the towers.
+    num_convs: convolutions a tower. norm_groups: of the GroupNorms.
+    msil: an nn.Module from (cls_feat, reg_feat) to the same, a dict of MSIL's keyword arguments, or None.
+    init: "authors", all convolutions N(0, 0.01); or "mmdet", the star convolutions and the one before the initial
+        regression by Kaiming's rule, as MMDetection 3 leaves them. Both are published with the same AP.
+    strides: of the levels. regress_denoms: what the exponential of the initial regression is multiplied by, pixels.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int = 256,
+        *,
+        num_convs: int = 3,
+        norm_groups: int = 32,
+        msil: nn.Module | Mapping[str, Any] | None = None,
+        init: str = "authors",
+        strides: Sequence[int] = (8, 16, 32, 64, 128),
+        regress_denoms: Sequence[float] = (64, 128, 256, 512, 1024),
+    ) -> None:
+        super().__init__(channels, num_convs, norm_groups, conv_bias=False)
+        if init not in ("authors", "mmdet"):
+            raise ValueError(f"init must be authors or mmdet, not {init!r}.")
+        if len(strides) != len(regress_denoms):
+            raise ValueError(f"{len(strides)} strides need as many regress_denoms, not {len(regress_denoms)}.")
+        self.num_classes = num_classes
+        self.strides = tuple(strides)
+        self.regress_denoms = tuple(float(denom) for denom in regress_denoms)
+
+        self.reg_conv = ConvNormAct(channels, norm_groups, bias=False)
+        self.bbox_reg = nn.Conv2d(channels, 4, 3, padding=1)
+        self.reg_star = StarConv(channels, channels)
+        self.bbox_refine = nn.Conv2d(channels, 4, 3, padding=1)
+        self.cls_star = StarConv(channels, channels)
+        self.cls_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.act = nn.ReLU()
+        self.scales = nn.Parameter(torch.ones(len(self.strides)))
+        self.scales_refine = nn.Parameter(torch.ones(len(self.strides)))
+        self._init_weights(init)
+        # Last, so that with one seed the plain head and every MSIL variant start from the same weights.
+        self.msil = build_msil(channels, msil)
+
+    def forward(self, pyramid: list[Tensor]) -> Predictions:
+        """L pyramid levels (N, C, H, W) -> Predictions; distances refined, initial_distances not, both in pixels.
+
+        The refined distances pass no gradient to the initial ones.
+        """
+        if len(pyramid) != len(self.strides):
+            raise ValueError(f"the head has {len(self.strides)} levels, the pyramid {len(pyramid)}.")
+        logits, initial, refined = [], [], []
+        for level, (cls_feat, reg_feat) in enumerate(zip(*self.towers(pyramid), strict=True)):
+            distances = self._initial(reg_feat, level)
+            offsets = star_offsets(distances, self.strides[level])
+            refinement = self.bbox_refine(self.act(self.reg_star(reg_feat, offsets)))
+            factor = (refinement.float() * self.scales_refine[level]).exp()
+            initial.append(distances)
+            refined.append(factor * distances.detach())
+            logits.append(self.cls_logits(self.act(self.cls_star(cls_feat, offsets))))
+        return Predictions(
+            logits=flatten_levels(logits),
+            distances=flatten_levels(refined),
+            map_sizes=tuple((level.shape[-2], level.shape[-1]) for level in pyramid),
+            initial_distances=flatten_levels(initial),
+        )
+
+    def targets(
+        self, predictions: Predictions, targets: list[Target], image_sizes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Labels (N, P) int64, K for background, and distances (N, P, 4) in pixels.
+
+        Distances of background points are those to an arbitrary box and mean nothing.
+        """
+        boxes, labels = pad_ground_truth(targets)
+        grid = self._grid(predictions)
+        matched = atss_assign(boxes, labels, grid, predictions.map_sizes, image_sizes)
+        index = matched.clamp(min=0)
+        point_labels = torch.where(matched >= 0, labels.gather(1, index), self.num_classes)
+        point_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        return point_labels, boxes_to_distances(grid.points, point_boxes)
+
+    def loss(
+        self, predictions: Predictions, targets: list[Target], image_sizes: list[tuple[int, int]]
+    ) -> dict[str, Tensor]:
+        """Scalars "loss_cls" (varifocal), "loss_bbox" and "loss_bbox_rf" (GIoU of the initial and of the refined box,
+        weighted by their IoU).
+
+        N targets in pixels of the padded input; image_sizes N pairs (height, width) before padding: points beyond an
+        image's own size, rounded up to 32, are never positive (but count as negatives, as in MMDetection). Divisors
+        are averaged over all ranks first.
+        """
+        initial, refined = predictions.initial_distances, predictions.distances
+        assert initial is not None
+        if not len(targets) == len(image_sizes) == len(predictions.logits):
+            raise ValueError(
+                f"{len(predictions.logits)} images need as many targets and sizes, not {len(targets)} and "
+                f"{len(image_sizes)}."
+            )
+        labels, distances = self.targets(predictions, targets, image_sizes)
+        positive = labels < self.num_classes
+        initial_iou = box_quality(initial, distances, positive)
+        refined_iou = box_quality(refined, distances, positive)
+        sums = torch.stack([positive.sum().float(), initial_iou.sum(), refined_iou.sum()])
+        num_pos, initial_sum, refined_sum = (mean_across_ranks(sums).clamp(min=1) + EPSILON).unbind()
+        initial_loss = box_loss(initial, distances, initial_iou, "giou") / initial_sum
+        refined_loss = box_loss(refined, distances, refined_iou, "giou") / refined_sum
+        return {
+            "loss_cls": varifocal_loss(predictions.logits, labels, refined_iou) / num_pos,
+            "loss_bbox": BBOX_WEIGHT * initial_loss,
+            "loss_bbox_rf": BBOX_REFINED_WEIGHT * refined_loss,
+        }
+
+    def detect(
+        self,
+        predictions: Predictions,
+        image_sizes: list[tuple[int, int]],
+        *,
+        score_thresh: float = 0.05,
+        nms_thresh: float = 0.6,
+        topk_candidates: int = 1000,
+        detections_per_img: int = 100,
+    ) -> list[Detections]:
+        """N Detections, clipped to image_sizes (height, width), in pixels of the padded input.
+
+        The score is the class probability, which varifocal loss teaches to be the IoU as well.
+        topk_candidates: (point, class) pairs a level that enter the NMS.
+        """
+        scores, points, labels = select_candidates(
+            predictions.logits.float(), predictions.map_sizes, score_thresh, topk_candidates
+        )
+        distances = predictions.distances.gather(1, points[..., None].expand(-1, -1, 4))
+        boxes = distances_to_boxes(self._grid(predictions).points[points], distances)
+        return detections_from_candidates(
+            boxes, scores, labels, image_sizes, nms_thresh=nms_thresh, detections_per_img=detections_per_img
+        )
+
+    def _initial(self, reg_feat: Tensor, level: int) -> Tensor:
+        """The first guess of left, top, right, bottom (N, 4, H, W), pixels."""
+        raw = self.bbox_reg(self.reg_conv(reg_feat)).float() * self.scales[level]
+        return raw.exp() * self.regress_denoms[level]
+
+    def _grid(self, predictions: Predictions) -> LevelGrid:
+        return level_grid(predictions.map_sizes, self.strides, 0.0, predictions.logits.device)
+
+    def _init_weights(self, init: str) -> None:
+        init_normal(self)
+        nn.init.constant_(self.cls_logits.bias, -math.log(99))  # pyright: ignore[reportArgumentType]
+        if init == "authors":
+            for star in (self.reg_star, self.cls_star):
+                nn.init.normal_(star.weight, std=0.01)
+        else:  # a star convolution comes as MMDetection's does
+            nn.init.kaiming_normal_(self.reg_conv.conv.weight, mode="fan_out", nonlinearity="relu")
