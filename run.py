@@ -30,7 +30,8 @@ def train(composed: DictConfig) -> float | None:
 
     from msil.reporting.tables import result_line
     from msil.training.callbacks import TrainingDiverged
-    from msil.training.experiment import Preempted, RunLocked, run
+    from msil.training.experiment import RunLocked, run
+    from msil.training.fitting import Preempted
 
     try:
         result = run(config)

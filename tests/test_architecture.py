@@ -14,7 +14,7 @@ import pytest
 
 import msil
 from msil import MSIL, build_detector
-from msil.detection import Detections, Detector, FCOSHead, Predictions, Target
+from msil.detection import Detections, Detector, FCOSHead, Predictions, Target, VFNetHead
 from msil.detection.weights import from_mmdet
 
 SRC = Path(__file__).resolve().parents[1] / "src"
@@ -61,10 +61,17 @@ RULES = [
         for name in PURE
     ),
     Rule(
+        "detection/weights.py",
+        only=("torch", "torchvision", "safetensors", "msil.detection"),
+        never=("torch.distributed",),
+    ),
+    Rule(
         "detection/*",
         only=("torch", "torchvision", "msil.interaction", "msil.detection"),
         never=("torch.distributed",),
     ),
+    Rule("checkpoints/*", never=("lightning", "hydra", "wandb", "msil.training", "msil.reporting", "msil.inference")),
+    Rule("inference/*", never=("lightning", "hydra", "omegaconf", "wandb", "msil.training", "msil.checkpoints")),
     Rule("data/module.py", only=(*READERS, "lightning")),
     Rule("data/*", only=READERS),
     Rule(
@@ -138,6 +145,9 @@ def test_arrows(file: str) -> None:
         ("reporting/formats.py", "import yaml", "yaml"),
         ("reporting/tables.py", "from msil.reporting import figures", "msil.reporting.figures"),
         ("training/module.py", "from omegaconf import DictConfig", "omegaconf.DictConfig"),
+        ("detection/detector.py", "from safetensors.torch import load_file", "safetensors.torch.load_file"),
+        ("checkpoints/load.py", "from msil.training.module import DetectionModule", "msil.training.module"),
+        ("inference/predict.py", "import lightning", "lightning"),
     ],
 )
 def test_a_wrong_arrow_is_seen(file: str, source: str, wrong: str) -> None:
@@ -207,13 +217,18 @@ def test_public_names() -> None:
     assert list(head.items())[:5] == [
         ("num_classes", none), ("channels", 256), ("*num_convs", 4), ("*norm_groups", 32), ("*msil", None),
     ]  # fmt: skip
-    assert list(parameters(FCOSHead.towers)) == list(parameters(FCOSHead.forward)) == ["pyramid"]
-    assert list(parameters(FCOSHead.loss)) == ["predictions", "targets", "image_sizes"]
-    assert list(parameters(FCOSHead.detect)) == [
-        "predictions", "image_sizes", "*score_thresh", "*nms_thresh", "*topk_candidates", "*detections_per_img",
-    ]  # fmt: skip
+    assert parameters(VFNetHead)["*num_convs"] == 3
+    assert list(parameters(VFNetHead))[:5] == list(head)[:5]
+    for head_class in (FCOSHead, VFNetHead):
+        assert list(parameters(head_class.towers)) == list(parameters(head_class.forward)) == ["pyramid"]
+        assert list(parameters(head_class.loss)) == ["predictions", "targets", "image_sizes"]
+        assert list(parameters(head_class.detect)) == [
+            "predictions", "image_sizes", "*score_thresh", "*nms_thresh", "*topk_candidates", "*detections_per_img",
+        ]  # fmt: skip
     assert list(parameters(from_mmdet)) == ["state_dict"]
     assert [f.name for f in fields(Target)] == ["boxes", "labels", "image_id", "size"]
     assert [f.name for f in fields(Detections)] == ["boxes", "scores", "labels"]
-    assert [f.name for f in fields(Predictions)] == ["logits", "distances", "map_sizes", "centerness"]
+    assert [f.name for f in fields(Predictions)] == [
+        "logits", "distances", "map_sizes", "centerness", "initial_distances",
+    ]  # fmt: skip
     assert msil.__version__

@@ -259,3 +259,43 @@ def test_wrong_values_are_refused(settings: dict, error: type[Exception], words:
 def test_switches_are_keywords_only() -> None:
     with pytest.raises(TypeError):
         MSIL(32, False)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("apply", ["cls", "reg", "both"])
+@pytest.mark.parametrize("align", [True, False])
+def test_open_gates_are_what_was_asked_for(align: bool, apply: str) -> None:
+    torch.manual_seed(0)
+    cls_feat, reg_feat = torch.randn(2, 2, 32, 6, 7).abs() + 0.1
+    # Without separation the gate is sigmoid(ReLU(0 * ... + log(0.9 / 0.1))) = 0.9 for any input.
+    block = MSIL(32, align=align, separate=False, apply=apply)
+    block.open_gates(0.9)
+    for name, before, after in zip(("cls", "reg"), (cls_feat, reg_feat), block(cls_feat, reg_feat), strict=True):
+        torch.testing.assert_close(after, before * (0.9 if apply in (name, "both") else 1))
+    # With it f_dec's weights, N(0, 0.01), move the gate's logit by far less than 1: 0.99 +- 0.0099 per unit.
+    block = MSIL(32, align=align, apply=apply)
+    block.open_gates()
+    for name, before, after in zip(("cls", "reg"), (cls_feat, reg_feat), block(cls_feat, reg_feat), strict=True):
+        gate = after / before
+        if apply in (name, "both"):
+            assert (gate - 0.99).abs().max() < 0.005 and gate.std() > 0
+        else:
+            assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_open_gates_still_learn(separate: bool) -> None:
+    torch.manual_seed(0)
+    block = MSIL(32, separate=separate)
+    block.open_gates()
+    optimizer = torch.optim.SGD(block.parameters(), lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(feat.square().mean() for feat in block(*torch.randn(2, 2, 32, 6, 7))).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in block.parameters())
+
+
+@pytest.mark.parametrize("value", [0.5, 1.0, 0.2, float("nan")])
+def test_gates_open_between_a_half_and_one(value: float) -> None:
+    with pytest.raises(ValueError, match=r"between 0\.5 and 1"):
+        MSIL(32).open_gates(value)

@@ -59,7 +59,10 @@ def test_the_sentence_of_the_brief() -> None:
 @pytest.mark.parametrize(
     ("typed", "parts"),
     [
-        (["schedule=quik"], ["schedule=quik is not a choice", "Did you mean schedule=quick?", "1x, 2x, quick, smoke"]),
+        (
+            ["schedule=quik"],
+            ["schedule=quik is not a choice", "Did you mean schedule=quick?", "1x, 2x, ms-2x, quick, smoke"],
+        ),
         (["-m", "model/msil=full,no_alin"], ["model/msil=no_alin", "Did you mean model/msil=no_align?"]),
         (["model.msil.align=flase"], ["true or false", "Did you mean model.msil.align=false?"]),
         (["model.msil.align=null"], ["model.msil.align=null must be true or false"]),

@@ -135,12 +135,13 @@ class ModelConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     msil: MSILConfig = field(default_factory=MSILConfig)
     weights: str | None = MISSING  # null; else a file of a whole detector: an imported one or a run's checkpoint
+    weights_sha256: str | None = MISSING  # of that file; filled in, so that another content is another run
     channels: int = MISSING  # of the FPN and the head
     image_mean: list[float] = MISSING  # of the net's three input channels in their order, of 0..255
     image_std: list[float] = MISSING
     channel_order: ChannelOrder = MISSING  # what the net takes; images are read as RGB
     score_thresh: float = MISSING
-    nms_thresh: float = MISSING
+    nms_thresh: float | None = MISSING  # null: 0.6; with model.weights, what the file says
     topk_candidates: int = MISSING  # a level
     detections_per_img: int = MISSING
 
@@ -257,8 +258,7 @@ def default_run_name(values: Mapping[str, Any]) -> str:
     model = values["model"]
     if values["mode"] == "test":
         split = values["data"]["split"] or values["data"]["val_split"]
-        file = PurePath(model["weights"] or "none")
-        return "_".join(["test", values["data"]["name"], split, file.stem, config_hash(values)])
+        return "_".join(["test", values["data"]["name"], split, weights_name(model["weights"]), config_hash(values)])
     msil = model["msil"]
     parts = ["msil", str(msil["apply"])]
     if not msil["align"]:
@@ -273,11 +273,20 @@ def default_run_name(values: Mapping[str, Any]) -> str:
         model["head"]["name"],
         model["backbone"]["name"],
         block,
+        *([] if model["weights"] is None else [f"from-{weights_name(model['weights'])}"]),
         values["schedule"]["name"],
         f"s{values['seed']}",
         config_hash(values),
     ]
     return "_".join(str(name) for name in names)
+
+
+def weights_name(path: str | None) -> str:
+    """What a file of weights is called: its name without ending, or for a run's checkpoint that of the run."""
+    if path is None:
+        return "nothing"
+    file = PurePath(path)
+    return file.parent.parent.name or file.stem if file.parent.name == "checkpoints" else file.stem
 
 
 def plain(config: DictConfig | Config) -> dict[str, Any]:
@@ -289,16 +298,31 @@ def plain(config: DictConfig | Config) -> dict[str, Any]:
 
 
 def to_config(node: DictConfig) -> Config:
-    """The composed settings as dataclasses, interpolations resolved and Hydra's own part left out.
+    """The composed settings as dataclasses, interpolations resolved and Hydra's own part left out; see `settled`.
 
-    Raises OmegaConf's errors for a value that is missing, of the wrong type or not resolvable.
+    Raises OmegaConf's errors for a value that is missing, of the wrong type or not resolvable, WeightsError for a file
+    in model.weights that is missing or unreadable.
     """
+    return settled(as_composed(node))
+
+
+def as_composed(node: DictConfig) -> Config:
+    """As `to_config`, before model.weights is looked at."""
     values = copy.deepcopy(node)
     with read_write(values), open_dict(values):
         values.pop("hydra", None)
     config = OmegaConf.to_object(values)
     assert isinstance(config, Config)
     return config
+
+
+def settled(config: Config) -> Config:
+    """`config` itself, or with the net that the file in model.weights holds. Raises WeightsError for that file."""
+    if config.model.weights is None:
+        return config
+    from msil.checkpoints.settle import settled as with_file  # late: it needs torch
+
+    return with_file(config)
 
 
 def register() -> None:
@@ -316,4 +340,8 @@ def _resolve_run_name(*, _root_: DictConfig) -> str:
             values[key] = (
                 OmegaConf.to_container(node, resolve=True, enum_to_str=True) if OmegaConf.is_config(node) else node
             )
+    if values["model"]["weights"] is not None:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), {**values, "run_name": ""}))
+        assert isinstance(config, Config)
+        values = plain(settled(config))
     return default_run_name(values)

@@ -130,6 +130,29 @@ class MSIL(nn.Module):
         """F_fusion of eq. 4, (N, C, H, W): the regression branch comes first in the concatenation."""
         return self.fusion(torch.cat([reg_align, cls_align], dim=1))
 
+    @torch.no_grad()
+    def open_gates(self, value: float = 0.99) -> None:
+        """Start with gates close to `value`, in (0.5, 1), instead of 0.5, for a block that a trained detector gets.
+
+        A gate multiplies its branch's feature, so the detector behind it changes by no more than about 1 - value; the
+        gate's own gradient is value * (1 - value) / 0.25 of what it is at 0.5. With separation the biases of f_dec are
+        set (its small weights move the gate by some thousandths); without it the GroupNorm in front of the gate
+        starts with weight 0, and the gate is exactly `value`.
+
+        Raises ValueError for a value outside (0.5, 1).
+        """
+        if not 0.5 < value < 1:
+            raise ValueError(f"the gates' value must lie between 0.5 and 1, not at {value}.")
+        bias = math.log(value / (1 - value))
+        if not self.separate:
+            norm = self.fusion[1]
+            assert isinstance(norm, nn.GroupNorm)
+            nn.init.zeros_(norm.weight)
+            nn.init.constant_(norm.bias, bias)
+        for module in self.modules():
+            if isinstance(module, Separation) and module.dec.bias is not None:
+                nn.init.constant_(module.dec.bias, bias)
+
     def _init_weights(self) -> None:
         """N(0, 0.01) and zero biases, as in the heads around the block; the attention's MLP keeps torch's own."""
         attention = [m for cam in self.modules() if isinstance(cam, ChannelAttention) for m in cam.modules()]

@@ -9,7 +9,7 @@ import difflib
 import itertools
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -24,8 +24,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from msil.config import Config, to_config
-from msil.errors import ConfigError
+from msil.config import Config, as_composed, to_config
+from msil.errors import ConfigError, UserError
 from msil.validate import validate
 
 # OmegaConf's messages end in lines about its internals, Hydra's in its search path and the advice to use `+`.
@@ -55,15 +55,32 @@ def check_command_line(arguments: Sequence[str], conf: Path) -> None:
                 f"{override.input_line} names several values: add -m to run one job for each, "
                 "or write [a,b] if one list is meant."
             )
+    _check_weights(config, overrides)
     if not flags.cfg:
         validate(typed(config))
 
 
+def _check_weights(config: DictConfig, overrides: Sequence[Override]) -> None:
+    if config.model.weights is not None:
+        from msil.checkpoints.settle import check_typed  # late: it needs torch
+
+        check_typed(_resolved(config, as_composed), [override.key_or_group for override in overrides])
+
+
 def typed(config: DictConfig) -> Config:
     """As msil.config.to_config, but a value that is missing, mistyped or not resolvable is a ConfigError."""
+    return _resolved(config, to_config)
+
+
+def _resolved(config: DictConfig, read: Callable[[DictConfig], Config]) -> Config:
     try:
-        return to_config(config)
+        return read(config)
     except OmegaConfBaseException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):  # of the file in model.weights, which run_name is made of
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
         raise ConfigError(one_line(error)) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from msil.config import Config, DataConfig, DataName, Decay
+from msil.config import BackboneName, Config, DataConfig, DataName, Decay, HeadConfig, Mode, ModelConfig, Style
 from msil.errors import ConfigError
 
 # Path, lowest, highest (both allowed). A value of null passes where the type admits it.
@@ -17,6 +17,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("model.topk_candidates", 1, math.inf),
     ("model.detections_per_img", 1, math.inf),
     ("model.backbone.frozen_stages", 0, 4),
+    ("model.head.point_offset", 0, 0.5),
     ("model.head.num_convs", 1, math.inf),
     ("model.head.norm_groups", 1, math.inf),
     ("model.msil.reduction", 1, math.inf),
@@ -50,6 +51,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "trainer.strategy": ("auto", "ddp"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
+HEAD_SETTINGS = {
+    "fcos": ("conv_bias", "center_sampling", "center_sample_radius", "centerness_on_reg", "norm_on_bbox", "loss_bbox",
+             "point_offset"),
+    "vfnet": ("init",),
+}  # fmt: skip
 ONLY_SHAPES = ("num_train", "num_val", "image_size", "seed")
 
 
@@ -65,6 +71,7 @@ def validate(config: Config) -> None:
         value = _at(config, path)
         if value not in choices:
             raise ConfigError(f"{path}={value} must be one of {', '.join(map(str, choices))}.")
+    _check_mode(config)
     _check_model(config)
     _check_data(config.data)
     _check_schedule(config)
@@ -88,6 +95,11 @@ def _check_range(path: str, value: float | None, low: float, high: float) -> Non
 
 def _check_model(config: Config) -> None:
     model = config.model
+    _check_head(model.head)
+    _check_normalisation(model)
+    bottleneck = model.backbone.name in (BackboneName.resnet50, BackboneName.resnet101)
+    if model.backbone.style == Style.caffe and not bottleneck:
+        raise ConfigError(f"model.backbone.style=caffe is for resnet50 and resnet101, not {model.backbone.name.value}.")
     if model.channels % model.head.norm_groups:
         raise ConfigError(
             f"model.channels={model.channels} must be a multiple of model.head.norm_groups={model.head.norm_groups}."
@@ -96,11 +108,42 @@ def _check_model(config: Config) -> None:
         raise ConfigError(
             f"model.msil.reduction={model.msil.reduction} must not exceed model.channels={model.channels}."
         )
-    if model.backbone.frozen_stages and model.backbone.weights is None:
+    if model.backbone.frozen_stages and model.backbone.weights is None and model.weights is None:
         raise ConfigError(
             f"model.backbone.frozen_stages={model.backbone.frozen_stages} would freeze random weights: "
             "give model.backbone.weights too, or leave frozen_stages at null."
         )
+
+
+def _check_head(head: HeadConfig) -> None:
+    for name in HEAD_SETTINGS["fcos"] + HEAD_SETTINGS["vfnet"]:
+        value = getattr(head, name)
+        if name in HEAD_SETTINGS[head.name.value]:
+            if value is None:
+                raise ConfigError(f"model.head.{name} must have a value for model.head.name={head.name.value}.")
+        elif value is not None:
+            raise ConfigError(f"model.head.{name}={value} has no meaning for model.head.name={head.name.value}.")
+
+
+def _check_normalisation(model: ModelConfig) -> None:
+    for name in ("image_mean", "image_std"):
+        values = getattr(model, name)
+        if len(values) != 3 or not all(math.isfinite(value) for value in values):
+            raise ConfigError(f"model.{name}={values} must be three numbers, one a channel.")
+    if min(model.image_std) <= 0:
+        raise ConfigError(f"model.image_std={model.image_std} must be above 0.")
+
+
+def _check_mode(config: Config) -> None:
+    if config.mode == Mode.test and config.model.weights is None:
+        raise ConfigError("mode=test needs model.weights=FILE, a run's checkpoint or an imported detector.")
+    if config.mode == Mode.train and config.data.split is not None:
+        raise ConfigError(
+            f"data.split={config.data.split} is what mode=test evaluates; training takes data.train_split and "
+            "data.val_split."
+        )
+    if config.data.split is not None and not config.data.split.strip():
+        raise ConfigError("data.split must not be empty.")
 
 
 def _check_data(data: DataConfig) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from msil.data.audit import DataWarning
 from msil.data.coco import CocoDataset
-from msil.data.module import DetectionDataModule, build_datasets, collate
+from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split, collate
 from msil.data.shapes import write_shapes
 from msil.data.voc import VOCDataset
 from msil.detection.structures import Target
@@ -322,3 +323,65 @@ def test_the_same_names_under_other_ids_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'cocoo'.*shapes, coco, voc"):
         build_datasets("cocoo", tmp_path, "train", "val")
+
+
+def test_build_split_needs_no_other_split(tmp_path: Path) -> None:
+    write_coco(tmp_path / "coco", coco_content(), "val")
+    dataset = build_split("coco", tmp_path / "coco", "val", classes=["zebra", "cat"])
+    assert isinstance(dataset, CocoDataset) and dataset.category_ids == (90, 3)
+    write_voc(tmp_path / "voc", {"x": voc_xml(voc_object("dog", 1, 1, 20, 20))}, "test")
+    dataset = build_split("voc", tmp_path / "voc", "test")
+    assert isinstance(dataset, VOCDataset) and dataset.annotated
+    dataset = build_split("shapes", tmp_path / "s", "val", **SHAPES)
+    assert len(dataset) == SHAPES["num_val"]
+    with pytest.raises(ConfigError, match=r"'cocoo'.*shapes, coco, voc"):
+        build_split("cocoo", tmp_path, "val")
+    with pytest.raises(DataError, match=r"instances_test\.json is missing \(the splits there are val\)"):
+        build_split("coco", tmp_path / "coco", "test")
+    outside = coco_content()
+    outside["annotations"][1]["bbox"] = [30, 5, 60, 7]
+    write_coco(tmp_path / "coco", outside, "val")
+    with pytest.raises(DataError, match="101"):
+        build_split("coco", tmp_path / "coco", "val", strict=True)
+
+
+def without_annotations(root: Path, split: str) -> Path:
+    """A split as write_coco writes it, its annotation file turned into one of images alone."""
+    source = write_coco(root, coco_content(), split)
+    source.rename(source.with_name(f"image_info_{split}.json"))
+    return root
+
+
+def test_a_split_without_annotations_is_evaluated_but_not_trained_on(tmp_path: Path) -> None:
+    without_annotations(tmp_path, "test")
+    write_coco(tmp_path, coco_content(), "train")
+    for train, val in (("test", "train"), ("train", "test")):
+        with pytest.raises(DataError, match=r"split test of .* has no annotations.*mode=test"):
+            build_datasets("coco", tmp_path, train, val)
+    test = build_split("coco", tmp_path, "test")
+    with pytest.raises(DataError, match="no training image has"):
+        module((test, test))
+    batches = list(EvaluationDataModule(test, eval_batch_size=2).val_dataloader())
+    assert [[target.image_id for target in targets] for _, targets in batches] == [[11, 5], [8]]
+    assert [len(target.boxes) for _, targets in batches for target in targets] == [0, 0, 0]
+
+
+def test_an_evaluation_alone(shapes: tuple[CocoDataset, CocoDataset], tmp_path: Path) -> None:
+    """Lightning validates with it; there is no loader to train with."""
+    seen = []
+
+    class Evaluated(Recorder):
+        def validation_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> None:
+            seen.extend(target.image_id for target in batch[1])
+
+    datamodule = EvaluationDataModule(shapes[1], eval_batch_size=2, eval_images=3)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.validate(Evaluated(), datamodule=datamodule, verbose=False)
+        assert seen == [shapes[1].image_id(i) for i in range(3)] and datamodule.num_eval == 3
+        with pytest.raises(MisconfigurationException, match="train_dataloader"):
+            trainer.fit(Recorder(), datamodule=datamodule)

@@ -1,13 +1,15 @@
-"""What the tests of this folder share: targets, the two forms of FCOS, and the reference's heads and inputs."""
+"""What the tests of this folder share: targets, the two forms of FCOS, VFNet, and the reference's heads and inputs."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from msil.detection import Detector, FCOSHead, Target, build_detector
+from msil.detection.heads.vfnet import VFNetHead
 from msil.detection.weights import from_mmdet
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -41,6 +43,10 @@ def variant_name(msil: dict[str, Any] | None) -> str:
     return "plain" if msil is None else " ".join(f"{key}={value}" for key, value in msil.items())
 
 
+def map_sizes_of(height: int, width: int, strides: tuple[int, ...] = STRIDES) -> tuple[tuple[int, int], ...]:
+    return tuple((math.ceil(height / stride), math.ceil(width / stride)) for stride in strides)
+
+
 def target(boxes: Tensor | list, labels: Tensor | list | None = None) -> Target:
     boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     labels = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else torch.as_tensor(labels)
@@ -63,9 +69,14 @@ def small_head(msil: nn.Module | dict[str, Any] | None = None, **settings: Any) 
     return FCOSHead(5, 32, num_convs=1, norm_groups=8, msil=msil, **settings)
 
 
-def small_detector(msil: dict[str, Any] | None = None, **settings: Any) -> Detector:
+def small_vfnet(msil: nn.Module | dict[str, Any] | None = None, **settings: Any) -> VFNetHead:
     torch.manual_seed(0)
-    return build_detector("fcos", "resnet10", 3, channels=64, num_convs=1, msil=msil, **settings)
+    return VFNetHead(5, 32, num_convs=1, norm_groups=8, msil=msil, **settings)
+
+
+def small_detector(msil: dict[str, Any] | None = None, head: str = "fcos", **settings: Any) -> Detector:
+    torch.manual_seed(0)
+    return build_detector(head, "resnet10", 3, channels=64, num_convs=1, msil=msil, **settings)
 
 
 def random_pyramid(
@@ -82,6 +93,13 @@ def reference_head(golden: Any, name: str) -> FCOSHead:
     return head
 
 
+def reference_vfnet(golden: Any) -> VFNetHead:
+    """Our head with the reference's weights."""
+    head = VFNetHead(5, 32, num_convs=3, norm_groups=8)
+    head.load_state_dict(from_mmdet(golden("head_vfnet_s3", "state/")))
+    return head
+
+
 def reference_targets(golden: Any, case: str) -> list[Target]:
     arrays = golden("inputs", f"gt/{case}/")
     return [target(arrays[f"{image}/boxes"], arrays[f"{image}/labels"]) for image in range(2)]
@@ -90,6 +108,12 @@ def reference_targets(golden: Any, case: str) -> list[Target]:
 def reference_pyramid(golden: Any) -> list[Tensor]:
     arrays = golden("inputs", "feats/")
     return [arrays[str(level)] for level in range(5)]
+
+
+def assert_gradient(ours: Tensor | None, theirs: Tensor, name: str) -> None:
+    """Within 1e-5 of the reference's largest element."""
+    assert ours is not None
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max(), f"the gradient of {name} is off"
 
 
 def dense(arrays: dict[str, Tensor], prefix: str) -> Tensor:

@@ -13,13 +13,9 @@ from msil.detection.assign import fcos_assign, pad_ground_truth
 from msil.detection.boxes import boxes_to_distances, level_grid
 from msil.detection.structures import Target
 
-from .cases import MAP_SIZES, RANGES, STRIDES, target
+from .cases import MAP_SIZES, RANGES, STRIDES, map_sizes_of, target
 
 CPU = torch.device("cpu")
-
-
-def map_sizes_of(height: int, width: int, strides: tuple[int, ...] = STRIDES) -> tuple[tuple[int, int], ...]:
-    return tuple((math.ceil(height / stride), math.ceil(width / stride)) for stride in strides)
 
 
 def assign(

@@ -31,8 +31,8 @@ def resnet50_file(resnet50_state: dict[str, Tensor], tmp_path_factory: pytest.Te
     path.unlink()  # 100 MB
 
 
-def assert_reference_outputs(net: ResNet, golden) -> None:
-    expected = golden("resnet50", "pytorch/")
+def assert_reference_outputs(net: ResNet, golden, style: str = "pytorch") -> None:
+    expected = golden("resnet50", f"{style}/")
     with torch.no_grad():
         out = net(golden.rand(300, 1, 3, 96, 128))
     assert len(out) == 3
@@ -67,6 +67,21 @@ def test_strides_are_those_of_the_pytorch_style(golden) -> None:
     net = ResNet("resnet50")
     strided = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
     assert strided == golden.misc()["resnet50_pytorch"]["stride2_convs"]
+
+
+def test_the_caffe_style_is_the_references(resnet50_state: dict[str, Tensor], golden) -> None:
+    net = ResNet("resnet50", norm="frozen_bn", style="caffe").eval()
+    strided = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+    assert strided == golden.misc()["resnet50_caffe"]["stride2_convs"]
+    net.load_state_dict(from_mmdet(resnet50_state), strict=True)  # the same keys and shapes
+    assert_reference_outputs(net, golden, "caffe")
+
+
+def test_a_style_needs_a_name_and_bottlenecks() -> None:
+    with pytest.raises(ValueError, match="style must be pytorch, or caffe"):
+        ResNet("resnet50", style="tensorflow")
+    with pytest.raises(ValueError, match="resnet18"):
+        ResNet("resnet18", style="caffe")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])

@@ -13,10 +13,12 @@ from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from msil.detection.losses import (
     box_loss,
+    box_quality,
     centerness_loss,
     centerness_targets,
     mean_across_ranks,
     sigmoid_focal_loss,
+    varifocal_loss,
 )
 
 AVG_FACTOR = 7 + torch.finfo(torch.float32).eps
@@ -92,6 +94,112 @@ def test_losses_of_bfloat16_logits_are_float32() -> None:
     assert torch.equal(centerness_loss(logits, targets, positive), centerness_loss(logits.float(), targets, positive))
 
 
+def test_varifocal_loss_of_the_reference(golden) -> None:
+    """Of the rows with one target or none, which are those that labels can express."""
+    case = golden("primitives")
+    quality = case["loss_in/iou"]
+    rows = (quality > 0).sum(1) <= 1
+    assert 20 < rows.sum() < 64
+    logits, quality = case["loss_in/logits"][rows], quality[rows]
+    best, labels = quality.max(1)
+    labels = torch.where(best > 0, labels, 5)
+    assert (labels < 5).any() and (labels == 5).any()
+    value, grad = value_and_grad(lambda x: varifocal_loss(x, labels, best), logits)
+    torch.testing.assert_close(value, case["vfl/none/out"][rows].sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad, case["vfl/none/grad/0"][rows], rtol=1e-5, atol=1e-6)
+
+
+def test_varifocal_loss_of_the_reference_element_by_element(golden) -> None:
+    """Every row of the reference, its several targets too: each element as a problem of one point and one class."""
+    case = golden("primitives")
+    quality = case["loss_in/iou"]
+    labels = (quality <= 0).long()  # class 0 or, of one class, background
+    value, grad = value_and_grad(lambda x: varifocal_loss(x[..., None], labels, quality), case["loss_in/logits"])
+    torch.testing.assert_close(value, case["vfl/none/out"].sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad, case["vfl/none/grad/0"], rtol=1e-5, atol=1e-6)
+
+    def averaged(x: Tensor) -> Tensor:
+        return varifocal_loss(x[..., None], labels, quality) / AVG_FACTOR
+
+    value, grad = value_and_grad(averaged, case["loss_in/logits"])
+    torch.testing.assert_close(value, case["vfl/avg7/out"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad, case["vfl/avg7/grad/0"], rtol=1e-5, atol=1e-6)
+
+
+def varifocal_by_autograd(logits: Tensor, labels: Tensor, quality: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Equation 2 as it stands, over all classes, the graph of p in the weight kept."""
+    classes = logits.shape[-1]
+    target = F.one_hot(labels, classes + 1)[..., :classes] * quality[..., None]
+    p = logits.sigmoid()
+    weight = torch.where(target > 0, target, alpha * (p - target).abs() ** gamma)
+    return (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.75, 2.0), (0.4, 1.0), (1.0, 3.5)])
+@pytest.mark.parametrize("classes", [1, 7])
+def test_varifocal_loss_by_autograd(alpha: float, gamma: float, classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    logits = 4 * torch.randn(3, 50, classes, generator=generator)
+    labels = torch.randint(classes + 1, (3, 50), generator=generator)
+    quality = torch.rand(3, 50, generator=generator).clamp(min=1e-6)
+    quality[0, :10], quality[0, 10:20] = 1, 1e-6
+    value, grad = value_and_grad(lambda x: varifocal_loss(x, labels, quality, alpha, gamma), logits)
+    expected, expected_grad = value_and_grad(
+        lambda x: varifocal_by_autograd(x, labels, quality.double(), alpha, gamma), logits.double()
+    )
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-4, atol=1e-6)
+
+
+def test_varifocal_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3)], [-math.log(3), 0.0]])  # p = 1/2, 3/4; 1/4, 1/2
+    labels = torch.tensor([1, 2])
+    # background terms 0.75 * p^2 * -log(1 - p); the object's, of quality 0.6: 0.6 * -(0.6 log p + 0.4 log(1 - p))
+    background = 0.75 * (2 * math.log(2) / 4 - math.log(3 / 4) / 16)
+    expected = background - 0.6 * (0.6 * math.log(3 / 4) + 0.4 * math.log(1 / 4))
+    value, grad = value_and_grad(lambda x: varifocal_loss(x, labels, torch.tensor([0.6, 0.9])), logits)
+    torch.testing.assert_close(value, torch.tensor(expected))
+    # the object's slope is q (p - q); a background's at p = 1/2: 0.75 (2 p^2 (1 - p) log 2 + p^3)
+    assert grad[0, 1].item() == pytest.approx(0.6 * (0.75 - 0.6))
+    assert grad[0, 0].item() == pytest.approx(0.75 * (0.25 * math.log(2) + 0.125))
+
+
+@pytest.mark.parametrize("x", [-100.0, -30.0, 30.0, 100.0])
+def test_varifocal_loss_stays_finite(x: float) -> None:
+    labels, quality = torch.tensor([0, 2]), torch.tensor([0.7, 0.0])
+    value, grad = value_and_grad(lambda x: varifocal_loss(x, labels, quality), torch.full((2, 2), x))
+    # sure of nothing: 0.7 * 0.7 |x| of the object; sure of everything: 0.7 * 0.3 x, and 0.75 x for three backgrounds
+    torch.testing.assert_close(value, torch.tensor(0.49 * -x if x < 0 else 0.21 * x + 2.25 * x), rtol=1e-4, atol=1e-4)
+    slopes = [[-0.49, 0], [0, 0]] if x < 0 else [[0.21, 0.75], [0.75, 0.75]]
+    torch.testing.assert_close(grad, torch.tensor(slopes), rtol=1e-4, atol=1e-5)
+
+
+def test_the_quality_gets_no_gradient_and_counts_at_labels_only() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 3, generator=generator).requires_grad_()
+    labels = torch.tensor([[0, 1, 2, 3, 3, 3], [3] * 6])
+    quality = torch.rand(2, 6, generator=generator).requires_grad_()
+    value = varifocal_loss(logits, labels, quality)
+    value.backward()
+    assert quality.grad is None
+    nonsense = torch.where(labels < 3, quality.detach(), math.nan)
+    other, grad = value_and_grad(lambda x: varifocal_loss(x, labels, nonsense), logits.detach())
+    assert torch.equal(other, value.detach())
+    assert torch.equal(grad, logits.grad)
+    # background alone: the focal loss's background term, of the same weight and power
+    empty = torch.full((2, 6), 3)
+    alone = varifocal_loss(logits, empty, quality)
+    torch.testing.assert_close(alone, sigmoid_focal_loss(logits, empty, alpha=0.25))
+
+
+def test_varifocal_loss_of_bfloat16_logits_is_float32() -> None:
+    logits = torch.randn(6, 4, dtype=torch.bfloat16)
+    labels, quality = torch.tensor([0, 1, 2, 3, 4, 4]), torch.rand(6)
+    value, grad = value_and_grad(lambda x: varifocal_loss(x, labels, quality), logits)
+    assert torch.equal(value, varifocal_loss(logits.float(), labels, quality))
+    assert value.dtype == torch.float32 and grad.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(("name", "kind"), [("giou", "giou"), ("iou_log", "iou")])
 def test_box_losses_of_the_reference(golden, name: str, kind: str) -> None:
     case = golden("primitives")
@@ -126,6 +234,50 @@ def test_weight_zero_sends_nothing_whatever_is_there(kind: str) -> None:
     assert torch.equal(value, alone)
     assert torch.equal(grad[:1], alone_grad)
     assert (grad[1:] == 0).all()
+
+
+def test_box_quality_by_hand() -> None:
+    # 4 x 4 in 6 x 6 round one point; the box itself; apart (above and below, inverted), which is no less than 1e-6
+    distances = torch.tensor([[2.0] * 4, [1.0, 2.0, 3.0, 4.0], [1.0, 4.0, 1.0, -2.0], [2.0] * 4])
+    targets = torch.tensor([[2.0, 2.0, 4.0, 4.0], [1.0, 2.0, 3.0, 4.0], [1.0, -2.0, 1.0, 4.0], [2.0] * 4])
+    positive = torch.tensor([True, True, True, False])
+    quality = box_quality(distances.requires_grad_(), targets, positive)
+    torch.testing.assert_close(quality, torch.tensor([16 / 36, 1.0, 1e-6, 0.0]))
+    assert not quality.requires_grad
+
+
+def test_box_quality_of_background_does_not_matter() -> None:
+    distances = torch.tensor([[math.inf] * 4, [math.nan] * 4, [1e30] * 4, [2.0] * 4])
+    targets = torch.tensor([[math.nan] * 4, [-1.0] * 4, [2.0] * 4, [2.0] * 4])
+    quality = box_quality(distances, targets, torch.tensor([False, False, False, True]))
+    assert quality.tolist() == [0, 0, 0, 1]
+
+
+def test_giou_loss_weighted_by_quality(golden) -> None:
+    """The sum that VFNet takes: every pair's GIoU loss of the reference, times its IoU, which has no gradient."""
+    case = golden("primitives")
+    signs = torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    boxes, others = case["box_in/pred"], case["box_in/target"] * signs
+    quality = box_quality(boxes * signs, others, torch.ones(64, dtype=torch.bool))
+    # -log IoU, where it is clamped to the same 1e-6
+    torch.testing.assert_close(quality, (-case["iou_log/none/out"]).exp(), rtol=1e-5, atol=1e-7)
+    value, grad = value_and_grad(lambda x: box_loss(x * signs, others, quality, "giou"), boxes)
+    torch.testing.assert_close(value, (quality * case["giou/none/out"]).sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad, quality[:, None] * case["giou/none/grad/0"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["iou", "giou"])
+def test_no_positive_is_zero_with_a_zero_gradient(kind: str) -> None:
+    distances = torch.tensor([[1.0, 2.0, 3.0, 4.0], [math.inf] * 4, [math.nan] * 4])
+    targets = torch.full((3, 4), -7.0)
+    positive = torch.zeros(3, dtype=torch.bool)
+
+    def loss(x: Tensor) -> Tensor:
+        return box_loss(x, targets, box_quality(x, targets, positive), kind)
+
+    value, grad = value_and_grad(loss, distances)
+    assert value == 0
+    assert torch.equal(grad, torch.zeros(3, 4))
 
 
 def test_unknown_box_loss() -> None:

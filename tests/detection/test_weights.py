@@ -1,4 +1,4 @@
-"""Reading weight files and renaming MMDetection's keys."""
+"""Reading weight files and renaming MMDetection's and torchvision's keys."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.models.detection import fcos_resnet50_fpn
 
-from msil.detection.weights import from_mmdet, load_state_dict_file
+from msil.detection.weights import from_mmdet, from_torchvision, load_state_dict_file
 from msil.errors import WeightsError
 
 HEAD = {
@@ -25,6 +27,27 @@ HEAD = {
     "conv_reg.bias": "bbox_reg.bias",
     "conv_centerness.weight": "bbox_ctrness.weight",
     "conv_centerness.bias": "bbox_ctrness.bias",
+}
+VFNET = {
+    "reg_convs.2.conv.weight": "reg_tower.2.conv.weight",
+    "vfnet_reg_conv.conv.weight": "reg_conv.conv.weight",
+    "vfnet_reg_conv.gn.weight": "reg_conv.norm.weight",
+    "vfnet_reg_conv.gn.bias": "reg_conv.norm.bias",
+    "vfnet_reg.weight": "bbox_reg.weight",
+    "vfnet_reg.bias": "bbox_reg.bias",
+    "vfnet_reg_refine_dconv.weight": "reg_star.weight",
+    "vfnet_reg_refine.weight": "bbox_refine.weight",
+    "vfnet_reg_refine.bias": "bbox_refine.bias",
+    "vfnet_cls_dconv.weight": "cls_star.weight",
+    "vfnet_cls.weight": "cls_logits.weight",
+    "vfnet_cls.bias": "cls_logits.bias",
+}
+# FCOSHead's predictors in MMDetection 1.x, which the oldest published checkpoints have.
+EARLY = {
+    "cls_convs.0.gn.bias": "cls_tower.0.norm.bias",
+    "fcos_cls.weight": "cls_logits.weight",
+    "fcos_reg.bias": "bbox_reg.bias",
+    "fcos_centerness.weight": "bbox_ctrness.weight",
 }
 NECK = {
     "lateral_convs.0.conv.weight": "lateral_convs.0.weight",
@@ -50,7 +73,9 @@ def numbered(keys: list[str], start: int = 0) -> dict[str, Tensor]:
     return {key: torch.tensor([float(start + i)]) for i, key in enumerate(keys)}
 
 
-@pytest.mark.parametrize("names", [HEAD, NECK, BACKBONE], ids=["head", "neck", "backbone"])
+@pytest.mark.parametrize(
+    "names", [HEAD, VFNET, EARLY, NECK, BACKBONE], ids=["fcos", "vfnet", "early", "neck", "backbone"]
+)
 def test_keys_of_one_part(names: dict[str, str]) -> None:
     theirs = numbered(list(names))
     ours = from_mmdet(theirs)
@@ -68,12 +93,13 @@ def test_prefixes_of_one_part_stay() -> None:
     assert list(from_mmdet({"neck.fpn_convs.0.conv.bias": torch.zeros(1)})) == ["fpn.fpn_convs.0.bias"]
 
 
+@pytest.mark.parametrize("name", ["scales", "scales_refine"])
 @pytest.mark.parametrize(("theirs", "ours"), [("", ""), ("bbox_head.", "head.")])
-def test_scales_are_stacked_in_level_order(theirs: str, ours: str) -> None:
-    state = {f"{theirs}scales.{level}.scale": torch.tensor(level / 4) for level in (4, 0, 2, 1, 3)}
+def test_scales_are_stacked_in_level_order(theirs: str, ours: str, name: str) -> None:
+    state = {f"{theirs}{name}.{level}.scale": torch.tensor(level / 4) for level in (4, 0, 2, 1, 3)}
     renamed = from_mmdet(state)
-    assert list(renamed) == [f"{ours}scales"]
-    assert renamed[f"{ours}scales"].tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert list(renamed) == [f"{ours}{name}"]
+    assert renamed[f"{ours}{name}"].tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
 def test_what_does_not_matter_is_dropped() -> None:
@@ -91,6 +117,9 @@ def test_what_does_not_matter_is_dropped() -> None:
         (["neck.fpn_convs.0.conv.bias", "conv_cls.bias"], "conv_cls.bias has no part's prefix while neck.fpn_convs"),
         (["conv1.weight", "fpn_convs.0.conv.bias"], "conv1.weight and fpn_convs.0.conv.bias are of different parts"),
         (["scales.0.scale", "scales.3.scale"], "scales lacks the levels 1, 2"),
+        (["conv_cls.bias", "vfnet_cls.bias"], "the key conv_cls.bias is of FCOSHead and vfnet_cls.bias of VFNetHead"),
+        (["bbox_head.scales_refine.0.scale", "bbox_head.conv_reg.bias"], "bbox_head.conv_reg.bias is of FCOSHead and"),
+        (["conv_cls.bias", "fcos_cls.bias"], "conv_cls.bias and fcos_cls.bias are two names of one tensor"),
     ],
 )
 def test_what_cannot_be_converted_is_named(keys: list[str], message: str) -> None:
@@ -106,9 +135,54 @@ def test_reference_heads_are_converted_whole(form: str, golden) -> None:
     assert torch.equal(ours["scales"], torch.stack([theirs[f"scales.{level}.scale"] for level in range(5)]))
 
 
-def test_vfnets_head_is_refused_by_name(golden) -> None:
-    with pytest.raises(WeightsError, match=r"the key (vfnet|scales_refine)"):
-        from_mmdet(golden("head_vfnet_s3", "state/"))
+def test_the_reference_vfnet_head_is_converted_whole(golden) -> None:
+    theirs = golden("head_vfnet_s3", "state/")
+    ours = from_mmdet(theirs)
+    assert len(ours) == len(theirs) - 8  # two times five scales become one tensor each
+    for name in ("scales", "scales_refine"):
+        assert torch.equal(ours[name], torch.stack([theirs[f"{name}.{level}.scale"] for level in range(5)]))
+
+
+# A name of each kind; torchvision counts a tower's ReLUs, so that convolution i is 3 i and its norm 3 i + 1.
+TORCHVISION = {
+    "backbone.body.conv1.weight": "backbone.conv1.weight",
+    "backbone.body.layer4.2.bn3.running_var": "backbone.layer4.2.bn3.running_var",
+    "backbone.body.layer2.0.downsample.0.weight": "backbone.layer2.0.downsample.0.weight",
+    "backbone.fpn.inner_blocks.1.0.weight": "fpn.lateral_convs.1.weight",
+    "backbone.fpn.inner_blocks.2.bias": "fpn.lateral_convs.2.bias",  # up to 0.12
+    "backbone.fpn.layer_blocks.0.0.bias": "fpn.fpn_convs.0.bias",
+    "backbone.fpn.extra_blocks.p6.weight": "fpn.fpn_convs.3.weight",
+    "backbone.fpn.extra_blocks.p7.bias": "fpn.fpn_convs.4.bias",
+    "head.classification_head.conv.0.weight": "head.cls_tower.0.conv.weight",
+    "head.classification_head.conv.10.bias": "head.cls_tower.3.norm.bias",
+    "head.regression_head.conv.3.bias": "head.reg_tower.1.conv.bias",
+    "head.regression_head.conv.7.weight": "head.reg_tower.2.norm.weight",
+    "head.classification_head.cls_logits.weight": "head.cls_logits.weight",
+    "head.regression_head.bbox_reg.bias": "head.bbox_reg.bias",
+    "head.regression_head.bbox_ctrness.weight": "head.bbox_ctrness.weight",
+}
+
+
+def test_torchvisions_keys() -> None:
+    state = numbered(list(TORCHVISION))
+    renamed = from_torchvision(state)
+    assert renamed.pop("head.scales").tolist() == [1.0] * 5
+    assert renamed == {TORCHVISION[key]: value for key, value in state.items()}
+
+
+def test_torchvisions_detector_is_converted_whole() -> None:
+    with torch.device("meta"):
+        state = fcos_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    counters = [key for key in state if key.endswith("num_batches_tracked")]
+    renamed = from_torchvision(state)
+    assert len(renamed) == len(state) - len(counters) + 1
+    assert renamed["head.cls_logits.bias"].shape == (91,)
+
+
+@pytest.mark.parametrize("key", ["head.classification_head.conv.2.weight", "backbone.conv1.weight", "rpn.head.bias"])
+def test_what_is_not_torchvisions_fcos_is_named(key: str) -> None:
+    with pytest.raises(WeightsError, match=f"the key {key} is none of torchvision's"):
+        from_torchvision(numbered([key]))
 
 
 STATE = {"a.weight": torch.arange(3.0), "b": torch.ones(2, dtype=torch.int64)}
@@ -131,6 +205,23 @@ def test_files_that_load(content: dict, tmp_path: Path) -> None:
         loaded = load_state_dict_file(given)
         assert list(loaded) == list(STATE)
         assert all(torch.equal(loaded[key], value) and not loaded[key].requires_grad for key, value in STATE.items())
+
+
+@pytest.mark.parametrize("prefix", ["", "detector."])
+def test_safetensors_files_load(prefix: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({prefix + key: value for key, value in STATE.items()}, path, metadata={"made by": "a test"})
+    loaded = load_state_dict_file(path)
+    assert loaded.keys() == STATE.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in STATE.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is no header", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_damaged_safetensors_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"weights\.safetensors (is not a safetensors file|holds no state dict)"):
+        load_state_dict_file(path)
 
 
 class Evil:

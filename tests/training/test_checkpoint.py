@@ -9,8 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from msil import build_detector
 from msil.checkpoints.assemble import detector_from_config
+from msil.checkpoints.load import load_detector
 from msil.config import Config, ModelConfig, plain
 from msil.data.coco import CocoDataset
 from msil.detection import Detections, Detector
@@ -100,12 +100,10 @@ def test_the_checkpoint_s_own_settings_rebuild_the_detector(finished: tuple[Conf
 
     run_s_own = detector_from_config(model, len(checkpoint["msil"]["classes"]), *sides)
     run_s_own.load_state_dict({key.removeprefix("detector."): v for key, v in checkpoint["state_dict"].items()})
-    head = {key: value for key, value in values["model"]["head"].items() if key != "name"}
-    inference = {key: value for key, value in values["model"].items() if not isinstance(value, dict)}
-    rebuilt = build_detector(
-        "fcos", "resnet10", 4, msil=values["model"]["msil"], weights=str(file), min_size=sides[0], max_size=sides[1],
-        **head, **inference,
-    )  # fmt: skip
+    rebuilt, description = load_detector(file)
+    assert not rebuilt.training
+    assert description.classes == tuple(checkpoint["msil"]["classes"])
+    assert (description.min_size, description.max_size) == sides
     dataset = CocoDataset(shapes, "val")
     expected = predicted(run_s_own, dataset)
     assert sum(len(found.boxes) for found in expected) > 100

@@ -63,6 +63,14 @@ def test_fcos_r50_costs_what_is_published(plain: Detector, plain_flops: int) -> 
     assert plain_flops == pytest.approx(429.5e9, rel=0.01)
 
 
+def test_vfnet_r50_costs_what_is_published(golden: Any) -> None:
+    with torch.device("meta"):
+        vfnet = build_detector("vfnet", "resnet50", 80, msil=None, norm="frozen_bn")
+    assert count_parameters(vfnet.head) == golden.misc()["num_params"]["vfnet"]
+    assert count_parameters(vfnet) == pytest.approx(32.8e6, rel=0.01)
+    assert count_flops(vfnet, (800, 1344)) == pytest.approx(456e9, rel=0.01)
+
+
 def test_the_head_s_flops_by_hand(plain: Detector, plain_flops: int) -> None:
     # 8 tower convs 256 -> 256 and predictors 256 -> 80 + 4 + 1, all 3 x 3, at every point.
     head = 2 * 9 * 256 * (8 * 256 + 85) * POINTS

@@ -8,12 +8,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from msil import build_detector
+from msil.checkpoints import assemble
 from msil.checkpoints.assemble import detector_from_config
 from msil.config import Config, config_hash, plain
 from msil.data.module import AugmentedImages
@@ -115,7 +117,7 @@ def test_a_finished_run_is_returned_not_repeated(finished: Finished, monkeypatch
     def trained(*_: Any) -> None:
         raise AssertionError("it was trained again")
 
-    monkeypatch.setattr(experiment, "_train_and_evaluate", trained)
+    monkeypatch.setattr(experiment, "train", trained)
     second = run(config)
     assert second.pop("skipped") is True
     assert "skipped" not in first
@@ -177,7 +179,7 @@ def test_a_seed_gives_the_same_weights_again(finished: Finished, tmp_path: Path,
 
 
 def initial_weight(config: Config) -> torch.Tensor:
-    experiment.L.seed_everything(config.seed, verbose=False)
+    L.seed_everything(config.seed, verbose=False)
     return detector_from_config(config.model, 4, 64, 64).head.state_dict()["cls_logits.weight"]
 
 
@@ -240,7 +242,7 @@ def test_a_run_killed_in_its_last_evaluation_is_only_evaluated(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment.L.Trainer, "validate", killed)
+        patch.setattr(L.Trainer, "validate", killed)
         with pytest.raises(Killed):
             run(config)
     assert read_result(folder(config)) is None
@@ -317,14 +319,15 @@ def test_every_model_setting_reaches_the_detector() -> None:
         "model.detections_per_img": 44, "model.head.num_convs": 3, "model.head.norm_groups": 8,
         "model.head.conv_bias": "false", "model.head.center_sampling": "false",
         "model.head.center_sample_radius": 1.25, "model.head.centerness_on_reg": "false",
-        "model.head.norm_on_bbox": "false", "model.head.loss_bbox": "iou", "model.channels": 32,
+        "model.head.norm_on_bbox": "false", "model.head.loss_bbox": "iou", "model.head.point_offset": 0.25,
+        "model.channels": 32, "model.image_mean": "[1,2,3]", "model.image_std": "[4,5,6]", "model.channel_order": "bgr",
         "model.backbone.norm": "bn", "model.msil.kernel_size": 1, "model.msil.align": "false",
         "model.msil.separate": "false", "model.msil.apply": "cls", "model.msil.reduction": 2,
     }  # fmt: skip
     config = tiny_config("runs", "data", *(f"{key}={value}" for key, value in overrides.items()))
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "build_detector", lambda *names, **settings: calls.append((names, settings)))
+        patch.setattr(assemble, "build_detector", lambda *names, **settings: calls.append((names, settings)))
         detector_from_config(config.model, 7, 123, 456)
     ((names, settings),) = calls
     assert names == ("fcos", "resnet10", 7)
@@ -334,4 +337,6 @@ def test_every_model_setting_reaches_the_detector() -> None:
         "norm_groups": 8, "conv_bias": False, "center_sampling": False, "center_sample_radius": 1.25,
         "centerness_on_reg": False, "norm_on_bbox": False, "loss_bbox": "iou", "min_size": 123, "max_size": 456,
         "score_thresh": 0.11, "nms_thresh": 0.22, "topk_candidates": 33, "detections_per_img": 44,
+        "style": "pytorch", "point_offset": 0.25, "init": None, "image_mean": [1.0, 2.0, 3.0],
+        "image_std": [4.0, 5.0, 6.0], "channel_order": "bgr",
     }  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from msil.config import Decay, OptimizerName
-from msil.detection import FCOSHead
+from msil.detection import FCOSHead, VFNetHead
 from msil.detection.weights import from_mmdet
 from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
 
@@ -31,17 +31,34 @@ def rates(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, tuple[flo
     return {name: found[id(parameter)] for name, parameter in trainable.items()}
 
 
-def test_every_parameter_has_the_reference_s_lr_and_weight_decay(golden: Any) -> None:
-    expected = golden.misc()["lr_and_weight_decay"]["fcos_tricks"]
-    # Their names become ours by carrying the two numbers as a tensor through the key map.
-    renamed = from_mmdet({name: torch.tensor(pair, dtype=torch.float64) for name, pair in expected.items()})
-    # The five scales are one parameter of ours; all five have one lr and decay.
-    scales = renamed.pop("scales")
-    assert (scales == scales[0]).all()
-    head = FCOSHead(80, 256)
-    ours = rates(head, parameter_groups(head, **RECIPE))
-    assert ours.pop("scales") == tuple(scales[0].tolist())
-    assert ours == {name: tuple(pair.tolist()) for name, pair in renamed.items()}
+@pytest.mark.parametrize(("name", "head"), [("fcos_tricks", FCOSHead), ("vfnet", VFNetHead)])
+def test_every_parameter_has_the_reference_s_lr_and_weight_decay(golden: Any, name: str, head: Any) -> None:
+    expected = golden.misc()["lr_and_weight_decay"][name]
+    # Their names become ours by carrying the two numbers as a tensor through the key map; the five scales of the
+    # levels, which are one parameter of ours, all have one lr and decay.
+    renamed = from_mmdet({key: torch.tensor(pair, dtype=torch.float64) for key, pair in expected.items()})
+    net = head(80, 256)
+    ours = rates(net, parameter_groups(net, **RECIPE))
+    assert ours.keys() == renamed.keys()
+    for key, pairs in renamed.items():
+        assert {tuple(pair) for pair in pairs.reshape(-1, 2).tolist()} == {ours[key]}, key
+
+
+# The published recipes with 16 images a step as the configs give them: the lr of every early step and of every epoch.
+@pytest.mark.parametrize(("name", "head"), [("fcos_tricks", "fcos"), ("vfnet", "vfnet")])
+def test_the_whole_1x_recipe_is_the_reference_s(golden: Any, name: str, head: str) -> None:
+    overrides = ("data.batch_size=16", "schedule=1x", "model.channels=16", f"model/head={head}")
+    overrides += ("schedule.epochs=12", "schedule.warmup_steps=500", "model/backbone=resnet10")
+    module = module_of(tiny_config("runs", "data", *overrides), steps_per_epoch=1000)
+    for step, expected in golden.misc()["warmup_lr"][name].items():
+        assert 0.01 * module.lr_factor(int(step)) == pytest.approx(expected, rel=1e-12), step
+    last_steps = [0.01 * module.lr_factor(1000 * epoch + 999) for epoch in range(12)]
+    assert last_steps == pytest.approx(golden.misc()["epoch_lr"], rel=1e-12)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    # initial_lr: before the warm-up's factor
+    assert {(group["initial_lr"], group["weight_decay"]) for group in groups} == {
+        tuple(pair) for pair in golden.misc()["lr_and_weight_decay"][name].values()
+    }
 
 
 def test_norms_of_every_kind_and_frozen_parameters() -> None:
@@ -94,8 +111,8 @@ def optimizer_of(*overrides: str, **settings: Any) -> tuple[torch.optim.Optimize
 
 @pytest.mark.parametrize(("batch_size", "lr"), [(16, 0.01), (8, 0.005), (32, 0.02)])
 def test_the_lr_is_proportional_to_the_images_a_step(batch_size: int, lr: float) -> None:
-    settings = ("schedule=1x", "model.channels=16", "schedule.warmup_steps=0", f"data.batch_size={batch_size}")
-    optimizer, _ = optimizer_of(*settings)
+    settings = ("schedule=1x", "model/backbone=resnet10", "model.channels=16", "schedule.warmup_steps=0")
+    optimizer, _ = optimizer_of(*settings, f"data.batch_size={batch_size}")
     assert isinstance(optimizer, torch.optim.SGD)
     first = optimizer.param_groups[0]  # that of plain weights, whose lr is logged
     assert (first["lr"], first["weight_decay"], first["momentum"]) == (pytest.approx(lr), 1e-4, 0.9)

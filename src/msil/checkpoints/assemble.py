@@ -40,7 +40,7 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
         image_std=model.image_std,
         channel_order=str(model.channel_order),
         score_thresh=model.score_thresh,
-        nms_thresh=model.nms_thresh,
+        nms_thresh=0.6 if model.nms_thresh is None else model.nms_thresh,
         topk_candidates=model.topk_candidates,
         detections_per_img=model.detections_per_img,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 
-from msil.config import ModelConfig
+from msil.config import BackboneConfig, ModelConfig, NormName
 from msil.errors import WeightsError
 
 
@@ -63,7 +64,7 @@ def read_description(path: str | Path) -> Description | None:
     config = own["config"]
     return _parse(
         {
-            "model": {**config["model"], "weights": None},
+            "model": config["model"],
             "min_size": config["data"]["min_size"],
             "max_size": config["data"]["max_size"],
             "classes": own["classes"],
@@ -74,12 +75,22 @@ def read_description(path: str | Path) -> Description | None:
     )
 
 
+def explicit(backbone: BackboneConfig) -> BackboneConfig:
+    """The same backbone without weights of its own to read: what they decide is written out."""
+    norm, frozen = backbone.norm, backbone.frozen_stages
+    if norm is None:
+        norm = NormName.gn if backbone.weights is None else NormName.frozen_bn
+    if frozen is None:
+        frozen = 0 if backbone.weights is None else 1
+    return dataclasses.replace(backbone, weights=None, norm=norm, frozen_stages=frozen)
+
+
 def _parse(values: Mapping[str, Any], path: Path) -> Description:
     try:
-        model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), values["model"]))
+        model = OmegaConf.to_object(_with_nulls(OmegaConf.merge(OmegaConf.structured(ModelConfig), values["model"])))
         assert isinstance(model, ModelConfig)
         return Description(
-            model,
+            dataclasses.replace(model, backbone=explicit(model.backbone), weights=None, weights_sha256=None),
             int(values["min_size"]),
             int(values["max_size"]),
             tuple(values["classes"]),
@@ -92,3 +103,13 @@ def _parse(values: Mapping[str, Any], path: Path) -> Description:
             f"{path} was written by another version of msil and does not describe a detector of this one ({reason}): "
             "import it again, or load it with the version that wrote it."
         ) from error
+
+
+def _with_nulls(settings: Any) -> Any:
+    """Optional settings that a file of before their time does not have are null."""
+    for key in settings:
+        if OmegaConf.is_missing(settings, key):
+            settings[key] = None  # raises ValidationError where null is not allowed
+        elif OmegaConf.is_dict(settings[key]):
+            _with_nulls(settings[key])
+    return settings

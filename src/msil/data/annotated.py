@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from msil.data.audit import check_boxes, check_images
+from msil.data.audit import CheckedBoxes, check_boxes, check_images
 from msil.data.images import read_image
 from msil.detection.structures import Target
 from msil.errors import DataError
@@ -53,15 +53,18 @@ class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
     dataset[i] -> ((3, H, W) uint8 RGB, Target): the original pixels, turned upright by the file's EXIF orientation, and
         the boxes to train on, clipped to the image. Raises DataError if the file was damaged after the audit.
     classes: label i is classes[i]. category_ids: label -> category id in `ground_truth()`.
+    annotated: False for a split that comes without boxes, as COCO's test sets do: to detect in, not to train on or to
+        score against. An annotated split may hold images without boxes too.
     """
 
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
+    annotated: bool
 
     def __init__(
         self,
         images: ImageList,
-        boxes: BoxList,
+        boxes: BoxList | None,
         classes: tuple[str, ...],
         category_ids: tuple[int, ...],
         *,
@@ -69,16 +72,21 @@ class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
         train_on_ignored: bool,
         strict: bool,
     ) -> None:
-        """Audits images and boxes. source: the annotations' path, for messages."""
+        """Audits images and boxes. boxes: None if the split is not annotated. source: the annotations' path, for
+        messages."""
         self.classes = classes
         self.category_ids = category_ids
+        self.annotated = boxes is not None
         self._folder = images.folder
         self._names = images.names
         self._ids = np.array(images.ids, dtype=np.int64)
         self._sizes, self._orientations = check_images(
             [images.folder / name for name in images.names], images.sizes, images.where
         )
-        checked = check_boxes(boxes.xywh, boxes.areas, self._sizes[boxes.image], source, boxes.name, strict)
+        if boxes is None:
+            boxes, checked = _no_boxes(), CheckedBoxes(np.zeros(0, bool), np.zeros(0, bool), np.zeros((0, 4)))
+        else:
+            checked = check_boxes(boxes.xywh, boxes.areas, self._sizes[boxes.image], source, boxes.name, strict)
         order = np.argsort(boxes.image, kind="stable")
         order = order[checked.kept[order]]
         self._starts = np.searchsorted(boxes.image[order], np.arange(len(images.ids) + 1))
@@ -149,3 +157,8 @@ class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
     def _training_rows(self, index: int) -> Array:
         start, stop = self._starts[index], self._starts[index + 1]
         return start + np.flatnonzero(self._trained[start:stop])
+
+
+def _no_boxes() -> BoxList:
+    whole, real = np.zeros(0, np.int64), np.zeros(0)
+    return BoxList(whole, np.zeros((0, 4)), whole, real, np.zeros(0, bool), str)

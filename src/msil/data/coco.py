@@ -1,4 +1,5 @@
-"""COCO's layout: root/<split>/*.jpg and root/annotations/instances_<split>.json."""
+"""COCO's layout: root/<split>/*.jpg and root/annotations/instances_<split>.json, or image_info_<split>.json for the
+splits whose boxes are kept secret."""
 
 from __future__ import annotations
 
@@ -18,6 +19,10 @@ from msil.errors import DataError
 class CocoDataset(AnnotatedImages):
     """A split of a COCO data set: images in root/split, annotations in root/annotations/instances_split.json.
 
+    Where that file is missing, root/annotations/image_info_split.json is read, which lists images and categories alone,
+    as for COCO's test sets: `annotated` is False, and annotations that it may hold are not read. Such a file may list a
+    part of another split's images: if there is no folder root/split, they are looked for in the folder of the split's
+    name without "-dev" (those of test-dev2017 in root/test2017).
     classes: names to keep, in the order of the labels; None: all of the file, by rising category id (so labels do not
         depend on the file's order). Images without a box of them stay, as images without boxes.
     Read: image id, file_name, width, height; annotation id, image_id, category_id, bbox [x, y, width, height], area
@@ -35,12 +40,12 @@ class CocoDataset(AnnotatedImages):
         self, root: str | Path, split: str, *, classes: Sequence[str] | None = None, strict: bool = False
     ) -> None:
         check_classes(classes)
-        folder, source = _locate(Path(root), split)
-        content = read_json(source)
+        folder, source, annotated = _locate(Path(root), split)
+        content = _read_json(source, ("images", "categories", *(("annotations",) if annotated else ())))
         categories = _read_categories(content["categories"], source)
         selected = _select(categories, classes, source)
         images = _read_images(content["images"], folder, source)
-        boxes = _read_boxes(content["annotations"], images, categories, selected, source)
+        boxes = _read_boxes(content["annotations"], images, categories, selected, source) if annotated else None
         super().__init__(
             images,
             boxes,
@@ -61,17 +66,18 @@ class _Box(NamedTuple):
     crowd: bool
 
 
-def read_json(source: Path) -> dict[str, list[Any]]:
-    """The lists `images`, `annotations` and `categories` of a COCO file, polygons and masks left out."""
+def _read_json(source: Path, lists: Sequence[str]) -> dict[str, list[Any]]:
+    """A COCO file, of which `lists` are known to be lists of objects, polygons and masks left out."""
     try:
         content = json.loads(source.read_bytes(), object_hook=_without_segmentation)
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source} is not valid json ({error}): replace it with an intact copy") from None
-    for key in ("images", "annotations", "categories"):
+    for key in lists:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(f"{source} must be a json object with a list {key!r}, as COCO's instances files are")
+            kind = "instances" if "annotations" in lists else "image_info"
+            raise DataError(f"{source} must be a json object with a list {key!r}, as COCO's {kind} files are")
         for index, entry in enumerate(content[key]):
             if not isinstance(entry, dict):
                 raise DataError(f"{source}: {key}[{index}] must be a json object, but is {type(entry).__name__}")
@@ -84,19 +90,37 @@ def _without_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _locate(root: Path, split: str) -> tuple[Path, Path]:
-    """(folder of the images, annotation file). Says which layout is expected if one is not there."""
-    folder, source = root / split, root / "annotations" / f"instances_{split}.json"
-    layout = f"COCO's layout is <data.root>/{split}/*.jpg and <data.root>/annotations/instances_{split}.json"
+def _locate(root: Path, split: str) -> tuple[Path, Path, bool]:
+    """(folder of the images, annotation file, whether it has boxes). Says which layouts are expected if one is not
+    there."""
+    layout = (
+        f"COCO's layout is <data.root>/{split}/*.jpg and <data.root>/annotations/instances_{split}.json, or "
+        f"image_info_{split}.json for a split without boxes"
+    )
     if not root.is_dir():
         raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root; {layout}")
-    if not source.is_file():
-        there = sorted(path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json"))
-        splits = f"the splits there are {', '.join(there)}" if there else "there is no instances_*.json at all"
-        raise DataError(f"annotation file {source} is missing ({splits}): put it there or name another split; {layout}")
-    if not folder.is_dir():
-        raise DataError(f"image folder {folder} is missing: put the images of split {split!r} there; {layout}")
-    return folder, source
+    source = root / "annotations" / f"instances_{split}.json"
+    if source.is_file():
+        annotated, folders = True, [root / split]
+    else:
+        missing, source = source, root / "annotations" / f"image_info_{split}.json"
+        annotated, folders = False, [root / split, root / split.replace("-dev", "", 1)]
+        if not source.is_file():
+            raise DataError(
+                f"annotation file {missing} is missing ({_splits(root)}): put it there or name another split; {layout}"
+            )
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        names = " or ".join(dict.fromkeys(map(str, folders)))
+        raise DataError(f"image folder {names} is missing: put the images of split {split!r} there; {layout}")
+    return folder, source, annotated
+
+
+def _splits(root: Path) -> str:
+    """What could have been meant, in words."""
+    kinds = ("instances_", "image_info_")
+    there = sorted({path.stem.removeprefix(kind) for kind in kinds for path in root.glob(f"annotations/{kind}*.json")})
+    return f"the splits there are {', '.join(there)}" if there else "there is no instances_*.json at all"
 
 
 def _read_categories(entries: list[dict[str, Any]], source: Path) -> dict[int, str]:

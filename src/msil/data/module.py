@@ -37,20 +37,9 @@ def build_datasets(
     """The audited training and validation set of "shapes", "coco" or "voc".
 
     num_train, num_val, image_size (pixels), seed: of shapes, which is made at `root` if it is not there.
-    Raises DataError for what the audit refuses, ConfigError for an unknown name.
+    Raises DataError for what the audit refuses or a split without annotations, ConfigError for an unknown name.
     """
-    match name:
-        case "shapes":
-            if num_train is None or num_val is None or image_size is None or seed is None:
-                raise ConfigError("data=shapes needs data.num_train, data.num_val, data.image_size and data.seed.")
-            write_shapes(root, num_train=num_train, num_val=num_val, image_size=image_size, seed=seed)
-            reader = CocoDataset
-        case "coco":
-            reader = CocoDataset
-        case "voc":
-            reader = VOCDataset
-        case _:
-            raise ConfigError(f"unknown data set {name!r}; known: shapes, coco, voc.")
+    reader = _prepare(name, root, num_train, num_val, image_size, seed)
     train = reader(root, train_split, classes=classes, strict=strict)
     val = reader(root, val_split, classes=classes, strict=strict)
     if (train.classes, train.category_ids) != (val.classes, val.category_ids):
@@ -58,18 +47,104 @@ def build_datasets(
             f"the splits {train_split} and {val_split} of {root} have different categories; name the classes to use"
             " in data.classes."
         )
+    for split, dataset in ((train_split, train), (val_split, val)):
+        if not dataset.annotated:
+            raise DataError(
+                f"split {split} of {root} has no annotations, so a training can neither learn from it nor be scored on"
+                " it: name another split, or detect in this one with mode=test."
+            )
     return train, val
 
 
-class DetectionDataModule(L.LightningDataModule):
-    """Loaders over two data sets; batches are ([images], [Targets]).
+def build_split(
+    name: str,
+    root: str | Path,
+    split: str,
+    *,
+    classes: list[str] | None = None,
+    strict: bool = False,
+    num_train: int | None = None,
+    num_val: int | None = None,
+    image_size: int | None = None,
+    seed: int | None = None,
+) -> AnnotatedImages:
+    """One audited split of "shapes", "coco" or "voc" to evaluate on; no other split needs to be there.
+
+    It may lack annotations (see `AnnotatedImages.annotated`). Arguments and errors otherwise as in `build_datasets`.
+    """
+    reader = _prepare(name, root, num_train, num_val, image_size, seed)
+    return reader(root, split, classes=classes, strict=strict)
+
+
+def _prepare(
+    name: str, root: str | Path, num_train: int | None, num_val: int | None, image_size: int | None, seed: int | None
+) -> type[CocoDataset] | type[VOCDataset]:
+    """The reader of a data set's layout; shapes is made if it is not there."""
+    match name:
+        case "shapes":
+            if num_train is None or num_val is None or image_size is None or seed is None:
+                raise ConfigError("data=shapes needs data.num_train, data.num_val, data.image_size and data.seed.")
+            write_shapes(root, num_train=num_train, num_val=num_val, image_size=image_size, seed=seed)
+            return CocoDataset
+        case "coco":
+            return CocoDataset
+        case "voc":
+            return VOCDataset
+        case _:
+            raise ConfigError(f"unknown data set {name!r}; known: shapes, coco, voc.")
+
+
+class EvaluationDataModule(L.LightningDataModule):
+    """A loader of one data set to evaluate on; batches are ([images], [Targets]).
+
+    Images come as they are, every one on exactly one process. val may lack annotations: its Targets are then empty.
+
+    eval_batch_size: images a step on one process. workers: loader processes. eval_images: evaluate only the first so
+    many; None: all.
+
+    Raises ConfigError if there are fewer images than processes.
+    """
+
+    def __init__(
+        self, val: AnnotatedImages, *, eval_batch_size: int, workers: int = 0, eval_images: int | None = None
+    ) -> None:
+        super().__init__()
+        self.val = val
+        self.eval_batch_size = eval_batch_size
+        self.workers = workers
+        self.num_eval = len(val) if eval_images is None else min(eval_images, len(val))
+
+    def val_dataloader(self) -> DataLoader:
+        rank, world_size = self._place()
+        if self.num_eval < world_size:
+            raise ConfigError(f"{self.num_eval} images to evaluate are too few for {world_size} processes.")
+        return DataLoader(
+            self.val,
+            batch_size=self.eval_batch_size,
+            sampler=evaluation_share(self.num_eval, rank, world_size),
+            num_workers=self.workers,
+            collate_fn=collate,
+            persistent_workers=self.workers > 0,
+            pin_memory=self._pins(),
+        )
+
+    def _pins(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def _place(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+class DetectionDataModule(EvaluationDataModule):
+    """Loaders over two data sets, to train on the one and to evaluate on the other.
 
     Training images are resized and perhaps mirrored (see training_transform); only those with a usable box and a
-    short side of at least 32 px are trained on. Evaluation images come as they are, every one on exactly one process.
+    short side of at least 32 px are trained on.
 
-    batch_size: images a training step over all processes. eval_batch_size: images an evaluation step on one process.
-    seed: of order and augmentation. min_size, max_size, multiscale, flip: as in training_transform.
-    workers: loader processes. eval_images: evaluate only the first so many; None: all.
+    batch_size: images a training step over all processes. seed: of order and augmentation.
+    min_size, max_size, multiscale, flip: as in training_transform. The rest: as in EvaluationDataModule.
 
     Raises DataError if there is nothing to train on, ConfigError if the processes cannot share the images evenly.
     """
@@ -89,20 +164,16 @@ class DetectionDataModule(L.LightningDataModule):
         workers: int = 0,
         eval_images: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(val, eval_batch_size=eval_batch_size, workers=workers, eval_images=eval_images)
         self.train = train
-        self.val = val
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
         self.seed = seed
-        self.workers = workers
         self.transform = partial(
             training_transform, min_size=min_size, max_size=max_size, multiscale=multiscale, flip=flip
         )
         self.train_indices = [
             i for i in range(len(train)) if train.has_boxes(i) and min(train.image_size(i)) >= MIN_TRAINING_SIDE
         ]
-        self.num_eval = len(val) if eval_images is None else min(eval_images, len(val))
         if not self.train_indices:
             raise DataError("no training image has both a usable box and a short side of at least 32 pixels.")
 
@@ -138,28 +209,6 @@ class DetectionDataModule(L.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=self._pins(),
         )
-
-    def val_dataloader(self) -> DataLoader:
-        rank, world_size = self._place()
-        if self.num_eval < world_size:
-            raise ConfigError(f"{self.num_eval} images to evaluate are too few for {world_size} processes.")
-        return DataLoader(
-            self.val,
-            batch_size=self.eval_batch_size,
-            sampler=evaluation_share(self.num_eval, rank, world_size),
-            num_workers=self.workers,
-            collate_fn=collate,
-            persistent_workers=self.workers > 0,
-            pin_memory=self._pins(),
-        )
-
-    def _pins(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-    def _place(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
 
 
 class AugmentedImages(Dataset[tuple[Tensor, Target]]):

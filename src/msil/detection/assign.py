@@ -167,7 +167,7 @@ def _nearest_lines(centre: Tensor, stride: Tensor, cells: Tensor, window: int) -
     """centre (B, G) in pixels, stride (L,), cells (B, L): how many lines the image has."""
     centre = centre[..., None]  # (B, G, 1)
     cells = cells[:, None]  # (B, 1, L)
-    start = (centre / stride).round() - window // 2
+    start = torch.ceil(centre / stride - window / 2)  # of two equally far lines the first
     start = torch.minimum(start, cells - window).clamp(min=0).long()
     index = start[..., None] + torch.arange(window, device=centre.device)
     return _Lines(index, (index * stride[:, None] - centre[..., None]).abs(), index < cells[..., None])

@@ -24,7 +24,6 @@ class LevelGrid(NamedTuple):
     starts: Tensor
 
 
-@lru_cache(maxsize=1024)  # COCO at 800 x 1333 has some 300 padded sizes
 def level_grid(
     map_sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], offset: float, device: torch.device
 ) -> LevelGrid:
@@ -33,6 +32,14 @@ def level_grid(
     map_sizes: (height, width) a level. offset: 0.5 in FCOS (cell centres), 0 in VFNet and ATSS.
     Cached by its arguments: the tensors must not be changed in place.
     """
+    # While a net is exported its sizes may be symbols, which no cache can hold.
+    make = _make_level_grid if torch.compiler.is_exporting() else _cached_level_grid
+    return make(map_sizes, strides, offset, device)
+
+
+def _make_level_grid(
+    map_sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], offset: float, device: torch.device
+) -> LevelGrid:
     # Cached tensors outlive the call, so they must be ordinary ones even if made under inference_mode.
     with torch.inference_mode(False):
         points, point_strides, starts, count = [], [], [], 0
@@ -52,6 +59,9 @@ def level_grid(
             _vector([width for _, width in map_sizes], device),
             _vector(starts, device),
         )
+
+
+_cached_level_grid = lru_cache(maxsize=1024)(_make_level_grid)  # COCO at 800 x 1333 has some 300 padded sizes
 
 
 def _vector(values: list[int] | list[float], device: torch.device) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
+import torchvision.ops
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from msil.detection.boxes import clip_boxes
 from msil.detection.structures import Detections
@@ -25,7 +25,8 @@ def select_candidates(
         count = height * width
         probability = logits[:, start : start + count].flatten(1).sigmoid()
         probability = torch.where(probability > score_thresh, probability, 0)
-        best, index = probability.topk(min(topk_candidates, count * num_classes), dim=1)
+        # sym_min is min, also for the symbolic sizes of an export.
+        best, index = probability.topk(torch.sym_min(topk_candidates, count * num_classes), dim=1)
         scores.append(best)
         points.append(start + index // num_classes)
         labels.append(index % num_classes)
@@ -55,3 +56,17 @@ def detections_from_candidates(
         best = batched_nms(image_boxes, image_scores, image_labels, nms_thresh)[:detections_per_img]
         detections.append(Detections(image_boxes[best], image_scores[best], image_labels[best]))
     return detections
+
+
+@torch.library.custom_op("msil::batched_nms", mutates_args=())
+def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float) -> Tensor:
+    """torchvision.ops.batched_nms, as one operator: it branches on the number of boxes, which an export cannot follow.
+
+    boxes (C, 4), scores (C,), labels (C,) -> indices of the boxes kept, by descending score.
+    """
+    return torchvision.ops.batched_nms(boxes, scores, labels, nms_thresh)
+
+
+@batched_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float) -> Tensor:
+    return labels.new_empty(torch.library.get_ctx().new_dynamic_size())

@@ -31,7 +31,8 @@ class StarConv(nn.Module):
     """A 3x3 deformable convolution, padding 1, stride 1, no bias, one offset group.
 
     On the CPU the nine taps of every cell are gathered as one weighted sum of four rows each and multiplied by the
-    weight as one matrix; elsewhere torchvision's operator runs. Both give the same output and gradients up to rounding.
+    weight as one matrix; elsewhere, and in an exported graph, torchvision's operator runs. Both give the same output
+    and gradients up to rounding.
 
     weight: (K, C, 3, 3), initialised uniformly with Kaiming's bound for ReLU (std sqrt(2 / 9C)), as in MMDetection.
     """
@@ -43,10 +44,11 @@ class StarConv(nn.Module):
 
     def forward(self, features: Tensor, offsets: Tensor) -> Tensor:
         """features (N, C, H, W), offsets (N, 18, H, W) as of `star_offsets` -> (N, K, H, W)."""
-        if features.device.type in ("cpu", "meta"):
+        # An exported graph gets the operator too: ONNX has it as DeformConv.
+        if features.device.type in ("cpu", "meta") and not torch.compiler.is_exporting():
             return gathered_conv(features, offsets, self.weight)
-        offsets = offsets.to(features.dtype)
-        return deform_conv2d(features, offsets, self.weight.to(features.dtype), padding=1)
+        # In float32: the operator has no bfloat16, and 8 bits would move the taps.
+        return deform_conv2d(features.float(), offsets.float(), self.weight.float(), padding=(1, 1)).to(features.dtype)
 
 
 def gathered_conv(features: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
@@ -69,7 +71,8 @@ def _corners(offsets: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     Returns index (N H W 9, 4) int64 and share (N H W 9, 4) float.
     """
     batch, device = len(offsets), offsets.device
-    tap_y, tap_x = offsets.float().unflatten(1, (9, 2)).permute(2, 0, 3, 4, 1)  # (N, H, W, 9)
+    offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
+    tap_y, tap_x = offsets.unflatten(1, (9, 2)).permute(2, 0, 3, 4, 1)  # (N, H, W, 9)
     steps = torch.arange(-1, 2, device=device)
     y = tap_y + torch.arange(height, device=device)[:, None, None] + steps.repeat_interleave(3)
     x = tap_x + torch.arange(width, device=device)[:, None] + steps.repeat(3)
@@ -86,6 +89,7 @@ def _two_lines(position: Tensor, cells: int) -> tuple[Tensor, Tensor]:
     low = position.detach().floor()
     after = position - low
     lines = torch.stack([low, low + 1], dim=-1)
-    share = torch.where((lines >= 0) & (lines < cells), torch.stack([1 - after, after], dim=-1), 0)
-    # Clamped as floats: a huge or infinite offset has no integer.
-    return lines.clamp(0, cells - 1).long(), share
+    outside = (lines < 0) | (lines >= cells)
+    share = torch.where(outside, 0, torch.stack([1 - after, after], dim=-1))
+    # Clamped as floats: infinity and NaN have no integer. A NaN stays visible in its share.
+    return lines.clamp(0, cells - 1).nan_to_num().long(), share

@@ -1,19 +1,22 @@
-"""Weights of others: files of tensors, torchvision's ImageNet weights, MMDetection's keys in our names."""
+"""Files of tensors, torchvision's ImageNet weights, and what keeps weights from fitting.
+
+Other projects' keys in our names are msil.detection.renaming's; its functions are here too.
+"""
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.models import ResNet18_Weights, ResNet34_Weights, ResNet50_Weights, ResNet101_Weights
 
+from msil.detection.renaming import from_mmdet, from_torchvision
 from msil.errors import WeightsError
+
+__all__ = ["differences", "from_mmdet", "from_torchvision", "imagenet_state_dict", "load_state_dict_file"]
 
 _IMAGENET = {
     "resnet18": ResNet18_Weights.IMAGENET1K_V1,
@@ -23,104 +26,19 @@ _IMAGENET = {
 }
 
 
-class Part(NamedTuple):
-    """A part of the reference's detector: its prefix there, its prefix here, and what its keys become.
-
-    rules: (pattern, replacement) for re.fullmatch of the key without prefix; the first that matches counts.
-        Replacement None drops the key. A result "name[3]" is item 3 of the stacked tensor "name".
-    """
-
-    theirs: str
-    ours: str
-    rules: tuple[tuple[str, str | None], ...]
-
-
-_PARTS = (
-    Part(
-        "backbone.",
-        "backbone.",
-        (
-            (r"(?:bn1|layer[1-4]\..*)\.num_batches_tracked", None),  # only a BatchNorm without momentum reads it
-            (r"fc\..*", None),
-            (r"(conv1\.weight)", r"\1"),
-            (r"(bn1\.(?:weight|bias|running_mean|running_var))", r"\1"),
-            (r"(layer[1-4]\.\d+\.(?:conv[1-3]|downsample\.0)\.weight)", r"\1"),
-            (r"(layer[1-4]\.\d+\.(?:bn[1-3]|downsample\.1)\.(?:weight|bias|running_mean|running_var))", r"\1"),
-        ),
-    ),
-    Part("neck.", "fpn.", ((r"(lateral_convs|fpn_convs)\.(\d+)\.conv\.(weight|bias)", r"\1.\2.\3"),)),
-    Part(
-        "bbox_head.",
-        "head.",
-        (
-            (r"integral\.project", None),
-            (r"(cls|reg)_convs\.(\d+)\.conv\.(weight|bias)", r"\1_tower.\2.conv.\3"),
-            (r"(cls|reg)_convs\.(\d+)\.gn\.(weight|bias)", r"\1_tower.\2.norm.\3"),
-            (r"scales\.(\d+)\.scale", r"scales[\1]"),
-            (r"conv_cls\.(weight|bias)", r"cls_logits.\1"),
-            (r"conv_reg\.(weight|bias)", r"bbox_reg.\1"),
-            (r"conv_centerness\.(weight|bias)", r"bbox_ctrness.\1"),
-        ),
-    ),
-)
-
-
-def from_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of MMDetection's FCOS (either form), or of its backbone, neck or head alone, in our keys.
-
-    Keys with the prefixes backbone., neck. and bbox_head. come back with backbone., fpn. and head., for a Detector.
-    Keys without prefix must all be of one part and come back without prefix, for a ResNet, an FPN or an FCOSHead.
-    The level scales become one tensor (levels,); the classifier's fc and buffers that do not matter are dropped.
-    Tensors are passed on, not copied.
-
-    Keys do not tell everything. The caller has to know: in which form the head runs (norm_on_bbox, centerness_on_reg
-    have the same keys), that the ResNet is of style "pytorch" (a "caffe" one has the same keys and another stride),
-    that P7 is made of ReLU(P6) (FCOS and VFNet; ATSS, GFL and TOOD have the same keys without the ReLU).
-
-    Raises WeightsError, with the key, for one that is not known, a mixture of keys with and without prefix or of
-    several parts without, and a level scale that is missing.
-    """
-    prefixed = [key for key in state_dict if key.startswith(tuple(part.theirs for part in _PARTS))]
-    if prefixed and len(prefixed) < len(state_dict):
-        bare = next(key for key in state_dict if key not in prefixed)
-        raise WeightsError(
-            f"the key {bare} has no part's prefix while {prefixed[0]} has one: "
-            "give a whole detector's state dict with prefixes, or one part's without."
-        )
-    if prefixed:
-        renamed = {}
-        for key, value in state_dict.items():
-            part = next(part for part in _PARTS if key.startswith(part.theirs))
-            name = _rename(part, key.removeprefix(part.theirs), key)
-            if name is not None:
-                renamed[part.ours + name] = value
-    else:
-        part = _part_of(state_dict)
-        names = {key: _rename(part, key, key) for key in state_dict}
-        renamed = {name: state_dict[key] for key, name in names.items() if name is not None}
-    return _stack_items(renamed)
-
-
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
-    """State dict of a file written by torch.save, on the CPU. Only tensors and plain values are unpickled, never code.
+    """State dict of a file written by torch.save or of a .safetensors file, on the CPU.
 
-    The file holds the state dict itself, or a checkpoint with it under "state_dict" (MMDetection, Lightning). The
-    prefix "detector.", which a run's checkpoint has on every key, is taken off.
+    Only tensors and plain values are unpickled, never code. The file holds the state dict itself, or a checkpoint with
+    it under "state_dict" (MMDetection, Lightning). The prefix "detector.", which a run's checkpoint has on every key,
+    is taken off.
 
     Raises WeightsError for a file that is missing, unreadable or holds no state dict.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"there is no weights file {path}: give the path of a file with a state dict.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsError(f"the weights file {path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise WeightsError(
-            f"{path} is not a weights file, is damaged, or holds objects other than tensors and plain values, which "
-            "are not loaded as they can run code: save it again with torch.save(model.state_dict(), path)."
-        ) from error
+    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content or not all(map(_is_entry, content.items())):
@@ -130,6 +48,34 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
         )
     prefix = "detector." if all(key.startswith("detector.") for key in content) else ""
     return {key.removeprefix(prefix): value.detach() for key, value in content.items()}
+
+
+def _load_pickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"the weights file {path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise WeightsError(
+            f"{path} is not a weights file, is damaged, or holds objects other than tensors and plain values, which "
+            "are not loaded as they can run code: save it again with torch.save(model.state_dict(), path)."
+        ) from error
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    # Late: torch and torchvision alone build and load a detector of .pth files.
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise WeightsError(f"the weights file {path} cannot be read: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path} is not a safetensors file or is damaged ({error}): copy it again, or make it anew with "
+            "msil weights import."
+        ) from error
 
 
 def differences(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> str:
@@ -174,52 +120,3 @@ def imagenet_state_dict(name: str) -> dict[str, Tensor]:
 
 def _is_entry(item: tuple[object, object]) -> bool:
     return isinstance(item[0], str) and isinstance(item[1], Tensor)
-
-
-def _part_of(state_dict: Mapping[str, Tensor]) -> Part:
-    """The part that all keys, which have no prefix, belong to."""
-    first: tuple[Part, str] | None = None
-    for key in state_dict:
-        part = next((part for part in _PARTS if any(re.fullmatch(rule, key) for rule, _ in part.rules)), None)
-        if part is None:
-            raise _unknown(key)
-        if first is not None and first[0] is not part:
-            raise WeightsError(
-                f"the keys {first[1]} and {key} are of different parts of a detector and have no prefix: convert each "
-                "part alone, or give a whole detector's state dict."
-            )
-        first = first or (part, key)
-    return first[0] if first is not None else _PARTS[0]
-
-
-def _rename(part: Part, key: str, full_key: str) -> str | None:
-    for pattern, replacement in part.rules:
-        match = re.fullmatch(pattern, key)
-        if match:
-            return None if replacement is None else match.expand(replacement)
-    raise _unknown(full_key)
-
-
-def _stack_items(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """{"name[0]": a, "name[1]": b} -> {"name": stack(a, b)}; other keys as they are."""
-    plain: dict[str, Tensor] = {}
-    stacks: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
-    for key, value in state_dict.items():
-        match = re.fullmatch(r"(.+)\[(\d+)\]", key)
-        if match:
-            stacks[match[1]][int(match[2])] = value
-        else:
-            plain[key] = value
-    for name, items in stacks.items():
-        missing = [str(i) for i in range(max(items)) if i not in items]
-        if missing:
-            raise WeightsError(f"{name} lacks the levels {', '.join(missing)}: the state dict is incomplete.")
-        plain[name] = torch.stack([items[i] for i in sorted(items)])
-    return plain
-
-
-def _unknown(key: str) -> WeightsError:
-    return WeightsError(
-        f"the key {key} is none of MMDetection's ResNet, FPN or FCOSHead (conv and GroupNorm towers): "
-        "only state dicts of these can be converted."
-    )

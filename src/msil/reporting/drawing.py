@@ -46,6 +46,12 @@ def to_numpy(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
+def readable_font_size(height: int, width: int) -> int:
+    """Of labels on a picture of that size in pixels: 13, growing with those of more than 1000 pixels, which are shown
+    smaller than they are."""
+    return round(FONT_SIZE * max(1.0, max(height, width) / 1000))
+
+
 def enlarged_scale(height: int, width: int, side: int) -> float:
     """Factor that brings an image near `side` pixels on its long side: whole for small images, so that their pixels
     stay square and sharp, else the one that fits."""
@@ -61,13 +67,16 @@ def draw_boxes(
     *,
     scores: Any = None,
     side: int | None = None,
+    font_size: int = FONT_SIZE,
 ) -> np.ndarray:
     """The image with its boxes outlined in their class's colour and tagged with class (and score).
 
     image: uint8 (3, H, W) RGB. boxes: (M, 4) x1 y1 x2 y2 in its pixels; non-finite ones are left out, others clipped.
     labels: (M,) indices into classes. scores: (M,) in [0, 1], highest drawn on top, or None.
-    side: long side to scale to; None keeps the size. A tag goes where it hides no other tag and the least of its box;
-    where a class name has no room the score alone stands, and where that has none nothing: the colour still tells.
+    side: long side to scale to; None keeps the size. font_size: in the picture's pixels; lines get thicker with it.
+
+    A tag goes where it hides no other tag and the least of its box; where a class name has no room the score alone
+    stands, and where that has none nothing: the colour still tells.
     Returns uint8 (H', W', 3).
     """
     pixels = np.ascontiguousarray(to_numpy(image).transpose(1, 2, 0))
@@ -90,13 +99,12 @@ def draw_boxes(
 
     draw = ImageDraw.Draw(canvas)
     for i in reversed(order):
-        _outline(draw, rectangles[i], class_color(kinds[i]))
+        _outline(draw, rectangles[i], class_color(kinds[i]), max(1, round(font_size / FONT_SIZE)))
     # Boxes about as small as a tag would vanish under one, so tags keep off them.
-    tags = [box for box in rectangles.values() if max(box[2] - box[0], box[3] - box[1]) < 2 * FONT_SIZE]
+    tags = [box for box in rectangles.values() if max(box[2] - box[0], box[3] - box[1]) < 2 * font_size]
     for i in order:  # the surest first, so that they get the room
-        name, score = classes[kinds[i]], None if scores is None else f"{marks[i]:.2f}"
-        texts = [name] if score is None else [f"{name} {score}", score]
-        _tag(draw, texts, rectangles[i], class_color(kinds[i]), tags, canvas.size)
+        texts = _texts(classes[kinds[i]], None if scores is None else f"{marks[i]:.2f}", canvas.width, font_size)
+        _tag(draw, texts, font_size, rectangles[i], class_color(kinds[i]), tags, canvas.size)
     return np.asarray(canvas)
 
 
@@ -112,30 +120,48 @@ def _on_canvas(box: np.ndarray, width: int, height: int) -> Rectangle:
     return x1, y1, min(max(x2, x1 + 1), width), min(max(y2, y1 + 1), height)
 
 
-def _outline(draw: ImageDraw.ImageDraw, box: Rectangle, color: Color) -> None:
-    """Two pixels of colour just inside the box, and one dark pixel around, which shows on any background."""
+def _outline(draw: ImageDraw.ImageDraw, box: Rectangle, color: Color, unit: int) -> None:
+    """Two units of colour just inside the box, and one dark one around, which shows on any background."""
     x1, y1, x2, y2 = box
-    draw.rectangle((x1 - 1, y1 - 1, x2, y2), outline=HALO, width=1)
-    draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=color, width=2)
+    draw.rectangle((x1 - unit, y1 - unit, x2 + unit - 1, y2 + unit - 1), outline=HALO, width=unit)
+    draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=color, width=2 * unit)
+
+
+def _texts(name: str, score: str | None, room: int, font_size: int) -> list[str]:
+    """What a tag may say, the best first. A name that is wider than the picture, `room`, is cut."""
+    whole = name if score is None else f"{name} {score}"
+    length = len(name)
+    while length > 1 and _tag_size(whole, font_size)[0] > room:
+        length -= 1
+        whole = f"{name[:length].rstrip()}\u2026" + ("" if score is None else f" {score}")
+    return [whole] if score is None else [whole, score]
+
+
+def _tag_size(text: str, font_size: int) -> tuple[int, int]:
+    """(width, height) with the margins around the letters."""
+    left, _, right, _ = font(font_size).getbbox(text, anchor="ls")
+    return round(right - left) + round(5 * font_size / FONT_SIZE), font_size + round(3 * font_size / FONT_SIZE)
 
 
 def _tag(
     draw: ImageDraw.ImageDraw,
     texts: Sequence[str],
+    font_size: int,
     box: Rectangle,
     color: Color,
     taken: list[Rectangle],
     canvas: tuple[int, int],
 ) -> None:
-    """Write the first text that has a free place, longest first; taken gains the place."""
+    """Write the first text that has a free place; taken gains the place."""
+    margin, descent = round(2 * font_size / FONT_SIZE), round(4 * font_size / FONT_SIZE)
     for text in texts:
-        left, _, right, _ = draw.textbbox((0, 0), text, font=font(), anchor="ls")
-        width, height = round(right - left) + 5, FONT_SIZE + 3
+        width, height = _tag_size(text, font_size)
         for x, y in _places(box, width, height, canvas):
             place = (x, y, x + width, y + height)
             if not any(_overlap(place, other) for other in taken):
                 draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
-                draw.text((x + 2, y + height - 4), text, font=font(), fill=text_color(color), anchor="ls")
+                start = (x + margin, y + height - descent)
+                draw.text(start, text, font=font(font_size), fill=text_color(color), anchor="ls")
                 taken.append(place)
                 return
 

@@ -147,12 +147,20 @@ def result_line(result: Row) -> str:
     height, width = result["flops_image_size"]
     config = result["config"]
     folder = Path(str(config.get("runs_dir", "runs"))) / result["run_name"]
+    split = result.get("split")
+    where = f"{result['val_images']} {split or 'validation'} images of {config['data']['name']}"
+    took = (
+        f"tested in {formats.duration(result['total_seconds'])}"
+        if split
+        else f"{result['steps']} training steps in {formats.duration(result['train_seconds'])} "
+        f"({formats.duration(result['total_seconds'])} with evaluation)"
+    )
     return "\n".join((
-        f"{scores}   (percent, {result['val_images']} validation images of {config['data']['name']})",
+        f"{scores}   (percent, {where})" if names else f"{where} without annotations, so no scores",
         f"{formats.amount(result['parameters'])} parameters, {formats.amount(result['flops'])} FLOPs for one "
-        f"{height}x{width} image, {result['steps']} training steps in {formats.duration(result['train_seconds'])} "
-        f"({formats.duration(result['total_seconds'])} with evaluation)",
+        f"{height}x{width} image, {took}",
         f"files in {folder}",
+        *(f"to upload: {name}" for name in result.get("detections", ()) if name.endswith(".zip")),
     ))  # fmt: skip
 
 

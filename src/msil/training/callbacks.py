@@ -164,6 +164,36 @@ class Progress(Callback):
         return f"{losses}, lr {float(metrics['lr']):.1e}, {self.throughput.images_per_second:.1f} images/s"
 
 
+class EvaluationProgress(Callback):
+    """One bar over the images of an evaluation without training; nothing where there is no terminal."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self._bar: tqdm | None = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and sys.stderr.isatty():
+            self._bar = tqdm(total=self.images, dynamic_ncols=True, unit="image", desc="evaluating")
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if self._bar is not None:
+            self._bar.update(min(len(batch[0]) * trainer.world_size, self.images - self._bar.n))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
 class PredictionPictures(Callback):
     """Draws detections on the first evaluated images: at the end, and for W&B at every evaluation."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,7 +13,7 @@ from msil.config import Decay, OptimizerName, ScheduleConfig
 from msil.detection import Detector, Target
 from msil.detection.losses import mean_across_ranks
 from msil.evaluation.coco import CocoMetric
-from msil.evaluation.voc import VOCMetric
+from msil.evaluation.detections import DetectionMetric
 from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
 
 Batch = tuple[list[Tensor], list[Target]]
@@ -29,7 +29,7 @@ class DetectionModule(L.LightningModule):
     def __init__(
         self,
         detector: Detector,
-        metrics: list[CocoMetric | VOCMetric],
+        metrics: Sequence[DetectionMetric],
         schedule: ScheduleConfig,
         *,
         steps_per_epoch: int,
@@ -57,6 +57,10 @@ class DetectionModule(L.LightningModule):
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(images))
         return total
 
+    def on_validation_epoch_start(self) -> None:
+        for metric in self.metrics:
+            metric.reset()  # pyright: ignore
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
         detections = self.detector.predict(images)
@@ -70,7 +74,6 @@ class DetectionModule(L.LightningModule):
                 values |= metric.compute_final()
             else:
                 values |= metric.compute()  # pyright: ignore
-            metric.reset()  # pyright: ignore
         if self.final_evaluation:
             self.final_metrics = values
         else:

@@ -1,0 +1,99 @@
+"""From a file of weights to a detector that works, or that goes on learning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msil.checkpoints.assemble import detector_from_config
+from msil.checkpoints.description import Description, read_description
+from msil.detection import Detector
+from msil.detection.weights import differences, load_state_dict_file
+from msil.errors import WeightsError
+from msil.interaction import MSIL
+
+_CLASSIFIER = ("head.cls_logits.weight", "head.cls_logits.bias")  # one row a class
+
+
+def load_detector(path: str | Path) -> tuple[Detector, Description]:
+    """The detector of an imported file or a run's checkpoint, in eval mode on the CPU, and what the file says of it.
+
+    Raises WeightsError for a file that is missing, unreadable, or a bare state dict that describes nothing.
+    """
+    description = read_description(path)
+    if description is None:
+        raise WeightsError(
+            f"{path} holds weights but does not say of what net: give a run's checkpoint or a file that "
+            "`msil weights import` wrote."
+        )
+    detector = detector_from_config(
+        description.model, len(description.classes), description.min_size, description.max_size
+    )
+    _load(detector, load_state_dict_file(path), path)
+    return detector.eval(), description
+
+
+def load_weights(detector: Detector, path: str | Path, classes: Sequence[str], *, to_train: bool) -> list[str]:
+    """Load a whole detector's file into a detector of `classes`; returns what a user should know about it, in words.
+
+    If the file names its classes, each class gets the row of its name. to_train: classes that the file does not have
+    start anew, and so does MSIL where the file has none at all: with its gates open (`MSIL.open_gates`), so that the
+    detector starts close to the one in the file. Else both are errors.
+
+    Raises WeightsError if anything else is missing, unknown or of another shape.
+    """
+    state = load_state_dict_file(path)
+    own = detector.state_dict()
+    description = read_description(path)
+    notes = []
+    if description is not None and tuple(classes) != description.classes:
+        state, new = _rows_of(classes, description.classes, state, own)
+        if new and not to_train:
+            raise WeightsError(
+                f"{path} has no class {new[0]!r}; it knows {_listed(description.classes)}: set data.classes to those "
+                "of the data that it knows."
+            )
+        notes.append(_class_note(len(classes), new))
+    block = {key for key in own if key.startswith("head.msil.")}
+    if to_train and block and not block & state.keys() and isinstance(detector.head.msil, MSIL):
+        detector.head.msil.open_gates()
+        state |= {key: value for key, value in detector.state_dict().items() if key in block}
+        notes.append("MSIL is new and starts with open gates")
+    _load(detector, state, path)
+    return notes
+
+
+def _load(detector: Detector, state: dict[str, Tensor], path: str | Path) -> None:
+    found = differences(detector.state_dict(), state)
+    if found:
+        raise WeightsError(
+            f"{path} does not fit the detector that the settings describe: it {found}; see model.head, model.backbone, "
+            "model.msil and model.channels."
+        )
+    detector.load_state_dict(state)
+
+
+def _rows_of(
+    classes: Sequence[str], known: Sequence[str], state: dict[str, Tensor], own: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state with the classifier's rows of `classes`, and the classes whose rows stay as they are in `own`."""
+    place = {name: index for index, name in enumerate(known)}
+    state = dict(state)
+    for key in _CLASSIFIER:
+        if key in state:
+            rows = [state[key][place[n]] if n in place else own[key][i] for i, n in enumerate(classes)]
+            state[key] = torch.stack(rows)
+    return state, [name for name in classes if name not in place]
+
+
+def _class_note(count: int, new: list[str]) -> str:
+    if not new:
+        return f"the {count} classes were found by name"
+    return f"of {count} classes {len(new)} start anew: {_listed(new)}"
+
+
+def _listed(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,0 +1,92 @@
+"""Which settings a run with `model.weights` really has: the file knows what net it holds, the command does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+
+from msil.checkpoints.description import explicit, read_description
+from msil.config import Config, Mode, ModelConfig
+from msil.errors import ConfigError
+
+# Of a group that was typed, what has to agree with the file; the rest of the group's values are only its defaults.
+_IDENTITY = {
+    "model/backbone": ("backbone.name",),
+    "model/head": ("head.name", "head.centerness_on_reg", "head.norm_on_bbox"),
+}
+
+
+def settled(config: Config) -> Config:
+    """`config` with the net of the file in model.weights, where there is one that describes itself.
+
+    From the command come the thresholds of detection (nms_thresh unless it is null), in training also the MSIL
+    switches, and the backbone's norm and frozen_stages where they are not null. No backbone weights are read besides.
+
+    Raises WeightsError for a file that is missing or unreadable.
+    """
+    typed = config.model
+    if typed.weights is None:
+        return config
+    description = read_description(typed.weights)
+    model = dataclasses.replace(
+        typed if description is None else description.model,
+        weights=typed.weights,
+        weights_sha256=_sha256(typed.weights, os.stat(typed.weights).st_mtime_ns),
+    )
+    backbone = explicit(model.backbone)
+    if config.mode == Mode.train and description is not None:
+        own = typed.backbone
+        norm = backbone.norm if own.norm is None else own.norm
+        frozen = backbone.frozen_stages if own.frozen_stages is None else own.frozen_stages
+        backbone = dataclasses.replace(backbone, norm=norm, frozen_stages=frozen)
+        model = dataclasses.replace(model, msil=typed.msil)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            model,
+            backbone=backbone,
+            score_thresh=typed.score_thresh,
+            nms_thresh=model.nms_thresh if typed.nms_thresh is None else typed.nms_thresh,
+            topk_candidates=typed.topk_candidates,
+            detections_per_img=typed.detections_per_img,
+        ),
+    )
+
+
+def check_typed(composed: Config, keys: Sequence[str]) -> None:
+    """Raises ConfigError for a typed setting or group of the net that the file in model.weights overrules.
+
+    composed: before `settled`. keys: names of the typed overrides, e.g. model/head, model.channels.
+    """
+    after = settled(composed)
+    for key in keys:
+        if not key.startswith(("model.", "model/")):
+            continue
+        for path in _IDENTITY.get(key, (key.replace("/", ".").removeprefix("model."),)):
+            said, holds = _at(composed.model, path), _at(after.model, path)
+            if said != holds:
+                raise ConfigError(
+                    f"{key} was typed, but {composed.model.weights} holds a net with model.{path}={_plain(holds)}, not "
+                    f"{_plain(said)}: leave {key} out, or give the weights of another net."
+                )
+
+
+def _at(model: ModelConfig, path: str) -> object:
+    value: object = model
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _plain(value: object) -> object:
+    return "null" if value is None else dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
+
+
+@lru_cache(maxsize=16)
+def _sha256(path: str, modified: int) -> str:
+    """Of the file's content; `modified` makes a changed file another entry of the cache."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

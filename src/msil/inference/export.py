@@ -1,0 +1,259 @@
+"""A detector as one ONNX file, from the image's bytes to its detections, checked against PyTorch before it is kept."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from msil.detection import Detector
+from msil.detection.preprocess import normalize
+from msil.inference.export_check import Comparison, ExportError, compare_with_pytorch
+
+STRIDE = 32  # of the deepest feature map of the backbone: images are padded to a multiple of it
+SMALLEST, LARGEST = STRIDE, 16384  # pixels a side
+# All five feature maps have sides above 1 and no two sides are alike, so that none is taken for a constant.
+TRACED_SIZE = (320, 416)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """path: the file. image_size: height and width that it takes, or, if `dynamic`, that it was checked at first.
+    comparisons: how far its detections are from PyTorch's, one entry an image and score threshold.
+    """
+
+    path: Path
+    dynamic: bool
+    image_size: tuple[int, int]
+    opset: int
+    file_bytes: int
+    comparisons: tuple[Comparison, ...]
+
+
+def export_onnx(
+    detector: Detector,
+    path: str | Path,
+    *,
+    classes: Sequence[str],
+    image_size: tuple[int, int] = (800, 1088),
+    dynamic: bool = True,
+    opset: int = 20,
+) -> ExportReport:
+    """Write `detector` to `path` as one ONNX file, and compare it with Detector.predict in onnxruntime, on the CPU.
+
+    Input: `image` (3, H, W) uint8 RGB, of any size from 32 x 32 if `dynamic`, else of `image_size`, height and width.
+    Outputs, D detections by descending score: `boxes` (D, 4) float32 x1 y1 x2 y2 in the pixels of `image`,
+    `scores` (D,) float32, `labels` (D,) int64.
+    Inside: channel order, normalisation, padding, the net, decoding, score threshold, NMS and detections_per_img.
+    Outside: resizing. The file takes the image at the size that the net shall see; for the results of
+    Detector.predict, resize it as msil.detection.preprocess.resized_size says for min_size and max_size, and scale the
+    boxes back.
+    The file's metadata_props tell, as text: classes (a json list, label i is its i-th name), min_size and max_size
+    (empty if the detector resizes nothing), score_thresh, nms_thresh, detections_per_img.
+
+    classes: the names of the labels. opset: of ONNX, 19 or more for VFNet, whose DeformConv came with it.
+    The check takes made-up images of image_size and, if dynamic, of a second size; it allows 1e-2 px and 1e-4 in the
+    scores. `path` appears only once it has passed.
+
+    Raises ExportError if a package is missing, the file cannot be written, the export fails, or the check does.
+    """
+    if len(classes) != detector.head.num_classes:
+        raise ValueError(f"the detector has {detector.head.num_classes} classes, not {len(classes)}.")
+    _require_packages()
+    path, image_size = Path(path), (int(image_size[0]), int(image_size[1]))
+    if not all(SMALLEST <= side <= LARGEST for side in image_size):
+        raise ExportError(
+            f"an export for images of {image_size[0]} x {image_size[1]} pixels (height x width) is not possible: "
+            f"choose sides from {SMALLEST} to {LARGEST}."
+        )
+    partial = path.with_name(path.name + ".part")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise ExportError(
+            f"{path} cannot be written ({error.strerror or error}): give the path of a file in a folder of yours."
+        ) from error
+    # Only the size matters to `reference`; the detector itself is not touched.
+    reference = copy.deepcopy(detector).cpu().eval().requires_grad_(False)
+    reference.min_size = reference.max_size = None
+    try:
+        write_graph(reference, partial, None if dynamic else image_size, opset, _metadata(detector, classes))
+        sizes = [image_size, _second_size(image_size)] if dynamic else [image_size]
+        comparisons = compare_with_pytorch(partial, reference, sizes)
+        partial.replace(path)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written ({error.strerror or error}): see to the disk.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return ExportReport(path, dynamic, image_size, opset, path.stat().st_size, tuple(comparisons))
+
+
+class ExportedDetector(nn.Module):
+    """What the file holds: image (3, H, W) uint8 RGB -> boxes (D, 4), scores (D,), labels (D,).
+
+    The net, the decoding and the choice of detections are the detector's own.
+    """
+
+    score_thresh: Any  # a tensor, so that it stays a constant of that name in the file
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+        self.register_buffer("score_thresh", torch.tensor(detector.score_thresh))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        detector = self.detector
+        height, width = image.shape[-2:]
+        if detector.channel_order == "bgr":
+            image = image.flip(0)
+        pixels = normalize(image, detector.image_mean, detector.image_std)
+        batch = F.pad(pixels, (0, _missing(width), 0, _missing(height)))[None]
+        (found,) = detector.head.detect(
+            detector.head(detector.fpn(detector.backbone(batch))),
+            [(height, width)],
+            score_thresh=self.score_thresh,
+            nms_thresh=detector.nms_thresh,
+            topk_candidates=detector.topk_candidates,
+            detections_per_img=detector.detections_per_img,
+        )
+        return found.boxes, found.scores, found.labels
+
+
+def write_graph(
+    detector: Detector, path: Path, image_size: tuple[int, int] | None, opset: int, metadata: Mapping[str, str]
+) -> None:
+    """Trace and write, unchecked. image_size: the only one that the file shall take; None: any."""
+    model = ExportedDetector(copy.deepcopy(detector)).eval()
+    image = torch.zeros(3, *(image_size or TRACED_SIZE), dtype=torch.uint8)
+    sides = {1: _side("height"), 2: _side("width")} if image_size is None else None
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (image,),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                dynamic_shapes=None if sides is None else {"image": sides},
+                input_names=["image"],
+                output_names=["boxes", "scores", "labels"],
+                custom_translation_table={torch.ops.msil.batched_nms.default: _batched_nms_to_onnx},
+            )
+    except Exception as error:  # the exporter lets through whatever torch.export, onnxscript or onnx raise
+        lines = str(error.__cause__ or error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        advice = "export for one image size (--static)" if image_size is None else "try another version of torch"
+        raise ExportError(f"torch {torch.__version__} cannot export this detector ({reason}): {advice}.") from error
+    assert program is not None
+    _describe(program.model, metadata)
+    program.save(str(path))
+
+
+def _describe(model: Any, metadata: Mapping[str, str]) -> None:
+    """Say what the file is for, in place of how it was made (lines of Python on the machine that made it)."""
+    from onnxscript import ir
+
+    for part in (model, model.graph, *model.graph.all_nodes()):
+        part.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    model.doc_string = (
+        "image (3, height, width) uint8 RGB, already resized -> detections by descending score: boxes x1 y1 x2 y2 in "
+        "its pixels, scores, labels (positions in the list `classes` of the metadata)."
+    )
+    for output in model.graph.outputs:
+        output.shape = ir.Shape(["detections", *output.shape[1:]])
+
+
+def _batched_nms_to_onnx(boxes: Any, scores: Any, labels: Any, nms_thresh: float) -> Any:
+    """msil::batched_nms in ONNX, whose own operator takes the scores as (1, classes, C)."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    # With a zero among them, for there may be no label at all.
+    classes = op.Add(op.ReduceMax(op.Concat(labels, op.Constant(value_ints=[0]), axis=0), keepdims=0), one)
+    of_class = op.Equal(op.Unsqueeze(op.Range(zero, classes, one), [1]), op.Unsqueeze(labels, [0]))
+    table = op.Where(of_class, op.Unsqueeze(scores, [0]), op.Constant(value_float=0.0))
+    kept = op.NonMaxSuppression(
+        op.Unsqueeze(boxes, [0]),
+        op.Unsqueeze(table, [0]),
+        op.Constant(value_int=2**31 - 1),
+        op.Constant(value_float=nms_thresh),
+        op.Constant(value_float=0.0),  # only scores above it: what is left of `table`
+    )
+    index = op.Squeeze(op.Slice(kept, [2], [3], [1]), [1])  # kept: (D, 3) image, class, box
+    _, order = op.TopK(op.Gather(scores, index), op.Shape(index), axis=0)
+    return op.Gather(index, order)
+
+
+def _missing(side: int) -> int:
+    # In whole numbers from 0 up: ONNX divides negative ones towards zero, Python downwards.
+    return (side + STRIDE - 1) // STRIDE * STRIDE - side
+
+
+def _side(name: str) -> Any:
+    return torch.export.Dim(name, min=SMALLEST, max=LARGEST)
+
+
+def _second_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Another shape, with sides that need padding."""
+    height, width = image_size
+    return max(width * 2 // 3, SMALLEST) | 1, max(height * 3 // 4, SMALLEST) | 1
+
+
+def _metadata(detector: Detector, classes: Sequence[str]) -> dict[str, str]:
+    return {
+        "classes": json.dumps(list(classes)),
+        "min_size": "" if detector.min_size is None else str(detector.min_size),
+        "max_size": "" if detector.max_size is None else str(detector.max_size),
+        "score_thresh": str(detector.score_thresh),
+        "nms_thresh": str(detector.nms_thresh),
+        "detections_per_img": str(detector.detections_per_img),
+    }
+
+
+def _require_packages() -> None:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f'an export needs {" and ".join(missing)}: pip install "msil[export]".')
+
+
+@contextmanager
+def _quiet():
+    """Without the exporter's remarks about itself, which the check that follows makes needless."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def export_lines(report: ExportReport) -> list[str]:
+    """What a user reads of an export: the file, and how far it is from PyTorch."""
+    height, width = report.image_size
+    sizes = f"of any size from {SMALLEST} x {SMALLEST}" if report.dynamic else f"of {height} x {width} pixels"
+    lines = [f"{report.path}: {report.file_bytes / 1e6:.1f} MB, ONNX opset {report.opset}, one image {sizes}"]
+    for found in report.comparisons:
+        height, width = found.image_size
+        lines.append(
+            f"checked in onnxruntime on {height} x {width} above score {found.score_thresh:.3g}: {found.detections} "
+            f"detections agree with PyTorch to {found.box_difference:.1e} px and {found.score_difference:.1e} in score"
+        )
+    return lines

@@ -1,0 +1,179 @@
+"""A detector on image files: drawn copies, and detections.json."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from msil.data.images import read_image
+from msil.detection import Detector
+from msil.detection.structures import Detections
+from msil.errors import ConfigError, DataError
+from msil.reporting.drawing import draw_boxes, readable_font_size
+from msil.reporting.results import write_bytes, write_json
+
+SMALLEST_DRAWN = 640  # pixels of the long side: what is at most half of it is enlarged, or labels would hide it
+RESULT_FILE = "detections.json"
+# By the ending of the name: what is taken for an image, and what its drawn copy is written as.
+FORMATS = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
+    ".gif": "GIF",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Summary:
+    """images: how many were drawn, with `detections` in all. failures: a sentence for each that could not be read.
+    result: the path of detections.json."""
+
+    images: int
+    detections: int
+    failures: tuple[str, ...]
+    result: Path
+
+
+def predict_folder(
+    detector: Detector,
+    classes: Sequence[str],
+    source: str | Path,
+    out: str | Path,
+    *,
+    checkpoint: str,
+    score_thresh: float = 0.3,
+) -> Summary:
+    """Detect in an image, or in every image that lies in a folder (not in folders below it; hidden files are left out).
+
+    Each image's copy with boxes, class names and scores is written to `out` under the image's own name and in its
+    format, upright and in full resolution; images of up to 320 pixels a side are enlarged by a whole factor, to near
+    640, so that labels have room. out/detections.json, which replaces an earlier one, is
+        {"checkpoint": ..., "score_thresh": 0.3, "classes": ["cat", ...],
+         "images": [{"file": "a.jpg", "width": 640, "height": 480,
+                     "detections": [{"label": "cat", "score": 0.93, "box": [x1, y1, x2, y2]}, ...]}, ...],
+         "failed": [{"file": "b.jpg", "error": "..."}, ...]}
+    with images by name, detections by falling score, and boxes in pixels of the upright image from its top left corner.
+    It is also written where the work is broken off, with the images done.
+
+    classes: label i is classes[i]. checkpoint: what the json says of the detector's origin. score_thresh: only
+    detections of at least this score are kept; the detector's own threshold holds as well.
+    Images are taken one at a time, on the detector's device: what is found in one does not depend on the others.
+
+    Raises DataError if there is no such image or folder, the folder has no images, or the only image cannot be read
+    (in a folder the others go on, see Summary.failures); ConfigError for a threshold outside [0, 1], or an `out` that
+    cannot be written to, or where an image to be read, or a picture of the same name that is not ours, would be
+    overwritten.
+    """
+    source, out = Path(source), Path(out)
+    if not 0 <= score_thresh <= 1:
+        raise ConfigError(f"the score threshold must be from 0 to 1, but is {score_thresh:g}: choose another.")
+    files = _image_files(source)
+    _check_out(out, files)
+    images: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    try:
+        try:
+            for file in tqdm(files, unit="image", disable=None if len(files) > 1 else True):
+                try:
+                    image = read_image(file)
+                except DataError as error:
+                    if source == file:
+                        raise
+                    failed.append({"file": file.name, "error": str(error)})
+                    continue
+                found = _detect(detector, image, score_thresh)
+                write_bytes(out / _drawn_name(file), _draw(image, found, classes, _drawn_name(file)))
+                images.append(_record(file, image, found, classes))
+        finally:
+            if images or failed:
+                content = {"checkpoint": checkpoint, "score_thresh": score_thresh, "classes": list(classes)}
+                write_json(out / RESULT_FILE, {**content, "images": images, "failed": failed})
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be written to ({error.strerror or error}): mend that or choose another."
+        ) from error
+    return Summary(
+        len(images),
+        sum(len(record["detections"]) for record in images),
+        tuple(entry["error"] for entry in failed),
+        out / RESULT_FILE,
+    )
+
+
+def _image_files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise DataError(f"there is no image or folder {source}: give the path of one.")
+    files = sorted(
+        path
+        for path in source.iterdir()
+        if path.suffix.lower() in FORMATS and not path.name.startswith(".") and path.is_file()
+    )
+    if not files:
+        raise DataError(
+            f"folder {source} holds no images ({', '.join(FORMATS)}); folders below it are not looked into: give one"
+            " that does."
+        )
+    return files
+
+
+def _check_out(out: Path, files: Sequence[Path]) -> None:
+    """Raises ConfigError if a drawn copy would take the place of an image, or of a picture that may not be ours."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file, not a folder to write to: choose another.")
+    ours = (out / RESULT_FILE).is_file()
+    for file in files:
+        target = out / _drawn_name(file)
+        if target.exists() and (not ours or target.samefile(file)):
+            what = "the image itself" if target.samefile(file) else "already there, and not by this command"
+            raise ConfigError(f"{target} would be overwritten, but is {what}: choose another folder to write to.")
+
+
+def _drawn_name(file: Path) -> str:
+    """The image's own, so that no two are alike; an only image may have any ending and becomes a JPEG."""
+    return file.name if file.suffix.lower() in FORMATS else f"{file.name}.jpg"
+
+
+def _detect(detector: Detector, image: Tensor, score_thresh: float) -> Detections:
+    found = detector.predict([image.to(next(detector.parameters()).device)])[0].to("cpu")
+    kept = found.scores >= score_thresh
+    return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
+
+
+def _draw(image: Tensor, found: Detections, classes: Sequence[str], name: str) -> bytes:
+    """The picture's file content, in the format that its name's ending says."""
+    height, width = image.shape[1:]
+    pixels = draw_boxes(
+        image,
+        found.boxes,
+        found.labels,
+        classes,
+        scores=found.scores,
+        side=SMALLEST_DRAWN if 2 * max(height, width) <= SMALLEST_DRAWN else None,
+        font_size=readable_font_size(height, width),
+    )
+    content = io.BytesIO()
+    # Without subsampling, which would smear coloured lines of two pixels.
+    options = {"quality": 95, "subsampling": 0} if FORMATS[Path(name).suffix.lower()] == "JPEG" else {}
+    Image.fromarray(pixels).save(content, FORMATS[Path(name).suffix.lower()], **options)
+    return content.getvalue()
+
+
+def _record(file: Path, image: Tensor, found: Detections, classes: Sequence[str]) -> dict[str, Any]:
+    """An image's entry in detections.json."""
+    rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    return {
+        "file": file.name,
+        "width": image.shape[2],
+        "height": image.shape[1],
+        "detections": [
+            {"label": classes[label], "score": round(score, 4), "box": [round(value, 2) for value in box]}
+            for label, score, box in rows
+        ],
+    }

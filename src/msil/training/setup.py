@@ -1,0 +1,107 @@
+"""From settings to the objects of a run: data, metrics, Lightning's trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from msil.config import Config, DataName
+from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
+from msil.errors import ConfigError
+from msil.evaluation.coco import CocoMetric
+from msil.evaluation.voc import VOCMetric
+from msil.training.checkpoint import AtomicCheckpointIO
+
+
+def make_trainer(
+    config: Config, run_dir: Path, *, loggers: list[Any], callbacks: list[Any], total_steps: int
+) -> L.Trainer:
+    """Raises ConfigError for devices that the machine does not have."""
+    settings, schedule = config.trainer, config.schedule
+    try:
+        return L.Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            precision=settings.precision,  # pyright: ignore[reportArgumentType]
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            max_epochs=schedule.epochs,
+            max_steps=-1 if schedule.max_steps is None else schedule.max_steps,
+            check_val_every_n_epoch=schedule.eval_every,
+            gradient_clip_val=schedule.grad_clip,
+            log_every_n_steps=5 if total_steps > 100 else 1,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the data module shards, and never evaluates an image twice
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=bool(callbacks),
+            default_root_dir=str(run_dir),
+        )
+    except MisconfigurationException as error:
+        raise ConfigError(
+            f"the settings in trainer do not fit this machine ({error}); see trainer.accelerator, trainer.devices and"
+            " trainer.strategy."
+        ) from error
+
+
+def make_datamodule(config: Config) -> DetectionDataModule:
+    data = config.data
+    train, val = build_datasets(
+        str(data.name),
+        data.root,
+        data.train_split,
+        data.val_split,
+        classes=data.classes,
+        strict=data.strict,
+        num_train=data.num_train,
+        num_val=data.num_val,
+        image_size=data.image_size,
+        seed=data.seed,
+    )
+    low_high = None if data.multiscale is None else (data.multiscale[0], data.multiscale[1])
+    return DetectionDataModule(
+        train,
+        val,
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        seed=config.seed,
+        min_size=data.min_size,
+        max_size=data.max_size,
+        multiscale=low_high,
+        flip=data.flip,
+        workers=data.workers,
+        eval_images=config.schedule.eval_images,
+    )
+
+
+def make_test_datamodule(config: Config) -> EvaluationDataModule:
+    """Of data.split, or data.val_split where that is null; no other split is looked at."""
+    data = config.data
+    dataset = build_split(
+        str(data.name),
+        data.root,
+        data.split or data.val_split,
+        classes=data.classes,
+        strict=data.strict,
+        num_train=data.num_train,
+        num_val=data.num_val,
+        image_size=data.image_size,
+        seed=data.seed,
+    )
+    return EvaluationDataModule(
+        dataset, eval_batch_size=data.eval_batch_size, workers=data.workers, eval_images=config.schedule.eval_images
+    )
+
+
+def make_metrics(config: Config, val: Any) -> list[CocoMetric | VOCMetric]:
+    ground_truth = val.ground_truth()
+    metrics: list[CocoMetric | VOCMetric] = [CocoMetric(ground_truth, val.category_ids)]
+    if config.data.name is DataName.voc:
+        metrics.append(VOCMetric(ground_truth, val.category_ids))
+    return metrics

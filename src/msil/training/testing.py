@@ -1,0 +1,79 @@
+"""mode=test: score the detector of model.weights on one split, or write its detections for a server that does."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from msil.checkpoints.assemble import detector_from_config
+from msil.checkpoints.load import load_weights
+from msil.config import Config, weights_name
+from msil.evaluation.upload import DetectionCollector, check_upload, upload_entries, write_upload
+from msil.reporting.results import write_json
+from msil.training.callbacks import EvaluationProgress, PredictionPictures
+from msil.training.module import DetectionModule
+from msil.training.record import common
+from msil.training.setup import make_metrics, make_test_datamodule, make_trainer
+
+
+def test(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """Evaluate model.weights on data.split (data.val_split if null); returns what result.json holds.
+
+    Every split's detections are written in COCO's upload format; one without annotations has no numbers.
+    """
+    assert config.model.weights is not None
+    started = time.time()
+    L.seed_everything(config.seed, verbose=False)
+    datamodule = make_test_datamodule(config)
+    data = datamodule.val
+    split = config.data.split or config.data.val_split
+    detector = detector_from_config(config.model, len(data.classes), config.data.min_size, config.data.max_size)
+    notes = load_weights(detector, config.model.weights, data.classes, to_train=False)
+    if rank_zero_only.rank == 0:
+        print("; ".join([f"testing {config.model.weights} on {config.data.name.value} {split}", *notes]))
+    detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    collector = DetectionCollector(data.ground_truth(), data.category_ids)
+    module = DetectionModule(
+        detector,
+        [*(make_metrics(config, data) if data.annotated else []), collector],
+        config.schedule,
+        steps_per_epoch=1,
+        batch_size=config.data.batch_size,
+        describe={},
+    )
+    module.final_evaluation = True
+    callbacks: list[Any] = [EvaluationProgress(datamodule.num_eval)] if config.trainer.progress_bar else []
+    if data.annotated:
+        callbacks.append(PredictionPictures(run_dir / "predictions.png", data.classes))
+    trainer = make_trainer(config, run_dir, loggers=[], callbacks=callbacks, total_steps=1)
+    trainer.validate(module, datamodule=datamodule, verbose=False)
+
+    seconds = time.time() - started
+    result = {
+        **common(config, values, detector, trainer),
+        "metrics": module.final_metrics,
+        "images_per_second": None,
+        "train_seconds": 0.0,
+        "total_seconds": seconds,
+        "evaluation_seconds": seconds,
+        "epochs": 0,
+        "steps": 0,
+        "train_images": None,
+        "val_images": datamodule.num_eval,
+        "classes": list(data.classes),
+        "split": split,
+    }
+    found = collector.gathered()
+    if trainer.is_global_zero:
+        entries = upload_entries(found, data.category_ids)
+        check_upload(entries, found.image_ids.tolist(), data.category_ids)
+        name = weights_name(config.model.weights)
+        files = write_upload(run_dir, split, name, entries)
+        result["detections"] = [path.name for path in files]
+        write_json(run_dir / "result.json", result)
+    return result

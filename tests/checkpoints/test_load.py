@@ -1,0 +1,133 @@
+"""Detectors out of files: whole, with other classes, with MSIL added."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from msil.checkpoints.assemble import detector_from_config
+from msil.checkpoints.description import read_description
+from msil.checkpoints.load import load_detector, load_weights
+from msil.config import Apply
+from msil.detection import Detector
+from msil.errors import WeightsError
+
+from .cases import CLASSES, SMALL, composed, described_file, image
+
+PLAIN = "model.msil.apply=none"
+
+
+def fresh(*overrides: str, classes: int = 3, seed: int = 9) -> Detector:
+    torch.manual_seed(seed)
+    return detector_from_config(composed(*SMALL, *overrides).model, classes, 64, 96).eval()
+
+
+@pytest.mark.parametrize("head", ["fcos", "fcos_plain", "vfnet"])
+def test_a_file_is_enough_to_build_its_detector(tmp_path: Path, head: str) -> None:
+    file = tmp_path / "net.safetensors"
+    detector, description = described_file(file, f"model/head={head}", "model.channel_order=bgr")
+    loaded, found = load_detector(file)
+    assert found == description
+    assert not loaded.training
+    assert (loaded.min_size, loaded.max_size, loaded.channel_order) == (64, 96, "bgr")
+    assert loaded.nms_thresh == (0.5 if head == "fcos_plain" else 0.6)
+    ours, theirs = loaded([image()]), detector([image()])
+    assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.distances, theirs.distances)
+
+
+def test_a_bare_state_dict_describes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "bare.pt"
+    torch.save({"a": torch.zeros(1)}, file)
+    assert read_description(file) is None
+    with pytest.raises(WeightsError, match="does not say of what net"):
+        load_detector(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("broken.safetensors", b"\x08\0\0\0\0\0\0\0{}"), ("broken.ckpt", b"not a zip")]
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=name):
+        load_detector(tmp_path / name)
+
+
+def test_a_description_of_another_version_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "net.safetensors"
+    save_file({"a": torch.zeros(1)}, file, {"msil": '{"model": {"colour": "red"}}'})
+    with pytest.raises(WeightsError, match=r"net\.safetensors was written by another version"):
+        read_description(file)
+
+
+def test_classes_are_found_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "net.safetensors"
+    detector, _ = described_file(file, PLAIN)
+    some = fresh(PLAIN, classes=2)
+    assert load_weights(some, file, ("emu", "cat"), to_train=False) == ["the 2 classes were found by name"]
+    assert torch.equal(some([image()]).logits, detector([image()]).logits[..., [2, 0]])
+    same = fresh(PLAIN)
+    assert load_weights(same, file, CLASSES, to_train=False) == []
+
+
+def test_new_classes_start_anew_in_training_and_are_refused_in_a_test(tmp_path: Path) -> None:
+    file = tmp_path / "net.safetensors"
+    detector, _ = described_file(file, PLAIN)
+    mine = fresh(PLAIN, classes=2)
+    own_row = mine.head.cls_logits.weight[1].clone()
+    with pytest.raises(WeightsError, match="has no class 'yak'; it knows cat, dog, emu"):
+        load_weights(mine, file, ("dog", "yak"), to_train=False)
+    assert load_weights(mine, file, ("dog", "yak"), to_train=True) == ["of 2 classes 1 start anew: yak"]
+    assert torch.equal(mine.head.cls_logits.weight[0], detector.head.cls_logits.weight[1])
+    assert torch.equal(mine.head.cls_logits.weight[1], own_row)
+
+
+@pytest.mark.parametrize("head", ["fcos", "vfnet"])
+@pytest.mark.parametrize("separate", ["true", "false"])
+@pytest.mark.parametrize("apply", ["cls", "reg", "both"])
+def test_msil_added_to_a_baseline_starts_close_to_it(tmp_path: Path, head: str, separate: str, apply: str) -> None:
+    file = tmp_path / "net.safetensors"
+    baseline, _ = described_file(file, PLAIN, f"model/head={head}")
+    mine = fresh(f"model/head={head}", f"model.msil.separate={separate}", f"model.msil.apply={apply}")
+    assert load_weights(mine, file, CLASSES, to_train=True) == ["MSIL is new and starts with open gates"]
+    before, after = (detector.head.towers(detector.pyramid([image()])) for detector in (baseline, mine))
+    for branch, old, new in zip(("cls", "reg"), before, after, strict=True):
+        for theirs, ours in zip(old, new, strict=True):
+            if apply in (branch, "both"):
+                positive = theirs > 0
+                gate = ours[positive] / theirs[positive]
+                # sigmoid(log 99) = 0.99; f_dec's own weights move it a little
+                torch.testing.assert_close(gate, torch.full_like(gate, 0.99), rtol=0, atol=5e-3)
+            else:
+                assert torch.equal(ours, theirs)
+
+
+def test_msil_is_never_missing_silently(tmp_path: Path) -> None:
+    file = tmp_path / "net.safetensors"
+    described_file(file, PLAIN)
+    with pytest.raises(WeightsError, match=r"it lacks head\.msil\."):
+        load_weights(fresh(), file, CLASSES, to_train=False)
+    described_file(file, "model.msil.apply=cls")
+    for to_train in (True, False):
+        with pytest.raises(WeightsError, match=r"it lacks head\.msil\.separate_reg"):
+            load_weights(fresh(), file, CLASSES, to_train=to_train)
+        with pytest.raises(WeightsError, match=r"has the unknown head\.msil\."):
+            load_weights(fresh(PLAIN), file, CLASSES, to_train=to_train)
+
+
+def test_another_net_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "net.safetensors"
+    described_file(file, PLAIN, "model/head=vfnet")
+    with pytest.raises(WeightsError, match=r"has the unknown head\.bbox_refine.*model\.head, model\.backbone"):
+        load_weights(fresh(PLAIN), file, CLASSES, to_train=True)
+
+
+def test_a_description_survives_its_text(tmp_path: Path) -> None:
+    _, description = described_file(tmp_path / "net.safetensors", "model/head=vfnet")
+    found = read_description(tmp_path / "net.safetensors")
+    assert found == description
+    assert found is not None and found.model.msil.apply is Apply.both
+    assert dataclasses.asdict(found.model)["head"]["init"] == "authors"

@@ -1,0 +1,195 @@
+"""Reading the configuration text in a checkpoint of MMDetection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from msil.checkpoints.conventions import Backbone, Form, Head, Images, Selection, Settings, model_config
+from msil.checkpoints.mmdet_config import classes_of, config_of, parse_config, settings_of
+from msil.errors import WeightsError
+
+from .theirs import config_2x, config_3x
+
+
+def test_literals_are_read() -> None:
+    text = "a = 1\nb = dict(x=-1.5, y=(1, 'two', None), z={'k': [True], 3: inf})\nc = ()\n"
+    assert parse_config(text) == {
+        "a": 1,
+        "b": {"x": -1.5, "y": [1, "two", None], "z": {"k": [True], 3: float("inf")}},
+        "c": [],
+    }
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a", "f()", "dict(1)", "dict(**a)", "{**a}", "[x for x in a]", "lambda: 1", "'a' + 'b'", "a.b", "-'x'", "b'x'",
+     "f'{a}'", "{a: 1}", "1j", "...", "dict(x=__import__('os').system('true'))"],
+)  # fmt: skip
+def test_what_is_no_literal_is_left_out(value: str) -> None:
+    assert parse_config(f"a = 1\nb = {value}\nc = dict(d={value})") == {"a": 1}
+
+
+def test_nothing_is_executed(tmp_path: Path) -> None:
+    trap = tmp_path / "pwned"
+    call = f"__import__('pathlib').Path({str(trap)!r}).touch()"
+    parse_config(f"a = {call}\n{call}\nimport antigravity\nb = dict(x={call})\nclass C:\n    y = {call}\n")
+    assert not trap.exists()
+    eval(call)
+    assert trap.exists()  # the trap does work
+
+
+@pytest.mark.parametrize("text", ["model = dict(", "\0", "x y\nmodel = dict()", "(" * 100000, ""])
+def test_what_is_no_python_is_no_config(text: str) -> None:
+    assert config_of({"config": text}) is None
+
+
+def test_a_config_that_refers_to_files_is_no_config() -> None:
+    assert config_of({"config": "_base_ = ['a.py']\nmodel = dict(bbox_head=dict(norm_on_bbox=True))"}) is None
+    assert config_of({"cfg": 3, "epoch": 12}) is None
+
+
+IMAGENET = Images("rgb", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 800, 1333)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        (
+            config_3x("vfnet", depth=50, channels=256),
+            Settings(
+                Backbone("resnet50", "pytorch", "eval_bn", 1),
+                Head("vfnet", 3, 256, 32, None, 80),
+                IMAGENET,
+                Selection(0.05, 0.6, 1000, 100),
+            ),
+        ),
+        (
+            config_3x("improved", depth=101, style="caffe", channels=256, scale="(640, 360)"),
+            Settings(
+                Backbone("resnet101", "caffe", "frozen_bn", 1),
+                Head("fcos", 4, 256, 32, Form(True, True, 1.5, True, True, "giou"), 80),
+                Images("bgr", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), 360, 640),
+                Selection(0.05, 0.6, 1000, 100),
+            ),
+        ),
+        (
+            config_2x(),  # the pipeline's Normalize counts, not the variable that it was made of
+            Settings(
+                Backbone("resnet50", "caffe", "frozen_bn", 1),
+                Head("fcos", 4, 256, 32, Form(False, False, 1.5, False, False, "iou"), 80),
+                Images("bgr", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), 600, 1000),
+                Selection(0.1, 0.55, 500, 50),
+            ),
+        ),
+    ],
+    ids=["vfnet 3.x", "improved 3.x", "plain 2.x"],
+)
+def test_settings_of_published_configs(text: str, settings: Settings) -> None:
+    config = config_of({"cfg": text})
+    assert config is not None
+    assert settings_of(config) == settings
+    model_config(settings)
+
+
+def settings(old: str, new: str, form: str = "vfnet") -> Settings:
+    text = config_3x(form)
+    assert text.count(old) >= 1
+    return settings_of(parse_config(text.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("form", "old", "new", "found"),
+    [
+        ("vfnet", "norm_eval=True", "norm_eval=False", lambda s: s.backbone.norm == "bn"),
+        ("vfnet", "type='BN'", "type='SyncBN'", lambda s: s.backbone.norm == "eval_bn"),
+        ("vfnet", "frozen_stages=1", "frozen_stages=-1", lambda s: s.backbone.frozen_stages == 0),
+        ("vfnet", "frozen_stages=1", "frozen_stages=3", lambda s: s.backbone.frozen_stages == 3),
+        ("vfnet", "'VFNetHead'", "'mmdet.models.dense_heads.VFNetHead'", lambda s: s.head.name == "vfnet"),
+        ("vfnet", "scale=(1333, 800)", "scale=[(600, 1000), (9, 9)]", lambda s: s.images.max_size == 1000),
+        ("vfnet", "stacked_convs=3", "stacked_convs=2", lambda s: s.head.num_convs == 2),
+        ("vfnet", "strides=", "norm_cfg=dict(type='GN', num_groups=8), strides=", lambda s: s.head.norm_groups == 8),
+        ("plain", "strides=", "center_sampling=True, center_sample_radius=2, strides=",
+         lambda s: s.head.form == Form(False, True, 2.0, False, False, "iou")),
+        ("improved", "conv_bias=True", "conv_bias='auto'", lambda s: not s.head.form.conv_bias),
+        # The defaults of MMDetection where a config is silent.
+        ("plain", "style='pytorch',", "", lambda s: s.backbone.style == "pytorch"),
+        ("plain", "loss_bbox=dict(type='IoULoss', loss_weight=1.0)", "", lambda s: s.head.form.loss_bbox == "iou"),
+        ("plain", "bgr_to_rgb=True,", "", lambda s: s.images.channel_order == "bgr"),
+        ("plain", "test_dataloader", "other", lambda s: (s.images.min_size, s.images.max_size) == (800, 1333)),
+    ],
+)  # fmt: skip
+def test_a_changed_setting_is_seen(form: str, old: str, new: str, found) -> None:
+    assert found(settings(old, new, form))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("type='VFNet',", "type='FasterRCNN',", "model.type='FasterRCNN'"),
+        ("'VFNetHead'", "'ATSSHead'", "model.bbox_head.type='ATSSHead'"),
+        ("type='ResNet',", "type='ResNeXt', groups=32,", "model.backbone.type='ResNeXt'"),
+        ("depth=18", "depth=152", "model.backbone.depth=152"),
+        ("num_stages=4", "dcn=dict(type='DCNv2')", "model.backbone.dcn={'type': 'DCNv2'}"),
+        ("num_stages=4", "plugins=[dict(cfg=1)]", "model.backbone.plugins=[{'cfg': 1}]"),
+        ("num_stages=4", "num_stages=3", "model.backbone.num_stages=3"),
+        ("num_stages=4", "strides=(1, 2, 2, 1)", "model.backbone.strides=[1, 2, 2, 1]"),
+        ("num_stages=4", "deep_stem=True", "model.backbone.deep_stem=True"),
+        ("type='BN'", "type='GN'", "model.backbone.norm_cfg={'type': 'GN'"),
+        ("style='pytorch'", "style='other'", "model.backbone.style='other'"),
+        ("type='FPN'", "type='PAFPN'", "model.neck.type='PAFPN'"),
+        ("'on_output'", "'on_input'", "model.neck.add_extra_convs='on_input'"),
+        ("'on_output'", "True", "model.neck.add_extra_convs='on_input'"),  # True means the input
+        ("num_outs=5", "num_outs=5, norm_cfg=dict(type='BN')", "model.neck.norm_cfg={'type': 'BN'}"),
+        (", relu_before_extra_convs=True", "", "model.neck.relu_before_extra_convs=False"),
+        ("start_level=1", "start_level=0", "model.neck.start_level=0"),
+        ("num_outs=5", "num_outs=6", "model.neck.num_outs=6"),
+        ("use_atss=True", "use_atss=False", "model.bbox_head.use_atss=False"),
+        ("use_atss=True", "bbox_norm_type='stride'", "model.bbox_head.bbox_norm_type='stride'"),
+        ("use_atss=True", "dcn_on_last_conv=True", "model.bbox_head.dcn_on_last_conv=True"),
+        ("use_atss=True", "anchor_generator=dict(center_offset=0.5)", "bbox_head.anchor_generator.center_offset=0.5"),
+        ("[8, 16, 32, 64, 128]", "[4, 8, 16, 32, 64]", "model.bbox_head.strides=[4, 8, 16, 32, 64]"),
+        ("strides=[8, 16, 32, 64, 128],", "", "model.bbox_head.strides=[4, 8, 16, 32, 64]"),
+        ("type='nms'", "type='soft_nms'", "model.test_cfg.nms={'type': 'soft_nms'"),
+        ("keep_ratio=True", "keep_ratio=False", "Resize.keep_ratio=False"),
+        ("neck=dict(", "other=dict(", "model.neck=None"),
+        ("mean=[123.675, 116.28, 103.53]", "mean=[1.0, 2.0]", "the images' mean=[1.0, 2.0]"),
+    ],
+)  # fmt: skip
+def test_another_net_is_refused_by_name(old: str, new: str, named: str) -> None:
+    with pytest.raises(WeightsError) as caught:
+        settings(old, new)
+    assert named in str(caught.value)
+
+
+def test_other_box_losses_of_fcos_are_refused_by_name() -> None:
+    with pytest.raises(WeightsError, match=r"model\.bbox_head\.loss_bbox\.type='DIoULoss'"):
+        settings("type='IoULoss'", "type='DIoULoss'", "plain")
+
+
+def test_a_config_without_normalisation_is_refused() -> None:
+    with pytest.raises(WeightsError, match="nowhere how images are normalised"):
+        settings("data_preprocessor=", "other=")
+
+
+def test_values_of_a_wrong_type_are_one_sentence() -> None:
+    with pytest.raises(WeightsError, match="is not as MMDetection writes it"):
+        settings("stacked_convs=3", "stacked_convs=[3]")
+
+
+@pytest.mark.parametrize(
+    ("meta", "classes"),
+    [
+        ({"CLASSES": ("a", "b")}, ("a", "b")),
+        ({"CLASSES": ["a", "b"]}, ("a", "b")),
+        ({"dataset_meta": {"classes": ("a", "b"), "palette": [(1, 2, 3)]}}, ("a", "b")),
+        ({"dataset_meta": {"CLASSES": ("a",)}}, ("a",)),
+        ({"CLASSES": "a"}, ("a",)),
+        ({"CLASSES": None}, None),
+        ({"CLASSES": (1, 2), "dataset_meta": 3}, None),
+        ({}, None),
+    ],
+)
+def test_classes(meta: dict, classes: tuple[str, ...] | None) -> None:
+    assert classes_of(meta) == classes

@@ -1,0 +1,103 @@
+"""Which of the settings come from the file in model.weights, and which from the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from msil.checkpoints.settle import check_typed, settled
+from msil.config import config_hash, default_run_name, plain
+from msil.errors import ConfigError, WeightsError
+
+from .cases import composed, described_file
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    described_file(tmp_path / "net.safetensors", "model/head=vfnet", "model.msil.apply=cls", "model.nms_thresh=0.7")
+    return tmp_path / "net.safetensors"
+
+
+def test_without_weights_nothing_changes() -> None:
+    config = composed()
+    assert settled(config) is config
+
+
+def test_a_test_has_the_net_of_the_file_and_the_thresholds_of_the_command(file: Path) -> None:
+    config = composed("mode=test", f"model.weights={file}", "model/backbone=resnet50", "model.score_thresh=0.2")
+    model = settled(config).model
+    assert (model.head.name, model.backbone.name, model.channels, model.msil.apply) == ("vfnet", "resnet10", 16, "cls")
+    assert (model.score_thresh, model.nms_thresh, model.weights) == (0.2, 0.7, str(file))
+    assert model.backbone.weights is None
+    chosen = settled(composed("mode=test", f"model.weights={file}", "model.nms_thresh=0.4")).model
+    assert chosen.nms_thresh == 0.4
+
+
+def test_training_takes_msil_and_what_is_frozen_from_the_command(file: Path) -> None:
+    config = composed(f"model.weights={file}", "model.msil.apply=reg", "model.backbone.frozen_stages=2")
+    model = settled(config).model
+    assert (model.head.name, model.msil.apply, model.backbone.frozen_stages) == ("vfnet", "reg", 2)
+    assert model.backbone.norm == "gn"  # the file's, as the command's is null
+
+
+def test_a_bare_state_dict_leaves_the_net_to_the_command(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "bare.pt")
+    model = settled(composed(f"model.weights={tmp_path / 'bare.pt'}", "model/backbone=resnet50")).model
+    assert (model.head.name, model.backbone.name, model.channels) == ("fcos", "resnet50", 64)
+    # ImageNet's weights are not fetched to be overwritten; what they would have decided stays
+    assert (model.backbone.weights, model.backbone.norm, model.backbone.frozen_stages) == (None, "frozen_bn", 1)
+
+
+def test_another_content_is_another_run(file: Path) -> None:
+    def now() -> dict:
+        return plain(settled(composed("mode=test", f"model.weights={file}")))
+
+    first = now()
+    assert now() == first
+    described_file(file, "model/head=vfnet", "model.msil.apply=cls", "model.nms_thresh=0.7", seed=1)
+    second = now()
+    assert config_hash(first) != config_hash(second)
+    assert default_run_name(second) == f"test_shapes_val_net_{config_hash(second)}"
+
+
+def test_a_run_s_checkpoint_lends_its_name(file: Path, tmp_path: Path) -> None:
+    values = plain(settled(composed(f"model.weights={file}", "model.msil.apply=none")))
+    assert default_run_name(values).startswith("shapes_vfnet_resnet10_plain_from-net_quick_s0_")
+    values["model"]["weights"] = "runs/that_run/checkpoints/last.ckpt"
+    assert default_run_name(values).startswith("shapes_vfnet_resnet10_plain_from-that_run_quick_s0_")
+    values["model"]["weights"] = "checkpoints/last.ckpt"
+    assert "_from-last_" in default_run_name(values)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("model/head=fcos", "model.head.name=vfnet, not fcos"),
+        ("model/backbone=resnet50", "model.backbone.name=resnet10, not resnet50"),
+        ("model.channels=256", "model.channels=16, not 256"),
+        ("model.msil.apply=both", "model.msil.apply=cls, not both"),
+        ("model.backbone.weights=imagenet", "model.backbone.weights=null, not imagenet"),
+        ("model/msil=no_align", "model.msil="),
+    ],
+)
+def test_what_was_typed_against_the_file_is_refused(file: Path, typed: str, said: str) -> None:
+    config = composed("mode=test", f"model.weights={file}", typed)
+    with pytest.raises(ConfigError, match=r"leave .* out") as caught:
+        check_typed(config, ["mode", "model.weights", typed.partition("=")[0]])
+    assert said in str(caught.value) and file.name in str(caught.value)
+
+
+def test_what_was_typed_and_agrees_is_fine(file: Path) -> None:
+    typed = ("model/head=vfnet", "model.head.num_convs=1", "model.channels=16", "model.msil.apply=cls")
+    free = ("model.score_thresh=0.5", "model.nms_thresh=0.3")
+    config = composed("mode=test", f"model.weights={file}", *typed, *free)
+    check_typed(config, [word.partition("=")[0] for word in (*typed, *free)])
+    # in training the MSIL switches are free
+    check_typed(composed(f"model.weights={file}", "model.msil.apply=reg"), ["model.weights", "model.msil.apply"])
+
+
+def test_a_missing_file_is_one_sentence() -> None:
+    with pytest.raises(WeightsError, match=r"there is no weights file nowhere\.safetensors"):
+        settled(composed("mode=test", "model.weights=nowhere.safetensors"))

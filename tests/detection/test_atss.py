@@ -1,0 +1,302 @@
+"""ATSS assignment against MMDetection's numbers and against a dense reference written here from its rules."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from msil.detection.assign import atss_assign, pad_ground_truth
+from msil.detection.boxes import level_grid
+
+from .cases import MAP_SIZES, STRIDES, map_sizes_of, target
+
+CPU = torch.device("cpu")
+
+
+def run_atss(
+    boxes: Tensor,
+    labels: Tensor,
+    map_sizes: tuple[tuple[int, int], ...],
+    image_sizes: list[tuple[int, int]],
+    strides: tuple[int, ...] = STRIDES,
+    **settings: int,
+) -> Tensor:
+    grid = level_grid(map_sizes, strides, 0.0, CPU)
+    return atss_assign(boxes, labels, grid, map_sizes, image_sizes, **settings)
+
+
+def round_up(side: int, divisor: int) -> int:
+    return math.ceil(side / divisor) * divisor
+
+
+class DenseATSS:
+    """One image's assignment from the rules, all valid anchors against all boxes, in float64.
+
+    matched: (P,). margin: how far the closest decision was from falling otherwise, relative (inside: pixels / 100);
+    infinite between boxes that are exactly equal, for which there is a rule. distance_margin: the same of the ninth
+    and the tenth candidate, where the rule for equal ones is the upper, then the left one.
+    """
+
+    def __init__(
+        self,
+        boxes: Tensor,
+        labels: Tensor,
+        map_sizes: tuple[tuple[int, int], ...],
+        image_size: tuple[int, int],
+        strides: tuple[int, ...],
+        topk: int,
+        divisor: int,
+    ) -> None:
+        boxes = boxes.double()
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        self.margin = self.distance_margin = math.inf
+        ious, candidates, insides = [], [], []
+        for (height, width), stride in zip(map_sizes, strides, strict=True):
+            valid = valid_cells(height, width, stride, image_size, divisor).flatten()
+            rows = torch.arange(height).repeat_interleave(width)
+            columns = torch.arange(width).repeat(height)
+            points = torch.stack([columns, rows], 1).double() * stride
+            anchors = torch.cat([points - 4 * stride, points + 4 * stride], 1)
+            ious.append(box_iou(boxes, anchors))
+            insides.append(torch.cat([points - boxes[:, None, :2], boxes[:, None, 2:] - points], -1).amin(-1))
+            distance = (points - centres[:, None]).square().sum(-1)
+            distance[:, ~valid] = math.inf
+            order = distance.argsort(dim=1, stable=True)  # points run row by row: the upper, then the left comes first
+            count = min(topk, int(valid.sum()))
+            candidate = torch.zeros_like(distance, dtype=torch.bool).scatter_(1, order[:, :count], True)
+            candidates.append(candidate)
+            if count < valid.sum():
+                nearest = distance.gather(1, order)
+                gap = (nearest[:, count] - nearest[:, count - 1]) / nearest[:, count]
+                self.distance_margin = min([self.distance_margin, *gap[labels >= 0].tolist()])
+        iou, candidate, inside = torch.cat(ious, 1), torch.cat(candidates, 1), torch.cat(insides, 1)
+        self.matched = torch.full((iou.shape[1],), -1)
+        best = torch.zeros(iou.shape[1], dtype=torch.float64)
+        for index in (labels >= 0).nonzero().flatten().tolist():  # a later box wins only by a larger IoU
+            values = iou[index, candidate[index]]
+            threshold = values.mean() + values.std()
+            self._note((values / threshold - 1).abs())
+            self._note((inside[index, candidate[index]] - 0.01).abs() / 100)
+            positive = candidate[index] & (inside[index] > 0.01) & (iou[index] >= threshold)
+            contested = positive & (self.matched >= 0) & (iou[index] != best)
+            self._note((iou[index] / best - 1).abs()[contested])
+            wins = positive & ((self.matched < 0) | (iou[index] > best))
+            self.matched[wins], best[wins] = index, iou[index, wins]
+
+    def _note(self, gaps: Tensor) -> None:
+        self.margin = min([self.margin, *gaps[~gaps.isnan()].tolist()])
+
+
+def valid_cells(height: int, width: int, stride: int, image_size: tuple[int, int], divisor: int) -> Tensor:
+    rows, columns = (math.ceil(round_up(side, divisor) / stride) for side in image_size)
+    return (torch.arange(height) < rows)[:, None] & (torch.arange(width) < columns)
+
+
+def atss_boxes(rng: random.Random, count: int, height: int, width: int, grain: float) -> Tensor:
+    """Boxes from below a pixel to several images, many over one another, some with a centre outside or far away."""
+    rows: list[list[float]] = []
+    for _ in range(count):
+        kind = rng.random()
+        if kind < 0.1:  # tiny
+            w, h = rng.uniform(0.05, 2), rng.uniform(0.05, 2)
+        elif kind < 0.2:  # huge
+            w, h = rng.uniform(1, 6) * width, rng.uniform(1, 6) * height
+        else:
+            w, h = (math.exp(rng.uniform(math.log(2), math.log(1.3 * side))) for side in (width, height))
+        x, y = rng.uniform(-w / 2, width - w / 2), rng.uniform(-h / 2, height - h / 2)
+        if kind > 0.95:  # its centre outside
+            x, y = rng.uniform(-w, width), rng.uniform(-h, height)
+        if kind > 0.98:  # far away
+            x, y = x + rng.choice([-2000, 2000]), y + rng.choice([-900, 0, 900])
+        row = [x, y, x + w, y + h]
+        if grain:
+            row = [round(value / grain) * grain for value in row]
+            row[2], row[3] = max(row[2], row[0] + grain), max(row[3], row[1] + grain)
+        rows.append(row)
+        if grain and rng.random() < 0.1:
+            rows.append(row)  # a twin
+    return torch.tensor(rows[:count], dtype=torch.float32).reshape(-1, 4)
+
+
+ATSS_GEOMETRIES = {
+    "published": (STRIDES, 32),
+    "strides that are no powers of two": ((6, 10, 50), 7),
+    "one level more": ((8, 16, 32, 64, 128, 256), 64),
+    "two fine levels": ((4, 8), 1),
+}
+
+
+@pytest.mark.parametrize("grain", [0, 4.0], ids=["no ties", "ties"])
+@pytest.mark.parametrize("geometry", ATSS_GEOMETRIES)
+def test_atss_equals_the_dense_reference(geometry: str, grain: float) -> None:
+    strides, divisor = ATSS_GEOMETRIES[geometry]
+    rng = random.Random(f"{geometry} {grain}")
+    compared = skipped = positives = 0
+    for case in range(40):
+        # long and flat, small, or ordinary images: maps of 1 x n, of 1 x 1 and of odd sizes
+        low, high = (((5, 30), (100, 400)), ((5, 60), (5, 60)), ((40, 260), (40, 260)))[case % 3]
+        sizes = [(rng.randint(*low), rng.randint(*high)) for _ in range(rng.randint(1, 3))]
+        if case % 2:
+            sizes = [(width, height) for height, width in sizes]
+        padded = [round_up(max(side), divisor) for side in zip(*sizes, strict=True)]
+        map_sizes = map_sizes_of(padded[0], padded[1], strides)
+        slots = rng.choice([1, 8, 25, 60])
+        boxes = torch.zeros(len(sizes), slots, 4)
+        labels = torch.full((len(sizes), slots), -1)
+        for image, (height, width) in enumerate(sizes):
+            count = rng.randint(0, slots)
+            boxes[image, :count] = atss_boxes(rng, count, height, width, grain)
+            labels[image, :count] = torch.tensor([rng.choice([0, 1, 2, 3, -1]) for _ in range(count)])
+        matched = run_atss(boxes, labels, map_sizes, sizes, strides, size_divisor=divisor)
+        for image, size in enumerate(sizes):
+            expected = DenseATSS(boxes[image], labels[image], map_sizes, size, strides, 9, divisor)
+            if expected.margin < 1e-5 or (expected.distance_margin < 1e-5 and not grain):
+                skipped += 1  # float32 may decide otherwise
+                continue
+            compared += 1
+            positives += int((matched[image] >= 0).sum())
+            assert torch.equal(matched[image], expected.matched), (case, image)
+    assert compared > 60 and skipped < compared / 10 and positives > 300
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_atss_of_the_reference(golden, image: int) -> None:
+    """All points valid, as for an image that fills the batch."""
+    truth = golden("inputs", f"gt/A/{image}/")
+    case = golden("primitives", f"assign/atss{image}/")
+    matched = run_atss(truth["boxes"][None], truth["labels"][None], MAP_SIZES, [(256, 320)])[0]
+    assert (matched >= 0).sum() > 20
+    assert torch.equal(matched, case["gt_inds"] - 1)
+
+
+def test_anchors_and_valid_points_of_the_reference(golden) -> None:
+    """What the dense reference above takes for granted."""
+    case = golden("primitives", "anchors/atss/")
+    for level, (stride, (height, width)) in enumerate(zip(STRIDES, MAP_SIZES, strict=True)):
+        assert case[f"base/{level}"].tolist() == [[-4 * stride, -4 * stride, 4 * stride, 4 * stride]]
+        valid = valid_cells(height, width, stride, (210, 275), 32)
+        assert torch.equal(valid.flatten(), case[f"valid_img1/{level}"].bool())
+
+
+def test_atss_of_many_boxes_on_a_full_size_map() -> None:
+    rng = random.Random(5)
+    map_sizes = map_sizes_of(800, 1344)
+    boxes, labels = pad_ground_truth([target(atss_boxes(rng, 60, 800, 1333, 0)), target([])])
+    matched = run_atss(boxes, labels, map_sizes, [(800, 1333), (600, 800)])
+    expected = DenseATSS(boxes[0], labels[0], map_sizes, (800, 1333), STRIDES, 9, 32)
+    assert min(expected.margin, expected.distance_margin) > 1e-6
+    assert torch.equal(matched[0], expected.matched)
+    assert (matched[0] >= 0).sum() > 200
+    assert (matched[1] == -1).all()
+
+
+# Of a box around all its candidates on the coarsest of these levels every candidate there has the IoU 64^2 / area, and
+# 1/4, 1/16, 1/64 of it on the others: with 0.41 for a box of 100 x 100, the mean is 0.136 and the deviation 0.166, so
+# exactly the coarsest level's candidates are positive.
+FINE = (1, 2, 4, 8)
+
+
+def coarsest(matched: Tensor) -> list[tuple[int, int, int]]:
+    """(row, column, box) of the positive points on the 16 x 16 points of the coarsest level."""
+    level = matched[-256:].view(16, 16)
+    assert (matched[:-256] == -1).all()
+    return [(row, column, int(level[row, column])) for row, column in (level >= 0).nonzero().tolist()]
+
+
+def test_of_equally_near_candidates_the_upper_then_the_left_one_counts() -> None:
+    # Centre (60, 60), that is 7.5 cells on both axes: four points at (0.5, 0.5) cells, eight at (0.5, 1.5) for the
+    # five places left: two above, then the row's outer two, then the left one of the row below.
+    matched = run_atss(
+        *pad_ground_truth([target([10, 10, 110, 110])]), map_sizes_of(128, 128, FINE), [(128, 128)], FINE
+    )
+    cells = [(6, 7), (6, 8), (7, 6), (7, 7), (7, 8), (7, 9), (8, 6), (8, 7), (8, 8)]
+    assert coarsest(matched[0]) == [(*cell, 0) for cell in cells]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_equally_near_candidates_on_a_single_line(turned: bool) -> None:
+    # A map of 1 x 11 at the last level, centre at 5.5 cells: columns 1 and 10 are equally near, and 1 ... 10 would be
+    # ten candidates. The box holds all their anchors.
+    box, size, strides = [-24, -66, 200, 66], (11, 176), (2, 4, 8, 16)
+    if turned:
+        box, size = [box[1], box[0], box[3], box[2]], size[::-1]
+    map_sizes = map_sizes_of(*size, strides)
+    matched = run_atss(*pad_ground_truth([target(box)]), map_sizes, [size], strides, size_divisor=1)
+    assert matched[0, -11:].tolist() == [-1] + [0] * 9 + [-1]
+
+
+def test_of_equal_overlaps_the_first_box_counts() -> None:
+    # Two boxes side by side, two columns apart, that hold all anchors of both: the points (7, 8), (7, 9), (8, 8) are
+    # candidates of both with the same IoU.
+    left, right = [10, 10, 110, 110], [26, 10, 126, 110]
+    for order in ([left, right], [right, left], [left, right, left, right]):
+        padded = pad_ground_truth([target(order)])
+        matched = run_atss(*padded, map_sizes_of(128, 128, FINE), [(128, 128)], FINE)
+        found = coarsest(matched[0])
+        assert len(found) == 9 + 9 - 3
+        assert {box for row, column, box in found if (row, column) in ((7, 8), (7, 9), (8, 8))} == {0}
+        assert {box for _, _, box in found} == {0, 1}
+
+
+def test_of_several_boxes_the_highest_overlap_counts() -> None:
+    # Around the same centre: of 100 x 100 and 120 x 120 the smaller one's IoU with every anchor is the larger.
+    small, large = [10, 10, 110, 110], [0, 0, 120, 120]
+    for order, winner in (([small, large], 0), ([large, small], 1)):
+        padded = pad_ground_truth([target(order)])
+        matched = run_atss(*padded, map_sizes_of(128, 128, FINE), [(128, 128)], FINE)
+        assert {box for _, _, box in coarsest(matched[0])} == {winner}
+
+
+@pytest.mark.parametrize("topk", [1, 2, 4, 12])
+def test_atss_with_another_number_of_candidates(topk: int) -> None:
+    rng = random.Random(topk)
+    wrong = []
+    for case in range(30):
+        size = (rng.randint(20, 260), rng.randint(20, 260))
+        map_sizes = map_sizes_of(*size)
+        boxes, labels = atss_boxes(rng, 20, *size, 0), torch.zeros(20, dtype=torch.int64)
+        expected = DenseATSS(boxes, labels, map_sizes, size, STRIDES, topk, 1)
+        if min(expected.margin, expected.distance_margin) > 1e-5:
+            matched = run_atss(boxes[None], labels[None], map_sizes, [size], topk=topk, size_divisor=1)[0]
+            wrong += [] if torch.equal(matched, expected.matched) else [case]
+    assert not wrong
+
+
+def test_one_candidate_alone_has_no_deviation_and_is_not_positive() -> None:
+    # As in the reference, whose deviation of one value is no number.
+    assert (run_atss(*pad_ground_truth([target([-64, -64, 64, 64])]), ((1, 1),), [(16, 16)], (16,)) == -1).all()
+
+
+def test_atss_of_padding_and_of_boxes_that_own_nothing() -> None:
+    rng = random.Random(3)
+    map_sizes = map_sizes_of(256, 256)
+    boxes = atss_boxes(rng, 8, 256, 256, 0)
+    alone = run_atss(*pad_ground_truth([target(boxes)]), map_sizes, [(256, 256)])
+    crowd = target(atss_boxes(rng, 200, 256, 256, 0))
+    beside = run_atss(*pad_ground_truth([crowd, target(boxes)]), map_sizes, [(256, 256)] * 2)
+    assert torch.equal(alone[0], beside[1])
+
+    labels = torch.tensor([[-1, 2]])  # label -1 is padding, whatever its box
+    two = torch.tensor([[[100.0, 90, 164, 154], [100.5, 90.5, 164.5, 154.5]]])
+    assert set(run_atss(two, labels, map_sizes, [(256, 256)])[0].unique().tolist()) == {-1, 1}
+
+    nothing = [[-90, -90, -10, -10], [300, 300, 380, 380], [3, 3, 5, 5], [20, 20, 20, 40], [40, 40, 20, 20], [0] * 4]
+    assert (run_atss(*pad_ground_truth([target(nothing)]), map_sizes, [(256, 256)]) == -1).all()
+
+
+def test_points_of_the_padding_are_no_candidates_of_a_smaller_image() -> None:
+    # 40 x 64 rounded up to 64 x 64: of the 32 x 32 cells of P3 only the first 8 x 8. The box reaches beyond.
+    box = target([30, 30, 150, 150])
+    padded = pad_ground_truth([box, box])
+    matched = run_atss(*padded, map_sizes_of(256, 256), [(256, 256), (40, 64)])
+    level = matched[:, 32 * 32 : 32 * 32 + 16 * 16].view(2, 16, 16)
+    assert (level[0, 4:] >= 0).any() and (level[0] >= 0).sum() > 4
+    positive = (matched >= 0)[1]
+    grid = level_grid(map_sizes_of(256, 256), STRIDES, 0.0, CPU)
+    assert positive.any()
+    assert (grid.points[positive] < 64).all()

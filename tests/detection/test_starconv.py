@@ -1,0 +1,249 @@
+"""The star convolution against MMDetection's numbers and torchvision's deformable convolution."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import deform_conv2d
+
+from msil.detection import starconv
+from msil.detection.starconv import StarConv, gathered_conv, star_offsets
+
+# (N, C, K, H, W)
+SIZES = [(1, 1, 1, 1, 1), (2, 3, 5, 1, 7), (1, 4, 2, 6, 1), (2, 8, 8, 6, 7), (3, 5, 4, 2, 2), (1, 6, 3, 13, 11)]
+
+
+class Inputs(NamedTuple):
+    features: Tensor
+    offsets: Tensor
+    weight: Tensor
+
+
+def random_inputs(size: tuple[int, ...], seed: int = 0, reach: float = 3.0) -> Inputs:
+    batch, channels, outputs, height, width = size
+    generator = torch.Generator().manual_seed(seed)
+    return Inputs(
+        torch.randn(batch, channels, height, width, generator=generator),
+        reach * torch.randn(batch, 18, height, width, generator=generator),
+        torch.randn(outputs, channels, 3, 3, generator=generator),
+    )
+
+
+def outputs_and_gradients(function, inputs: Inputs) -> list[Tensor]:
+    """The output, and the gradients by features, offsets and weight of its product with one fixed tensor."""
+    leaves = [value.detach().clone(memory_format=torch.preserve_format).requires_grad_() for value in inputs]
+    out = function(*leaves)
+    factor = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
+    return [out.detach(), *torch.autograd.grad((out * factor).sum(), leaves)]
+
+
+def assert_as_torchvision(inputs: Inputs, function=gathered_conv) -> None:
+    ours = outputs_and_gradients(function, inputs)
+    theirs = outputs_and_gradients(lambda x, o, w: deform_conv2d(x, o, w, padding=1), inputs)
+    for name, got, expected in zip(("output", "features", "offsets", "weight"), ours, theirs, strict=True):
+        assert got.shape == expected.shape, name
+        # float32 sums of up to 9 C products, or of all cells: 1e-5 of the largest
+        allowed = 1e-5 * max(float(expected.abs().max()), 1.0)
+        assert (got - expected).abs().max() <= allowed, name
+
+
+def test_star_offsets_of_the_reference(golden) -> None:
+    case = golden("primitives", "star/")
+    distances = case["distance"].requires_grad_()
+    offsets = star_offsets(distances, 8)
+    torch.testing.assert_close(offsets, case["offset/out"], rtol=1e-5, atol=1e-5)
+    (grad,) = torch.autograd.grad(offsets.sum(), distances)
+    torch.testing.assert_close(grad, case["offset/grad/0"], rtol=1e-5, atol=1e-7)
+
+
+def test_star_offsets_by_hand() -> None:
+    # left, top, right, bottom of 1, 2, 3, 4 strides: taps at rows -2, 0, 4 and columns -1, 0, 3 of the cell
+    distances = 8 * torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1)
+    offsets = star_offsets(distances, 8).view(9, 2)
+    regular = torch.tensor([[y, x] for y in (-1.0, 0.0, 1.0) for x in (-1.0, 0.0, 1.0)])
+    taps = torch.tensor([[y, x] for y in (-2.0, 0.0, 4.0) for x in (-1.0, 0.0, 3.0)])
+    torch.testing.assert_close(offsets + regular, taps)
+
+
+@pytest.mark.parametrize("gradient_mul", [0.0, 0.1, 1.0])
+def test_the_share_of_the_gradient(gradient_mul: float) -> None:
+    distances = torch.rand(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    offsets = star_offsets(distances, 4, gradient_mul)
+    torch.testing.assert_close(offsets, star_offsets(distances, 4, 1.0))  # the value does not depend on it
+    down = torch.arange(18.0).view(18, 1, 1).expand_as(offsets)
+    (grad,) = torch.autograd.grad(offsets, distances, down)
+    # Every side moves three taps: left x of taps 0, 3, 6 (channels 1, 7, 13) backwards, top y of 0, 1, 2, and so on.
+    full = torch.tensor([-(1 + 7 + 13), -(0 + 2 + 4), 5 + 11 + 17, 12 + 14 + 16]) / 4
+    torch.testing.assert_close(grad, gradient_mul * full.view(4, 1, 1).expand_as(grad))
+
+
+def test_deformable_convolution_of_the_reference(golden) -> None:
+    case = golden("primitives", "dconv/")
+    leaves = [case[name].requires_grad_() for name in ("x", "offset", "weight")]
+    out = gathered_conv(*leaves)
+    torch.testing.assert_close(out, case["result/out"], rtol=1e-5, atol=1e-5)
+    for index, grad in enumerate(torch.autograd.grad(out.sum(), leaves)):
+        expected = case[f"result/grad/{index}"]
+        torch.testing.assert_close(grad, expected, rtol=0, atol=1e-5 * max(float(expected.abs().max()), 1.0))
+
+
+@pytest.mark.parametrize("reach", [0.0, 0.3, 3.0, 40.0])
+@pytest.mark.parametrize("size", SIZES)
+def test_as_torchvision_at_random_positions(size: tuple[int, ...], reach: float) -> None:
+    for seed in range(3):
+        assert_as_torchvision(random_inputs(size, seed, reach))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_as_torchvision_on_grid_lines_and_on_the_border(size: tuple[int, ...]) -> None:
+    """Whole offsets: every tap lies on a cell, among them -1, H and W, where a neighbour stops counting."""
+    inputs = random_inputs(size)
+    for reach in (1.0, 4.0):
+        whole = (reach * torch.randn(inputs.offsets.shape, generator=torch.Generator().manual_seed(1))).round()
+        assert_as_torchvision(inputs._replace(offsets=whole))
+        halves = torch.where(
+            torch.rand(whole.shape, generator=torch.Generator().manual_seed(2)) < 0.5, whole, whole / 2
+        )
+        assert_as_torchvision(inputs._replace(offsets=halves))
+
+
+@pytest.mark.parametrize("edge", [-1.0, 0.0, "last", "behind"])
+@pytest.mark.parametrize("nudge", [-1e-4, 0.0, 1e-4])
+def test_as_torchvision_with_every_tap_at_one_edge(edge: float | str, nudge: float) -> None:
+    size = (1, 3, 2, 4, 5)
+    height, width = size[-2:]
+    inputs = random_inputs(size)
+    at = {"last": (height - 1, width - 1), "behind": (height, width)}.get(edge, (edge, edge))
+    offsets = torch.zeros(1, 9, 2, height, width)
+    for tap in range(9):  # the tap's own place without an offset is row + tap // 3 - 1
+        offsets[0, tap, 0] = at[0] + nudge - (torch.arange(height)[:, None] + tap // 3 - 1)
+        offsets[0, tap, 1] = at[1] + nudge - (torch.arange(width) + tap % 3 - 1)
+    assert_as_torchvision(inputs._replace(offsets=offsets.flatten(1, 2)))
+
+
+def test_zero_offsets_are_an_ordinary_convolution() -> None:
+    inputs = random_inputs((2, 4, 3, 5, 6))
+    out = gathered_conv(inputs.features, torch.zeros_like(inputs.offsets), inputs.weight)
+    expected = torch.nn.functional.conv2d(inputs.features, inputs.weight, padding=1)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_order_does_not_matter() -> None:
+    inputs = random_inputs((2, 4, 3, 5, 6))
+    channels_last = Inputs(*(value.to(memory_format=torch.channels_last) for value in inputs))
+    assert_as_torchvision(channels_last)
+    strided = Inputs(*(torch.stack([value, value + 1], dim=-1)[..., 0] for value in inputs))
+    turned = inputs._replace(features=inputs.features.transpose(2, 3).contiguous().transpose(2, 3))
+    for form in (channels_last, strided, turned):
+        assert not form.features.is_contiguous() and torch.equal(form.features, inputs.features)
+        for ours, expected in zip(
+            outputs_and_gradients(gathered_conv, form), outputs_and_gradients(gathered_conv, inputs), strict=True
+        ):
+            torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-5)
+
+
+def test_gradients_by_finite_differences() -> None:
+    size = (2, 3, 2, 3, 4)
+    features, offsets, weight = (value.double() for value in random_inputs(size))
+    # 0.2 to 0.8 past a grid line: on one, the slope jumps
+    offsets = offsets.round() + 0.2 + 0.6 * torch.rand(offsets.shape, generator=torch.Generator().manual_seed(3))
+    leaves = (features.requires_grad_(), offsets.requires_grad_(), weight.requires_grad_())
+    assert torch.autograd.gradcheck(gathered_conv, leaves)
+
+
+@pytest.mark.parametrize("value", [1e9, -1e9, 1e30, math.inf, -math.inf])
+def test_taps_out_of_all_bounds_read_nothing(value: float) -> None:
+    inputs = random_inputs((1, 2, 3, 4, 5))
+    far, outside = inputs.offsets.clone(), inputs.offsets.clone()
+    far[0, [3, 8], 2, 1], outside[0, [3, 8], 2, 1] = value, 100.0
+    ours = outputs_and_gradients(gathered_conv, inputs._replace(offsets=far))
+    expected = outputs_and_gradients(gathered_conv, inputs._replace(offsets=outside))
+    for got, same in zip(ours, expected, strict=True):
+        torch.testing.assert_close(got, same, rtol=1e-6, atol=1e-6)  # sums run in another order
+
+
+def test_an_offset_that_is_no_number_is_no_index_error() -> None:
+    """A net that diverges must reach the check of its loss, which says so."""
+    inputs = random_inputs((1, 2, 3, 4, 5))
+    inputs.offsets[0, 3, 2, 1] = math.nan
+    out, *gradients = outputs_and_gradients(gathered_conv, inputs)
+    # the other cells do not notice
+    clean = inputs._replace(offsets=inputs.offsets.nan_to_num())
+    expected, *_ = outputs_and_gradients(gathered_conv, clean)
+    others = torch.ones(4, 5, dtype=torch.bool)
+    others[2, 1] = False
+    assert torch.equal(out[..., others], expected[..., others])
+    assert [gradient.shape for gradient in gradients] == [value.shape for value in inputs]
+
+
+class OfAnotherDevice(Tensor):
+    """A tensor that says that it is not on the CPU."""
+
+    device = property(lambda self: torch.device("cuda"))  # pyright: ignore[reportAssignmentType]
+
+
+def deform_conv2d_of_any(features: Tensor, *args, **kwargs) -> Tensor:
+    return deform_conv2d(features.as_subclass(Tensor), *args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [Tensor, OfAnotherDevice], ids=["gathers", "torchvision"])
+def test_half_precision_features_keep_exact_positions(kind: type[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions need more than 8 bits: here they lie some hundred cells away, and the weights pick single cells."""
+    monkeypatch.setattr(starconv, "deform_conv2d", deform_conv2d_of_any)
+    module = StarConv(1, 1)
+    width = 301
+    features = torch.arange(float(width)).remainder(7).view(1, 1, 1, width).bfloat16()
+    offsets = torch.zeros(1, 18, 1, width)
+    offsets[:, 9] = torch.arange(width - 1, -1, -1) - torch.arange(width)  # tap 4, the middle: mirrors the row
+    with torch.no_grad():
+        module.weight.zero_()[0, 0, 1, 1] = 1
+        out = module(features.as_subclass(kind), offsets)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, features.flip(-1))
+
+
+def test_elsewhere_torchvision_runs_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = random_inputs((2, 6, 4, 5, 7))
+    module = StarConv(6, 4)
+    with torch.no_grad():
+        module.weight.copy_(inputs.weight)
+    ran = []
+
+    def theirs(features: Tensor, *args, **kwargs) -> Tensor:
+        ran.append("torchvision")
+        return deform_conv2d_of_any(features, *args, **kwargs)
+
+    def ours(*args) -> Tensor:
+        ran.append("gathers")
+        return gathered_conv(*args)
+
+    monkeypatch.setattr(starconv, "deform_conv2d", theirs)
+    monkeypatch.setattr(starconv, "gathered_conv", ours)
+
+    def run(kind: type[Tensor]) -> list[Tensor]:
+        module.zero_grad()
+        features, offsets = inputs.features.clone().requires_grad_(), inputs.offsets.clone().requires_grad_()
+        out = module(features.as_subclass(kind), offsets)
+        out.square().sum().backward()
+        grads = (features.grad, offsets.grad, module.weight.grad)
+        assert all(grad is not None for grad in grads)
+        return [value.detach().clone() for value in (out, *grads) if value is not None]
+
+    here, there = run(Tensor), run(OfAnotherDevice)
+    assert ran == ["gathers", "torchvision"]
+    for got, expected in zip(here, there, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_star_convolution_is_one_weight() -> None:
+    torch.manual_seed(0)
+    module = StarConv(64, 32)
+    assert [(name, tuple(value.shape)) for name, value in module.state_dict().items()] == [("weight", (32, 64, 3, 3))]
+    # Kaiming's bound sqrt(6 / 9C), whose standard deviation is sqrt(2 / 9C)
+    assert module.weight.abs().max() <= math.sqrt(6 / 576)
+    assert module.weight.std().item() == pytest.approx(math.sqrt(2 / 576), rel=0.02)
+    assert module.weight.mean().abs() < 5 * math.sqrt(2 / 576 / module.weight.numel())

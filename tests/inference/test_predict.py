@@ -1,0 +1,252 @@
+"""predict_folder: which files it takes and writes, what the json says, and what it never overwrites."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from msil import build_detector
+from msil.detection import Detections, Detector
+from msil.errors import ConfigError, DataError
+from msil.inference.predict import Summary, predict_folder
+
+RED = (255, 45, 45)  # the colour of class 0
+GRAY = 128
+CLASSES = ["cat", "dog"]
+
+
+class Fixed(torch.nn.Module):
+    """Finds the same in every image: a cat of score 0.9, a dog of 0.3 and a cat of 0.29."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[Tensor] = []
+
+    def predict(self, images: list[Tensor]) -> list[Detections]:
+        self.seen += images
+        boxes = torch.tensor([[40.0, 60, 200.123456, 180], [300, 100, 350, 200], [0, 0, 20, 20]])
+        return [Detections(boxes, torch.tensor([0.9, 0.3, 0.29]), torch.tensor([0, 1, 0])) for _ in images]
+
+
+def predict(source: Path, out: Path, *, detector: Any = None, **changes: Any) -> Summary:
+    detector = cast(Detector, Fixed() if detector is None else detector)
+    return predict_folder(detector, CLASSES, source, out, checkpoint="best.ckpt", **changes)
+
+
+def write(path: Path, width: int = 400, height: int = 300, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), (GRAY, GRAY, GRAY)).save(path, **options)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def content(out: Path) -> dict[str, Any]:
+    return json.loads((out / "detections.json").read_text())
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+CAT = {"label": "cat", "score": 0.9, "box": [40.0, 60.0, 200.12, 180.0]}
+DOG = {"label": "dog", "score": 0.3, "box": [300.0, 100.0, 350.0, 200.0]}
+
+
+def test_one_image(tmp_path: Path) -> None:
+    source = write(tmp_path / "in" / "a.png")
+    summary = predict(source, tmp_path / "new" / "out")
+    assert summary == Summary(1, 2, (), tmp_path / "new" / "out" / "detections.json")
+    assert names(tmp_path / "new" / "out") == ["a.png", "detections.json"]
+    assert content(tmp_path / "new" / "out") == {
+        "checkpoint": "best.ckpt",
+        "score_thresh": 0.3,
+        "classes": CLASSES,
+        "images": [{"file": "a.png", "width": 400, "height": 300, "detections": [CAT, DOG]}],
+        "failed": [],
+    }
+    drawn = pixels(tmp_path / "new" / "out" / "a.png")
+    assert drawn.shape == (300, 400, 3)
+    # the cat's box: columns 40 and 199, rows 60 and 179; nothing where the cat of score 0.29 would be
+    assert tuple(drawn[120, 40]) == tuple(drawn[120, 199]) == tuple(drawn[60, 120]) == tuple(drawn[179, 120]) == RED
+    assert (drawn[:40, :30] == GRAY).all()
+    assert (pixels(source) == GRAY).all()
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("b.jpg", "a.png", "a.jpg", "c.JPEG", "d.bmp", "e.webp", "f.tif", "g.gif", ".hidden.jpg", "sub/h.jpg"):
+        write(source / name)
+    (source / "labels.txt").write_text("cat")
+    (source / "folder.jpg").mkdir()
+    taken = ["a.jpg", "a.png", "b.jpg", "c.JPEG", "d.bmp", "e.webp", "f.tif", "g.gif"]
+    assert predict(source, out, score_thresh=0.31) == Summary(8, 8, (), out / "detections.json")
+    assert names(out) == sorted([*taken, "detections.json"])
+    assert [image["file"] for image in content(out)["images"]] == taken
+    assert [image["detections"] for image in content(out)["images"]] == [[CAT]] * 8
+    kinds = ["JPEG", "PNG", "JPEG", "JPEG", "BMP", "WEBP", "TIFF", "GIF"]
+    for name, kind in zip(taken, kinds, strict=True):
+        with Image.open(out / name) as picture:
+            assert (picture.format, picture.size) == (kind, (400, 300))
+        # the colour stays within what lossy formats do to a line of two pixels
+        assert np.abs(pixels(out / name)[120, 40:42].astype(int) - RED).max() < 60, name
+
+
+def test_an_only_image_may_have_any_ending(tmp_path: Path) -> None:
+    source = write(tmp_path / "photo.tmp", format="PNG")
+    predict(source, tmp_path)  # next to the image, whose name is another
+    assert names(tmp_path) == ["detections.json", "photo.tmp", "photo.tmp.jpg"]
+    assert content(tmp_path)["images"][0]["file"] == "photo.tmp"
+    assert (pixels(source) == GRAY).all()
+
+
+def test_exif_rotation_counts_for_the_sizes_and_the_drawing(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter: 400 x 300 as stored is 300 wide and 400 high
+    write(tmp_path / "a.jpg", exif=exif)
+    detector = Fixed()
+    predict(tmp_path / "a.jpg", tmp_path / "out", detector=detector)
+    assert detector.seen[0].shape == (3, 400, 300)
+    image = content(tmp_path / "out")["images"][0]
+    assert (image["width"], image["height"]) == (300, 400)
+    with Image.open(tmp_path / "out" / "a.jpg") as picture:
+        assert picture.size == (300, 400) and 0x0112 not in picture.getexif()
+
+
+# at most 320 pixels: times 640 // 320 = 2 and 640 // 100 = 6; boxes of the json stay in the image's own pixels
+@pytest.mark.parametrize(("size", "drawn"), [((320, 240), (640, 480)), ((100, 50), (600, 300)), ((321, 1), (321, 1))])
+def test_small_images_are_enlarged(tmp_path: Path, size: tuple[int, int], drawn: tuple[int, int]) -> None:
+    write(tmp_path / "a.png", *size)
+    predict(tmp_path / "a.png", tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "a.png").size == drawn
+    image = content(tmp_path / "out")["images"][0]
+    assert (image["width"], image["height"], image["detections"][0]) == (*size, CAT)
+
+
+def test_unreadable_images_do_not_stop_the_others(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.jpg", "c.jpg", "d.png"):
+        write(source / name)
+    (source / "b.jpg").write_bytes(b"no image")
+    whole = (source / "d.png").read_bytes()
+    (source / "d.png").write_bytes(whole[: len(whole) // 2])
+    summary = predict(source, out)
+    assert (summary.images, summary.detections) == (2, 4)
+    assert [file in error for file, error in zip(("b.jpg", "d.png"), summary.failures, strict=True)] == [True, True]
+    assert names(out) == ["a.jpg", "c.jpg", "detections.json"]
+    assert [image["file"] for image in content(out)["images"]] == ["a.jpg", "c.jpg"]
+    assert [entry["file"] for entry in content(out)["failed"]] == ["b.jpg", "d.png"]
+    assert tuple(entry["error"] for entry in content(out)["failed"]) == summary.failures
+    with pytest.raises(DataError, match=r"image file .*b\.jpg has no valid header"):
+        predict(source / "b.jpg", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_of_unreadable_images_is_reported_too(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    summary = predict(tmp_path, tmp_path / "out")
+    assert (summary.images, len(summary.failures)) == (0, 1)
+    assert content(tmp_path / "out")["images"] == []
+
+
+def test_what_is_done_is_kept_when_the_work_is_broken_off(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        write(tmp_path / name)
+
+    class Tired(Fixed):
+        def predict(self, images: list[Tensor]) -> list[Detections]:
+            if len(self.seen) == 2:
+                raise KeyboardInterrupt
+            return super().predict(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(tmp_path, tmp_path / "out", detector=Tired())
+    assert [image["file"] for image in content(tmp_path / "out")["images"]] == ["a.jpg", "b.jpg"]
+    assert predict(tmp_path, tmp_path / "out").images == 3  # and can be done anew in the same folder
+
+
+def test_images_are_never_overwritten(tmp_path: Path) -> None:
+    source = write(tmp_path / "in" / "a.png")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "in")
+    for given, out in ((source, source.parent), (source.parent, source.parent), (source, link), (link, source.parent)):
+        with pytest.raises(ConfigError, match=r"a\.png would be overwritten, but is the image itself: choose another"):
+            predict(given, out)
+    (tmp_path / "in" / "detections.json").write_text("{}")
+    with pytest.raises(ConfigError, match="the image itself"):
+        predict(source, source.parent)
+    # a folder of links to the images, drawn into the folder that they point to
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.png").symlink_to(source)
+    with pytest.raises(ConfigError, match="the image itself"):
+        predict(tmp_path / "links", source.parent)
+    # links in the folder to write to are replaced, not followed: but those are not ours to begin with
+    with pytest.raises(ConfigError, match="the image itself"):
+        predict(source, tmp_path / "links")
+    assert (pixels(source) == GRAY).all()
+
+
+def test_other_pictures_are_not_overwritten_but_earlier_results_are(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+    other = write(out / "a.png", 30, 20)
+    with pytest.raises(ConfigError, match=r"out/a\.png would be overwritten, but is already there"):
+        predict(tmp_path / "in", out)
+    assert Image.open(other).size == (30, 20) and names(out) == ["a.png"]
+    shutil.rmtree(out)
+    predict(tmp_path / "in", out)
+    predict(tmp_path / "in", out, score_thresh=1.0)
+    assert content(out)["images"][0]["detections"] == []
+    assert (pixels(out / "a.png") == GRAY).all()
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.png")
+    with pytest.raises(DataError, match=r"there is no image or folder .*nowhere"):
+        predict(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(DataError, match=r"holds no images \(.jpg, .*below it are not looked into"):
+        predict(tmp_path, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"a\.png is a file, not a folder"):
+        predict(tmp_path / "in", tmp_path / "in" / "a.png")
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        predict(tmp_path / "in", tmp_path / "in" / "a.png" / "out")
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match="from 0 to 1"):
+            predict(tmp_path / "in", tmp_path / "out", score_thresh=wrong)
+    assert names(tmp_path) == ["in"] and names(tmp_path / "in") == ["a.png"]
+
+
+def test_a_detector_finds_in_a_folder_what_it_finds_in_each_image(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    detector = build_detector(
+        backbone="resnet10", num_classes=2, channels=32, norm_groups=8, min_size=64, max_size=96, score_thresh=0.0
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    sizes = {"a.png": (90, 60), "b.png": (32, 90), "c.png": (1, 1)}
+    for name, (height, width) in sizes.items():
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(noise[:height, :width]).save(tmp_path / "in" / name)
+    predict(tmp_path / "in", tmp_path / "all", detector=detector, score_thresh=0.0)
+    together = content(tmp_path / "all")["images"]
+    for image, (name, (height, width)) in zip(together, sizes.items(), strict=True):
+        predict(tmp_path / "in" / name, tmp_path / name, detector=detector, score_thresh=0.0)
+        assert content(tmp_path / name)["images"] == [image]
+        tensor = torch.from_numpy(noise[:height, :width].copy()).permute(2, 0, 1)
+        found = detector.predict([tensor])[0]
+        assert len(image["detections"]) == len(found.scores)
+        for entry, label, score, box in zip(image["detections"], found.labels, found.scores, found.boxes, strict=True):
+            assert entry["label"] == CLASSES[label]
+            assert entry["score"] == pytest.approx(score.item(), abs=5.1e-5)
+            assert entry["box"] == pytest.approx(box.tolist(), abs=5.1e-3)
+    assert len(together[0]["detections"]) > 10

@@ -1,0 +1,129 @@
+"""mode=test: a file of weights scored on a split, or run on images that have no annotations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from msil.config import Config
+from msil.errors import ConfigError, DataError
+from msil.reporting.results import read_result
+from msil.reporting.tables import result_line
+from msil.training.experiment import run
+from msil.validate import validate
+
+from .cases import tiny_config
+
+
+def evaluated(config: Config) -> tuple[Path, dict[str, Any]]:
+    validate(config)
+    result = run(config)
+    return Path(config.runs_dir) / config.run_name, result
+
+
+def checkpoint(finished: tuple[Config, Path, Any]) -> str:
+    return f"model.weights={finished[1] / 'checkpoints' / 'last.ckpt'}"
+
+
+def test_a_run_s_checkpoint_gives_the_run_s_numbers(
+    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path
+) -> None:
+    folder, result = evaluated(tiny_config(tmp_path, shapes, "mode=test", checkpoint(finished)))
+    assert result["metrics"] == pytest.approx(finished[2]["metrics"], nan_ok=True, abs=1e-9)
+    assert (result["split"], result["val_images"], result["epochs"], result["steps"]) == ("val", 8, 0, 0)
+    assert read_result(folder) is not None
+    assert result["config"]["model"]["weights"].endswith("last.ckpt")
+
+    # The file that was written, scored by pycocotools on its own, gives the same AP up to its rounding.
+    truth = COCO(str(shapes / "annotations" / "instances_val.json"))
+    name = f"detections_val_{finished[0].run_name}_results.json"
+    assert result["detections"] == [name, name.replace(".json", ".zip")]
+    score = COCOeval(truth, truth.loadRes(str(folder / name)), "bbox")
+    score.evaluate()
+    score.accumulate()
+    score.summarize()
+    assert score.stats[0] == pytest.approx(result["metrics"]["AP"], abs=1e-3)
+    assert "(percent, 8 val images of shapes)" in result_line(result)
+
+
+def test_the_split_can_be_named_and_classes_left_out(
+    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path
+) -> None:
+    settings = ("mode=test", checkpoint(finished), "data.split=train", "data.classes=[cross,circle]")
+    folder, result = evaluated(tiny_config(tmp_path, shapes, *settings))
+    assert (result["split"], result["val_images"], result["classes"]) == ("train", 16, ["cross", "circle"])
+    found = json.loads(next(folder.glob("detections_train_*.json")).read_text())
+    listed = json.loads((shapes / "annotations" / "instances_train.json").read_text())["categories"]
+    ids = {category["name"]: category["id"] for category in listed}
+    assert {entry["category_id"] for entry in found} == {ids["cross"], ids["circle"]}
+
+
+@pytest.fixture
+def test_dev(shapes: Path, tmp_path: Path) -> Path:
+    """COCO's layout of its test set: images in test2017, listed without annotations by image_info_test-dev2017."""
+    root = tmp_path / "coco"
+    shutil.copytree(shapes / "val", root / "test2017")
+    info = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    del info["annotations"]
+    (root / "annotations").mkdir()
+    (root / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(info))
+    return root
+
+
+def test_images_without_annotations_end_in_an_upload_file(
+    finished: tuple[Config, Path, Any], tmp_path: Path, test_dev: Path
+) -> None:
+    settings = ("data=coco", "data.min_size=64", "data.max_size=64", "data.workers=0", "data.num_train=null")
+    settings += ("data.num_val=null", "data.image_size=null", "mode=test", "data.split=test-dev2017")
+    folder, result = evaluated(tiny_config(tmp_path, test_dev, *settings, checkpoint(finished)))
+    assert result["metrics"] == {}
+    stem = f"detections_test-dev2017_{finished[0].run_name}_results"
+    entries = json.loads((folder / f"{stem}.json").read_text())
+    with ZipFile(folder / f"{stem}.zip") as file:
+        assert file.namelist() == [f"{stem}.json"]
+        assert json.loads(file.read(f"{stem}.json")) == entries
+    listed = json.loads((test_dev / "annotations" / "image_info_test-dev2017.json").read_text())
+    assert {entry["image_id"] for entry in entries} <= {image["id"] for image in listed["images"]}
+    # The same images with annotations give the same detections.
+    val, _ = evaluated(tiny_config(tmp_path, finished[0].data.root, "mode=test", checkpoint(finished)))
+    assert json.loads(next(val.glob("detections_val_*.json")).read_text()) == entries
+    line = result_line(result)
+    assert "8 test-dev2017 images of coco without annotations, so no scores" in line
+    assert f"to upload: {stem}.zip" in line
+
+
+def test_what_cannot_be_tested_is_one_sentence(
+    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"mode=test needs model\.weights=FILE"):
+        validate(tiny_config(tmp_path, shapes, "mode=test"))
+    with pytest.raises(ConfigError, match=r"data\.split=val is what mode=test evaluates"):
+        validate(tiny_config(tmp_path, shapes, "data.split=val"))
+    with pytest.raises(DataError, match="image_info_nowhere"):
+        run(tiny_config(tmp_path, shapes, "mode=test", checkpoint(finished), "data.split=nowhere"))
+
+
+def test_a_finished_baseline_goes_on_with_msil(
+    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = tiny_config(tmp_path, shapes, "model.msil.apply=none", "schedule.max_steps=1")
+    run(plain)
+    file = tmp_path / plain.run_name / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    tuned = tiny_config(tmp_path, shapes, f"model.weights={file}", "model.msil.apply=cls", "schedule.max_steps=1")
+    validate(tuned)
+    result = run(tuned)
+    assert f"starting from {file}; MSIL is new and starts with open gates" in capsys.readouterr().out
+    assert f"_msil-cls_from-{plain.run_name}_" in result["run_name"]
+    # and what it leaves behind is a checkpoint like any other, tested without a word about MSIL
+    again = tiny_config(
+        tmp_path, shapes, "mode=test", f"model.weights={tmp_path / tuned.run_name}/checkpoints/last.ckpt"
+    )
+    assert run(again)["metrics"] == pytest.approx(result["metrics"], nan_ok=True, abs=1e-9)
