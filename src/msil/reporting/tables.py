@@ -160,7 +160,7 @@ def result_line(result: Row) -> str:
         f"{formats.amount(result['parameters'])} parameters, {formats.amount(result['flops'])} FLOPs for one "
         f"{height}x{width} image, {took}",
         f"files in {folder}",
-        *(f"to upload: {name}" for name in result.get("detections", ()) if name.endswith(".zip")),
+        *(f"to upload: {name}" for name in result.get("detections", ()) if name.endswith(".zip") and not names),
     ))  # fmt: skip
 
 

@@ -97,5 +97,6 @@ def _quiet() -> None:
         r".*is not configured to use.*litlogger.*",
         r".*This DataLoader will create .* worker processes.*",
         r".*isinstance\(treespec, LeafSpec\).*",
+        r".*module\(s\) in eval mode.*",  # frozen norms are
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,97 @@
+"""`msil VERB`, as typed: what it prints, writes and refuses, and that what one verb writes the others read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from msil.cli import main
+from msil.inference import export
+from msil.inference.export import ExportReport
+from msil.inference.export_check import Comparison
+
+from .cases import CLASSES, described_file
+from .theirs import config_3x, numbered_state, save
+
+
+def test_import_prints_what_became_of_every_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = save(tmp_path / "theirs.pth", numbered_state("vfnet"), config_3x("vfnet"))
+    ours = tmp_path / "ours.safetensors"
+    assert main(["weights", "import", str(theirs), "--from", "mmdet", "-o", str(ours)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("VFNet on resnet18, 80 classes of COCO (from MMDetection 3.3.0)")
+    assert "bbox_head.vfnet_cls_dconv.weight" in printed and "head.cls_star.weight" in printed
+    assert ours.is_file()
+
+
+def test_import_asks_for_what_the_file_does_not_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = save(tmp_path / "theirs.pth", numbered_state("improved", backbone="resnet50"))
+    command = ["weights", "import", str(theirs), "--from", "mmdet", "-o", str(tmp_path / "ours.safetensors")]
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "--style caffe" in message and "--form improved" in message
+    assert message.count("\n") == 1
+    assert main([*command, "--style", "caffe", "--form", "improved"]) == 0
+    assert "style caffe" in capsys.readouterr().out
+    assert list(tmp_path.glob("*.safetensors")) == [tmp_path / "ours.safetensors"]
+
+
+def test_predict_draws_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    described_file(tmp_path / "net.safetensors", "model/head=vfnet", "model.score_thresh=0.001")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, size in (("a.jpg", (80, 64)), ("b.png", (50, 70))):
+        Image.new("RGB", size, (90, 120, 30)).save(folder / name)
+    out = tmp_path / "out"
+    command = ["predict", str(folder), "--checkpoint", str(tmp_path / "net.safetensors"), "--out", str(out)]
+    assert main([*command, "--score-thresh", "0.005"]) == 0
+    content = json.loads((out / "detections.json").read_text())
+    assert [image["file"] for image in content["images"]] == ["a.jpg", "b.png"]
+    found = [detection for image in content["images"] for detection in image["detections"]]
+    assert found and {detection["label"] for detection in found} <= set(CLASSES)
+    assert f"{len(found)} detections on 2 images in {out}" in capsys.readouterr().out
+    # Exit 1, with the others done, if one of them cannot be read.
+    (folder / "c.jpg").write_bytes(b"no image")
+    assert main(command) == 1
+    assert "c.jpg" in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_describe_its_net_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "bare.pt")
+    for command in (["predict", "x.jpg", "--checkpoint"], ["export", "--onnx", "x.onnx"]):
+        assert main([*command, str(tmp_path / "bare.pt")]) == 2
+        assert "does not say of what net" in capsys.readouterr().err
+
+
+def test_export_is_asked_for_the_net_s_own_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described_file(tmp_path / "net.safetensors")  # resizes to 64, at most 96
+    calls = []
+
+    def exported(detector, path, *, classes, image_size, dynamic) -> ExportReport:
+        calls.append((classes, tuple(image_size), dynamic))
+        return ExportReport(
+            path, dynamic, tuple(image_size), 20, 5_000_000, (Comparison((64, 85), 0.05, 7, 1e-4, 2e-6),)
+        )
+
+    monkeypatch.setattr(export, "export_onnx", exported)
+    command = ["export", str(tmp_path / "net.safetensors"), "--onnx", "net.onnx"]
+    assert main(command) == 0
+    assert main([*command, "--static", "--size", "48", "64"]) == 0
+    assert calls == [(CLASSES, (64, 85), True), (CLASSES, (48, 64), False)]
+    printed = capsys.readouterr().out
+    assert "net.onnx: 5.0 MB, ONNX opset 20, one image of any size" in printed
+    assert "7 detections agree with PyTorch to 1.0e-04 px and 2.0e-06 in score" in printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["weights"], ["weights", "import"], ["predict"], ["export"], ["nonsense"]])
+def test_usage_is_shown_for_what_is_incomplete(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: msil")
