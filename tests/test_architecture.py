@@ -77,18 +77,23 @@ RULES = [
     Rule(
         "evaluation/*",
         only=("torch", "torchmetrics", "numpy", "pycocotools", "faster_coco_eval", "msil.evaluation",
-              "msil.detection.structures", "msil.detection.preprocess"),
+              "msil.detection.structures", "msil.detection.preprocess", "msil.files"),
     ),
     *(
         Rule(f"reporting/{name}.py", never=("msil.training", "msil.sweep", *SHELLS))
         for name in ("figures", "drawing", "report")
     ),
     # results, paper, tables and what they share: a table is redrawn without waiting for an import
-    Rule("reporting/*", only=("msil.reporting",), never=("msil.reporting.figures", "msil.reporting.drawing")),
+    Rule(
+        "reporting/*",
+        only=("msil.reporting", "msil.files"),
+        never=("msil.reporting.figures", "msil.reporting.drawing"),
+    ),
     Rule("sweep/*", never=("torch", "msil.detection", "msil.data", "msil.evaluation", "msil.training", *SHELLS)),
     Rule("training/*", never=("hydra", "omegaconf", "msil.overrides", "msil.sweep", "msil.cli")),
     Rule("__init__.py", only=("msil.interaction", "msil.detection")),
     Rule("errors.py", only=()),
+    Rule("files.py", only=()),
     Rule("cli.py"),
     Rule("*", never=("torch", "torchvision", "lightning", "wandb", "msil.detection", "msil.training")),
 ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from msil.data.voc import VOC_CLASSES
 from msil.detection.backbone import DEPTHS
 from msil.detection.renaming import from_mmdet, from_torchvision, mmdet_names, torchvision_names
 from msil.errors import ConfigError, WeightsError
+from msil.files import write_bytes
 
 __all__ = ["Report", "import_checkpoint", "report_lines"]
 
@@ -323,17 +323,11 @@ def _check_fit(path: Path, tensors: Mapping[str, Tensor], description: Descripti
 
 
 def _write(tensors: Mapping[str, Tensor], description: Description, out: Path) -> None:
-    """Whole or not at all: first beside `out`, then in its place."""
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
     copies = {key: value.to(torch.float32, copy=True).contiguous() for key, value in tensors.items()}
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         # Not save_file, whose files only their owner may read.
-        beside.write_bytes(save(copies, metadata={"msil": to_text(description)}))
-        os.replace(beside, out)
+        write_bytes(out, save(copies, metadata={"msil": to_text(description)}))
     except OSError as error:
-        if beside.is_file():
-            beside.unlink()
         raise WeightsError(f"{out} cannot be written ({error.strerror or error}): choose another -o.") from error
 
 

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
@@ -22,6 +19,7 @@ import numpy as np
 
 from msil.errors import ConfigError, DataError
 from msil.evaluation.detections import CollectedDetections, DetectionMetric
+from msil.files import replacing
 
 MAX_PER_IMAGE = 100  # over all classes; the server counts no more
 KEYS = ("image_id", "category_id", "bbox", "score")
@@ -103,13 +101,11 @@ def write_upload(folder: str | Path, split: str, name: str, entries: Sequence[di
                 f"the upload's {what} {text!r} must be of letters, digits, '-', '_' and '.', since it is part of a file"
                 " name: choose another."
             )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = folder / f"detections_{split}_{name}_results.json"
+    plain = Path(folder) / f"detections_{split}_{name}_results.json"
     packed = plain.with_suffix(".zip")
-    with _replacing(plain) as temporary, open(temporary, "x", encoding="ascii", newline="\n") as file:
+    with replacing(plain) as temporary, open(temporary, "x", encoding="ascii", newline="\n") as file:
         file.writelines(_lines(entries))
-    with _replacing(packed) as temporary, ZipFile(temporary, "x", ZIP_DEFLATED) as archive:
+    with replacing(packed) as temporary, ZipFile(temporary, "x", ZIP_DEFLATED) as archive:
         # The file's own time, system and permissions would make every zip another.
         member = ZipInfo(plain.name, EARLIEST)
         member.compress_type, member.create_system, member.external_attr = ZIP_DEFLATED, 3, 0o644 << 16
@@ -152,17 +148,3 @@ def _lines(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield ",\n" if index else "\n"
         yield json.dumps(entry, allow_nan=False)
     yield "\n]\n"
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which takes the place of `path` if no error comes."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # or a crash could leave the name without the content
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -16,8 +16,9 @@ from msil.data.images import read_image
 from msil.detection import Detector
 from msil.detection.structures import Detections
 from msil.errors import ConfigError, DataError
+from msil.files import write_bytes
 from msil.reporting.drawing import draw_boxes, readable_font_size
-from msil.reporting.results import write_bytes, write_json
+from msil.reporting.results import write_json
 
 SMALLEST_DRAWN = 640  # pixels of the long side: what is at most half of it is enlarged, or labels would hide it
 RESULT_FILE = "detections.json"

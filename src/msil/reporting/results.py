@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from msil.files import write_bytes
 
 RESULT_FILE = "result.json"
 
@@ -18,26 +18,6 @@ REQUIRED_KEYS = (
     "flops_image_size", "images_per_second", "train_seconds", "total_seconds", "epochs", "steps", "train_images",
     "val_images", "classes", "versions", "machine", "config",
 )  # fmt: skip
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never a part.
-
-    Folders are made as needed. On any error the old file stays and the temporary one is removed.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since os.replace is atomic only inside one file system.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msil.files import write_bytes
 from msil.reporting import captions, formats
 from msil.reporting.captions import Row
 from msil.reporting.paper import TABLES, paper_metrics
-from msil.reporting.results import write_bytes
 
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 ABSENT = object()  # a setting that a row does not have, where None is a value

@@ -16,7 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from msil.config import Config, Mode, config_hash, plain
 from msil.errors import ConfigError, UserError
-from msil.reporting.results import is_finished, read_result, write_bytes
+from msil.files import write_bytes
+from msil.reporting.results import is_finished, read_result
 from msil.training.fitting import train
 from msil.training.testing import test
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from msil.training.callbacks import EvaluationProgress, PredictionPictures
 from msil.training.module import DetectionModule
 from msil.training.record import common
 from msil.training.setup import make_metrics, make_test_datamodule, make_trainer
+
+_PLAIN = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def test(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -72,8 +75,9 @@ def test(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any
     if trainer.is_global_zero:
         entries = upload_entries(found, data.category_ids)
         check_upload(entries, found.image_ids.tolist(), data.category_ids)
-        name = weights_name(config.model.weights)
-        files = write_upload(run_dir, split, name, entries)
+        # Whatever they are called on disk, the upload has a plain name.
+        plain_split, name = (_PLAIN.sub("-", word) for word in (split, weights_name(config.model.weights)))
+        files = write_upload(run_dir, plain_split, name, entries)
         result["detections"] = [path.name for path in files]
         write_json(run_dir / "result.json", result)
     return result
