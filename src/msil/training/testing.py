@@ -13,10 +13,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
-from msil.config import Config, weights_name
+from msil.config import Config, LoggerName, weights_name
 from msil.evaluation.upload import DetectionCollector, check_upload, upload_entries, write_upload
 from msil.reporting.results import write_json
 from msil.training.callbacks import EvaluationProgress, PredictionPictures
+from msil.training.loggers import wandb_logger
 from msil.training.module import DetectionModule
 from msil.training.record import common
 from msil.training.setup import make_metrics, make_test_datamodule, make_trainer
@@ -53,7 +54,10 @@ def test(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any
     callbacks: list[Any] = [EvaluationProgress(datamodule.num_eval)] if config.trainer.progress_bar else []
     if data.annotated:
         callbacks.append(PredictionPictures(run_dir / "predictions.png", data.classes))
-    trainer = make_trainer(config, run_dir, loggers=[], callbacks=callbacks, total_steps=1)
+    loggers: list[Any] = []
+    if config.logger.name is LoggerName.wandb and rank_zero_only.rank == 0:
+        loggers.append(wandb_logger(config.logger, run_dir, config.run_name, values))
+    trainer = make_trainer(config, run_dir, loggers=loggers, callbacks=callbacks, total_steps=1)
     trainer.validate(module, datamodule=datamodule, verbose=False)
 
     seconds = time.time() - started
@@ -79,5 +83,7 @@ def test(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any
         plain_split, name = (_PLAIN.sub("-", word) for word in (split, weights_name(config.model.weights)))
         files = write_upload(run_dir, plain_split, name, entries)
         result["detections"] = [path.name for path in files]
+        for logger in loggers:
+            logger.log_metrics(module.final_metrics, step=0)
         write_json(run_dir / "result.json", result)
     return result
