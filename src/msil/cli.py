@@ -91,6 +91,7 @@ def _predict(options: argparse.Namespace) -> int:
     from msil.inference.predict import predict_folder
 
     detector, description = load_detector(options.checkpoint)
+    detector.score_thresh = min(detector.score_thresh, options.score_thresh)
     summary = predict_folder(
         detector,
         description.classes,

@@ -123,6 +123,7 @@ def test_the_files(tmp_path: Path) -> None:
         assert archive.testzip() is None
         assert archive.namelist() == ["detections_test-dev2017_vfnet_results.json"]
         assert archive.read(plain.name) == plain.read_bytes()
+        assert archive.infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)  # not the clock's: equal files, equal bytes
     assert sorted(path.name for path in plain.parent.iterdir()) == [plain.name, packed.name]
 
 
