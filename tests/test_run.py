@@ -24,7 +24,6 @@ from PIL import Image
 from msil.config import register
 from msil.data.coco import CocoDataset
 from msil.data.shapes import write_shapes
-from msil.detection import build_detector
 from msil.evaluation.coco import CocoMetric
 from msil.reporting.results import read_result
 
@@ -246,15 +245,7 @@ def test_two_processes_train_and_count_every_image_once(tmp_path: Path, shapes: 
     assert result["machine"]["processes"] == 2
 
     # The same checkpoint, evaluated here in one process: every image once, whatever process had it.
-    checkpoint = run_dir / "checkpoints" / "last.ckpt"
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["msil"]
-    model = state["config"]["model"]
-    head = {key: value for key, value in model["head"].items() if key != "name"}
-    inference = {key: value for key, value in model.items() if not isinstance(value, dict)}
-    detector = build_detector(
-        "fcos", "resnet10", 4, msil=model["msil"], weights=str(checkpoint), min_size=64, max_size=64, **head,
-        **inference,
-    )  # fmt: skip
+    detector, _ = load_detector(run_dir / "checkpoints" / "last.ckpt")
     dataset = CocoDataset(shapes, "val")
     metric = CocoMetric(dataset.ground_truth(), dataset.category_ids)
     for i in range(len(dataset)):
