@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
+from msil.checkpoints.load import load_detector
 from msil.config import register
 from msil.data.coco import CocoDataset
 from msil.data.shapes import write_shapes
