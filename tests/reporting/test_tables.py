@@ -157,6 +157,8 @@ def test_the_caption_says_on_what() -> None:
     assert table(name="table2").caption.startswith("Our runs of the paper's Table 2")
     one = table([result(schedule={"epochs": 1})]).caption
     assert "(1 epoch)" in one
+    tested = table([{**result(), "epochs": 0, "train_images": None}]).caption  # of mode=test
+    assert "no training" in tested and "schedule" not in tested
 
 
 def test_the_caption_names_the_data_by_its_folder_alone() -> None:

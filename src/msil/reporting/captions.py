@@ -158,6 +158,8 @@ def _schedule_name(row: Row) -> str | None:
     name, epochs = lookup(row, "schedule", "name"), row.get("epochs", lookup(row, "schedule", "epochs"))
     if name is None:
         return None
+    if epochs == 0:  # mode=test
+        return "no training"
     return f"schedule {name}" if epochs is None else f"schedule {name} ({epochs} epoch{'' if epochs == 1 else 's'})"
 
 
