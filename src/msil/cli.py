@@ -87,10 +87,13 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    import torch
+
     from msil.checkpoints.load import load_detector
     from msil.inference.predict import predict_folder
 
     detector, description = load_detector(options.checkpoint)
+    detector.to("cuda" if torch.cuda.is_available() else "cpu")
     detector.score_thresh = min(detector.score_thresh, options.score_thresh)
     summary = predict_folder(
         detector,

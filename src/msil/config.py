@@ -140,10 +140,11 @@ class ModelConfig:
     image_mean: list[float] = MISSING  # of the net's three input channels in their order, of 0..255
     image_std: list[float] = MISSING
     channel_order: ChannelOrder = MISSING  # what the net takes; images are read as RGB
-    score_thresh: float = MISSING
-    nms_thresh: float | None = MISSING  # null: 0.6; with model.weights, what the file says
-    topk_candidates: int = MISSING  # a level
-    detections_per_img: int = MISSING
+    # null: 0.05, 0.6, 1000 and 100; with model.weights, what the file says
+    score_thresh: float | None = MISSING
+    nms_thresh: float | None = MISSING
+    topk_candidates: int | None = MISSING  # a level
+    detections_per_img: int | None = MISSING
 
 
 @dataclass
@@ -225,7 +226,8 @@ class Config:
 
 
 # What changes where or how fast a run happens, not what it computes.
-NOT_HASHED = ("trainer", "logger", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size")
+NOT_HASHED = ("trainer", "logger", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
+              "model.weights")  # of these, weights_sha256 counts  # fmt: skip
 
 
 def config_hash(values: Mapping[str, Any]) -> str:

@@ -55,16 +55,17 @@ def check_command_line(arguments: Sequence[str], conf: Path) -> None:
                 f"{override.input_line} names several values: add -m to run one job for each, "
                 "or write [a,b] if one list is meant."
             )
-    _check_weights(config, overrides)
+    check_weights(config, [override.key_or_group for override in overrides])
     if not flags.cfg:
         validate(typed(config))
 
 
-def _check_weights(config: DictConfig, overrides: Sequence[Override]) -> None:
+def check_weights(config: DictConfig, keys: Sequence[str]) -> None:
+    """Raises ConfigError for a typed setting, of these keys, that the file in model.weights overrules."""
     if config.model.weights is not None:
         from msil.checkpoints.settle import check_typed  # late: it needs torch
 
-        check_typed(_resolved(config, as_composed), [override.key_or_group for override in overrides])
+        check_typed(_resolved(config, as_composed), keys)
 
 
 def typed(config: DictConfig) -> Config:

@@ -63,6 +63,15 @@ def test_a_description_of_another_version_is_refused(tmp_path: Path) -> None:
         read_description(file)
 
 
+@pytest.mark.parametrize("text", ["{not json", "[]", '{"model": 3}'])
+def test_a_broken_description_is_refused(tmp_path: Path, text: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "net.safetensors", {"msil": text})
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "msil": {"x": 1}}, tmp_path / "net.ckpt")
+    for name in ("net.safetensors", "net.ckpt"):
+        with pytest.raises(WeightsError, match="was written by another version"):
+            read_description(tmp_path / name)
+
+
 def test_classes_are_found_by_name(tmp_path: Path) -> None:
     file = tmp_path / "net.safetensors"
     detector, _ = described_file(file, PLAIN)

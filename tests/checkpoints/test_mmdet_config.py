@@ -152,6 +152,18 @@ def test_a_changed_setting_is_seen(form: str, old: str, new: str, found) -> None
         ("[8, 16, 32, 64, 128]", "[4, 8, 16, 32, 64]", "model.bbox_head.strides=[4, 8, 16, 32, 64]"),
         ("strides=[8, 16, 32, 64, 128],", "", "model.bbox_head.strides=[4, 8, 16, 32, 64]"),
         ("type='nms'", "type='soft_nms'", "model.test_cfg.nms={'type': 'soft_nms'"),
+        # The upper ends are the reg_denom that VFNet's forward pass multiplies by.
+        ("use_atss=True", "regress_ranges=((-1, 32), (32, 64), (64, 128), (128, 256), (256, 1e8))",
+         "model.bbox_head.regress_ranges=[[-1, 32]"),
+        ("use_vfl=True", "use_vfl=False", "model.bbox_head.use_vfl=False"),
+        ("use_atss=True", "norm_cfg=dict(type='GN', eps=1e-3)", "model.bbox_head.norm_cfg.eps=0.001"),
+        ("type='BN'", "type='BN', eps=1e-3", "model.backbone.norm_cfg.eps=0.001"),
+        ("pad_size_divisor=32", "pad_size_divisor=128", "model.data_preprocessor.pad_size_divisor=128"),
+        ("nms_pre=1000", "nms_pre=-1", "model.test_cfg.nms_pre=-1"),
+        ("max_per_img=100", "max_per_img=-1", "model.test_cfg.max_per_img=-1"),
+        ("min_bbox_size=0", "min_bbox_size=20", "model.test_cfg.min_bbox_size=20"),
+        ("type='nms'", "type='nms', class_agnostic=True", "model.test_cfg.nms.class_agnostic=True"),
+        ("type='LoadImageFromFile'", "type='LoadImageFromFile', channel_order='rgb'", "channel_order='rgb'"),
         ("keep_ratio=True", "keep_ratio=False", "Resize.keep_ratio=False"),
         ("neck=dict(", "other=dict(", "model.neck=None"),
         ("mean=[123.675, 116.28, 103.53]", "mean=[1.0, 2.0]", "the images' mean=[1.0, 2.0]"),
@@ -166,6 +178,12 @@ def test_another_net_is_refused_by_name(old: str, new: str, named: str) -> None:
 def test_other_box_losses_of_fcos_are_refused_by_name() -> None:
     with pytest.raises(WeightsError, match=r"model\.bbox_head\.loss_bbox\.type='DIoULoss'"):
         settings("type='IoULoss'", "type='DIoULoss'", "plain")
+
+
+@pytest.mark.parametrize("variant", ["linear=True", "mode='square'"])
+def test_other_variants_of_the_iou_loss_are_refused_by_name(variant: str) -> None:
+    with pytest.raises(WeightsError, match=r"model\.bbox_head\.loss_bbox\.(linear|mode)="):
+        settings("type='IoULoss'", f"type='IoULoss', {variant}", "plain")
 
 
 def test_a_config_without_normalisation_is_refused() -> None:

@@ -10,13 +10,15 @@ import torch
 from msil.checkpoints.settle import check_typed, settled
 from msil.config import config_hash, default_run_name, plain
 from msil.errors import ConfigError, WeightsError
+from msil.overrides import check_command_line
 
-from .cases import composed, described_file
+from .cases import CONF, composed, described_file
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    described_file(tmp_path / "net.safetensors", "model/head=vfnet", "model.msil.apply=cls", "model.nms_thresh=0.7")
+    thresholds = ("model.nms_thresh=0.7", "model.score_thresh=0.01", "model.topk_candidates=70")
+    described_file(tmp_path / "net.safetensors", "model/head=vfnet", "model.msil.apply=cls", *thresholds)
     return tmp_path / "net.safetensors"
 
 
@@ -31,8 +33,11 @@ def test_a_test_has_the_net_of_the_file_and_the_thresholds_of_the_command(file: 
     assert (model.head.name, model.backbone.name, model.channels, model.msil.apply) == ("vfnet", "resnet10", 16, "cls")
     assert (model.score_thresh, model.nms_thresh, model.weights) == (0.2, 0.7, str(file))
     assert model.backbone.weights is None
-    chosen = settled(composed("mode=test", f"model.weights={file}", "model.nms_thresh=0.4")).model
-    assert chosen.nms_thresh == 0.4
+    assert (model.topk_candidates, model.detections_per_img) == (70, None)
+    typed = ("model.nms_thresh=0.4", "model.topk_candidates=7", "model.detections_per_img=9")
+    chosen = settled(composed("mode=test", f"model.weights={file}", *typed)).model
+    assert (chosen.nms_thresh, chosen.topk_candidates, chosen.detections_per_img) == (0.4, 7, 9)
+    assert chosen.score_thresh == 0.01
 
 
 def test_training_takes_msil_and_what_is_frozen_from_the_command(file: Path) -> None:
@@ -40,6 +45,7 @@ def test_training_takes_msil_and_what_is_frozen_from_the_command(file: Path) -> 
     model = settled(config).model
     assert (model.head.name, model.msil.apply, model.backbone.frozen_stages) == ("vfnet", "reg", 2)
     assert model.backbone.norm == "gn"  # the file's, as the command's is null
+    assert settled(composed(f"model.weights={file}", "model.backbone.norm=bn")).model.backbone.norm == "bn"
 
 
 def test_a_bare_state_dict_leaves_the_net_to_the_command(tmp_path: Path) -> None:
@@ -96,6 +102,22 @@ def test_what_was_typed_and_agrees_is_fine(file: Path) -> None:
     check_typed(config, [word.partition("=")[0] for word in (*typed, *free)])
     # in training the MSIL switches are free
     check_typed(composed(f"model.weights={file}", "model.msil.apply=reg"), ["model.weights", "model.msil.apply"])
+
+
+def test_the_command_line_is_checked_against_the_file(file: Path) -> None:
+    words = ["mode=test", f"model.weights={file}"]
+    check_command_line(words, CONF)
+    for wrong in ("model/head=fcos", "model={channels:128}"):
+        with pytest.raises(ConfigError, match=r"model"):
+            check_command_line([*words, wrong], CONF)
+
+
+def test_where_the_file_lies_does_not_matter(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    moved = file.rename(tmp_path / "other" / file.name)
+    values = plain(settled(composed("mode=test", f"model.weights={moved}")))
+    again = moved.rename(file)
+    assert config_hash(values) == config_hash(plain(settled(composed("mode=test", f"model.weights={again}"))))
 
 
 def test_a_missing_file_is_one_sentence() -> None:

@@ -12,7 +12,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from msil.checkpoints.load import load_detector
 from msil.config import Config
+from msil.data.coco import CocoDataset
 from msil.errors import ConfigError, DataError
 from msil.reporting.results import read_result
 from msil.reporting.tables import result_line
@@ -40,6 +42,17 @@ def test_a_run_s_checkpoint_gives_the_run_s_numbers(
     assert (result["split"], result["val_images"], result["epochs"], result["steps"]) == ("val", 8, 0, 0)
     assert read_result(folder) is not None
     assert result["config"]["model"]["weights"].endswith("last.ckpt")
+
+    # What was written is what the file's detector finds, image by image.
+    detector, _ = load_detector(finished[1] / "checkpoints" / "last.ckpt")
+    data = CocoDataset(shapes, "val")
+    entries = json.loads((folder / f"detections_val_{finished[0].run_name}_results.json").read_text())
+    for index in range(len(data)):
+        expected = detector.predict([data[index][0]])[0]
+        ours = [entry for entry in entries if entry["image_id"] == data.image_id(index)]
+        assert len(ours) == len(expected.labels) > 0
+        assert [entry["category_id"] for entry in ours] == [data.category_ids[k] for k in expected.labels]
+        assert [entry["score"] for entry in ours] == pytest.approx(expected.scores.tolist(), abs=1e-6)
 
     # The file that was written, scored by pycocotools on its own, gives the same AP up to its rounding.
     truth = COCO(str(shapes / "annotations" / "instances_val.json"))

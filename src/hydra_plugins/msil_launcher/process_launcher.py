@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from msil.errors import UserError
-from msil.overrides import typed
+from msil.overrides import check_weights, typed
 from msil.reporting.results import is_finished, read_result, write_json
 from msil.reporting.tables import sweep_table, to_text, write_table
 from msil.sweep.jobs import Sweep, gpu_shares, job_arguments, job_environment, plan, varied
@@ -57,6 +57,8 @@ class ProcessLauncher(Launcher):
         loader = self.hydra_context.config_loader
         try:
             composed = [loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
+            for config, words in zip(composed, job_overrides, strict=True):
+                check_weights(config, [word.partition("=")[0].lstrip("+") for word in words])
             sweep = plan([typed(config) for config in composed], job_overrides)
             if self.n_jobs < 1:
                 raise UserError(f"hydra.launcher.n_jobs={self.n_jobs} must be at least 1.")

@@ -39,8 +39,8 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
         image_mean=model.image_mean,
         image_std=model.image_std,
         channel_order=str(model.channel_order),
-        score_thresh=model.score_thresh,
+        score_thresh=0.05 if model.score_thresh is None else model.score_thresh,
         nms_thresh=0.6 if model.nms_thresh is None else model.nms_thresh,
-        topk_candidates=model.topk_candidates,
-        detections_per_img=model.detections_per_img,
+        topk_candidates=1000 if model.topk_candidates is None else model.topk_candidates,
+        detections_per_img=100 if model.detections_per_img is None else model.detections_per_img,
     )

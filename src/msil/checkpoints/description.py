@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def read_description(path: str | Path) -> Description | None:
                 text = (file.metadata() or {}).get("msil")
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} cannot be read as a safetensors file ({error}): make it anew.") from error
-        return None if text is None else _parse(json.loads(text), path)
+        return None if text is None else _parse(lambda: json.loads(text), path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can make the unpickler raise anything
@@ -61,18 +61,20 @@ def read_description(path: str | Path) -> Description | None:
     own = content.get("msil") if isinstance(content, Mapping) else None
     if not isinstance(own, Mapping):
         return None
+    return _parse(lambda: _of_run(own), path)
+
+
+def _of_run(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run saves under "msil", by the names of Description."""
     config = own["config"]
-    return _parse(
-        {
-            "model": config["model"],
-            "min_size": config["data"]["min_size"],
-            "max_size": config["data"]["max_size"],
-            "classes": own["classes"],
-            "category_ids": own["category_ids"],
-            "source": f"run {config['run_name']}",
-        },
-        path,
-    )
+    return {
+        "model": config["model"],
+        "min_size": config["data"]["min_size"],
+        "max_size": config["data"]["max_size"],
+        "classes": own["classes"],
+        "category_ids": own["category_ids"],
+        "source": f"run {config['run_name']}",
+    }
 
 
 def explicit(backbone: BackboneConfig) -> BackboneConfig:
@@ -85,8 +87,9 @@ def explicit(backbone: BackboneConfig) -> BackboneConfig:
     return dataclasses.replace(backbone, weights=None, norm=norm, frozen_stages=frozen)
 
 
-def _parse(values: Mapping[str, Any], path: Path) -> Description:
+def _parse(read: Callable[[], Mapping[str, Any]], path: Path) -> Description:
     try:
+        values = read()
         model = OmegaConf.to_object(_with_nulls(OmegaConf.merge(OmegaConf.structured(ModelConfig), values["model"])))
         assert isinstance(model, ModelConfig)
         return Description(

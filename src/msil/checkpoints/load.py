@@ -57,6 +57,14 @@ def load_weights(detector: Detector, path: str | Path, classes: Sequence[str], *
                 "of the data that it knows."
             )
         notes.append(_class_note(len(classes), new))
+    if description is not None and (description.min_size, description.max_size) != (
+        detector.min_size,
+        detector.max_size,
+    ):
+        notes.append(
+            f"images of {detector.min_size} to {detector.max_size} pixels, where the file's were of "
+            f"{description.min_size} to {description.max_size} (data.min_size, data.max_size)"
+        )
     block = {key for key in own if key.startswith("head.msil.")}
     if to_train and block and not block & state.keys() and isinstance(detector.head.msil, MSIL):
         detector.head.msil.open_gates()

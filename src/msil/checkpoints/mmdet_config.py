@@ -54,7 +54,9 @@ _NECK: Spec = {
     "act_cfg": (None, (None,)),
     "upsample_cfg": ({"mode": "nearest"}, ({"mode": "nearest"},)),
 }
+_RANGES = [[-1, 64], [64, 128], [128, 256], [256, 512], [512, 1e8]]
 _HEAD: Spec = {
+    "regress_ranges": (_RANGES, (_RANGES,)),
     "strides": ([4, 8, 16, 32, 64], ([8, 16, 32, 64, 128],)),
     "dcn_on_last_conv": (False, (False,)),
     "conv_cfg": (None, (None,)),
@@ -63,6 +65,7 @@ _VFNET: Spec = {
     "use_atss": (True, (True,)),
     "bbox_norm_type": ("reg_denom", ("reg_denom",)),
     "gradient_mul": (0.1, (0.1,)),
+    "use_vfl": (True, (True,)),
 }
 _ANCHORS: Spec = {
     "octave_base_scale": (8, (8,)),
@@ -160,6 +163,7 @@ def _backbone(node: dict[str, Any]) -> Backbone:
     norm = node.get("norm_cfg", {"type": "BN", "requires_grad": True})
     if not isinstance(norm, dict) or _kind(norm) not in ("BN", "BN2d", "SyncBN"):
         raise _refused(f"{where}norm_cfg", norm, "BN and SyncBN")
+    _check(norm, {"eps": (1e-5, (1e-5,))}, f"{where}norm_cfg.")
     kind = "bn" if not node.get("norm_eval", True) else "eval_bn" if norm.get("requires_grad", True) else "frozen_bn"
     # -1 is none here; 0, the stem alone, is not to be had.
     return Backbone(f"resnet{node['depth']}", style, kind, max(int(node.get("frozen_stages", -1)), 0))
@@ -189,6 +193,7 @@ def _head(node: dict[str, Any]) -> Head:
     norm = node.get("norm_cfg", {"type": "GN", "num_groups": 32})
     if not isinstance(norm, dict) or _kind(norm) != "GN":
         raise _refused(f"{where}norm_cfg", norm, "GN")
+    _check(norm, {"eps": (1e-5, (1e-5,))}, f"{where}norm_cfg.")
     classes = node.get("num_classes")
     return Head(
         name,
@@ -203,6 +208,8 @@ def _head(node: dict[str, Any]) -> Head:
 def _form(node: dict[str, Any], where: str) -> Form:
     loss = node.get("loss_bbox", {"type": "IoULoss"})
     kind = _kind(loss) if isinstance(loss, dict) else str(loss)
+    if kind == "IoULoss":
+        _check(loss, {"linear": (False, (False,)), "mode": ("log", ("log",))}, f"{where}loss_bbox.")
     if kind not in BOX_LOSSES:
         raise _refused(f"{where}loss_bbox.type", kind, " and ".join(BOX_LOSSES))
     return Form(
@@ -217,9 +224,13 @@ def _form(node: dict[str, Any], where: str) -> Form:
 
 def _images(config: Mapping[str, Any], model: dict[str, Any]) -> Images:
     steps = list(_test_steps(config))
+    for step in steps:
+        if _kind(step) == "LoadImageFromFile":
+            _check(step, {"channel_order": ("bgr", ("bgr",))}, "the test pipeline's LoadImageFromFile.")
     preprocessor = model.get("data_preprocessor", config.get("data_preprocessor"))
     normalize = next((step for step in steps if _kind(step) == "Normalize"), config.get("img_norm_cfg"))
     if isinstance(preprocessor, dict) and preprocessor.get("mean") is not None:
+        _check(preprocessor, {"pad_size_divisor": (1, (1, 32))}, "model.data_preprocessor.")
         found, rgb = preprocessor, bool(preprocessor.get("bgr_to_rgb", False))
     elif isinstance(normalize, dict):
         found, rgb = normalize, bool(normalize.get("to_rgb", True))
@@ -272,6 +283,11 @@ def _selection(node: dict[str, Any]) -> Selection:
     nms = node.get("nms", {})
     if not isinstance(nms, dict) or _kind(nms) not in ("", "nms"):
         raise _refused("model.test_cfg.nms", nms, "the type nms")
+    _check(nms, {"class_agnostic": (False, (False,))}, "model.test_cfg.nms.")
+    _check(node, {"min_bbox_size": (0, (0,))}, "model.test_cfg.")
+    for key in ("nms_pre", "max_per_img"):
+        if int(node.get(key, 1)) < 1:
+            raise _refused(f"model.test_cfg.{key}", node[key], "numbers above 0")
     usual = Selection()
     return Selection(
         float(node.get("score_thr", usual.score_thresh)),

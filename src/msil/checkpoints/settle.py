@@ -18,12 +18,15 @@ _IDENTITY = {
     "model/head": ("head.name", "head.centerness_on_reg", "head.norm_on_bbox"),
 }
 
+THRESHOLDS = ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img")
+
 
 def settled(config: Config) -> Config:
     """`config` with the net of the file in model.weights, where there is one that describes itself.
 
-    From the command come the thresholds of detection (nms_thresh unless it is null), in training also the MSIL
-    switches, and the backbone's norm and frozen_stages where they are not null. No backbone weights are read besides.
+    From the command come the thresholds of detection, and in training the MSIL switches and the backbone's norm and
+    frozen_stages; of these the MSIL switches always, the others where they are not null. No backbone weights are read
+    besides.
 
     Raises WeightsError for a file that is missing or unreadable.
     """
@@ -48,10 +51,7 @@ def settled(config: Config) -> Config:
         model=dataclasses.replace(
             model,
             backbone=backbone,
-            score_thresh=typed.score_thresh,
-            nms_thresh=model.nms_thresh if typed.nms_thresh is None else typed.nms_thresh,
-            topk_candidates=typed.topk_candidates,
-            detections_per_img=typed.detections_per_img,
+            **{name: value for name in THRESHOLDS if (value := getattr(typed, name)) is not None},
         ),
     )
 
@@ -63,6 +63,10 @@ def check_typed(composed: Config, keys: Sequence[str]) -> None:
     """
     after = settled(composed)
     for key in keys:
+        if key == "model":
+            raise ConfigError(
+                "write the settings of the net one by one, as in model.channels=128, beside model.weights."
+            )
         if not key.startswith(("model.", "model/")):
             continue
         for path in _IDENTITY.get(key, (key.replace("/", ".").removeprefix("model."),)):

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from msil.detection import Detector
 from msil.detection.preprocess import normalize
+from msil.files import replacing
 from msil.inference.export_check import Comparison, ExportError, compare_with_pytorch
 
 STRIDE = 32  # of the deepest feature map of the backbone: images are padded to a multiple of it
@@ -77,12 +79,12 @@ def export_onnx(
             f"an export for images of {image_size[0]} x {image_size[1]} pixels (height x width) is not possible: "
             f"choose sides from {SMALLEST} to {LARGEST}."
         )
-    partial = path.with_name(path.name + ".part")
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
+        with tempfile.TemporaryFile(dir=path.parent):  # known before the minutes that an export takes
+            pass
     except OSError as error:
         raise ExportError(
             f"{path} cannot be written ({error.strerror or error}): give the path of a file in a folder of yours."
@@ -91,14 +93,12 @@ def export_onnx(
     reference = copy.deepcopy(detector).cpu().eval().requires_grad_(False)
     reference.min_size = reference.max_size = None
     try:
-        write_graph(reference, partial, None if dynamic else image_size, opset, _metadata(detector, classes))
-        sizes = [image_size, _second_size(image_size)] if dynamic else [image_size]
-        comparisons = compare_with_pytorch(partial, reference, sizes)
-        partial.replace(path)
+        with replacing(path) as partial:
+            write_graph(reference, partial, None if dynamic else image_size, opset, _metadata(detector, classes))
+            sizes = [image_size, _second_size(image_size)] if dynamic else [image_size]
+            comparisons = compare_with_pytorch(partial, reference, sizes)
     except OSError as error:
         raise ExportError(f"{path} cannot be written ({error.strerror or error}): see to the disk.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return ExportReport(path, dynamic, image_size, opset, path.stat().st_size, tuple(comparisons))
 
 

@@ -36,9 +36,9 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
     train, val = datamodule.train, datamodule.val
     detector = detector_from_config(config.model, len(train.classes), config.data.min_size, config.data.max_size)
     resume = _resume_point(run_dir)
-    if config.model.weights is not None:
+    if config.model.weights is not None and resume is None:
         notes = load_weights(detector, config.model.weights, train.classes, to_train=True)
-        if resume is None and rank_zero_only.rank == 0:
+        if rank_zero_only.rank == 0:
             print("; ".join([f"starting from {config.model.weights}", *notes]))
     detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     module = DetectionModule(
