@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from msil.checkpoints.description import explicit, read_description
-from msil.config import Config, Mode, ModelConfig
+from msil.config import Config, DataName, Mode, ModelConfig
 from msil.errors import ConfigError
 
 # Of a group that was typed, what has to agree with the file; the rest of the group's values are only its defaults.
@@ -26,7 +26,7 @@ def settled(config: Config) -> Config:
 
     From the command come the thresholds of detection, and in training the MSIL switches and the backbone's norm and
     frozen_stages; of these the MSIL switches always, the others where they are not null. No backbone weights are read
-    besides.
+    besides. A test on data=voc, whose layout lists no classes, takes the file's unless data.classes is given.
 
     Raises WeightsError for a file that is missing or unreadable.
     """
@@ -46,8 +46,13 @@ def settled(config: Config) -> Config:
         frozen = backbone.frozen_stages if own.frozen_stages is None else own.frozen_stages
         backbone = dataclasses.replace(backbone, norm=norm, frozen_stages=frozen)
         model = dataclasses.replace(model, msil=typed.msil)
+    data = config.data
+    if config.mode == Mode.test and description is not None and data.name == DataName.voc and data.classes is None:
+        # VOC's layout lists no classes, and the usual twenty need not be the file's.
+        data = dataclasses.replace(data, classes=list(description.classes))
     return dataclasses.replace(
         config,
+        data=data,
         model=dataclasses.replace(
             model,
             backbone=backbone,
