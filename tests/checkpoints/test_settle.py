@@ -40,6 +40,15 @@ def test_a_test_has_the_net_of_the_file_and_the_thresholds_of_the_command(file: 
     assert chosen.score_thresh == 0.01
 
 
+def test_the_warm_up_is_that_of_the_file_s_head(file: Path) -> None:
+    tune = ("schedule=1x", f"model.weights={file}")  # of a VFNet, while the command's head is FCOS
+    assert composed("schedule=1x").schedule.warmup_factor == pytest.approx(1 / 3)
+    assert settled(composed(*tune)).schedule.warmup_factor == 0.1
+    assert settled(composed(*tune, "model/head=vfnet")).schedule.warmup_factor == 0.1
+    assert settled(composed(*tune, "schedule.warmup_factor=0.2")).schedule.warmup_factor == 0.2
+    assert settled(composed(f"model.weights={file}")).schedule.warmup_factor == 0.01  # of schedule=quick
+
+
 def test_a_test_on_voc_takes_the_classes_of_the_file(file: Path) -> None:
     words = ("mode=test", "data=voc", f"model.weights={file}")
     assert settled(composed(*words)).data.classes == ["cat", "dog", "emu"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from msil.checkpoints.description import explicit, read_description
-from msil.config import Config, DataName, Mode, ModelConfig
+from msil.config import Config, DataName, HeadName, Mode, ModelConfig
 from msil.errors import ConfigError
 
 # Of a group that was typed, what has to agree with the file; the rest of the group's values are only its defaults.
@@ -18,6 +18,8 @@ _IDENTITY = {
     "model/head": ("head.name", "head.centerness_on_reg", "head.norm_on_bbox"),
 }
 
+# Of the published recipes, as conf/model/head has it: a file's head brings its own.
+WARMUP = {HeadName.fcos: 1 / 3, HeadName.vfnet: 0.1}
 THRESHOLDS = ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img")
 
 
@@ -46,6 +48,9 @@ def settled(config: Config) -> Config:
         frozen = backbone.frozen_stages if own.frozen_stages is None else own.frozen_stages
         backbone = dataclasses.replace(backbone, norm=norm, frozen_stages=frozen)
         model = dataclasses.replace(model, msil=typed.msil)
+        if config.schedule.warmup_factor == WARMUP[typed.head.name]:  # it came with the head of the command
+            schedule = dataclasses.replace(config.schedule, warmup_factor=WARMUP[model.head.name])
+            config = dataclasses.replace(config, schedule=schedule)
     data = config.data
     if config.mode == Mode.test and description is not None and data.name == DataName.voc and data.classes is None:
         # VOC's layout lists no classes, and the usual twenty need not be the file's.
