@@ -313,6 +313,14 @@ def test_a_checkpoint_of_mmdetection_1(bottlenecks: dict, tmp_path: Path) -> Non
     assert own["head.bbox_ctrness.bias"].item() == state["bbox_head.fcos_centerness.bias"].item()
 
 
+def test_weights_that_are_no_numbers_are_refused(states: dict, tmp_path: Path) -> None:
+    broken = {**states["vfnet"], "bbox_head.vfnet_cls.bias": torch.full((80,), torch.nan)}
+    path = save(tmp_path / "theirs.pth", broken, config_3x("vfnet"))
+    with pytest.raises(WeightsError, match=r"no finite numbers in head\.cls_logits\.bias"):
+        import_checkpoint(path, "mmdet", tmp_path / "ours.safetensors")
+    assert not (tmp_path / "ours.safetensors").exists()
+
+
 def test_torchvisions_channels_of_other_data(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)

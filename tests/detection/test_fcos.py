@@ -20,6 +20,7 @@ from .cases import (
     FORMS,
     IMAGE_SIZES,
     MAP_SIZES,
+    assert_gradient,
     dense,
     random_pyramid,
     random_targets,
@@ -87,12 +88,6 @@ def test_losses_and_gradients_of_the_reference(golden, form: str, case: str) -> 
     if case == "C":  # no box: the box terms are 0 and still reach every parameter
         assert losses["loss_bbox"] == 0 and losses["loss_centerness"] == 0
         assert all(grad.isfinite().all() for grad in gradients.values())
-
-
-def assert_gradient(ours: Tensor | None, theirs: Tensor, name: str) -> None:
-    assert ours is not None
-    allowed = 1e-5 * theirs.abs().max()
-    assert (ours - theirs).abs().max() <= allowed, f"the gradient of {name} is off"
 
 
 @forms

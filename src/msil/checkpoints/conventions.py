@@ -18,9 +18,8 @@ from msil.config import (
     NormName,
     Style,
 )
+from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, of 0..255
-IMAGENET_STD = (58.395, 57.12, 57.375)
 DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)  # BGR, of the first Detectron's ResNets
 MIN_SIZE, MAX_SIZE = 800, 1333
 

@@ -15,8 +15,6 @@ from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.coco_names import COCO_CATEGORY_IDS, COCO_CLASSES
 from msil.checkpoints.conventions import (
     FORMS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     NMS,
     Backbone,
     Form,
@@ -34,6 +32,7 @@ from msil.checkpoints.import_report import Report, report_lines
 from msil.checkpoints.mmdet_config import classes_of, config_of, settings_of
 from msil.data.voc import VOC_CLASSES
 from msil.detection.backbone import DEPTHS
+from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from msil.detection.renaming import from_mmdet, from_torchvision, mmdet_names, torchvision_names
 from msil.errors import ConfigError, WeightsError
 from msil.files import write_bytes
@@ -299,7 +298,13 @@ def _class_names(path: Path, given: Sequence[str] | None, own: tuple[str, ...] |
 
 
 def _check_fit(path: Path, tensors: Mapping[str, Tensor], description: Description) -> None:
-    """The tensors must be exactly those of the described detector."""
+    """The tensors must be exactly those of the described detector, and numbers."""
+    broken = [key for key, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        raise WeightsError(
+            f"{path} holds values that are no finite numbers in {_listed(broken)} (in our names): take a checkpoint of "
+            "before its training diverged."
+        )
     try:
         with torch.device("meta"):  # shapes alone
             detector = detector_from_config(
