@@ -225,6 +225,10 @@ class Config:
     run_name: str = MISSING  # folder below runs_dir; by default made of the values and config_hash
 
 
+# In the paper's tables under a schedule that trains from scratch in minutes, these nets stand in for its own.
+FROM_SCRATCH = ("quick", "smoke")
+STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18_scratch"}
+
 # What changes where or how fast a run happens, not what it computes.
 NOT_HASHED = ("trainer", "logger", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
               "model.weights")  # of these, weights_sha256 counts  # fmt: skip
@@ -328,9 +332,15 @@ def settled(config: Config) -> Config:
 
 
 def register() -> None:
-    """Make `schema` known to Hydra and `${run_name:}` to OmegaConf. Safe to call twice."""
+    """Make `schema` known to Hydra, `${run_name:}` and `${backbones:}` to OmegaConf. Safe to call twice."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
+    OmegaConf.register_new_resolver("backbones", _resolve_backbones, replace=True)
+
+
+def _resolve_backbones(schedule: str, *names: str) -> str:
+    """The choices of a table's sweep over model/backbone: the paper's, or under a quick schedule what stands in."""
+    return ",".join(STAND_INS[name] if schedule in FROM_SCRATCH else name for name in names)
 
 
 def _resolve_run_name(*, _root_: DictConfig) -> str:

@@ -101,6 +101,11 @@ class DetectionMetric(Metric):
                 state.append(empty)
         super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
 
+    def gathered(self) -> CollectedDetections:
+        """The detections of all processes, the same on each. All of them must call this. Raises as `collected`."""
+        with self.sync_context():
+            return self.collected()
+
     def collected(self) -> CollectedDetections:
         """The states as arrays, independent of the order of updates and of the number of processes.
 

@@ -40,11 +40,6 @@ class DetectionCollector(DetectionMetric):
         """No numbers: {}."""
         return {}
 
-    def gathered(self) -> CollectedDetections:
-        """The detections of all processes, the same on each. All of them must call this. Raises as `collected`."""
-        with self.sync_context():
-            return self.collected()
-
 
 def upload_entries(found: CollectedDetections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """Detections in COCO's results format, by ascending image id, then in the detector's order.

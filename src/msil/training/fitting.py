@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from msil.analysis.record import write_record
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config, LoggerName
@@ -21,7 +22,7 @@ from msil.training.callbacks import PredictionPictures, Progress, StopOnNaN, Thr
 from msil.training.checkpoint import checkpoint_callbacks
 from msil.training.loggers import csv_logger, wandb_logger
 from msil.training.module import DetectionModule
-from msil.training.record import common
+from msil.training.record import common, evaluated
 from msil.training.setup import make_datamodule, make_metrics, make_trainer
 
 
@@ -75,6 +76,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
         "val_images": datamodule.num_eval,
         "classes": list(train.classes),
     }
+    found = module.metrics[0].gathered()  # pyright: ignore
     if trainer.is_global_zero:
         if module.evaluated_at_step != trainer.global_step:  # the training ended between two evaluations
             for logger in trainer.loggers:
@@ -83,6 +85,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
                 logger.log_metrics({**module.final_metrics, "epoch": epoch}, step=trainer.global_step - 1)
                 logger.save()
         draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
+        write_record(run_dir, evaluated(found, val, config.data.root))
         write_json(run_dir / "result.json", result)
     return result
 

@@ -1,4 +1,4 @@
-"""What result.json says of every run, whether it trained or only tested."""
+"""What result.json and evaluation.npz say of every run, whether it trained or only tested."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from typing import Any
 import lightning as L
 import torch
 
+from msil.analysis.record import EvaluationRecord, make_record
 from msil.config import Config, config_hash
+from msil.data.annotated import AnnotatedImages
 from msil.detection import Detector
+from msil.evaluation.detections import CollectedDetections
 from msil.training.cost import count_flops, count_parameters, padded_size
 
 PACKAGES = ("msil", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "pycocotools",
@@ -38,6 +41,22 @@ def common(config: Config, values: dict[str, Any], detector: Detector, trainer: 
         "machine": _machine(trainer),
         "config": values,
     }
+
+
+def evaluated(found: CollectedDetections, data: AnnotatedImages, root: str) -> EvaluationRecord:
+    """What a run's evaluation on `data`, which lies below `root`, compared."""
+    names = {data.image_id(i): data.path(i).relative_to(root).as_posix() for i in range(len(data))}
+    return make_record(
+        data.ground_truth(),
+        data.classes,
+        data.category_ids,
+        names,
+        image_ids=found.image_ids,
+        owners=found.owners,
+        boxes=found.boxes,
+        scores=found.scores,
+        labels=found.labels,
+    )
 
 
 def _machine(trainer: L.Trainer) -> dict[str, Any]:

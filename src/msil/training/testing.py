@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from msil.analysis.record import write_record
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config, LoggerName, weights_name
@@ -19,7 +20,7 @@ from msil.reporting.results import write_json
 from msil.training.callbacks import EvaluationProgress, PredictionPictures
 from msil.training.loggers import wandb_logger
 from msil.training.module import DetectionModule
-from msil.training.record import common
+from msil.training.record import common, evaluated
 from msil.training.setup import make_metrics, make_test_datamodule, make_trainer
 
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]")
@@ -85,5 +86,7 @@ def test(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any
         result["detections"] = [path.name for path in files]
         for logger in loggers:
             logger.log_metrics(module.final_metrics, step=0)
+        if data.annotated:
+            write_record(run_dir, evaluated(found, data, config.data.root))
         write_json(run_dir / "result.json", result)
     return result
