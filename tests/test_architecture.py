@@ -33,6 +33,7 @@ READERS = (
     "msil.detection.structures",
     "msil.detection.preprocess",
 )
+TEXTS = ("results", "paper", "regenerated", "comparisons", "tables", "paper_tables", "captions", "formats")
 PURE = ("boxes", "structures", "assign", "losses", "postprocess")
 
 
@@ -79,16 +80,13 @@ RULES = [
         only=("torch", "torchmetrics", "numpy", "pycocotools", "faster_coco_eval", "msil.evaluation",
               "msil.detection.structures", "msil.detection.preprocess", "msil.files"),
     ),
-    *(
-        Rule(f"reporting/{name}.py", never=("msil.training", "msil.sweep", *SHELLS))
-        for name in ("figures", "drawing", "report")
-    ),
+    Rule("analysis/*", only=("numpy", "pycocotools", "msil.analysis", "msil.evaluation", "msil.files")),
     # results, paper, tables and what they share: a table is redrawn without waiting for an import
-    Rule(
-        "reporting/*",
-        only=("msil.reporting", "msil.files"),
-        never=("msil.reporting.figures", "msil.reporting.drawing"),
+    *(
+        Rule(f"reporting/{name}.py", only=("msil.files", *(f"msil.reporting.{other}" for other in TEXTS)))
+        for name in TEXTS
     ),
+    Rule("reporting/*", never=("msil.training", "msil.sweep", "msil.inference", *SHELLS)),
     Rule("sweep/*", never=("torch", "msil.detection", "msil.data", "msil.evaluation", "msil.training", *SHELLS)),
     Rule("training/*", never=("hydra", "omegaconf", "msil.overrides", "msil.sweep", "msil.cli")),
     Rule("__init__.py", only=("msil.interaction", "msil.detection")),

@@ -6,8 +6,12 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msil.errors import UserError
+
+if TYPE_CHECKING:
+    from msil.data.annotated import AnnotatedImages
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,7 +68,46 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the example image; default: its own")
     export.add_argument("--static", action="store_true", help="for images of that size alone")
     export.set_defaults(run=_export)
+
+    _add_figure(verbs)
     return parser
+
+
+def _add_figure(verbs: argparse._SubParsersAction) -> None:
+    figures = verbs.add_parser("figure", help="the paper's figures 4 to 6").add_subparsers(
+        required=True, metavar="FIGURE"
+    )
+    sets = ("coco", "voc", "shapes")
+    heatmap = figures.add_parser(
+        "heatmap",
+        help="where the towers' features are strong (figures 4 and 6), and their share of energy on the objects",
+        description="Draw the classification and the regression tower's features behind MSIL as heat maps on images. "
+        "With --split, also measure over that whole split which share of the maps' energy lies inside the boxes and "
+        "on their borders.",
+    )
+    heatmap.add_argument(
+        "--checkpoint", type=Path, action="append", required=True, metavar="FILE",
+        help="repeat to compare: the others with the first",
+    )  # fmt: skip
+    heatmap.add_argument(
+        "--image", type=Path, action="append", default=[], metavar="FILE", help="repeat; default: four of --split"
+    )
+    heatmap.add_argument("--level", default="merged", metavar="L", help="P3, P4, ... or merged, which is the default")
+    heatmap.add_argument("--split", metavar="NAME", help="of the data that the first checkpoint's run used, or --data")
+    heatmap.add_argument("--data", choices=sets, help="layout of other data, at --root")
+    heatmap.add_argument("--root", type=Path, metavar="DIR", help="of the data, where it is not the run's own")
+    heatmap.add_argument("--out", type=Path, default=Path("figures/heatmap.png"), metavar="FILE.png")
+    heatmap.set_defaults(run=_heatmap)
+
+    centers = figures.add_parser("centers", help="in which quarter of the images objects lie, by class (figure 5)")
+    centers.add_argument("--data", choices=sets, required=True)
+    centers.add_argument("--root", type=Path, required=True, metavar="DIR")
+    centers.add_argument("--split", required=True, metavar="NAME")
+    centers.add_argument(
+        "--classes", type=_names, metavar="A,B,...", help="default: the paper's nine in COCO, else the nine largest"
+    )
+    centers.add_argument("--out", type=Path, default=Path("figures/centers.png"), metavar="FILE.png")
+    centers.set_defaults(run=_centers)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -121,4 +164,54 @@ def _export(options: argparse.Namespace) -> int:
         detector, options.onnx, classes=description.classes, image_size=size, dynamic=not options.static
     )
     print("\n".join(export_lines(report)))
+    return 0
+
+
+def _heatmap(options: argparse.Namespace) -> int:
+    import torch
+
+    from msil.checkpoints.load import load_detector
+    from msil.inference.heatmaps import heatmap_figure, short_names
+
+    dataset = _figure_data(options) if options.split or options.data else None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = [load_detector(path) for path in options.checkpoint]
+    names = short_names([description.source.removeprefix("run ") for _, description in loaded])
+    lines = heatmap_figure(
+        {name: detector.to(device) for name, (detector, _) in zip(names, loaded, strict=True)},
+        loaded[0][1].classes,
+        options.image,
+        options.out,
+        level=options.level,
+        dataset=dataset,
+        about={"checkpoints": dict(zip(names, map(str, options.checkpoint), strict=True)), "split": options.split},
+    )
+    print("\n".join(lines))
+    return 0
+
+
+def _figure_data(options: argparse.Namespace) -> AnnotatedImages:
+    """The split that --data and --root name, else that of the first checkpoint's own data."""
+    from msil.checkpoints.description import run_settings
+    from msil.data.module import build_split
+    from msil.errors import ConfigError
+
+    if options.data:
+        if not (options.root and options.split):
+            raise ConfigError("--data needs --root and --split: give all three, or --split alone for a run's own data.")
+        return build_split("coco" if options.data == "shapes" else options.data, options.root, options.split)
+    settings = run_settings(options.checkpoint[0])
+    if settings is None:
+        raise ConfigError(f"{options.checkpoint[0]} is of no run and does not know any data: give --data and --root.")
+    data = settings["data"]
+    return build_split(
+        data["name"], options.root or data["root"], options.split, classes=data["classes"], strict=data["strict"],
+        num_train=data["num_train"], num_val=data["num_val"], image_size=data["image_size"], seed=data["seed"],
+    )  # fmt: skip
+
+
+def _centers(options: argparse.Namespace) -> int:
+    from msil.reporting.centers import write_centers
+
+    print("\n".join(write_centers(_figure_data(options).ground_truth(), options.out, options.classes)))
     return 0

@@ -143,7 +143,7 @@ def _check(path: Path, record: EvaluationRecord) -> None:
     for name, limit in (("truth_images", images), ("found_images", images), ("truth_labels", classes),
                         ("found_labels", classes)):  # fmt: skip
         array = getattr(record, name)
-        if len(array) and not (0 <= array.min() and array.max() < limit):
+        if len(array) and not (array.min() >= 0 and array.max() < limit):
             wrong.append(name)
     if wrong:
         raise DataError(f"{path} does not fit together: {', '.join(wrong)} cannot belong to {images} images.")

@@ -54,14 +54,30 @@ def read_description(path: str | Path) -> Description | None:
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} cannot be read as a safetensors file ({error}): make it anew.") from error
         return None if text is None else _parse(lambda: json.loads(text), path)
+    own = _saved_by_run(path)
+    return None if own is None else _parse(lambda: _of_run(own), path)
+
+
+def run_settings(path: str | Path) -> Mapping[str, Any] | None:
+    """The resolved settings of the run that wrote this checkpoint; None for a file that no run wrote.
+
+    Raises WeightsError for a file that is missing or unreadable.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}: give the path of a detector's file.")
+    own = None if path.suffix == ".safetensors" else _saved_by_run(path)
+    return None if own is None else own.get("config")
+
+
+def _saved_by_run(path: Path) -> Mapping[str, Any] | None:
+    """What a run saves under "msil" in its checkpoints; None in other files of torch."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file can make the unpickler raise anything
         raise WeightsError(f"{path} is not a weights file, is damaged, or holds code, which is not loaded.") from error
     own = content.get("msil") if isinstance(content, Mapping) else None
-    if not isinstance(own, Mapping):
-        return None
-    return _parse(lambda: _of_run(own), path)
+    return own if isinstance(own, Mapping) else None
 
 
 def _of_run(own: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Detector(nn.Module):
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            resized = [self._resize(image) for image in images]
+            resized = [self.resized(image) for image in images]
             found = self.head.detect(
                 self(resized),
                 image_sizes(resized),
@@ -121,7 +121,8 @@ class Detector(nn.Module):
             for detections, small, large in zip(found, image_sizes(resized), image_sizes(images), strict=True)
         ]
 
-    def _resize(self, image: Tensor) -> Tensor:
+    def resized(self, image: Tensor) -> Tensor:
+        """An image (3, H, W) as `predict` gives it to the net: resized by min_size and max_size, not yet normalised."""
         if self.min_size is None or self.max_size is None:
             return image
         return resize(image, resized_size(image.shape[-2], image.shape[-1], self.min_size, self.max_size))

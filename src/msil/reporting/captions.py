@@ -42,12 +42,26 @@ def caption(rows: Sequence[Row], table: str | None) -> str:
     return f"{head}: {', '.join(part for part in parts if part)}. AP in percent on the validation images."
 
 
+def setting_name(rows: Sequence[Row]) -> str:
+    """What the rows share whatever their detector: `shapes, 385 training and 100 validation images, 128-pixel images,
+    schedule quick (12 epochs), 64 channels`."""
+    sizes = [(lookup(row, "data", "min_size"), lookup(row, "data", "max_size")) for row in rows]
+    parts = [
+        _distinct(_data_name(row) for row in rows),
+        _images(rows),
+        _distinct(_pixels(*size) for size in sizes if None not in size),
+        _distinct(_schedule_name(row) for row in rows),
+        _distinct(f"{channels} channels" for row in rows if (channels := lookup(row, "model", "channels")) is not None),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
 def notes(rows: Sequence[Row], table: str | None, matched: Sequence[bool]) -> tuple[str, ...]:
     """What stands below a table. matched: for each row, whether the paper prints a row with its settings."""
     lines = [_states(rows), _costs(rows)]
     paper = TABLES.get(table) if table else None
     if paper:
-        lines += [_departures(rows, paper), *paper.notes]
+        lines += [comparable(rows, paper), *paper.notes]
         lines += [row.note for row in paper.rows if row.note]
         if not all(matched):
             lines.append(_printed_rows(paper))
@@ -80,7 +94,8 @@ def _costs(rows: Sequence[Row]) -> str:
     return f"FLOPs: the forward pass of {where}, 2 per multiply-add. Time: wall clock of the whole run."
 
 
-def _departures(rows: Sequence[Row], paper: PaperTable) -> str:
+def comparable(rows: Sequence[Row], paper: PaperTable) -> str:
+    """How the printed numbers were made, and in what our runs differ from that."""
     recipe = paper.recipe
     differences = _distinct_list(difference for row in rows for difference in departures(row, recipe))
     printed = (
@@ -121,9 +136,7 @@ def departures(row: Row, recipe: Recipe) -> list[str]:
         found.append(f"{epochs} epoch{'' if epochs == 1 else 's'}")
     sizes = (lookup(row, "data", "min_size"), lookup(row, "data", "max_size"))
     if None not in sizes and sizes != (recipe.min_size, recipe.max_size):
-        found.append(
-            f"images of {sizes[0]} to {sizes[1]} pixels" if sizes[0] != sizes[1] else f"{sizes[0]}-pixel images"
-        )
+        found.append(_pixels(*sizes))
     if lookup(row, "model", "backbone") is not None and lookup(row, "model", "backbone", "weights") is None:
         found.append("no ImageNet weights")
     return found
@@ -170,6 +183,10 @@ def _images(rows: Iterable[Row]) -> str | None:
         for train, val in counts
         if train is not None and val is not None
     )
+
+
+def _pixels(short: int, long: int) -> str:
+    return f"images of {short} to {long} pixels" if short != long else f"{short}-pixel images"
 
 
 def _size_name(size: Sequence[int] | None) -> str | None:

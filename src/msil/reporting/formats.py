@@ -18,6 +18,21 @@ def percent(fraction: float | None) -> str:
     return MISSING if fraction is None or is_missing(fraction) else f"{100 * fraction:.1f}"
 
 
+def signed(fraction: float | None) -> str:
+    """0.012 -> "+1.2" (of 100); what rounds to zero is "0.0", without a sign."""
+    if fraction is None or is_missing(fraction):
+        return MISSING
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def rate(value: float | None) -> str:
+    """Images a second: three digits that mean something."""
+    if value is None or is_missing(value):
+        return MISSING
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
 def amount(count: float | None) -> str:
     """4150000 -> "4.15 M": two decimals below 100, one above; k, M, G, T."""
     if count is None or is_missing(count):
@@ -57,3 +72,15 @@ def setting(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(setting(item) for item in value) + "]"
     return str(value)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "✓": r"$\checkmark$", "✗": r"$\times$",
+    "Δ": r"$\Delta$", "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+def latex(text: str) -> str:
+    """Text with what LaTeX would read as commands escaped, and the signs that its fonts lack replaced."""
+    return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))

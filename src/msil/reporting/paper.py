@@ -5,6 +5,7 @@ Where the paper contradicts itself, a note says so at the row or the table; the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 COCO_SHORT = ("AP", "AP50", "AP75")
@@ -48,14 +49,22 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A printed table. metrics: the names our results use for its columns."""
+    """A printed table. metrics: the names our results use for its columns. compared: each row's place, from 0, to that
+    of the row it is measured against. headings: of the cells that name a row, where they mean nothing without."""
 
     number: int
     caption: str
     metrics: tuple[str, ...]
     rows: tuple[PaperRow, ...]
     recipe: Recipe
+    compared: Mapping[int, int]
     notes: tuple[str, ...] = ()
+    headings: tuple[str, ...] = ()
+
+    def label(self, row: PaperRow) -> str:
+        """A row's name, e.g. "VFNet+MSIL, ResNet-101" or "cls ✓, reg ✗"."""
+        headings = self.headings or ("",) * len(row.printed)
+        return ", ".join(f"{heading} {name}".strip() for heading, name in zip(headings, row.printed, strict=True))
 
 
 # Section 4.1: "train2017 split (115K images)", 12 epochs. Table 3 is scored on test-dev, which only a server can do.
@@ -73,6 +82,7 @@ TABLE1 = PaperTable(
         PaperRow(("baseline",), (42.1, 59.9, 46.0), "vfnet", "resnet50", apply="both"),
     ),
     ABLATION,
+    {0: 2, 1: 2},
     ("The row called baseline is the full MSIL, with alignment and separation.",),
 )
 
@@ -87,6 +97,8 @@ TABLE2 = PaperTable(
         PaperRow(("✓", "✓"), (42.1, 59.9, 46.0), "vfnet", "resnet50", apply="both"),
     ),
     ABLATION,
+    {1: 0, 2: 0, 3: 0},
+    headings=("cls", "reg"),
 )
 
 TABLE3 = PaperTable(
@@ -122,6 +134,7 @@ TABLE3 = PaperTable(
         ),
     ),
     TEST_DEV,
+    {21: 20, 23: 22},
 )
 
 TABLE4 = PaperTable(
@@ -148,6 +161,7 @@ TABLE4 = PaperTable(
         ),
     ),
     ABLATION,
+    {1: 0},
 )
 
 TABLE5 = PaperTable(
@@ -161,6 +175,7 @@ TABLE5 = PaperTable(
         PaperRow(("FCOS+MSIL", "RestNet-50"), (71.8,), "fcos", "resnet50", apply="both"),
     ),
     VOC,
+    {1: 0, 3: 2},
     (
         'Table 5 prints "AP" without saying which; our reading is VOC AP at IoU 0.5 (all-point area, difficult boxes '
         "ignored).",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msil.errors import ConfigError
 from msil.files import write_bytes
 
 RESULT_FILE = "result.json"
@@ -40,6 +41,22 @@ def read_result(run_dir: str | Path) -> dict[str, Any] | None:
     if any(key not in result for key in REQUIRED_KEYS):
         return None
     return result if isinstance(result["metrics"], dict) and isinstance(result["config"], dict) else None
+
+
+def read_results(runs_dir: str | Path) -> list[dict[str, Any]]:
+    """The results of all finished runs in runs_dir, by name, each with "folder": where its files are.
+
+    Raises ConfigError if runs_dir is no folder or holds no finished run.
+    """
+    if not Path(runs_dir).is_dir():
+        raise ConfigError(f"{runs_dir} is no folder: name the one that holds the runs' folders.")
+    folders = sorted(path.parent for path in Path(runs_dir).glob(f"*/{RESULT_FILE}"))
+    found = [(folder, result) for folder in folders if (result := read_result(folder)) is not None]
+    if not found:
+        raise ConfigError(
+            f"no finished run is in {runs_dir}: python run.py experiment=table1 data=shapes schedule=quick makes some."
+        )
+    return [{**result, "folder": str(folder)} for folder, result in found]
 
 
 def is_finished(run_dir: str | Path, config_hash: str) -> bool:

@@ -25,13 +25,15 @@ ABSENT = object()  # a setting that a row does not have, where None is a value
 @dataclass(frozen=True)
 class Column:
     """key: the CSV header; values stand under it as measured (AP as a fraction, seconds, counts).
-    title: the header people read. form: value -> text. shown: False for columns of the CSV alone."""
+    title: the header people read. form: value -> text. shown: False for columns of the CSV alone. written: False for
+    columns that the CSV has in parts."""
 
     key: str
     title: str
     form: Callable[[Any], str] = formats.setting
     right: bool = True
     shown: bool = True
+    written: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def sweep_table(rows: Sequence[Row], *, varied: Sequence[str], table: str | None
 def to_text(table: Table) -> str:
     """For a terminal: aligned, with rules; the caption above and the notes below, wrapped to the table's width."""
     columns = [column for column in table.columns if column.shown]
-    cells = [[column.title for column in columns], *([_cell(row, column) for column in columns] for row in table.rows)]
+    cells = [[column.title for column in columns], *([cell(row, column) for column in columns] for row in table.rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
     body = ["  ".join(_align(text, width, column) for text, width, column in zip(line, widths, columns, strict=True))
@@ -117,7 +119,7 @@ def to_markdown(table: Table) -> str:
     lines = [
         _pipes(column.title for column in columns),
         _pipes("---:" if column.right else ":---" for column in columns),
-        *(_pipes(_cell(row, column) for column in columns) for row in table.rows),
+        *(_pipes(cell(row, column) for column in columns) for row in table.rows),
     ]
     notes = [f"- {note}" for note in table.notes]
     return "\n".join([table.caption, "", *lines, "", *notes]) + "\n"
@@ -125,12 +127,34 @@ def to_markdown(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """Every column under its key, numbers in full: AP as fractions (the paper's too), seconds; missing: empty."""
+    columns = [column for column in table.columns if column.written]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(column.key for column in table.columns)
+    writer.writerow(column.key for column in columns)
     for row in table.rows:
-        writer.writerow(_raw(row.get(column.key, "")) for column in table.columns)
+        writer.writerow(_raw(row.get(column.key, "")) for column in columns)
     return text.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """A table environment for booktabs and amssymb, the notes as comments."""
+    columns = [column for column in table.columns if column.shown]
+    lines = [
+        "% needs \\usepackage{booktabs,amssymb}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{formats.latex(table.caption)}}}",
+        f"\\begin{{tabular}}{{{''.join('r' if column.right else 'l' for column in columns)}}}",
+        "\\toprule",
+        _ampersands(column.title for column in columns),
+        "\\midrule",
+        *(_ampersands(cell(row, column) for column in columns) for row in table.rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\end{table}",
+        *(f"% {' '.join(note.split())}" for note in table.notes),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def write_table(folder: str | Path, table: Table) -> None:
@@ -221,12 +245,17 @@ def _printed(row: Row, table: str | None) -> dict[str, float]:
     return found or {}
 
 
-def _cell(row: Mapping[str, Any], column: Column) -> str:
+def cell(row: Mapping[str, Any], column: Column) -> str:
+    """What stands in a line's column for people to read."""
     return column.form(row[column.key]) if column.key in row else formats.MISSING
 
 
 def _align(text: str, width: int, column: Column) -> str:
     return text.rjust(width) if column.right else text.ljust(width)
+
+
+def _ampersands(cells: Iterable[str]) -> str:
+    return " & ".join(formats.latex(text) for text in cells) + r" \\"
 
 
 def _pipes(cells: Iterable[str]) -> str:

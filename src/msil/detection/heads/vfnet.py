@@ -36,6 +36,8 @@ class VFNetHead(DenseHead):
     strides: of the levels. regress_denoms: what the exponential of the initial regression is multiplied by, pixels.
     """
 
+    point_offset = 0.0  # where in its cell a point lies, in strides: ATSS's, at the corner
+
     def __init__(
         self,
         num_classes: int,
@@ -169,7 +171,7 @@ class VFNetHead(DenseHead):
         return raw.exp() * self.regress_denoms[level]
 
     def _grid(self, predictions: Predictions) -> LevelGrid:
-        return level_grid(predictions.map_sizes, self.strides, 0.0, predictions.logits.device)
+        return level_grid(predictions.map_sizes, self.strides, self.point_offset, predictions.logits.device)
 
     def _init_weights(self, init: str) -> None:
         init_normal(self)

@@ -1,0 +1,130 @@
+"""How much of a heat map lies on the objects, and how much on their borders.
+
+The energy of a map is its values, none negative, divided by their sum over the image. A share is the energy of a
+region; a map of one value everywhere has the region's share of the area, which is what a share is to be held against.
+Pixel (row, column) is taken at its centre (column + 0.5, row + 0.5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from msil.analysis.bootstrap import Interval
+
+BORDER = 0.1  # of the box's shorter side
+_BLOCK = 2_000_000  # random numbers drawn at a time
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Of one image's boxes: inside, border: (H, W) bool; see `box_regions`."""
+
+    inside: np.ndarray
+    border: np.ndarray
+
+
+def box_regions(boxes: np.ndarray, size: tuple[int, int], border: float = BORDER) -> Regions:
+    """Pixels inside any of the boxes, and pixels near the outline of any.
+
+    boxes: (M, 4) x1 y1 x2 y2 in pixels of an image of `size` (height, width). A pixel is near an outline if its
+    distance to the nearest point of it, inside or outside of the box, is at most `border` times the box's shorter side.
+    The outline of one box may run through another: such pixels belong to both regions.
+    """
+    height, width = size
+    regions = Regions(np.zeros(size, dtype=bool), np.zeros(size, dtype=bool))
+    for x1, y1, x2, y2 in np.asarray(boxes, dtype=float).reshape(-1, 4):
+        reach = border * min(x2 - x1, y2 - y1)
+        # Only what the box can reach: an image of COCO has many boxes, most of them small.
+        rows, columns = _span(y1 - reach, y2 + reach, height), _span(x1 - reach, x2 + reach, width)
+        y = np.arange(rows.start, rows.stop)[:, None] + 0.5
+        x = np.arange(columns.start, columns.stop)[None] + 0.5
+        beyond_x, beyond_y = np.maximum(x1 - x, x - x2), np.maximum(y1 - y, y - y2)  # negative: within
+        within = np.maximum(beyond_x, beyond_y)
+        outside = np.hypot(np.maximum(beyond_x, 0), np.maximum(beyond_y, 0))
+        regions.inside[rows, columns] |= within <= 0
+        regions.border[rows, columns] |= np.where(within <= 0, -within, outside) <= reach
+    return regions
+
+
+def energy_shares(energy: np.ndarray, regions: Regions) -> tuple[float, float]:
+    """Shares of a map (H, W) inside the boxes and on their border, each in [0, 1].
+
+    A map of zeros singles nothing out, and counts as a uniform one.
+    Raises ValueError for negative or non-finite values.
+    """
+    if not (np.isfinite(energy).all() and (energy >= 0).all()):
+        raise ValueError("the energy of a map must be finite and not negative.")
+    total = energy.sum()
+    if not total:
+        return uniform_shares(regions)
+    return float(energy[regions.inside].sum() / total), float(energy[regions.border].sum() / total)
+
+
+def uniform_shares(regions: Regions) -> tuple[float, float]:
+    """What `energy_shares` is of a map of one value: the regions' shares of the image's area."""
+    return float(regions.inside.mean()), float(regions.border.mean())
+
+
+def at_pixels(
+    cells: np.ndarray,
+    stride: float,
+    offset: float,
+    extent: tuple[float, float],
+    size: tuple[int, int],
+) -> np.ndarray:
+    """A level's map (h, w) of the net's input, bilinearly at the pixels of an image (H, W) of `size`.
+
+    A cell's value stands at the point that the head predicts from: ((column + offset) * stride, (row + offset) *
+    stride) in pixels of the input. extent: (height, width) in those pixels that the image fills, without the padding.
+    Beyond the outermost points the nearest one's value holds.
+    """
+    rows = _weights(size[0], extent[0], cells.shape[0], stride, offset)
+    columns = _weights(size[1], extent[1], cells.shape[1], stride, offset)
+    return rows @ cells.astype(np.float64) @ columns.T
+
+
+def merge_levels(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Maps (H, W) of all levels -> one: their mean, each divided by its sum first, so that a level counts as much as
+    any other, however large its values are. A map of zeros counts as a uniform one."""
+    return np.mean([m / m.sum() if m.sum() else np.full(m.shape, 1 / m.size) for m in maps], axis=0)
+
+
+def image_mean(values: np.ndarray, *, samples: int = 1000, seed: int = 0) -> Interval:
+    """Mean of one value an image, (I,), with the 95 % percentile interval of `samples` resamplings of the images.
+
+    Given the differences of two checkpoints on the same images, it is the paired interval of their difference. The
+    same seed and number of images mean the same resampled images. Raises ValueError without images.
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        raise ValueError("a mean over images needs at least one.")
+    generator = np.random.default_rng(seed)
+    means = []
+    step = max(1, _BLOCK // len(values))
+    for start in range(0, samples, step):
+        drawn = generator.integers(len(values), size=(min(step, samples - start), len(values)))
+        means.append(values[drawn].mean(axis=1))
+    low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def _span(low: float, high: float, length: int) -> slice:
+    """The pixels of an axis that touch low..high."""
+    start = min(max(math.floor(low), 0), length)
+    return slice(start, max(min(math.ceil(high), length), start))
+
+
+def _weights(pixels: int, extent: float, cells: int, stride: float, offset: float) -> np.ndarray:
+    """(pixels, cells): what each cell of an axis gives to each pixel; rows sum to 1."""
+    place = (np.arange(pixels) + 0.5) * (extent / pixels) / stride - offset
+    place = place.clip(0, cells - 1)
+    low = np.minimum(place.astype(int), max(cells - 2, 0))
+    weights = np.zeros((pixels, cells))
+    weights[np.arange(pixels), low] = 1 - (place - low)
+    if cells > 1:
+        weights[np.arange(pixels), low + 1] = place - low
+    return weights

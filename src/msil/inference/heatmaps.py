@@ -1,0 +1,136 @@
+"""Heat maps of detectors on images, and their energy over a split: what `msil figure heatmap` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from msil.data.annotated import AnnotatedImages
+from msil.data.images import read_image
+from msil.detection import Detector
+from msil.errors import ConfigError, DataError
+from msil.files import write_bytes
+from msil.reporting.drawing import draw_boxes
+from msil.reporting.energy import energy_json, energy_lines, split_energy
+from msil.reporting.figures import draw_detections
+from msil.reporting.heatmaps import (
+    CELL_SIDE,
+    MERGED,
+    HeatmapRow,
+    check_level,
+    draw_heatmaps,
+    level_names,
+    png_bytes,
+    tower_maps,
+)
+from msil.reporting.results import write_json
+
+SCORE_THRESH = 0.3
+ROWS = 4  # images of a split, where none are named
+
+
+def heatmap_figure(
+    detectors: Mapping[str, Detector],
+    classes: Sequence[str],
+    images: Sequence[Path],
+    out: str | Path,
+    *,
+    level: str = MERGED,
+    dataset: AnnotatedImages | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Write the picture of all detectors' maps on all images and, with a data set, measure their energy over it.
+
+    detectors: by name, in eval mode. classes: of the first one. images: files; without any, four images of the data
+    set that have boxes, evenly spread. The first column shows the ground truth where the data set holds the file, else
+    what the first detector finds there. out: a .png; the numbers go beside it with the ending .json, with `about`.
+    Returns what to print.
+
+    Raises ConfigError for an unknown level, another ending, nothing to draw, or a place that cannot be written to,
+    DataError for an image that cannot be read or a data set without boxes.
+    """
+    out = Path(out)
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"the picture is a PNG, but {out} does not end in .png: name it so.")
+    for detector in detectors.values():
+        check_level(level, level_names(detector.head.strides))
+    if not images and dataset is None:
+        raise ConfigError("there is nothing to draw: name images (--image), or a split to take some of (--split).")
+    indices = _indices(images, dataset)
+    rows = [_row(detectors, classes, file, dataset, index) for file, index in indices]
+    lines = [f"{out}: {len(rows)} image{'' if len(rows) == 1 else 's'}, {level}"]
+    try:
+        write_bytes(out, png_bytes(draw_heatmaps(rows, tuple(detectors), level)))
+        if dataset is not None:
+            energy = split_energy(detectors, _samples(dataset))
+            write_json(out.with_suffix(".json"), {**(about or {}), **energy_json(energy)})
+            lines = [*energy_lines(energy), "", *lines, f"{out.with_suffix('.json')}: the numbers"]
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written ({error.strerror or error}): choose another place.") from error
+    return lines
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """What tells runs apart: the parts of their names, between underscores, that not all have.
+
+    A number is put behind names that do not differ. One name alone stays as it is.
+    """
+    if len(names) == 1:
+        return list(names)
+    parts = [name.split("_") for name in names]
+    common = set.intersection(*map(set, parts))
+    # The last part of a run's name is a digest of its settings: it differs wherever another part does.
+    short = ["_".join(part for part in own if part not in common and not _is_digest(part)) for own in parts]
+    found = [part or name for part, name in zip(short, names, strict=True)]
+    return [name if found.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(found, start=1)]
+
+
+def _is_digest(part: str) -> bool:
+    return len(part) == 8 and all(sign in "0123456789abcdef" for sign in part)
+
+
+def _indices(images: Sequence[Path], dataset: AnnotatedImages | None) -> list[tuple[Path, int | None]]:
+    """The files to draw with their places in the data set, None for those that it does not hold."""
+    if dataset is None:
+        return [(file, None) for file in images]
+    if not images:
+        usable = [index for index in range(len(dataset)) if dataset.has_boxes(index)]
+        if not usable:
+            raise DataError("no image of the split has a box: name another split.")
+        chosen = np.unique(np.linspace(0, len(usable) - 1, ROWS).round().astype(int))
+        return [(dataset.path(usable[place]), usable[place]) for place in chosen]
+    places = {dataset.path(index).resolve(): index for index in range(len(dataset))}
+    return [(file, places.get(file.resolve())) for file in images]
+
+
+def _row(
+    detectors: Mapping[str, Detector],
+    classes: Sequence[str],
+    file: Path,
+    dataset: AnnotatedImages | None,
+    index: int | None,
+) -> HeatmapRow:
+    image = read_image(file)
+    maps = [tower_maps(detector, image) for detector in detectors.values()]
+    if dataset is not None and index is not None:
+        image, target = dataset[index]
+        boxes = target.boxes.numpy()
+        drawn = draw_boxes(image, boxes, target.labels, dataset.classes, side=CELL_SIDE)
+        return HeatmapRow(image, (file.name, f"ground truth: {len(boxes)}"), drawn, boxes, maps)
+    name, detector = next(iter(detectors.items()))
+    found = detector.predict([image.to(detector.image_mean.device)])[0].to("cpu")
+    boxes = found.boxes[found.scores >= SCORE_THRESH].numpy()
+    drawn = draw_detections(image, found, classes, SCORE_THRESH, side=CELL_SIDE)
+    what = f"{len(boxes)} with score \u2265 {SCORE_THRESH:g}, {name}"
+    return HeatmapRow(image, (file.name, what), drawn, boxes, maps)
+
+
+def _samples(dataset: AnnotatedImages) -> Iterator[tuple[Tensor, Tensor]]:
+    for index in tqdm(range(len(dataset)), unit="image", disable=None):
+        image, target = dataset[index]
+        yield image, target.boxes

@@ -1,0 +1,76 @@
+"""The runs of one setting by what trained them: a line is one detector with its switches, over seeds.
+
+Standard library alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msil.reporting import captions
+from msil.reporting.formats import setting
+from msil.reporting.regenerated import NAMES, USUAL, one_a_seed
+
+Result = Mapping[str, Any]
+
+HEADS = {"fcos": "FCOS", "vfnet": "VFNet"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """label: of the switches alone, e.g. "plain" or "MSIL cls". runs: one a seed, by seed."""
+
+    label: str
+    runs: tuple[Result, ...]
+
+    @property
+    def plain(self) -> bool:
+        return self.label == "plain"
+
+
+@dataclass(frozen=True)
+class DetectorLines:
+    """All lines of one head on one backbone, the plain one first. name: e.g. "VFNet ResNet-10"."""
+
+    name: str
+    lines: tuple[Line, ...]
+
+    def pair(self) -> tuple[Line, Line] | None:
+        """The plain detector and the one with the whole MSIL, where both ran."""
+        found = {line.label: line for line in self.lines}
+        return (found["plain"], found["MSIL"]) if {"plain", "MSIL"} <= set(found) else None
+
+
+def detectors(group: Sequence[Result]) -> list[DetectorLines]:
+    """The runs of one setting (see regenerated.settings), by detector and line; most lines first."""
+    found: dict[str, dict[str, list[Result]]] = {}
+    for run in group:
+        model = run["config"]["model"]
+        head = json.dumps({**model["head"], **model["backbone"]}, sort_keys=True)
+        found.setdefault(head, {}).setdefault(line_label(run), []).append(run)
+    made = []
+    for lines in found.values():
+        ordered = sorted(lines.items(), key=lambda item: (item[0] != "plain", item[0] != "MSIL", item[0]))
+        first = ordered[0][1][0]
+        made.append(DetectorLines(detector_name(first), tuple(Line(name, one_a_seed(runs)) for name, runs in ordered)))
+    return sorted(made, key=lambda detector: (-len(detector.lines), detector.name))
+
+
+def detector_name(run: Result) -> str:
+    head, backbone = captions.lookup(run, "model", "head", "name"), captions.lookup(run, "model", "backbone", "name")
+    return f"{HEADS.get(head, head)} {NAMES.get(backbone, backbone)}"
+
+
+def line_label(run: Result) -> str:
+    """plain, MSIL (the whole block on both branches), MSIL cls, MSIL without alignment, MSIL kernel_size=1 ..."""
+    block = captions.lookup(run, "model", "msil")
+    if block["apply"] == "none":
+        return "plain"
+    words = ["MSIL"] + ([block["apply"]] if block["apply"] != "both" else [])
+    words += [] if block["align"] else ["without alignment"]
+    words += [] if block["separate"] else ["without separation"]
+    words += [f"{key}={setting(block[key])}" for key, usual in USUAL.items() if block.get(key, usual) != usual]
+    return " ".join(words)

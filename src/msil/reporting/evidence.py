@@ -1,0 +1,96 @@
+"""The detections behind the tables: each run's read and judged once, and its rows compared by pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msil.analysis.bootstrap import difference_interval
+from msil.analysis.matching import Matches, match_coco, match_voc
+from msil.analysis.precision import scores
+from msil.analysis.record import RECORD_FILE, EvaluationRecord, read_record
+from msil.errors import DataError
+from msil.reporting.paper_tables import Difference
+from msil.reporting.regenerated import Filled
+
+Result = Mapping[str, Any]
+
+SAMPLES = 1000
+
+
+class Evidence:
+    """Reads evaluation.npz of runs (results with "folder", see read_results) as they are asked for, and keeps it."""
+
+    def __init__(self, samples: int = SAMPLES) -> None:
+        self.samples = samples
+        self._records: dict[str, EvaluationRecord | None] = {}
+        self._matches: dict[tuple[str, bool], Matches] = {}
+        self._differences: dict[tuple[tuple[str, ...], tuple[str, ...], str], Difference | None] = {}
+
+    def record(self, run: Result) -> EvaluationRecord | None:
+        """None where the run has no such file: one of an earlier version, or of images without boxes.
+
+        Raises DataError for a file that is damaged or is not of this run.
+        """
+        folder = run["folder"]
+        if folder not in self._records:
+            there = (Path(folder) / RECORD_FILE).exists()
+            self._records[folder] = read_record(folder) if there else None
+            if there:
+                self._check(run)
+        return self._records[folder]
+
+    def matches(self, run: Result, metric: str) -> Matches | None:
+        """The run's detections judged by the rule of `metric`: VOC's for VOC_AP, else COCO's."""
+        record = self.record(run)
+        if record is None:
+            return None
+        key = run["folder"], metric == "VOC_AP"
+        if key not in self._matches:
+            self._matches[key] = match_voc(record) if metric == "VOC_AP" else match_coco(record)
+        return self._matches[key]
+
+    def difference(self, ours: Sequence[Result], others: Sequence[Result], metric: str) -> Difference | None:
+        """Mean of `ours` minus that of `others`, runs of one row each, with its interval; None where a run's
+        detections are missing, or the two were not evaluated on the same boxes."""
+        key = tuple(run["folder"] for run in ours), tuple(run["folder"] for run in others), metric
+        if key not in self._differences:
+            self._differences[key] = self._difference(ours, others, metric)
+        return self._differences[key]
+
+    def _difference(self, ours: Sequence[Result], others: Sequence[Result], metric: str) -> Difference | None:
+        records = [self.record(run) for run in (*ours, *others)]
+        questions = {record.question() for record in records if record is not None}
+        if not ours or not others or None in records or len(questions) != 1:
+            return None
+        judged = [[self.matches(run, metric) for run in runs] for runs in (ours, others)]
+        interval = difference_interval(*judged, metric, samples=self.samples)  # pyright: ignore[reportArgumentType]
+        return Difference(interval.estimate, interval.low, interval.high, self.samples)
+
+    def _check(self, run: Result) -> None:
+        """The record must give the very AP that result.json reports."""
+        judged = self.matches(run, "AP")
+        assert judged is not None
+        reported = run["metrics"].get("AP")
+        found = float(scores(judged, metrics=("AP",))["AP"])
+        reported = math.nan if reported is None else reported
+        if not (math.isclose(found, reported, abs_tol=1e-6) or (math.isnan(found) and math.isnan(reported))):
+            raise DataError(
+                f"{run['folder']}/{RECORD_FILE} gives AP {found:.4f}, but result.json beside it says {reported:.4f}: they "
+                "are not of one run; delete that folder and run it again."
+            )
+
+
+def differences(filled: Filled, evidence: Evidence) -> dict[int, Difference]:
+    """By a row's place in filled.rows: its difference to the row it is compared with, in the table's first metric."""
+    metric = filled.metric[filled.paper.metrics[0]]
+    found = {}
+    for place, row in enumerate(filled.rows):
+        other = filled.compared(row)
+        if other is not None and row.runs and other.runs:
+            difference = evidence.difference(row.runs, other.runs, metric)
+            if difference is not None:
+                found[place] = difference
+    return found

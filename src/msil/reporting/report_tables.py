@@ -1,0 +1,99 @@
+"""Tables as the report's page takes them: the regenerated ones, and the list of all runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msil.reporting import captions, formats
+from msil.reporting.comparisons import detector_name, line_label
+from msil.reporting.page import Cell, ReportColumn, ReportRow, ReportTable, RowKind
+from msil.reporting.regenerated import Filled, FilledRow
+from msil.reporting.tables import AP_NAMES, Column, Table, cell
+
+TOOLTIPS = {
+    "our net": "the backbone that ran; a smaller one may stand in for the paper's",
+    "seeds": "finished runs of this row, one a seed",
+    "against": "the row that the differences are measured against",
+    "FLOPs": "forward pass of one image, 2 per multiply-add",
+    "images/s": "in training",
+}
+
+
+def page_table(id: str, filled: Filled, table: Table) -> ReportTable:
+    """`table`: paper_table(filled, ...)."""
+    columns = [column for column in table.columns if column.shown]
+    return ReportTable(
+        id,
+        table.caption,
+        tuple(ReportColumn(c.title, c.right, TOOLTIPS.get(c.title, "")) for c in columns),
+        tuple(
+            ReportRow(tuple(_cell(line, column) for column in columns), _kind(row))
+            for line, row in zip(table.rows, filled.rows, strict=True)
+        ),
+        tuple(note for note in table.notes if filled.command is None or filled.command not in note),
+        () if filled.command is None else (filled.command,),
+    )
+
+
+def runs_table(id: str, results: Sequence[Mapping[str, Any]]) -> ReportTable:
+    """One line a run, whatever it was for."""
+    names = [name for name in (*AP_NAMES, "VOC_AP") if any(name in run["metrics"] for run in results)]
+    columns = (
+        ReportColumn("run"),
+        ReportColumn("detector"),
+        ReportColumn("switches"),
+        ReportColumn("data"),
+        ReportColumn("seed", numeric=True),
+        *(ReportColumn(name.replace("_", " "), numeric=True) for name in names),
+        ReportColumn("parameters", numeric=True),
+        ReportColumn("FLOPs", numeric=True, tooltip=TOOLTIPS["FLOPs"]),
+        ReportColumn("images/s", numeric=True, tooltip=TOOLTIPS["images/s"]),
+        ReportColumn("time", numeric=True, tooltip="wall clock of the whole run"),
+        ReportColumn("command"),
+    )
+    rows = []
+    for run in results:
+        cells = [
+            Cell(str(run["run_name"])),
+            Cell(detector_name(run)),
+            Cell(line_label(run)),
+            Cell(captions.setting_name([run])),
+            Cell(str(run["seed"]), run["seed"]),
+            *(Cell(formats.percent(run["metrics"].get(name)), run["metrics"].get(name)) for name in names),
+            Cell(formats.amount(run["parameters"]), run["parameters"]),
+            Cell(formats.amount(run["flops"]), run["flops"]),
+            Cell(formats.rate(run["images_per_second"]), run["images_per_second"]),
+            Cell(formats.duration(run["total_seconds"]), run["total_seconds"]),
+            Cell(str(run["command"])),
+        ]
+        rows.append(ReportRow(tuple(cells)))
+    return ReportTable(id, f"All finished runs: {len(rows)}.", columns, tuple(rows))
+
+
+def _kind(row: FilledRow) -> RowKind:
+    if row.quoted:
+        return "quoted"
+    return "ours" if row.runs else "missing"
+
+
+def _cell(line: Mapping[str, Any], column: Column) -> Cell:
+    """A line's cell; what is written in parts (59.2 ± 0.4) sorts by the first."""
+    text = cell(line, column)
+    missing = text in ("", formats.MISSING)
+    if column.key == "difference_text" and not missing:
+        estimate, _, interval = text.partition(" ")
+        return Cell(estimate, line["difference"], detail=interval)
+    if not column.right:
+        return Cell(text, note=missing)
+    value = line.get(column.key)
+    if isinstance(value, str):
+        value = _leading_number(value)
+    return Cell(text, value, note=missing or not isinstance(value, int | float))
+
+
+def _leading_number(text: str) -> float | None:
+    try:
+        return float(text.split(" ")[0])
+    except ValueError:
+        return None

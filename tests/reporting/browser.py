@@ -1,0 +1,168 @@
+"""A headless Chromium over the DevTools protocol's pipe (file descriptors 3 and 4, JSON texts ended by a null byte):
+a real browser for tests, without a package.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+TIMEOUT = 30.0  # seconds that one answer may take on a busy machine
+OPTIONS = (
+    "--headless=new", "--remote-debugging-pipe", "--no-first-run", "--no-default-browser-check", "--disable-gpu",
+    "--disable-extensions", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--hide-scrollbars",
+)  # fmt: skip
+KEY_CODES = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+# Run in between: puts the two ends of the pipes at 3 and 4, by way of higher numbers lest one falls on the other.
+START = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+EVENTS = ("Page", "Runtime", "Log", "Network", "Accessibility")
+
+
+def find_chromium() -> str | None:
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+class Browser:
+    """One browser with one tab, for `with`. events: what it reported since the last open(): {"method", "params"}."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        command = [program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
+        if os.geteuid() == 0:
+            command.insert(1, "--no-sandbox")  # Chromium refuses to start as root with its sandbox
+        theirs_in, self._send_end = os.pipe()
+        self._receive_end, theirs_out = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", START, str(theirs_in), str(theirs_out), *command],
+            pass_fds=(theirs_in, theirs_out),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.events: list[dict[str, Any]] = []
+        self._buffer = b""
+        self._count = 0
+        self._session: str | None = None
+        targets = self.call("Target.getTargets")["targetInfos"]
+        page = next(target["targetId"] for target in targets if target["type"] == "page")
+        self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        for domain in EVENTS:
+            self.call(f"{domain}.enable")
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self._send_end)  # the end of its pipe ends the browser
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._receive_end)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send a command and wait for its answer; what else arrives meanwhile is kept in events."""
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        data = json.dumps(message).encode() + b"\0"
+        while data:
+            data = data[os.write(self._send_end, data) :]
+        answer = self._wait(lambda one: one.get("id") == self._count, method)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']['message']}")
+        return answer["result"]
+
+    def open(
+        self, page: Path, *, width: int = 1440, height: int = 900, dark: bool = False, script: bool = True
+    ) -> None:
+        """Load a file and wait until it has loaded, pictures and all. script: whether its JavaScript runs."""
+        self.events.clear()
+        self.resize(width, height)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setScriptExecutionDisabled", value=not script)
+        self.call("Page.navigate", url=page.as_uri())
+        if not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self._wait(lambda one: one.get("method") == "Page.loadEventFired", page.name)
+        if not script:
+            return
+        # Pictures from data: URIs are decoded after the load; two frames later the layout is done.
+        self.evaluate("Promise.all([...document.images].map((image) => image.decode().catch(() => {})))")
+        self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))")
+
+    def resize(self, width: int, height: int) -> None:
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page; awaited where it is a promise."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
+        return answer["result"].get("value")
+
+    def press(self, key: str) -> None:
+        code = {"key": key, "code": key, "windowsVirtualKeyCode": KEY_CODES[key]}
+        text = {"text": "\r"} if key == "Enter" else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **code, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **code)
+
+    def click(self, selector: str) -> None:
+        """A click of the mouse in the middle of the first element that the selector finds, scrolled into view."""
+        x, y = self.evaluate(
+            f"(() => {{ const element = document.querySelector({json.dumps(selector)});"
+            " element.scrollIntoView({ block: 'center', inline: 'center', behavior: 'instant' });"
+            " const box = element.getBoundingClientRect();"
+            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def screenshot(self, file: Path, *, whole: bool = True) -> None:
+        """A PNG of the whole page, or of what the window shows."""
+        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        file.write_bytes(base64.b64decode(answer["data"]))
+
+    def _wait(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        end = time.monotonic() + TIMEOUT
+        while True:
+            while b"\0" in self._buffer:
+                text, self._buffer = self._buffer.split(b"\0", 1)
+                message = json.loads(text)
+                if "method" in message:
+                    self.events.append(message)
+                if wanted(message):
+                    return message
+            if not select.select([self._receive_end], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise TimeoutError(f"the browser did not answer {what} within {TIMEOUT:.0f} s")
+            data = os.read(self._receive_end, 1 << 20)
+            if not data:
+                raise RuntimeError(f"the browser ended while it was asked for {what}")
+            self._buffer += data
