@@ -128,6 +128,17 @@ class Browser:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
+    def wait_for(self, condition: str) -> None:
+        """Until a JavaScript expression is true: for what the page does in its own time (events, promises).
+
+        TimeoutError: it never is.
+        """
+        end = time.monotonic() + TIMEOUT
+        while not self.evaluate(f"Boolean({condition})"):
+            if time.monotonic() > end:
+                raise TimeoutError(f"still not so after {TIMEOUT:.0f} s: {condition}")
+            time.sleep(0.02)
+
     def press(self, key: str) -> None:
         code = {"key": key, "code": key, "windowsVirtualKeyCode": KEY_CODES[key]}
         text = {"text": "\r"} if key == "Enter" else {}

@@ -59,7 +59,9 @@ def sample() -> Report:
                     chart("Loss over the steps", "Loss", 540, 330),
                 ),
             ),
-            Section("classes", "Classes", pictures=(chart("AP of each class", "Average precision by class", 1100, 420),)),
+            Section(
+                "classes", "Classes", pictures=(chart("AP of each class", "Average precision by class", 1100, 420),)
+            ),
             Section("images", "Images", ("Those first where plain and MSIL differ most.",), galleries=(gallery(),)),
         ),
         "Made by msil report from runs/ (36 finished, 4 missing).",
@@ -178,7 +180,7 @@ def scene(seed: int, boxes: int, alt: str) -> Picture:
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
     "<img src=x onerror='window.hacked=1'><svg onload=\"window.hacked=1\">",
-    "\"><script>window.hacked=1</script>",
+    '"><script>window.hacked=1</script>',
     "' onmouseover='window.hacked=1' x='",
     "</style></script></title></textarea><script>window.hacked=1</script>",
     "javascript:window.hacked=1",

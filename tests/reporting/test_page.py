@@ -110,9 +110,8 @@ def test_policy_allows_the_inlined_style_and_script_alone() -> None:
 def test_nothing_comes_from_outside() -> None:
     page = render(hostile()[0])
     parsed = Parsed(page)
-    assert {tag for tag, _ in parsed.elements} <= set(
-        ["html", "head", "meta", "title", "style", "body", "a", "header", "h1", "h2", "h3", "p", "div", "nav", "ul", "ol", "li", "main", "section", "table", "caption", "span", "thead", "tbody", "tr", "th", "td", "pre", "code", "figure", "figcaption", "img", "footer", "dialog", "button", "script"]
-    )
+    loading = {"link", "base", "iframe", "frame", "object", "embed", "video", "audio", "source", "track", "svg", "form"}
+    assert not loading & {tag for tag, _ in parsed.elements}
     assert all(re.match("data:image/(png|jpeg|svg\\+xml);base64,[A-Za-z0-9+/=]+$", one) for one in parsed.values("src"))
     assert all(re.match("#[a-z0-9-]+$", one) for one in parsed.values("href"))
     names = {name for _, attributes in parsed.elements for name in attributes}
@@ -202,6 +201,7 @@ def test_deep_sections_stay_at_the_last_heading() -> None:
 
 
 TABLE = ReportTable("t", "T", (ReportColumn("name"), ReportColumn("AP", numeric=True)), ())
+NAMELESS = GalleryItem("i", (("l", dataclasses.replace(DOT, alt="")),))
 WRONG = {
     "a section's id twice": ((Section("s", "S"), Section("s", "S")), "'s' is used twice"),
     "a subsection's id": ((Section("s", "S", subsections=(Section("s", "S"),)),), "'s' is used twice"),
@@ -227,7 +227,7 @@ WRONG = {
         "a picture in section 's' has no alt",
     ),
     "a gallery's picture without alt": (
-        (Section("s", "S", galleries=(Gallery("g", "G", (GalleryItem("i", (("l", Picture("", b"", "png", 1, 1)),)),)),)),),
+        (Section("s", "S", galleries=(Gallery("g", "G", (NAMELESS,)),)),),
         "a picture in section 's' has no alt",
     ),
 }  # fmt: skip

@@ -80,7 +80,9 @@ def accessible(browser: Browser) -> list[tuple[str, str]]:
     """(role, name) of everything that a screen reader is told of."""
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
     return [
-        (node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node.get("ignored", False)
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in nodes
+        if not node.get("ignored", False)
     ]
 
 
@@ -211,7 +213,7 @@ def test_a_picture_opens_large(browser: Browser, page: Path, how: str) -> None:
         assert in_viewer(browser)[0] == title
     browser.press("Escape")
     assert not browser.evaluate("viewer.open")
-    assert browser.evaluate(f"document.activeElement === document.querySelector({json.dumps(button)})")
+    browser.wait_for(f"document.activeElement === document.querySelector({json.dumps(button)})")
     assert complaints(browser) == []
 
 
@@ -233,16 +235,17 @@ def test_the_buttons_of_the_large_picture(browser: Browser, page: Path) -> None:
     assert in_viewer(browser)[:2] == ["Training: Loss", "2 of 2"]
     browser.click("[data-close]")
     assert not browser.evaluate("viewer.open")
-    assert browser.evaluate("document.activeElement.firstChild.alt").startswith("Loss over the steps")
+    browser.wait_for("document.activeElement.firstChild?.alt?.startsWith('Loss over the steps')")  # the one last shown
 
 
 def test_commands_can_be_copied(browser: Browser, page: Path) -> None:
+    browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
     browser.open(page)
     browser.click(".commands button")
-    browser.evaluate("new Promise((done) => setTimeout(done, 50))")
-    assert browser.evaluate("document.querySelector('.commands button').textContent") != "Copy"
-    selected = browser.evaluate("document.querySelector('.commands code').textContent")
-    assert selected.split("\n") == list(sample().sections[0].subsections[0].tables[0].commands)
+    browser.wait_for("document.querySelector('.commands button').textContent !== 'Copy'")
+    assert browser.evaluate("document.querySelector('.commands button').textContent") == "Copied"
+    copied = browser.evaluate("navigator.clipboard.readText()")
+    assert copied.split("\n") == list(sample().sections[0].subsections[0].tables[0].commands)
 
 
 def test_what_a_screen_reader_is_told(browser: Browser, page: Path) -> None:

@@ -49,7 +49,7 @@ class CocoMetric(DetectionMetric):
         if len(found.image_ids) == 0:
             return dict.fromkeys(STATS, float("nan"))
         ground_truth = covered_ground_truth(self.ground_truth, found.image_ids, self.category_ids)
-        results = _results(found, ground_truth, self.category_ids)
+        results = coco_results(found, ground_truth, self.category_ids)
         stats = pycocotools_stats(ground_truth, results) if final else fast_stats(ground_truth, results)
         return {name: float("nan") if value == -1 else value for name, value in zip(STATS, stats, strict=True)}
 
@@ -58,14 +58,15 @@ def pycocotools_stats(ground_truth: dict[str, Any], results: dict[str, Any]) -> 
     """The 12 numbers of pycocotools; -1 where no ground truth box is counted. Writes flags into both dicts."""
     # pycocotools reports every step by print and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_indexed(ground_truth), _indexed(results), "bbox")
+        evaluation = COCOeval(indexed(ground_truth), indexed(results), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return [float(value) for value in evaluation.stats]
 
 
-def _indexed(dataset: dict[str, Any]) -> COCO:
+def indexed(dataset: dict[str, Any]) -> COCO:
+    """A COCO format dict as pycocotools takes it."""
     api: Any = COCO()  # its constructor reads files only, and its type hints know no plain dict
     api.dataset = dataset
     api.createIndex()
@@ -81,8 +82,11 @@ def fast_stats(ground_truth: dict[str, Any], results: dict[str, Any]) -> list[fl
     return [float(value) for value in evaluation.stats]
 
 
-def _results(found: CollectedDetections, ground_truth: dict[str, Any], category_ids: Sequence[int]) -> dict[str, Any]:
-    # What loadRes of either package would build, which pycocotools' cannot do for an empty list.
+def coco_results(
+    found: CollectedDetections, ground_truth: dict[str, Any], category_ids: Sequence[int]
+) -> dict[str, Any]:
+    """Detections as a COCO format dict: what loadRes of either package would build, which pycocotools' cannot do for an
+    empty list. Images and categories are the ground truth's."""
     rows = zip(
         found.owners.tolist(), found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
     )  # Python numbers: float32 scores and coordinates become doubles without rounding

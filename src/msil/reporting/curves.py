@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from msil.reporting.canvas import MUTED, clean, draw_svg, legend_of, message_svg, row_colors
 
-POINTS = 80  # of a curve; longer ones are averaged in as many bins
+POINTS = 80  # of a curve; longer ones are averaged in bins
 CLASS_LIMIT = 9  # small multiples
 TOLERANCE = 0.003  # how far the line of a precision-recall curve may pass by a point, 1/3 of a pixel
 PANEL_TOLERANCE = 0.01  # in small multiples, a pixel
@@ -31,12 +31,13 @@ def learning_curves(rows: Runs, *, metric: str = "AP", title: str = "AP during t
 
 
 def loss_curves(rows: Runs, *, title: str = "Training loss") -> bytes:
-    """Loss over steps, as `learning_curves`; long curves are averaged in 80 bins, which smooths them.
+    """Loss over steps, as `learning_curves`; curves of more than 80 points are averaged in bins, which smooths them.
 
     rows: of each row one (steps, losses) a seed, both (N,).
     """
     longest = max((len(xs) for seeds in rows.values() for xs, _ in seeds), default=0)
-    notes = [f"each point is a mean over 1/{POINTS} of the training"] if longest > POINTS else []
+    size = _bin_size(longest)
+    notes = [f"smoothed: a point is the mean of {size} logged steps"] if size > 1 else []
     return _training(rows, "loss", "step", title, "No loss was logged.", notes)
 
 
@@ -158,12 +159,15 @@ def _mean_curve(seeds: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
 
 
 def _binned(points: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """At most POINTS points, each the mean of its neighbours."""
-    xs, ys = points
-    if len(xs) <= POINTS:
-        return xs, ys
-    parts = np.array_split(np.arange(len(xs)), POINTS)
-    return np.array([xs[part].mean() for part in parts]), np.array([ys[part].mean() for part in parts])
+    """At most POINTS points, each the mean of as many neighbours; the last may be of fewer."""
+    size = _bin_size(len(points[0]))
+    xs, ys = ([part.mean() for part in np.split(values, range(size, len(values), size))] if len(values) else []
+              for values in points)  # fmt: skip
+    return np.array(xs), np.array(ys)
+
+
+def _bin_size(count: int) -> int:
+    return max(1, math.ceil(count / POINTS))
 
 
 def _draw_precisions(

@@ -118,18 +118,19 @@ def read_gallery_image(root: str | Path, name: str, size: tuple[int, int] | None
     applied (as msil.data reads them).
     Raises DataError for a file outside root (a record may come from anyone), of another size, missing or damaged.
     """
-    relative = Path(name)
+    relative, what = Path(name), f"image {name[:200]!r} of the evaluation"
     if relative.is_absolute() or ".." in relative.parts:
-        raise DataError(f"image {name!r} of the evaluation is not below {root}: make the evaluation again")
+        raise DataError(f"{what} is not below {root}: make the evaluation again")
     try:
         path = (Path(root) / relative).resolve()
         inside = path.is_relative_to(Path(root).resolve())
+        is_other = inside and path.exists() and not path.is_file()  # a folder, or a pipe that would be waited on
     except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a name that no file system can hold
-        raise DataError(f"image {name!r} of the evaluation cannot be looked up below {root}: {error}") from None
+        raise DataError(f"{what} cannot be looked up below {root} ({type(error).__name__}): mend its name") from None
     if not inside:
-        raise DataError(f"image {name!r} of the evaluation is a link that leaves {root}: put the file itself there")
-    if path.exists() and not path.is_file():
-        raise DataError(f"image {name!r} of the evaluation is no file below {root}: make the evaluation again")
+        raise DataError(f"{what} is a link that leaves {root}: put the file itself there")
+    if is_other:
+        raise DataError(f"{what} is no file below {root}: make the evaluation again")
     header = read_header(path)
     if size is None or tuple(size) == header.size:
         return read_image(path, header.orientation)

@@ -10,7 +10,6 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from msil.reporting.canvas import INK, clean, draw_svg, message_svg
-from msil.reporting.formats import amount
 
 MATRIX_LIMIT = 20  # classes of a confusion matrix
 COUNTS_LIMIT = 12  # classes of a confusion matrix with its counts printed
@@ -62,8 +61,15 @@ def confusion_matrix(classes: Sequence[str], counts: Any, *, title: str = "Confu
             for row, column in np.argwhere(table).tolist():
                 if (row, column) != (size - 1, size - 1):
                     color = "white" if level[row, column] >= 4 else INK
-                    axes.text(column, row, amount(float(table[row, column])).replace(" ", ""), ha="center", va="center",
+                    axes.text(column, row, _short(table[row, column]), ha="center", va="center",
                               color=color, fontsize=12 if size <= 7 else 10)  # fmt: skip
 
     legend = list(zip(SHARE_NAMES, SHARE_COLORS, strict=True))
     return draw_svg(draw, 1.5 + min(4.4, 0.9 + 0.45 * size), title=title, notes=notes, legend=legend)
+
+
+def _short(count: float) -> str:
+    """At most four signs, what a cell has room for: 9999, 10k, 999k, 1.0M."""
+    if count < 9_999.5:
+        return f"{count:.0f}"
+    return f"{count / 1e3:.0f}k" if count < 999_500 else f"{count / 1e6:.1f}M"

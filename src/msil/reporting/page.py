@@ -8,15 +8,16 @@ and nothing else. Without JavaScript only sorting, the large pictures and the co
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any, Literal
 
 import jinja2
-from markupsafe import Markup
 
 RowKind = Literal["ours", "paper", "quoted", "missing"]
 PictureKind = Literal["svg", "png", "jpeg"]
@@ -46,7 +47,7 @@ class Cell:
 @dataclass(frozen=True)
 class ReportColumn:
     """title: the header. numeric: set flush right, sorted by number, largest first at the first click.
-    tooltip: what the header means."""
+    tooltip: what the header means, for those with a mouse; what all must know belongs into the table's notes."""
 
     title: str
     numeric: bool = False
@@ -146,9 +147,10 @@ def render(report: Report) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     template = _environment().get_template("report.html.j2")
-    return template.render(report=report, policy=policy, style=Markup(style), script=Markup(script))
+    return template.render(report=report, policy=policy, style=style, script=script)
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("msil.reporting"),
@@ -168,9 +170,7 @@ def _environment() -> jinja2.Environment:
 
 def _asset(name: str) -> str:
     """CSS or JavaScript of this package, as it is put into the page: the hash is of these very characters."""
-    environment = _environment()
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
+    return (resources.files("msil.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
@@ -178,14 +178,12 @@ def _hash(text: str) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """A text as every HTML parser reads it back; anything else as it is (our own style, script and macros)."""
-    if not isinstance(value, str) or isinstance(value, Markup):
+    """A text as every HTML parser reads it back; anything else as it is (what the template marks as safe: our own
+    style, script and macros)."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
-    return re.sub("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]", "\ufffd", _newlines(value))
-
-
-def _newlines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = value.replace("\r\n", "\n").replace("\r", "\n")
+    return re.sub("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]", "\ufffd", text)
 
 
 def _data_uri(picture: Picture) -> str:
@@ -201,7 +199,7 @@ def _sort_value(cell: Cell, column: ReportColumn) -> str:
 
 
 def _check(report: Report) -> None:
-    seen = set(OWN_IDS)
+    seen: set[str] = set(OWN_IDS)
     for name in _ids(report.sections):
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", name):
             raise ValueError(f"{name!r} cannot be an id: use letters, digits, - and _, a letter first")

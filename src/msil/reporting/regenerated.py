@@ -203,7 +203,9 @@ def _extra(run: Result) -> str:
     model = run["config"]["model"]
     block = {} if model["msil"]["apply"] == "none" else model["msil"]
     found = {**model["head"], **block}
-    return ", ".join(f"{key}={setting(found[key])}" for key, usual in USUAL.items() if found.get(key) not in (None, usual))
+    return ", ".join(
+        f"{key}={setting(found[key])}" for key, usual in USUAL.items() if found.get(key) not in (None, usual)
+    )
 
 
 def one_a_seed(runs: Sequence[Result]) -> tuple[Result, ...]:

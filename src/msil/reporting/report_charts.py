@@ -28,7 +28,12 @@ AREAS = {"APs": (0.0, 32.0**2), "APm": (32.0**2, 96.0**2), "APl": (96.0**2, np.i
 def difference_picture(tables: Sequence[tuple[Filled, Table]]) -> Picture | None:
     """Every difference of these tables with its interval, or None where there is none."""
     found = [
-        (f"Table {filled.paper.number}: {line['row']}", line["difference"], line["difference_low"], line["difference_high"])
+        (
+            f"Table {filled.paper.number}: {line['row']}",
+            line["difference"],
+            line["difference_low"],
+            line["difference_high"],
+        )
         for filled, table in tables
         for line in table.rows
         if "difference" in line

@@ -98,6 +98,7 @@ viewer.addEventListener("click", (event) => {
   else if (button || event.target === viewer || event.target === stage) viewer.close();
 });
 viewer.addEventListener("close", () => {
+  if (viewer.open) return; // the event comes late: another picture may be open already
   stage.replaceChildren();
   shown.focus();
 });

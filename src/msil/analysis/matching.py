@@ -1,0 +1,149 @@
+"""Which detections of a run are right: judged once, so that AP over any choice of its images needs no second look."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.cocoeval import COCOeval
+
+from msil.analysis.record import EvaluationRecord
+from msil.evaluation import voc
+from msil.evaluation.coco import coco_results, indexed
+from msil.evaluation.detections import CollectedDetections
+
+COCO_AREAS = ("all", "small", "medium", "large")
+COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
+MAX_DETECTIONS = 100  # of an image and class
+
+
+@dataclass(frozen=True)
+class ClassMatches:
+    """The detections of one class by descending score; of equal ones the earlier image first. A areas, T IoUs.
+
+    images: (D,) int64, position of each detection's image. hits, ignored: (A, T, D) bool; a detection that is neither
+    is a false positive. truths: (A, I) int64, the objects of each image that count.
+    """
+
+    images: np.ndarray
+    hits: np.ndarray
+    ignored: np.ndarray
+    truths: np.ndarray
+
+
+@dataclass(frozen=True)
+class Matches:
+    """rule: "coco" or "voc". areas: (A,), ious: (T,). classes: one a class. images: how many. question: of the record."""
+
+    rule: str
+    areas: tuple[str, ...]
+    ious: tuple[float, ...]
+    classes: tuple[ClassMatches, ...]
+    images: int
+    question: str
+
+
+def match_coco(record: EvaluationRecord) -> Matches:
+    """By COCO's rule (pycocotools does the matching): 10 IoUs, 4 areas, at most 100 detections an image and class."""
+    images = [
+        {"id": int(image_id), "height": int(height), "width": int(width)}
+        for image_id, (height, width) in zip(record.image_ids, record.sizes, strict=True)
+    ]
+    categories = [
+        {"id": int(one), "name": str(name)} for one, name in zip(record.category_ids, record.classes, strict=True)
+    ]
+    ground_truth = {"images": images, "categories": categories, "annotations": _annotations(record)}
+    results = coco_results(_collected(record), ground_truth, record.category_ids.tolist())
+    position = {image_id: i for i, image_id in enumerate(record.image_ids.tolist())}
+    classes = []
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step and has no switch for it
+        evaluation = COCOeval(indexed(ground_truth), indexed(results), "bbox")
+        for category_id in record.category_ids.tolist():  # one at a time: it keeps a dict an image and area
+            evaluation.params.catIds = [category_id]
+            evaluation.evaluate()
+            classes.append(_class_matches(evaluation.evalImgs, position))
+    return Matches("coco", COCO_AREAS, COCO_IOUS, tuple(classes), len(images), record.question())
+
+
+def match_voc(record: EvaluationRecord) -> Matches:
+    """By VOC's rule at IoU 0.5 (msil.evaluation.voc.match), all sizes."""
+    classes = []
+    for label in range(len(record.classes)):
+        found = np.flatnonzero(record.found_labels == label)
+        found = found[np.lexsort((-record.found_scores[found], record.found_images[found]))]
+        truths = np.flatnonzero(record.truth_labels == label)
+        outcomes = np.zeros(len(found), dtype=np.int64)
+        for image in np.unique(record.found_images[found]).tolist():
+            here, there = record.found_images[found] == image, truths[record.truth_images[truths] == image]
+            boxes = record.found_boxes[found[here]].astype(np.float64)
+            outcomes[here] = voc.match(boxes, corners(record.truth_boxes[there]), record.truth_ignored[there])
+        order = np.argsort(-record.found_scores[found], kind="stable")
+        counted = truths[~record.truth_ignored[truths]]
+        classes.append(
+            ClassMatches(
+                record.found_images[found][order],
+                (outcomes == 1)[order][None, None],
+                (outcomes == -1)[order][None, None],
+                np.bincount(record.truth_images[counted], minlength=len(record.image_ids))[None],
+            )
+        )
+    return Matches("voc", ("all",), (voc.MIN_OVERLAP,), tuple(classes), len(record.image_ids), record.question())
+
+
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """(N, 4) x y width height -> x1 y1 x2 y2."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _class_matches(judged: Sequence[dict[str, Any] | None], position: dict[int, int]) -> ClassMatches:
+    """judged: pycocotools' evalImgs of one class, by area, then by image."""
+    areas, ious, images = len(COCO_AREAS), len(COCO_IOUS), len(position)
+    truths = np.zeros((areas, images), dtype=np.int64)
+    owners, scores, hits, ignored = [], [], [], []
+    for i in range(images):
+        found = [judged[area * images + i] for area in range(areas)]
+        if found[0] is None:  # neither objects nor detections, whatever the area
+            continue
+        truths[:, i] = [np.count_nonzero(np.asarray(one["gtIgnore"]) == 0) for one in found if one is not None]
+        scores.append(np.asarray(found[0]["dtScores"], dtype=np.float64))
+        owners.append(np.full(len(scores[-1]), position[int(found[0]["image_id"])]))
+        matched = np.stack([one["dtMatches"] != 0 for one in found if one is not None])
+        skipped = np.stack([one["dtIgnore"] for one in found if one is not None]).astype(bool)
+        hits.append(matched & ~skipped)
+        ignored.append(skipped)
+    nothing = np.zeros((areas, ious, 0), dtype=bool)
+    order = np.argsort(-np.concatenate([np.zeros(0), *scores]), kind="stable")
+    return ClassMatches(
+        np.concatenate([np.zeros(0, dtype=np.int64), *owners])[order],
+        np.concatenate([nothing, *hits], axis=2)[:, :, order],
+        np.concatenate([nothing, *ignored], axis=2)[:, :, order],
+        truths,
+    )
+
+
+def _annotations(record: EvaluationRecord) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": number,
+            "image_id": int(record.image_ids[record.truth_images[i]]),
+            "category_id": int(record.category_ids[record.truth_labels[i]]),
+            "bbox": record.truth_boxes[i].tolist(),
+            "area": float(record.truth_areas[i]),
+            "iscrowd": int(record.truth_ignored[i]),
+        }
+        for number, i in enumerate(range(len(record.truth_images)), start=1)
+    ]
+
+
+def _collected(record: EvaluationRecord) -> CollectedDetections:
+    return CollectedDetections(
+        image_ids=record.image_ids,
+        owners=record.image_ids[record.found_images],
+        boxes=record.found_boxes.astype(np.float64),
+        scores=record.found_scores.astype(np.float64),
+        labels=record.found_labels,
+    )

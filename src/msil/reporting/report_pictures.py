@@ -1,0 +1,187 @@
+"""The validation images of a report's section: where two detectors differ most, and what their towers look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from msil.analysis.record import EvaluationRecord
+from msil.checkpoints.load import load_detector
+from msil.detection import Detector
+from msil.errors import DataError, WeightsError
+from msil.reporting.comparisons import Line
+from msil.reporting.energy import REGIONS, SplitEnergy, split_energy
+from msil.reporting.evidence import Evidence
+from msil.reporting.formats import percent, signed
+from msil.reporting.gallery import gallery_pictures, image_scores, most_different, read_gallery_image
+from msil.reporting.heatmaps import MERGED, TOWERS, HeatmapRow, draw_heatmaps, png_bytes, tower_maps
+from msil.reporting.page import Cell, Gallery, GalleryItem, Picture, ReportColumn, ReportRow, ReportTable, Section
+
+IMAGES = 12  # of a gallery
+HEATMAPS = 4  # images with heat maps
+ENERGY_IMAGES = 200  # the first so many of a split
+SIDE = 384
+
+
+def gallery_section(id: str, plain: Line, msil: Line, evidence: Evidence) -> Section:
+    """Ground truth, plain and MSIL side by side, of the first seed that both have; one sentence where that cannot be."""
+    title = "Where the two differ most"
+    runs = same_seed(plain, msil)
+    if runs is None:
+        return Section(id, title, ("The two lines have no seed in common, so no gallery.",))
+    first, second = (evidence.record(run) for run in runs)
+    if first is None or second is None or not first.same_question(second):
+        return Section(id, title, ("The two were not evaluated on the same images, so no gallery.",))
+    root = data_root(runs[0])
+    scores = [image_scores(record) for record in (first, second)]
+    better, worse = (int(np.count_nonzero(sign * (scores[1] - scores[0]) > 0)) for sign in (1, -1))
+    items = []
+    for index in most_different(first, second, IMAGES).tolist():
+        try:
+            image = read_gallery_image(root, str(first.file_names[index]), tuple(first.sizes[index].tolist()))
+        except DataError as error:
+            return Section(id, title, (f"No gallery, since an image cannot be read: {error}.",))
+        items.append(_item(index, image, first, second, (scores[0][index], scores[1][index])))
+    return Section(
+        id,
+        title,
+        (
+            f"Seed {runs[0]['seed']}. An image's score is the F1 of its detections of at least 0.3 at IoU 0.5. MSIL is "
+            f"better on {better} of {len(first.image_ids)} images and worse on {worse}; shown are the largest "
+            "differences, half of them each way, so that the choice flatters neither.",
+        ),
+        galleries=(Gallery(f"{id}-gallery", "Ground truth, plain and MSIL", tuple(items)),) if items else (),
+    )
+
+
+def heatmap_section(id: str, plain: Line, msil: Line, evidence: Evidence) -> Section:
+    """Figures 4 and 6 for the first seed that both have, and the shares of energy that they only suggest."""
+    title = "What the towers look at (Figures 4 and 6)"
+    runs = same_seed(plain, msil)
+    record = None if runs is None else evidence.record(runs[0])
+    if runs is None or record is None:
+        return Section(id, title, ("The two lines have no seed with detections in common, so no heat maps.",))
+    try:
+        detectors = {line.label: _detector(run) for line, run in zip((plain, msil), runs, strict=True)}
+        samples = [_sample(record, index, data_root(runs[0])) for index in _with_boxes(record)[:ENERGY_IMAGES]]
+    except (WeightsError, DataError) as error:
+        return Section(id, title, (f"No heat maps: {str(error).rstrip('.')}.",))
+    if not samples:
+        return Section(id, title, ("No image has a box, so no heat maps.",))
+    shown = [(index, *_sample(record, index, data_root(runs[0]))) for index in _largest_objects(record)[:HEATMAPS]]
+    energy = split_energy(detectors, samples)
+    picture = draw_heatmaps([_row(record, detectors, *one) for one in shown], list(detectors))
+    height, width = picture.shape[:2]
+    return Section(
+        id,
+        title,
+        (
+            f"Seed {runs[0]['seed']}: the mean over channels of the feature's absolute value behind the MSIL seam, all "
+            "levels merged. The paper shows such maps; the table says how much of a map's energy lies inside the boxes "
+            f"and near their border, over {len(samples)} images with boxes, with 95 % intervals over images.",
+        ),
+        tables=(energy_table(f"{id}-energy", energy),),
+        pictures=(
+            Picture(
+                f"Heat maps of the classification and regression towers of {' and '.join(detectors)} on {len(shown)} images",
+                png_bytes(picture),
+                "png",
+                width,
+                height,
+                "Blue is a map's lowest value, red its highest.",
+            ),
+        ),
+    )
+
+
+def energy_table(id: str, energy: SplitEnergy) -> ReportTable:
+    """The merged maps' shares in percent, by region and tower; of each checkpoint and the differences to the first."""
+    columns = [ReportColumn("energy"), ReportColumn("tower"), ReportColumn("uniform map", numeric=True)]
+    columns += [ReportColumn(name, numeric=True) for name in energy.names]
+    columns += [ReportColumn(f"{name} − {energy.names[0]}", numeric=True) for name in energy.names[1:]]
+    rows = []
+    for region, words in REGIONS.items():
+        for tower in TOWERS:
+            uniform = energy.uniform_mean(region)
+            cells = [Cell(words), Cell(tower), Cell(percent(uniform), uniform)]
+            for i in range(len(energy.names)):
+                share = energy.mean(i, tower, MERGED, region)
+                detail = f"[{percent(share.low)}, {percent(share.high)}]"
+                cells.append(Cell(percent(share.estimate), share.estimate, detail=detail))
+            for i in range(1, len(energy.names)):
+                share = energy.difference(i, tower, MERGED, region)
+                detail = f"[{signed(share.low)}, {signed(share.high)}]"
+                cells.append(Cell(signed(share.estimate), share.estimate, detail=detail))
+            rows.append(ReportRow(tuple(cells)))
+    caption = f"Share of a map's energy, percent, {energy.shares.shape[1]} images, one seed, all levels merged."
+    return ReportTable(id, caption, tuple(columns), tuple(rows))
+
+
+def same_seed(plain: Line, msil: Line) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """The two runs of the lowest seed that both lines have."""
+    first, second = ({run["seed"]: run for run in line.runs} for line in (plain, msil))
+    common = sorted(set(first) & set(second))
+    return (first[common[0]], second[common[0]]) if common else None
+
+
+def data_root(run: Mapping[str, Any]) -> Path:
+    return Path(run["config"]["data"]["root"])
+
+
+def _item(
+    index: int, image: Tensor, first: EvaluationRecord, second: EvaluationRecord, scores: tuple[float, float]
+) -> GalleryItem:
+    name = str(first.file_names[index])
+    labels = ("ground truth", "plain", "MSIL")
+    made = gallery_pictures(index, image, first, second, side=SIDE)
+    alts = ("the objects of", "what the plain detector finds on", "what the detector with MSIL finds on")
+    height, width = _shown_size(image)
+    pictures = tuple(
+        (label, Picture(f"{alt} image {name}", data, "jpeg", width, height))
+        for label, alt, data in zip(labels, alts, made, strict=True)
+    )
+    note = f"F1 plain {scores[0]:.2f}, MSIL {scores[1]:.2f}"
+    return GalleryItem(name, pictures, note, abs(scores[1] - scores[0]))
+
+
+def _shown_size(image: Tensor) -> tuple[int, int]:
+    height, width = image.shape[-2:]
+    scale = SIDE / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _detector(run: Mapping[str, Any]) -> Detector:
+    return load_detector(Path(run["folder"]) / "checkpoints" / "last.ckpt")[0]
+
+
+def _sample(record: EvaluationRecord, index: int, root: Path) -> tuple[Tensor, np.ndarray]:
+    """The image and its boxes, x1 y1 x2 y2, ignored ones left out."""
+    image = read_gallery_image(root, str(record.file_names[index]), tuple(record.sizes[index].tolist()))
+    boxes = record.truth_boxes[(record.truth_images == index) & ~record.truth_ignored]
+    return image, np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _with_boxes(record: EvaluationRecord) -> list[int]:
+    return np.unique(record.truth_images[~record.truth_ignored]).tolist()
+
+
+def _largest_objects(record: EvaluationRecord) -> list[int]:
+    """Images with boxes, those with few and large ones first: on them a map is easiest to read."""
+    images = _with_boxes(record)
+    areas = record.truth_boxes[:, 2] * record.truth_boxes[:, 3]
+    mean_areas = [areas[(record.truth_images == i) & ~record.truth_ignored].mean() for i in images]
+    sizes = [record.sizes[i].prod() for i in images]
+    order = np.argsort(-np.array(mean_areas) / np.array(sizes), kind="stable")
+    return [images[i] for i in order]
+
+
+def _row(
+    record: EvaluationRecord, detectors: Mapping[str, Detector], index: int, image: Tensor, boxes: np.ndarray
+) -> HeatmapRow:
+    drawn = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
+    maps: Sequence[Any] = [tower_maps(detector, image) for detector in detectors.values()]
+    return HeatmapRow(image, ("", str(record.file_names[index])), drawn, boxes, maps)

@@ -1,0 +1,204 @@
+"""The gallery: scores counted by hand, a choice that flatters nobody, pictures, and files that stay below the root."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msil.analysis.record import EvaluationRecord
+from msil.errors import DataError
+from msil.reporting.drawing import class_color
+from msil.reporting.gallery import gallery_pictures, image_scores, most_different, read_gallery_image
+
+Truth = tuple[int, Sequence[float], int]  # image, x y width height, label
+Found = tuple[int, Sequence[float], float, int]  # image, x1 y1 x2 y2, score, label
+
+
+def record(
+    images: int, truths: Sequence[Truth], found: Sequence[Found], ignored: tuple[int, ...] = ()
+) -> EvaluationRecord:
+    """ignored: positions in truths."""
+    return EvaluationRecord(
+        classes=np.array(["cat", "dog"]),
+        category_ids=np.array([1, 2]),
+        image_ids=np.arange(1, images + 1),
+        file_names=np.array([f"val/{i}.png" for i in range(images)], dtype=np.str_),
+        sizes=np.full((images, 2), 100),
+        truth_images=np.array([t[0] for t in truths], dtype=np.int64),
+        truth_boxes=np.array([t[1] for t in truths], dtype=np.float64).reshape(-1, 4),
+        truth_areas=np.array([t[1][2] * t[1][3] for t in truths], dtype=np.float64),
+        truth_labels=np.array([t[2] for t in truths], dtype=np.int64),
+        truth_ignored=np.isin(np.arange(len(truths)), ignored),
+        found_images=np.array([f[0] for f in found], dtype=np.int64),
+        found_boxes=np.array([f[1] for f in found], dtype=np.float32).reshape(-1, 4),
+        found_scores=np.array([f[2] for f in found], dtype=np.float32),
+        found_labels=np.array([f[3] for f in found], dtype=np.int64),
+    )
+
+
+CAT: Truth = (0, [0, 0, 10, 10], 0)
+HIT: Found = (0, [0, 0, 10, 10], 0.9, 0)
+AWAY: Found = (0, [50, 50, 60, 60], 0.9, 0)
+
+
+@pytest.mark.parametrize(
+    ("truths", "found", "ignored", "score"),
+    [
+        ([], [], (), 1.0),  # nothing to find, nothing found
+        ([], [AWAY], (), 0.0),
+        ([CAT], [], (), 0.0),
+        ([CAT], [HIT], (), 1.0),
+        ([CAT], [HIT, AWAY], (), 2 / 3),  # 2 * 1 / (2 + 1)
+        ([CAT], [HIT, HIT], (), 2 / 3),  # the second of the same is one too many
+        ([CAT, (0, [30, 30, 10, 10], 1)], [HIT], (), 2 / 3),  # 2 * 1 / (1 + 2)
+        ([CAT], [(0, [0, 0, 10, 10], 0.9, 1)], (), 0.0),  # a dog at the cat's place
+        ([CAT], [(0, [0, 0, 10, 10], 0.29, 0)], (), 0.0),  # below the threshold
+        ([CAT], [(0, [0, 0, 10, 10], float("nan"), 0)], (), 0.0),
+        ([CAT], [(0, [0, 0, 20, 10], 0.9, 0)], (), 1.0),  # IoU 100 / 200 is enough
+        ([CAT], [(0, [0, 0, 21, 10], 0.9, 0)], (), 0.0),  # IoU 100 / 210 is not
+        ([CAT], [], (0,), 1.0),  # an ignored cat need not be found,
+        ([CAT], [HIT, HIT], (0,), 1.0),  # and may be, any number of times,
+        ([CAT], [(0, [0, 0, 2, 2], 0.9, 0)], (0,), 1.0),  # also by a part of it,
+        ([CAT], [(0, [0, 0, 30, 10], 0.9, 0)], (0,), 0.0),  # but not with two thirds elsewhere
+        ([CAT], [(0, [0, 0, 10, 10], 0.9, 1)], (0,), 0.0),  # nor by a dog
+        ([CAT, CAT], [HIT, HIT], (0,), 1.0),  # the one that counts is taken, the other detection is the ignored one's
+        ([], [(0, [5, 5, 5, 5], 0.9, 0)], (), 0.0),  # an empty box is a detection too
+    ],
+)
+def test_scores_of_one_image(truths: list[Truth], found: list[Found], ignored: tuple[int, ...], score: float) -> None:
+    assert image_scores(record(1, truths, found, ignored)).tolist() == pytest.approx([score])
+
+
+def test_the_surest_detection_takes_the_box_it_overlaps_most() -> None:
+    # truths at x 0..10 and 4..14. The surest, 3..13, overlaps them with IoU 70/130 and 90/110: it takes the second.
+    # The other, 0..10, then still has the first.
+    truths = [CAT, (0, [4, 0, 10, 10], 0)]
+    found = [(0, [0, 0, 10, 10], 0.5, 0), (0, [3, 0, 13, 10], 0.8, 0)]
+    assert image_scores(record(1, truths, found)).tolist() == [1.0]
+    # 2..12 overlaps the first with 80/120 and the second with 80/120: the first of equals. 0..10 overlaps the second
+    # by 60/140, too little: one hit of two detections and two truths.
+    found = [(0, [0, 0, 10, 10], 0.5, 0), (0, [2, 0, 12, 10], 0.8, 0)]
+    assert image_scores(record(1, truths, found)).tolist() == [0.5]
+
+
+def test_images_are_told_apart() -> None:
+    found = [(1, [0, 0, 10, 10], 0.9, 0), (3, [0, 0, 10, 10], 0.9, 0)]
+    truths = [(0, [0, 0, 10, 10], 0), (1, [0, 0, 10, 10], 0)]
+    assert image_scores(record(4, truths, found)).tolist() == [0.0, 1.0, 1.0, 0.0]
+    assert image_scores(record(0, [], [])).shape == (0,)
+
+
+def comparison(plain: list[int], msil: list[int], truths: list[int]) -> tuple[EvaluationRecord, EvaluationRecord]:
+    """Two records of one image an entry: how many of its truths each finds, and how many there are."""
+    boxes = [(i, [20.0 * k, 0, 10, 10], 0) for i, count in enumerate(truths) for k in range(count)]
+
+    def found(counts: list[int]) -> list[Found]:
+        return [(i, [20.0 * k, 0, 20.0 * k + 10, 10], 0.9, 0) for i, count in enumerate(counts) for k in range(count)]
+
+    return record(len(truths), boxes, found(plain)), record(len(truths), boxes, found(msil))
+
+
+def test_half_of_the_choice_is_where_msil_is_worse() -> None:
+    # F1 of h hits among t truths is 2h / (h + t). msil - plain: 1, 1, 2/3, -1, -1/3, 0, 1
+    plain, msil = comparison([0, 0, 0, 1, 2, 1, 0], [1, 1, 1, 0, 1, 1, 2], [1, 1, 2, 1, 2, 1, 2])
+    assert image_scores(msil) - image_scores(plain) == pytest.approx([1, 1, 2 / 3, -1, -1 / 3, 0, 1])
+    # Two of each: better 6 (two truths) then 0 (before 1); worse 3 and 4. By size, then truths, then order.
+    assert most_different(plain, msil, 4).tolist() == [6, 0, 3, 4]
+    assert most_different(msil, plain, 4).tolist() == [6, 0, 3, 4]  # turned round, the same
+    assert most_different(plain, msil, 5).tolist() == [6, 0, 3, 4]
+    assert most_different(plain, msil, 2).tolist() == [6, 3]
+    # Worse in two only: the better ones do not fill the other half.
+    assert most_different(plain, msil, 12).tolist() == [6, 0, 1, 3, 2, 4]
+    assert most_different(plain, plain).tolist() == []
+
+
+def test_equal_differences_are_ties_whatever_the_rounding() -> None:
+    # 1 of 2 to 2 of 2 is 1 - 2/3, none to 1 of 5 is 2/6 - 0: the first is larger in floats, by 5e-17.
+    plain, msil = comparison([1, 0], [2, 1], [2, 5])
+    assert 1 - 2 / 3 > 2 / 6
+    assert most_different(plain, msil, 4).tolist() == [1, 0]
+
+
+def test_other_questions_are_not_compared() -> None:
+    plain, msil = comparison([0], [1], [1])
+    with pytest.raises(ValueError, match="same boxes"):
+        most_different(plain, replace(msil, classes=np.array(["cat", "cow"])))
+
+
+def pixels(jpeg: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(jpeg)) as image:
+        assert image.format == "JPEG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def near(color: tuple[int, int, int], pixel: np.ndarray) -> bool:
+    return bool(np.abs(np.array(color) - pixel).max() < 40)  # as near as JPEG keeps a line of 2 pixels
+
+
+def test_pictures_hold_truths_and_the_detections_of_each() -> None:
+    truths = [(0, [0, 0, 9, 9], 0), (1, [20, 40, 40, 50], 0), (1, [70, 10, 20, 20], 1)]
+    plain = record(2, truths, [(0, [1, 1, 9, 9], 0.9, 0), (1, [10, 30, 50, 90], 0.31, 1)], ignored=(2,))
+    msil = record(2, truths, [(1, [22, 42, 62, 92], 0.29, 0), (1, [5, 60, 30, 95], 0.8, 0)], ignored=(2,))
+    image = np.full((3, 100, 100), 128, dtype=np.uint8)
+    truth, first, second = map(pixels, gallery_pictures(1, image, plain, msil))
+    assert truth.shape == first.shape == second.shape == (300, 300, 3)  # three times: the most below 384
+    # left edges, at three times the boxes' x, in rows that no tag covers
+    assert near(class_color(0), truth[220, 61])  # the cat at x 20
+    assert near(class_color(3), truth[75, 211])  # the ignored dog, at x 70, in a colour of its own
+    assert near(class_color(1), first[200, 31]) and near((128, 128, 128), first[220, 61])
+    assert near(class_color(0), second[220, 16])
+    assert near((128, 128, 128), second[220, 67])  # below the threshold
+    assert gallery_pictures(1, image, plain, msil) == gallery_pictures(1, image, plain, msil)
+    assert pixels(gallery_pictures(1, image, plain, msil, side=100)[0]).shape == (100, 100, 3)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    (folder / "val").mkdir(parents=True)
+    Image.new("RGB", (40, 30), "red").save(folder / "val" / "a.png")
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "secret.png")
+    return folder
+
+
+def test_a_file_below_the_root_is_read(root: Path) -> None:
+    image = read_gallery_image(root, "val/a.png", (30, 40))
+    assert image.shape == (3, 30, 40) and image[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_links_inside_the_root_and_a_linked_root_are_fine(root: Path, tmp_path: Path) -> None:
+    (root / "val" / "b.png").symlink_to("a.png")
+    (tmp_path / "linked").symlink_to(root)
+    assert read_gallery_image(tmp_path / "linked", "val/b.png").shape == (3, 30, 40)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "val/../../secret.png", "val/../val/a.png", "{outside}", "{inside}", "val/link.png",
+             "out/secret.png", "loop", "", "val", "a\0b.png", "x" * 5000, "missing.png", "pipe"],
+)  # fmt: skip
+def test_nothing_else_is_read(root: Path, tmp_path: Path, name: str) -> None:
+    (root / "val" / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "out").symlink_to(tmp_path)
+    (root / "loop").symlink_to(root / "loop")
+    os.mkfifo(root / "pipe")  # opening it would wait for ever
+    with pytest.raises(DataError):
+        read_gallery_image(root, name.format(outside=tmp_path / "secret.png", inside=root / "val" / "a.png"))
+
+
+def test_the_pixels_are_those_that_the_boxes_are_in(root: Path) -> None:
+    image = Image.new("RGB", (40, 30), "black")
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    image.save(root / "turned.jpg", exif=exif)
+    assert read_gallery_image(root, "turned.jpg").shape == (3, 40, 30)
+    assert read_gallery_image(root, "turned.jpg", (40, 30)).shape == (3, 40, 30)
+    assert read_gallery_image(root, "turned.jpg", (30, 40)).shape == (3, 30, 40)  # boxes drawn on the stored pixels
+    with pytest.raises(DataError, match="30 x 40 pixels, but was 40 x 31"):
+        read_gallery_image(root, "turned.jpg", (31, 40))
