@@ -47,7 +47,14 @@ def test_every_choice_composes_with_every_setting_given(choice: str) -> None:
 def test_the_groups_are_those_of_the_documentation() -> None:
     groups = config_groups([CONF])
     assert set(groups["experiment"]) == {f"table{number}" for number in range(1, 6)}
-    assert set(groups["model/backbone"]) == {"resnet10", "resnet18", "resnet18_scratch", "resnet34", "resnet50", "resnet101"}
+    assert set(groups["model/backbone"]) == {
+        "resnet10",
+        "resnet18",
+        "resnet18_scratch",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+    }
     assert set(groups["model/msil"]) == {"full", "no_align", "no_separate"}
     assert set(groups["model/head"]) == {"fcos", "fcos_plain", "vfnet"}
     assert set(groups["schedule"]) == {"quick", "smoke", "1x", "2x", "ms-2x"}

@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="msil", description="MSIL detectors: weights, predictions, export.")
+    parser = argparse.ArgumentParser(
+        prog="msil", description="MSIL detectors: weights, predictions, export, figures, report."
+    )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     weights = verbs.add_parser("weights", help="checkpoints of other projects").add_subparsers(
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
 
     _add_figure(verbs)
+    _add_report(verbs)
     return parser
 
 
@@ -108,6 +111,20 @@ def _add_figure(verbs: argparse._SubParsersAction) -> None:
     )
     centers.add_argument("--out", type=Path, default=Path("figures/centers.png"), metavar="FILE.png")
     centers.set_defaults(run=_centers)
+
+
+def _add_report(verbs: argparse._SubParsersAction) -> None:
+    report = verbs.add_parser(
+        "report",
+        help="the paper's tables and figures from finished runs, as one page and as files",
+        description="Write report.html, one page that needs no network, and table1 to table5 as .md, .csv and .tex "
+        "from the finished runs in RUNS_DIR.",
+    )
+    report.add_argument(
+        "runs_dir", type=Path, nargs="?", default=Path("runs"), metavar="RUNS_DIR", help="default: runs"
+    )
+    report.add_argument("--out", type=Path, metavar="DIR", help="default: RUNS_DIR/report")
+    report.set_defaults(run=_report)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -214,4 +231,12 @@ def _centers(options: argparse.Namespace) -> int:
     from msil.reporting.centers import write_centers
 
     print("\n".join(write_centers(_figure_data(options).ground_truth(), options.out, options.classes)))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from msil.reporting.report import write_report
+
+    page, *_ = write_report(options.runs_dir, options.out or options.runs_dir / "report")
+    print(f"the page: {page}")
     return 0

@@ -92,6 +92,7 @@ class Decay(StrEnum):
 class LoggerName(StrEnum):
     csv = "csv"
     wandb = "wandb"
+    tensorboard = "tensorboard"
 
 
 @dataclass

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
-from msil.config import BackboneName, Config, DataConfig, DataName, Decay, HeadConfig, Mode, ModelConfig, Style
+from msil.config import (
+    BackboneName,
+    Config,
+    DataConfig,
+    DataName,
+    Decay,
+    HeadConfig,
+    LoggerName,
+    Mode,
+    ModelConfig,
+    Style,
+)
 from msil.errors import ConfigError
 
 # Path, lowest, highest (both allowed). A value of null passes where the type admits it.
@@ -76,6 +88,7 @@ def validate(config: Config) -> None:
     _check_data(config.data)
     _check_schedule(config)
     _check_devices(config.trainer.devices)
+    _check_logger(config.logger.name)
     _check_folder(config)
 
 
@@ -181,6 +194,17 @@ def _check_devices(devices: int | str) -> None:
     if isinstance(devices, str) and all(item.strip().isdecimal() for item in listed):
         return
     raise ConfigError(f"trainer.devices={devices} must be a number of devices, auto, or indices such as '0,1'.")
+
+
+def _check_logger(name: LoggerName) -> None:
+    if name == LoggerName.tensorboard:
+        try:
+            importlib.import_module("tensorboard")
+        except ImportError as error:
+            raise ConfigError(
+                f'logger=tensorboard needs the package tensorboard ({error}): run pip install -e ".[tensorboard]" -c '
+                "constraints.txt, or leave logger out."
+            ) from error
 
 
 def _check_folder(config: Config) -> None:

@@ -238,14 +238,22 @@ def test_the_buttons_of_the_large_picture(browser: Browser, page: Path) -> None:
     browser.wait_for("document.activeElement.firstChild?.alt?.startsWith('Loss over the steps')")  # the one last shown
 
 
-def test_commands_can_be_copied(browser: Browser, page: Path) -> None:
-    browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
+@pytest.mark.parametrize(
+    ("allowed", "label", "where"),
+    [
+        (["clipboardSanitizedWrite", "clipboardReadWrite"], "Copied", "navigator.clipboard.readText()"),
+        (["geolocation"], "Selected: press Ctrl+C", "getSelection().toString()"),  # all others are denied
+    ],
+)
+def test_commands_can_be_copied(browser: Browser, page: Path, allowed: list[str], label: str, where: str) -> None:
+    browser.call("Browser.grantPermissions", permissions=allowed)
     browser.open(page)
     browser.click(".commands button")
     browser.wait_for("document.querySelector('.commands button').textContent !== 'Copy'")
-    assert browser.evaluate("document.querySelector('.commands button').textContent") == "Copied"
-    copied = browser.evaluate("navigator.clipboard.readText()")
-    assert copied.split("\n") == list(sample().sections[0].subsections[0].tables[0].commands)
+    assert browser.evaluate("document.querySelector('.commands button').textContent") == label
+    copied = browser.evaluate(where).split("\n")
+    browser.call("Browser.resetPermissions")
+    assert copied == list(sample().sections[0].subsections[0].tables[0].commands)
 
 
 def test_what_a_screen_reader_is_told(browser: Browser, page: Path) -> None:

@@ -96,9 +96,7 @@ def test_rows_are_compared_as_the_paper_does() -> None:
         pairs[name] = {filled.label(row): filled.label(other) for row in filled.rows if (other := filled.compared(row))}
     assert pairs["table1"] == dict.fromkeys(["w/o semantic alignment", "w/o semantic separation"], "baseline")
     assert pairs["table2"] == dict.fromkeys(["cls ✓, reg ✗", "cls ✗, reg ✓", "cls ✓, reg ✓"], "cls ✗, reg ✗")
-    assert pairs["table3"] == {
-        f"{head}+MSIL, ResNet-101": f"{head}, ResNet-101" for head in ("FCOS", "VFNet")
-    }
+    assert pairs["table3"] == {f"{head}+MSIL, ResNet-101": f"{head}, ResNet-101" for head in ("FCOS", "VFNet")}
     assert pairs["table5"] == {f"{head}+MSIL, RestNet-50": f"{head}, RestNet-50" for head in ("FCOS", "VFNet")}
 
 

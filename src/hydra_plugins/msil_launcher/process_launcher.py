@@ -21,10 +21,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from msil.config import LoggerConfig, LoggerName
 from msil.errors import UserError
 from msil.overrides import check_weights, typed
 from msil.reporting.results import is_finished, read_result, write_json
-from msil.reporting.tables import sweep_table, to_text, write_table
+from msil.reporting.tables import Table, sweep_table, to_text, write_table
 from msil.sweep.jobs import Sweep, gpu_shares, job_arguments, job_environment, plan, varied
 from msil.sweep.processes import Outcome, run_jobs
 from msil.sweep.screen import Screen
@@ -59,7 +60,8 @@ class ProcessLauncher(Launcher):
             composed = [loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
             for config, words in zip(composed, job_overrides, strict=True):
                 check_weights(config, [word.partition("=")[0].lstrip("+") for word in words])
-            sweep = plan([typed(config) for config in composed], job_overrides)
+            configs = [typed(config) for config in composed]
+            sweep = plan(configs, job_overrides)
             if self.n_jobs < 1:
                 raise UserError(f"hydra.launcher.n_jobs={self.n_jobs} must be at least 1.")
         except UserError as error:
@@ -70,9 +72,12 @@ class ProcessLauncher(Launcher):
         if self._record().exists():
             shutil.move(self._record(), sweep.folder / "multirun.yaml")
         outcomes, stopped_by = self._run(sweep)
-        _report(sweep, outcomes)
+        table = _report(sweep, outcomes)
         if stopped_by is not None:
             sys.exit(75 if stopped_by == signal.SIGTERM else 130)
+        logger = configs[0].logger
+        if logger.name is LoggerName.wandb:
+            _show(sweep, outcomes, table, logger)
         if not all(outcome.done for outcome in outcomes):
             sys.exit(1)
         return [_job_return(outcome) for outcome in outcomes]
@@ -98,7 +103,7 @@ class ProcessLauncher(Launcher):
         return Path(self.config.hydra.sweep.dir) / "multirun.yaml"
 
 
-def _report(sweep: Sweep, outcomes: Sequence[Outcome]) -> None:
+def _report(sweep: Sweep, outcomes: Sequence[Outcome]) -> Table:
     """The table on the terminal and in the sweep's folder, sweep.json, and one line that counts."""
     rows = [_row(outcome) for outcome in outcomes]
     table = sweep_table(rows, varied=varied([job.overrides for job in sweep.jobs]), table=sweep.table)
@@ -116,6 +121,17 @@ def _report(sweep: Sweep, outcomes: Sequence[Outcome]) -> None:
     ]
     write_json(sweep.folder / "sweep.json", {"name": sweep.name, "table": sweep.table, "jobs": jobs})
     print(f"\n{to_text(table)}\n{count(outcomes)} Table: {sweep.folder}/table.md, table.csv", flush=True)
+    return table
+
+
+def _show(sweep: Sweep, outcomes: Sequence[Outcome], table: Table, logger: LoggerConfig) -> None:
+    """The same table in W&B."""
+    from msil.training.sweep_panels import show_sweep  # late: W&B takes seconds, and few sweeps need it
+
+    folders = [outcome.job.run_dir for outcome in outcomes if outcome.done]
+    found = [(folder, result) for folder in folders if (result := read_result(folder)) is not None]
+    results = [{**result, "folder": str(folder)} for folder, result in found]
+    show_sweep(logger, sweep.folder, sweep.name, table, results, sweep.table)
 
 
 def count(outcomes: Sequence[Outcome]) -> str:

@@ -46,7 +46,7 @@ def difference_interval(
 
     Raises ValueError for runs that were not asked for the same boxes of the same images.
     """
-    _check([*ours, *others])
+    _check(ours, others)
     images, choices = _generators(seed)
     weights = image_weights(ours[0].images, samples, images)
     estimate = _means([_value(run, metric) for run in ours]) - _means([_value(run, metric) for run in others])
@@ -96,8 +96,8 @@ def _interval(estimate: float, resampled: np.ndarray) -> Interval:
     return Interval(estimate, float(low), float(high))
 
 
-def _check(runs: Sequence[Matches]) -> None:
-    if not runs:
-        raise ValueError("an interval needs at least one run")
-    if len({run.question for run in runs}) > 1:
+def _check(*rows: Sequence[Matches]) -> None:
+    if not all(rows):
+        raise ValueError("an interval needs at least one run of each row")
+    if len({run.question for row in rows for run in row}) > 1:
         raise ValueError("the runs were not evaluated on the same boxes of the same images, so nothing is paired")

@@ -37,7 +37,7 @@ class ClassMatches:
 
 @dataclass(frozen=True)
 class Matches:
-    """rule: "coco" or "voc". areas: (A,), ious: (T,). classes: one a class. images: how many. question: of the record."""
+    """rule: "coco" or "voc". areas: (A,), ious: (T,). classes: one a class. images: I. question: of the record."""
 
     rule: str
     areas: tuple[str, ...]
@@ -77,8 +77,9 @@ def match_voc(record: EvaluationRecord) -> Matches:
         found = found[np.lexsort((-record.found_scores[found], record.found_images[found]))]
         truths = np.flatnonzero(record.truth_labels == label)
         outcomes = np.zeros(len(found), dtype=np.int64)
-        for image in np.unique(record.found_images[found]).tolist():
-            here, there = record.found_images[found] == image, truths[record.truth_images[truths] == image]
+        images, starts = np.unique(record.found_images[found], return_index=True)
+        for image, here in zip(images, np.split(np.arange(len(found)), starts[1:]), strict=False):
+            there = truths[slice(*np.searchsorted(record.truth_images[truths], (image, image + 1)))]
             boxes = record.found_boxes[found[here]].astype(np.float64)
             outcomes[here] = voc.match(boxes, corners(record.truth_boxes[there]), record.truth_ignored[there])
         order = np.argsort(-record.found_scores[found], kind="stable")

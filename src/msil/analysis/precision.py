@@ -1,7 +1,8 @@
 """Average precision of judged detections, over the images as they are or as a resample counts them.
 
-An image that counts w times adds w to every sum. pycocotools on w copies of the image ranks their detections one after
-the other at the same score; since precision only rises inside such a run of hits, its end decides, and AP is the same.
+An image that counts w times adds w to every sum. pycocotools on w copies of the image ranks the copies of a detection
+one after the other, at the same score; since precision only rises inside such a run of hits, its end decides, and AP is
+the same. (Where different detections have equal scores, pycocotools goes copy by copy instead, and may differ.)
 """
 
 from __future__ import annotations

@@ -14,9 +14,12 @@ import textwrap
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -63,6 +66,19 @@ STYLE = {
 
 LegendEntry = tuple[str, str]  # name, colour
 
+_png_dpi: ContextVar[int | None] = ContextVar("png_dpi", default=None)
+
+
+@contextmanager
+def as_png(dpi: int = 150) -> Iterator[None]:
+    """Inside, every chart comes as a PNG file of so many pixels an inch instead of an SVG: for dashboards that show no
+    SVG. Letters that matplotlib's font lacks are boxes then."""
+    token = _png_dpi.set(dpi)
+    try:
+        yield
+    finally:
+        _png_dpi.reset(token)
+
 
 def row_colors(rows: Sequence[str]) -> list[str]:
     """A colour a row: greyish blues for those with "plain" in their name, orange and on for the others.
@@ -101,7 +117,7 @@ def draw_svg(
     notes: Sequence[str] = (),
     legend: Sequence[LegendEntry] = (),
 ) -> bytes:
-    """An SVG file: title, notes and legend above what `draw` puts into the figure, never over it.
+    """An SVG file, a PNG inside `as_png`: title, notes and legend above what `draw` puts into the figure, never over.
 
     draw: adds axes to an empty figure; the layout is matplotlib's constrained one. height: inches left for it.
     The same input gives the same bytes under the same matplotlib. Sets matplotlib's settings while it runs, so not for
@@ -136,6 +152,11 @@ def draw_svg(
             _write(figure, left + SWATCH + 0.07, middle, name, SMALL_SIZE, INK)
         draw(figure)
         content = io.BytesIO()
+        dpi = _png_dpi.get()
+        if dpi is not None:
+            figure.set_dpi(dpi)
+            FigureCanvasAgg(figure).print_png(content)
+            return content.getvalue()
         canvas.print_svg(content, metadata={"Date": None, "Creator": None, "Title": clean(title, 120) or None})
     # Out with the comments, in which matplotlib repeats every text, and the address of a DTD. In a text or an attribute
     # "<" is always escaped.

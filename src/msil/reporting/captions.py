@@ -56,6 +56,12 @@ def setting_name(rows: Sequence[Row]) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def setting_title(rows: Sequence[Row]) -> str:
+    """The data and the schedule alone: `shapes, schedule quick`."""
+    schedules = (f"schedule {name}" for row in rows if (name := lookup(row, "schedule", "name")) is not None)
+    return ", ".join(part for part in (_distinct(_data_name(row) for row in rows), _distinct(schedules)) if part)
+
+
 def notes(rows: Sequence[Row], table: str | None, matched: Sequence[bool]) -> tuple[str, ...]:
     """What stands below a table. matched: for each row, whether the paper prints a row with its settings."""
     lines = [_states(rows), _costs(rows)]

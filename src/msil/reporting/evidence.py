@@ -65,8 +65,8 @@ class Evidence:
         questions = {record.question() for record in records if record is not None}
         if not ours or not others or None in records or len(questions) != 1:
             return None
-        judged = [[self.matches(run, metric) for run in runs] for runs in (ours, others)]
-        interval = difference_interval(*judged, metric, samples=self.samples)  # pyright: ignore[reportArgumentType]
+        first, second = ([self.matches(run, metric) for run in runs] for runs in (ours, others))
+        interval = difference_interval(first, second, metric, samples=self.samples)  # pyright: ignore[reportArgumentType]
         return Difference(interval.estimate, interval.low, interval.high, self.samples)
 
     def _check(self, run: Result) -> None:
@@ -78,8 +78,8 @@ class Evidence:
         reported = math.nan if reported is None else reported
         if not (math.isclose(found, reported, abs_tol=1e-6) or (math.isnan(found) and math.isnan(reported))):
             raise DataError(
-                f"{run['folder']}/{RECORD_FILE} gives AP {found:.4f}, but result.json beside it says {reported:.4f}: they "
-                "are not of one run; delete that folder and run it again."
+                f"{run['folder']}/{RECORD_FILE} gives AP {found:.4f}, but result.json beside it says {reported:.4f}: "
+                "they are not of one run; delete that folder and run it again."
             )
 
 

@@ -22,7 +22,7 @@ ONE_SEED_NOTE = "With one seed an interval knows nothing of what another seed wo
 FEW_SEEDS_NOTE = "{count} seeds are few: such an interval is still somewhat too narrow."
 PRICE_NOTE = (
     "parameters, FLOPs: of the whole detector, the forward pass of one {size} image, 2 per multiply-add. images/s: in "
-    "training, on the machine of the runs{shared}."
+    "training, on the machine of the runs; those of runs beside other work do not compare."
 )
 
 
@@ -37,11 +37,31 @@ class Difference:
     samples: int
 
 
+@dataclass(frozen=True)
+class Regenerated:
+    """A filled table with its differences, by a row's place in filled.rows."""
+
+    filled: Filled
+    differences: Mapping[int, Difference]
+
+    @property
+    def number(self) -> int:
+        return self.filled.paper.number
+
+    @property
+    def table(self) -> Table:
+        return paper_table(self.filled, self.differences)
+
+    @property
+    def reading(self) -> tuple[str, ...]:
+        return reading_notes(self.filled, self.differences)
+
+
 def paper_table(filled: Filled, differences: Mapping[int, Difference]) -> Table:
     """differences: by a row's place in filled.rows; a row without one has no comparison, or no runs for it."""
     columns = [
         Column("row", "row", str, right=False),
-        Column("backbone", "our net", str, right=False, shown=any(row.net for row in filled.rows)),
+        Column("backbone", "our net", str, right=False, shown=len({row.net for row in filled.rows if row.net}) > 1),
         Column("seeds", "seeds", str),
     ]
     for name in filled.paper.metrics:
@@ -57,7 +77,7 @@ def paper_table(filled: Filled, differences: Mapping[int, Difference]) -> Table:
     columns += [
         Column("paper_difference", f"Δ{metric.replace('_', ' ')} paper", formats.signed),
         Column("difference_text", f"Δ{title} ours [95 %]", str, written=False),
-        Column("against", "against", str, right=False),
+        Column("against", "against", str, right=False, shown=len(set(filled.paper.compared.values())) > 1),
         *(Column(name, "", shown=False) for name in ("difference", "difference_low", "difference_high")),
         Column("parameters", "parameters", formats.amount),
         Column("flops", "FLOPs", formats.amount),
@@ -65,8 +85,13 @@ def paper_table(filled: Filled, differences: Mapping[int, Difference]) -> Table:
         *(Column(name, "", shown=False) for name in ("setting", "head", "apply", "align", "separate", "runs")),
     ]
     rows = tuple(_line(filled, place, differences.get(place)) for place in range(len(filled.rows)))
-    caption = f"Table {filled.paper.number}. {filled.paper.caption} Ours: {filled.setting}."
+    caption = f"{title_of(filled)} Ours: {filled.setting}."
     return Table(caption, tuple(columns), rows, _notes(filled, differences))
+
+
+def title_of(filled: Filled) -> str:
+    """`Table 2. ` and the paper's caption."""
+    return f"Table {filled.paper.number}. {filled.paper.caption}"
 
 
 def _line(filled: Filled, place: int, difference: Difference | None) -> dict[str, Any]:
@@ -118,19 +143,28 @@ def _seeds(row: FilledRow) -> str:
     return str(len(row.runs)) if row.runs else "missing"
 
 
-def _notes(filled: Filled, differences: Mapping[int, Difference]) -> tuple[str, ...]:
-    lines = list(filled.notes)
-    if filled.runs:
-        counts = {len(row.runs) for row in filled.rows if row.runs}
-        samples = {difference.samples for difference in differences.values()}
-        if differences:
-            lines.append(INTERVAL_NOTE.format(samples=max(samples)))
-            fewest = min(counts)
-            lines.append(ONE_SEED_NOTE if fewest == 1 else FEW_SEEDS_NOTE.format(count=fewest))
-        sizes = {tuple(run["flops_image_size"]) for run in filled.runs}
-        height, width = min(sizes)
-        size = f"{height}x{width}" if len(sizes) == 1 else "padded"
-        lines.append(PRICE_NOTE.format(size=size, shared="; runs beside other work do not compare"))
-    if filled.command is not None:
-        lines.append(f"Missing rows: {filled.command}")
+def reading_notes(filled: Filled, differences: Mapping[int, Difference]) -> tuple[str, ...]:
+    """How the numbers of a table with runs are to be read; the same for all tables of like runs."""
+    if not filled.runs:
+        return ()
+    lines = []
+    if differences:
+        lines.append(INTERVAL_NOTE.format(samples=max(one.samples for one in differences.values())))
+        fewest = min(len(row.runs) for row in filled.rows if row.runs)
+        lines.append(ONE_SEED_NOTE if fewest == 1 else FEW_SEEDS_NOTE.format(count=fewest))
+    sizes = {tuple(run["flops_image_size"]) for run in filled.runs}
+    height, width = min(sizes)
+    lines.append(PRICE_NOTE.format(size=f"{height}x{width}" if len(sizes) == 1 else "padded"))
     return tuple(lines)
+
+
+def _notes(filled: Filled, differences: Mapping[int, Difference]) -> tuple[str, ...]:
+    missing = () if filled.command is None else (f"Missing rows: {filled.command}",)
+    return (*filled.notes, *_against(filled), *reading_notes(filled, differences), *missing)
+
+
+def _against(filled: Filled) -> tuple[str, ...]:
+    """The row that all others are compared with, where there is one such row."""
+    table = filled.paper
+    others = set(table.compared.values())
+    return (f"Δ: against the row {table.label(table.rows[others.pop()])!r}.",) if len(others) == 1 else ()

@@ -33,9 +33,9 @@ RECIPES = ("1x", "2x", "ms-2x")  # the paper's schedules
 _OF_A_ROW = ("experiment", "model/", "model.msil", "model.head", "model.backbone", "seed", "table", "run_name", "hydra",
              "trainer", "logger", "-")  # fmt: skip
 TEST_DEV_NOTE = (
-    "The paper's numbers are on test-dev, ours on the validation images (val2017 where the data is COCO). For test-dev: "
+    "The paper's numbers are on test-dev, ours on the validation images (val2017 where the data is COCO). To upload: "
     "python run.py mode=test model.weights=runs/RUN/checkpoints/last.ckpt data=coco data.root=/path/to/coco "
-    "data.split=test-dev2017 writes detections_test-dev2017_RUN_results.zip, the file that COCO's server takes."
+    "data.split=test-dev2017 writes detections_test-dev2017_RUN_results.zip."
 )
 NAMES = {"resnet10": "ResNet-10", "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50",
          "resnet101": "ResNet-101"}  # fmt: skip
@@ -142,6 +142,11 @@ def fill(table: PaperTable, group: Sequence[Result]) -> Filled:
 def setting_name(group: Sequence[Result]) -> str:
     """`shapes, 385 training and 100 validation images of 128 px, schedule quick (12 epochs), 64 channels`."""
     return captions.setting_name(group) if group else "no runs yet"
+
+
+def setting_title(group: Sequence[Result]) -> str:
+    """`shapes, schedule quick`."""
+    return captions.setting_title(group) if group else "No runs yet"
 
 
 def fill_command(table: PaperTable, group: Sequence[Result]) -> str:

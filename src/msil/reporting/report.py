@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,32 @@ from msil.reporting import page
 from msil.reporting.comparisons import detectors
 from msil.reporting.evidence import Evidence, differences
 from msil.reporting.paper import TABLES, TEXT_NOTES
-from msil.reporting.paper_tables import paper_table
-from msil.reporting.regenerated import Filled, fill, setting_name, settings
+from msil.reporting.paper_tables import Regenerated
+from msil.reporting.regenerated import fill, setting_name, setting_title, settings
 from msil.reporting.report_charts import detector_section, difference_picture
+from msil.reporting.report_pictures import gallery_section, heatmap_section
 from msil.reporting.report_tables import page_table, runs_table
 from msil.reporting.results import read_results
-from msil.reporting.tables import Table, to_csv, to_latex, to_markdown
+from msil.reporting.tables import to_csv, to_latex, to_markdown
 
 Result = Mapping[str, Any]
 
 PAGE_FILE = "report.html"
 LEAD = (
-    "The evaluation of Multi-Semantic Interactive Learning (arXiv 2303.10411), regenerated: the paper's printed numbers "
-    "beside those of the runs in this folder. Numbers stand side by side only to show what is missing; what a run may be "
-    "compared with is said under each table."
+    "The evaluation of Multi-Semantic Interactive Learning (arXiv 2303.10411), regenerated: the numbers that the paper "
+    "prints, and those of the runs in this folder. They stand side by side; whether they may be compared is said under "
+    "each table."
 )
 
 
 @dataclass(frozen=True)
 class SettingTables:
-    """The tables of one setting: runs that may stand in one table."""
+    """The tables of one setting: runs that may stand in one table. title, name: the setting in few words, in many."""
 
+    title: str
     name: str
     runs: tuple[Result, ...]
-    tables: tuple[tuple[Filled, Table], ...]
+    tables: tuple[Regenerated, ...]
 
 
 def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[str], None] = print) -> list[Path]:
@@ -78,8 +80,8 @@ def setting_tables(results: Sequence[Result], evidence: Evidence) -> list[Settin
     made = []
     for i, group in enumerate(groups):
         kept = [one for one in filled[i] if one.runs or (i == 0 and one.paper.number in homeless)]
-        tables = tuple((one, paper_table(one, differences(one, evidence))) for one in kept)
-        made.append(SettingTables(setting_name(group), tuple(group), tables))
+        tables = tuple(Regenerated(one, differences(one, evidence)) for one in kept)
+        made.append(SettingTables(setting_title(group), setting_name(group), tuple(group), tables))
     return made
 
 
@@ -87,7 +89,7 @@ def write_tables(out_dir: str | Path, found: Sequence[SettingTables]) -> list[Pa
     """tableN.md, .csv and .tex, each with the table of every setting, one after the other."""
     written = []
     for number in (table.number for table in TABLES.values()):
-        tables = [table for setting in found for filled, table in setting.tables if filled.paper.number == number]
+        tables = [one.table for setting in found for one in setting.tables if one.number == number]
         texts = {
             "md": "\n".join(to_markdown(table) for table in tables),
             "csv": _one_header([to_csv(table) for table in tables]),
@@ -113,15 +115,26 @@ def _one_header(texts: Sequence[str]) -> str:
 def _setting_section(number: int, setting: SettingTables, evidence: Evidence, say: Callable[[str], None]
 ) -> page.Section:  # fmt: skip
     prefix = f"s{number}"
-    tables = tuple(page_table(f"{prefix}-table{one.paper.number}", one, table) for one, table in setting.tables)
+    reading = dict.fromkeys(note for one in setting.tables for note in one.reading)
+    tables = tuple(page_table(f"{prefix}-table{one.number}", one, reading) for one in setting.tables)
     pictures = difference_picture(setting.tables)
     parts = []
     for i, lines in enumerate(detectors(setting.runs), start=1):
         say(f"{lines.name}: {', '.join(line.label for line in lines.lines)}")
-        parts.append(detector_section(f"{prefix}-d{i}", lines, evidence))
+        part = detector_section(f"{prefix}-d{i}", lines, evidence)
+        pair = lines.pair()
+        if pair is not None:
+            say(f"  gallery and heat maps of {pair[0].label} against {pair[1].label}")
+            more = (
+                gallery_section(f"{part.id}-images", *pair, evidence),
+                heatmap_section(f"{part.id}-maps", *pair, evidence),
+            )
+            part = replace(part, subsections=more)
+        parts.append(part)
     return page.Section(
         prefix,
-        f"Runs on {setting.name}" if setting.runs else "No runs yet",
+        setting.title,
+        (f"{setting.name}.", *reading) if setting.runs else (),
         tables=tables,
         pictures=() if pictures is None else (pictures,),
         subsections=tuple(parts),

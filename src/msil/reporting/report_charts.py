@@ -14,30 +14,25 @@ from msil.analysis.breakdown import breakdown
 from msil.analysis.confusion import confusion
 from msil.analysis.precision import per_class, precision_recall, scores
 from msil.analysis.record import EvaluationRecord
-from msil.reporting import charts, curves
+from msil.reporting import charts, curves, matrix
 from msil.reporting.comparisons import DetectorLines, Line
 from msil.reporting.evidence import Evidence
 from msil.reporting.page import Picture, Section
-from msil.reporting.regenerated import Filled
-from msil.reporting.tables import Table
+from msil.reporting.paper_tables import Regenerated
 
 SIZES = ("APs", "APm", "APl")
 AREAS = {"APs": (0.0, 32.0**2), "APm": (32.0**2, 96.0**2), "APl": (96.0**2, np.inf)}  # COCO's, in px^2
 
 
-def difference_picture(tables: Sequence[tuple[Filled, Table]]) -> Picture | None:
+def difference_picture(tables: Sequence[Regenerated]) -> Picture | None:
     """Every difference of these tables with its interval, or None where there is none."""
-    found = [
-        (
-            f"Table {filled.paper.number}: {line['row']}",
-            line["difference"],
-            line["difference_low"],
-            line["difference_high"],
-        )
-        for filled, table in tables
-        for line in table.rows
-        if "difference" in line
-    ]
+    found = []
+    for one in tables:
+        metric = one.filled.metric[one.filled.paper.metrics[0]]
+        what = f"Table {one.number}" + ("" if metric == "AP" else f" ({metric.replace('_', ' ')})")
+        for place, difference in one.differences.items():
+            name = f"{what}: {one.filled.label(one.filled.rows[place])}"
+            found.append((name, difference.estimate, difference.low, difference.high))
     if not found:
         return None
     names, estimates, lows, highs = zip(*found, strict=True)
@@ -74,9 +69,9 @@ def _what_is_compared(lines: Sequence[Line]) -> str:
     names = " and ".join(f"{line.label} ({_seeds(line)})" for line in lines)
     return (
         f"Charts of {names}; curves and bars are means over the seeds. AP per class and size are COCO's; precision and "
-        "recall, errors and the confusion matrix are at IoU 0.5. Error types, and what each costs in AP50, are those of "
-        "TIDE (Bolya et al. 2020, arXiv 2008.08115): Cls a wrong class, Loc a poor box (IoU 0.1 to 0.5), Both, Dupe a "
-        "second detection of an object, Bkg no object, Miss an object that nothing found."
+        "recall, errors and the confusion matrix are at IoU 0.5. Types of errors, and what each costs in AP50, are "
+        "TIDE's (Bolya et al. 2020, arXiv 2008.08115): Cls a wrong class, Loc a poor box (IoU 0.1 to 0.5), Both, Dupe "
+        "a second detection of an object, Bkg no object, Miss an object that nothing found."
     )
 
 
@@ -130,7 +125,7 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
         title = f"Confusion of {name}" + (f" (sum of {len(found)} seeds)" if len(found) > 1 else "")
         pictures.append(
             svg_picture(
-                charts.confusion_matrix(classes, counts, title=title),
+                matrix.confusion_matrix(classes, counts, title=title),
                 f"{title}: rows are the true classes and background, columns the predicted ones and missed",
             )
         )

@@ -28,7 +28,7 @@ SIDE = 384
 
 
 def gallery_section(id: str, plain: Line, msil: Line, evidence: Evidence) -> Section:
-    """Ground truth, plain and MSIL side by side, of the first seed that both have; one sentence where that cannot be."""
+    """Ground truth, plain and MSIL side by side, of the first seed that both have; else a sentence why not."""
     title = "Where the two differ most"
     runs = same_seed(plain, msil)
     if runs is None:
@@ -42,15 +42,16 @@ def gallery_section(id: str, plain: Line, msil: Line, evidence: Evidence) -> Sec
     items = []
     for index in most_different(first, second, IMAGES).tolist():
         try:
-            image = read_gallery_image(root, str(first.file_names[index]), tuple(first.sizes[index].tolist()))
+            image = read_gallery_image(root, str(first.file_names[index]), _size(first, index))
         except DataError as error:
             return Section(id, title, (f"No gallery, since an image cannot be read: {error}.",))
-        items.append(_item(index, image, first, second, (scores[0][index], scores[1][index])))
+        items.append(_item(index, image, first, second, (float(scores[0][index]), float(scores[1][index]))))
     return Section(
         id,
         title,
         (
-            f"Seed {runs[0]['seed']}. An image's score is the F1 of its detections of at least 0.3 at IoU 0.5. MSIL is "
+            f"Seed {runs[0]['seed']}. An image's score is the F1 of its detections of at least 0.3 at IoU 0.5; it also "
+            "moves when a detector is only surer of the same boxes, which AP does not see. MSIL is "
             f"better on {better} of {len(first.image_ids)} images and worse on {worse}; shown are the largest "
             "differences, half of them each way, so that the choice flatters neither.",
         ),
@@ -87,7 +88,7 @@ def heatmap_section(id: str, plain: Line, msil: Line, evidence: Evidence) -> Sec
         tables=(energy_table(f"{id}-energy", energy),),
         pictures=(
             Picture(
-                f"Heat maps of the classification and regression towers of {' and '.join(detectors)} on {len(shown)} images",
+                f"Heat maps of the two towers of {' and '.join(detectors)} on {len(shown)} images",
                 png_bytes(picture),
                 "png",
                 width,
@@ -160,9 +161,14 @@ def _detector(run: Mapping[str, Any]) -> Detector:
 
 def _sample(record: EvaluationRecord, index: int, root: Path) -> tuple[Tensor, np.ndarray]:
     """The image and its boxes, x1 y1 x2 y2, ignored ones left out."""
-    image = read_gallery_image(root, str(record.file_names[index]), tuple(record.sizes[index].tolist()))
+    image = read_gallery_image(root, str(record.file_names[index]), _size(record, index))
     boxes = record.truth_boxes[(record.truth_images == index) & ~record.truth_ignored]
     return image, np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _size(record: EvaluationRecord, index: int) -> tuple[int, int]:
+    height, width = record.sizes[index].tolist()
+    return height, width
 
 
 def _with_boxes(record: EvaluationRecord) -> list[int]:

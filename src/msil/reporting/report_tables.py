@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from msil.reporting import captions, formats
 from msil.reporting.comparisons import detector_name, line_label
 from msil.reporting.page import Cell, ReportColumn, ReportRow, ReportTable, RowKind
-from msil.reporting.regenerated import Filled, FilledRow
-from msil.reporting.tables import AP_NAMES, Column, Table, cell
+from msil.reporting.paper_tables import Regenerated, title_of
+from msil.reporting.regenerated import FilledRow
+from msil.reporting.tables import AP_NAMES, Column, cell
 
 TOOLTIPS = {
     "our net": "the backbone that ran; a smaller one may stand in for the paper's",
@@ -20,18 +21,19 @@ TOOLTIPS = {
 }
 
 
-def page_table(id: str, filled: Filled, table: Table) -> ReportTable:
-    """`table`: paper_table(filled, ...)."""
+def page_table(id: str, one: Regenerated, elsewhere: Collection[str] = ()) -> ReportTable:
+    """elsewhere: notes of the table that stand in another place of the page."""
+    filled, table = one.filled, one.table
     columns = [column for column in table.columns if column.shown]
     return ReportTable(
         id,
-        table.caption,
+        title_of(filled),
         tuple(ReportColumn(c.title, c.right, TOOLTIPS.get(c.title, "")) for c in columns),
         tuple(
             ReportRow(tuple(_cell(line, column) for column in columns), _kind(row))
             for line, row in zip(table.rows, filled.rows, strict=True)
         ),
-        tuple(note for note in table.notes if filled.command is None or filled.command not in note),
+        tuple(note for note in table.notes if note not in elsewhere and not note.startswith("Missing rows")),
         () if filled.command is None else (filled.command,),
     )
 

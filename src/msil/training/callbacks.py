@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from msil.detection import Detections, Target
 from msil.reporting.figures import draw_predictions
+from msil.training.loggers import has_dashboard, log_pictures
 from msil.training.module import Batch, DetectionModule
 
 
@@ -195,7 +197,7 @@ class EvaluationProgress(Callback):
 
 
 class PredictionPictures(Callback):
-    """Draws detections on the first evaluated images: at the end, and for W&B at every evaluation."""
+    """Draws detections on the first evaluated images: at the end, and for a dashboard at every evaluation."""
 
     def __init__(self, path: Path, classes: tuple[str, ...], count: int = 8) -> None:
         self.path = path
@@ -216,13 +218,15 @@ class PredictionPictures(Callback):
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
-        wandb = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        if not pl_module.final_evaluation and not wandb:
+        shown = has_dashboard(trainer.loggers)
+        if not pl_module.final_evaluation and not shown:
             return
         detections = self._predict(pl_module)
         draw_predictions(self._images, self._targets, detections, self.classes, self.path, max_images=self.count)
-        for logger in wandb:
-            logger.log_image("predictions", [str(self.path)], step=trainer.global_step)
+        if shown:
+            picture = np.asarray(Image.open(self.path).convert("RGB"))
+            # Under the last step's number, as Lightning logs an evaluation.
+            log_pictures(trainer.loggers, {"predictions": picture}, max(trainer.global_step - 1, 0))
 
     def _predict(self, module: DetectionModule) -> list[Detections]:
         with torch.no_grad():

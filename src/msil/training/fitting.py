@@ -14,13 +14,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from msil.analysis.record import write_record
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
-from msil.config import Config, LoggerName
+from msil.config import Config
 from msil.errors import ConfigError
 from msil.reporting.figures import draw_curves
 from msil.reporting.results import write_json
 from msil.training.callbacks import PredictionPictures, Progress, StopOnNaN, Throughput
 from msil.training.checkpoint import checkpoint_callbacks
-from msil.training.loggers import csv_logger, wandb_logger
+from msil.training.loggers import csv_logger, dashboard_loggers, has_dashboard
 from msil.training.module import DetectionModule
 from msil.training.record import common, evaluated
 from msil.training.setup import make_datamodule, make_metrics, make_trainer
@@ -51,9 +51,8 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
         describe={"config": values, "classes": list(train.classes), "category_ids": list(train.category_ids)},
     )
     throughput = Throughput()
-    loggers: list[Any] = [csv_logger(run_dir, None if resume is None else _step_of(resume))]
-    if config.logger.name is LoggerName.wandb and rank_zero_only.rank == 0:
-        loggers.append(wandb_logger(config.logger, run_dir, config.run_name, values))
+    resume_step = None if resume is None else _step_of(resume)
+    loggers = [csv_logger(run_dir, resume_step), *dashboard_loggers(config, values, run_dir, resume_step)]
     callbacks: list[Any] = [throughput, StopOnNaN(), PredictionPictures(run_dir / "predictions.png", train.classes)]
     if config.trainer.progress_bar:
         callbacks.append(Progress(throughput))
@@ -85,8 +84,13 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
                 logger.log_metrics({**module.final_metrics, "epoch": epoch}, step=trainer.global_step - 1)
                 logger.save()
         draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
-        write_record(run_dir, evaluated(found, val, config.data.root))
+        record = evaluated(found, val, config.data.root)
+        write_record(run_dir, record)
         write_json(run_dir / "result.json", result)
+        if has_dashboard(loggers):
+            from msil.training.panels import show_panels  # late: the other runs need none of it
+
+            show_panels(loggers, result, record, detector, val, max(trainer.global_step - 1, 0))
     return result
 
 

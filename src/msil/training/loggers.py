@@ -1,19 +1,25 @@
-"""Where numbers go while a run goes on: metrics.csv always, Weights & Biases if asked for."""
+"""Where numbers and pictures go while a run goes on: metrics.csv always, W&B or TensorBoard if asked for."""
 
 from __future__ import annotations
 
 import csv
-import os
-import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import numpy as np
 import wandb
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+import yaml
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
-from msil.config import LoggerConfig
+from msil.config import Config, LoggerConfig, LoggerName
+from msil.training import wandb_run
+
+TENSORBOARD_FOLDER = "tensorboard"
+# Of result.json, beside the metrics: what a run is read by in a dashboard's table of runs.
+REPORTED = ("parameters", "trainable_parameters", "flops", "images_per_second", "train_seconds", "total_seconds")
 
 
 def csv_logger(run_dir: Path, resume_step: int | None) -> CSVLogger:
@@ -32,43 +38,69 @@ def csv_logger(run_dir: Path, resume_step: int | None) -> CSVLogger:
     return logger
 
 
-def wandb_logger(config: LoggerConfig, run_dir: Path, run_name: str, values: Mapping[str, Any]) -> WandbLogger:
+def dashboard_loggers(config: Config, values: Mapping[str, Any], run_dir: Path, resume_step: int | None) -> list[Any]:
+    """The logger that config.logger names beside metrics.csv, in a list; none for csv, and none on ranks above 0."""
+    if rank_zero_only.rank != 0:
+        return []
+    match config.logger.name:
+        case LoggerName.wandb:
+            return [wandb_logger(config.logger, run_dir, config.run_name, values, job_type=config.mode.value)]
+        case LoggerName.tensorboard:
+            return [tensorboard_logger(run_dir, values, resume_step)]
+        case LoggerName.csv:
+            return []
+
+
+def wandb_logger(
+    config: LoggerConfig, run_dir: Path, run_name: str, values: Mapping[str, Any], *, job_type: str
+) -> WandbLogger:
     """A W&B logger that needs neither account nor network: without them it writes offline and says so once."""
-    offline = config.offline
-    if offline is None:
-        reason = _why_offline()
-        offline = reason is not None
-        if offline:
-            print(f"W&B: {reason}, so this run is logged offline; later: wandb sync {run_dir}/wandb/offline-run-*")
     # Begun here, not by Lightning: it would ask for an offline run by an environment variable that W&B, once asked
     # about the login, no longer reads.
-    run = wandb.init(
-        project=config.project,
-        entity=config.entity,
-        name=run_name,
-        group=config.group,
-        tags=list(config.tags),
-        dir=str(run_dir),
-        config=dict(values),
-        mode="offline" if offline else "online",
-        settings=wandb.Settings(silent=True),
-    )
+    run = wandb_run.begin(config, run_dir, run_name, values, job_type=job_type, group=config.group)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=run, save_dir=str(run_dir))
 
 
-def _why_offline() -> str | None:
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
-        return f"WANDB_MODE is {os.environ['WANDB_MODE']}"
-    wandb.setup(wandb.Settings(silent=True))  # or its login tells where it found the key
-    if not wandb.login(prompt=False, verify=False):
-        return "no login was found"
-    address = urlsplit(wandb.setup().settings.base_url)
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        # W&B's own start waits half a minute for a dead network before it gives up.
-        socket.create_connection((address.hostname or "", port), timeout=3).close()
-    except OSError as error:
-        return f"{address.hostname} cannot be reached ({error})"
-    return None
+def tensorboard_logger(run_dir: Path, values: Mapping[str, Any], resume_step: int | None) -> TensorBoardLogger:
+    """Writes run_dir/tensorboard. What an earlier process logged from `resume_step` on is hidden: it is trained again.
+
+    values: the run's settings, shown as a text.
+    """
+    logger = TensorBoardLogger(str(run_dir), name=TENSORBOARD_FOLDER, version="", purge_step=resume_step or 0)
+    logger.hparams = dict(values)  # or Lightning leaves an empty hparams.yaml
+    logger.experiment.add_text("settings", _indented(yaml.safe_dump(dict(values), sort_keys=False)), resume_step or 0)
+    return logger
+
+
+def has_dashboard(loggers: Sequence[Any]) -> bool:
+    """Whether one of the loggers can show pictures."""
+    return any(isinstance(logger, WandbLogger | TensorBoardLogger) for logger in loggers)
+
+
+def log_pictures(loggers: Sequence[Any], pictures: Mapping[str, np.ndarray], step: int) -> None:
+    """Show pictures, uint8 (H, W, 3), by their names wherever pictures can be shown."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            shown = {name: wandb.Image(Image.fromarray(picture)) for name, picture in pictures.items()}
+            logger.log_metrics(shown, step=step)  # pyright: ignore[reportArgumentType]
+        elif isinstance(logger, TensorBoardLogger):
+            for name, picture in pictures.items():
+                logger.experiment.add_image(name, picture, step, dataformats="HWC")
+
+
+def log_result(loggers: Sequence[Any], result: Mapping[str, Any], step: int) -> None:
+    """The numbers of result.json: in W&B as the summary, by which it lists and sorts runs; in TensorBoard a text."""
+    numbers = {**result["metrics"], **{name: result[name] for name in REPORTED}}
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(numbers)
+        elif isinstance(logger, TensorBoardLogger):
+            text = "\n".join(f"{name}: {value}" for name, value in numbers.items())
+            logger.experiment.add_text("result", _indented(text), step)
+
+
+def _indented(text: str) -> str:
+    """What Markdown shows as it is."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -14,11 +14,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from msil.analysis.record import write_record
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
-from msil.config import Config, LoggerName, weights_name
+from msil.config import Config, weights_name
 from msil.evaluation.upload import DetectionCollector, check_upload, upload_entries, write_upload
 from msil.reporting.results import write_json
 from msil.training.callbacks import EvaluationProgress, PredictionPictures
-from msil.training.loggers import wandb_logger
+from msil.training.loggers import dashboard_loggers, has_dashboard
 from msil.training.module import DetectionModule
 from msil.training.record import common, evaluated
 from msil.training.setup import make_metrics, make_test_datamodule, make_trainer
@@ -55,9 +55,7 @@ def test(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any
     callbacks: list[Any] = [EvaluationProgress(datamodule.num_eval)] if config.trainer.progress_bar else []
     if data.annotated:
         callbacks.append(PredictionPictures(run_dir / "predictions.png", data.classes))
-    loggers: list[Any] = []
-    if config.logger.name is LoggerName.wandb and rank_zero_only.rank == 0:
-        loggers.append(wandb_logger(config.logger, run_dir, config.run_name, values))
+    loggers = dashboard_loggers(config, values, run_dir, None)
     trainer = make_trainer(config, run_dir, loggers=loggers, callbacks=callbacks, total_steps=1)
     trainer.validate(module, datamodule=datamodule, verbose=False)
 
@@ -86,7 +84,12 @@ def test(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any
         result["detections"] = [path.name for path in files]
         for logger in loggers:
             logger.log_metrics(module.final_metrics, step=0)
-        if data.annotated:
-            write_record(run_dir, evaluated(found, data, config.data.root))
+        record = evaluated(found, data, config.data.root) if data.annotated else None
+        if record is not None:
+            write_record(run_dir, record)
         write_json(run_dir / "result.json", result)
+        if has_dashboard(loggers):
+            from msil.training.panels import show_panels  # late: the other runs need none of it
+
+            show_panels(loggers, result, record, detector, data, 0)
     return result
