@@ -177,3 +177,15 @@ class Browser:
             if not data:
                 raise RuntimeError(f"the browser ended while it was asked for {what}")
             self._buffer += data
+
+
+def complaints(browser: Browser) -> list[Any]:
+    """What the console holds, whatever its level: errors, warnings, violations of the policy, failed requests."""
+    methods = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed")
+    return [event for event in browser.events if event["method"] in methods]
+
+
+def requests(browser: Browser) -> set[str]:
+    asked = [event["params"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
+    urls = [one["request"]["url"] for one in asked]
+    return {"data:" if url.startswith("data:") else url for url in urls}

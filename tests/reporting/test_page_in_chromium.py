@@ -8,15 +8,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from msil.reporting.page import Picture, Report, render
 
-from .browser import NAMES, Browser, find_chromium
+from .browser import Browser, complaints, requests
 from .sample_page import AP_COLUMN, HOSTILE, sample, with_texts
 
 PHONE, DESK = (390, 844), (1440, 900)
@@ -24,15 +22,6 @@ SPYING_SVG = b"""<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9" on
 <script>top.hacked = 1</script><image href="http://127.0.0.1:9/spy.png" width="9" height="9"/>
 <foreignObject width="9" height="9"><img xmlns="http://www.w3.org/1999/xhtml" src="x" onerror="top.hacked = 1"/>
 </foreignObject></svg>"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip(f"no Chromium on PATH ({', '.join(NAMES)}): Debian's package is called chromium")
-    with Browser(program, tmp_path_factory.mktemp("profile")) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +40,6 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("hostile") / "report.html"
     file.write_text(render(Report(report.title, report.paragraphs, (*report.sections[:-1], section))), encoding="utf-8")
     return file
-
-
-def complaints(browser: Browser) -> list[Any]:
-    """What the console holds, whatever its level: errors, warnings, violations of the policy, failed requests."""
-    methods = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed")
-    return [event for event in browser.events if event["method"] in methods]
-
-
-def requests(browser: Browser) -> set[str]:
-    asked = [event["params"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
-    urls = [one["request"]["url"] for one in asked]
-    return {"data:" if url.startswith("data:") else url for url in urls}
 
 
 def names_of_rows(browser: Browser) -> list[str]:

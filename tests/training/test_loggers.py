@@ -1,4 +1,4 @@
-"""metrics.csv over a resume, and Weights & Biases without an account or a network."""
+"""metrics.csv and TensorBoard over a resume, and Weights & Biases without an account or a network."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from msil.training.loggers import csv_logger
+from msil.training.loggers import csv_logger, tensorboard_logger
 
 from .cases import rows
+from .dashboards import events
 
 
 def log(run_dir: Path, resume_step: int | None, steps: range, loss: float) -> None:
@@ -94,10 +96,11 @@ from msil.training.loggers import wandb_logger
 import wandb
 
 config = LoggerConfig(name=LoggerName.wandb, project="msil", entity=None, group="a-sweep", tags=["quick"], offline=None)
-logger = wandb_logger(config, Path(sys.argv[1]), "a-run", {"seed": 0})
+logger = wandb_logger(config, Path(sys.argv[1]), "a-run", {"seed": 0}, job_type="train")
 run = logger.experiment
 logger.log_metrics({"loss": 1.0}, step=0)
-assert (run.settings.mode, run.group, run.name, tuple(run.tags)) == ("offline", "a-sweep", "a-run", ("quick",))
+assert (run.settings.mode, run.group, run.job_type, run.name) == ("offline", "a-sweep", "train", "a-run")
+assert tuple(run.tags) == ("quick",)
 assert dict(run.config) == {"seed": 0}
 wandb.finish()
 print("tried", tried)
@@ -140,3 +143,64 @@ def test_wandb_with_a_login_but_no_server_is_offline(tmp_path: Path) -> None:
     assert "so this run is logged offline" in said
     assert rest == ["tried []"]
     assert done.stderr == ""
+
+
+# TensorBoard
+
+
+def board(run_dir: Path, resume_step: int | None, steps: range, loss: float) -> None:
+    logger = tensorboard_logger(run_dir, {"seed": 0}, resume_step)
+    for step in steps:
+        logger.log_metrics({"loss": loss + step}, step=step)
+    logger.experiment.add_image("predictions", np.full((2, 2, 3), int(loss), np.uint8), steps[-1], dataformats="HWC")
+    logger.finalize("success")
+    logger.log_metrics({"AP": loss}, step=steps[-1])  # the end of a run logs after Lightning has closed the file
+    logger.finalize("success")
+
+
+def test_tensorboard_shows_a_resumed_run_as_one(tmp_path: Path) -> None:
+    # As above: the checkpoint was made after steps 0 to 3, and the run was killed in step 6.
+    board(tmp_path, None, range(6), 1)
+    board(tmp_path, 4, range(4, 8), 100)
+    reader = events(tmp_path / "tensorboard")
+    assert [(event.step, event.value) for event in reader.Scalars("loss")] == [
+        (0, 1), (1, 2), (2, 3), (3, 4), (4, 104), (5, 105), (6, 106), (7, 107),
+    ]  # fmt: skip
+    assert [(event.step, event.value) for event in reader.Scalars("AP")] == [(7, 100)]
+    assert [event.step for event in reader.Images("predictions")] == [7]
+
+
+def test_tensorboard_forgets_a_run_that_starts_again(tmp_path: Path) -> None:
+    board(tmp_path, None, range(6), 1)
+    board(tmp_path, None, range(2), 5)
+    reader = events(tmp_path / "tensorboard")
+    assert [(event.step, event.value) for event in reader.Scalars("loss")] == [(0, 5), (1, 6)]
+
+
+# A finder before all others, to which the package is not there.
+BLOCKED = """
+import runpy, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tensorboard":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+sys.argv = ["run.py", *sys.argv[1:]]
+runpy.run_path("run.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["-m", "seed=0,1"]])
+def test_without_the_package_nothing_is_trained(tmp_path: Path, arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, *arguments, "logger=tensorboard", f"runs_dir={tmp_path / 'runs'}"],
+        cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: logger=tensorboard needs the package tensorboard (No module named 'tensorboard'): run pip install -e "
+        '".[tensorboard]" -c constraints.txt, or leave logger out.\n'
+    )
+    assert not list(tmp_path.glob("runs/*/metrics.csv"))

@@ -24,15 +24,27 @@ TOOLTIPS = {
 def page_table(id: str, one: Regenerated, elsewhere: Collection[str] = ()) -> ReportTable:
     """elsewhere: notes of the table that stand in another place of the page."""
     filled, table = one.filled, one.table
-    columns = [column for column in table.columns if column.shown]
+    others = filled.paper.metrics[1:]
+    # The first metric in full; of the others the paper's number stands under ours, or the table would be too wide.
+    merged = {f"{name}_text": name for name in others}
+    columns = [c for c in table.columns if c.shown and c.key not in [f"paper_{name}" for name in others]]
+    rows = []
+    for line, row in zip(table.rows, filled.rows, strict=True):
+        cells = [
+            _merged(line, row, merged[c.key], filled.metric[merged[c.key]]) if c.key in merged else _cell(line, c)
+            for c in columns
+        ]
+        rows.append(ReportRow(tuple(cells), _kind(row)))
     return ReportTable(
         id,
         title_of(filled),
-        tuple(ReportColumn(c.title, c.right, TOOLTIPS.get(c.title, "")) for c in columns),
         tuple(
-            ReportRow(tuple(_cell(line, column) for column in columns), _kind(row))
-            for line, row in zip(table.rows, filled.rows, strict=True)
+            ReportColumn(filled.metric[merged[c.key]], True, "ours; the paper's below it")
+            if c.key in merged
+            else ReportColumn(c.title, c.right, TOOLTIPS.get(c.title, ""))
+            for c in columns
         ),
+        tuple(rows),
         tuple(note for note in table.notes if note not in elsewhere and not note.startswith("Missing rows")),
         () if filled.command is None else (filled.command,),
     )
@@ -82,6 +94,8 @@ def _kind(row: FilledRow) -> RowKind:
 def _cell(line: Mapping[str, Any], column: Column) -> Cell:
     """A line's cell; what is written in parts (59.2 ± 0.4) sorts by the first."""
     text = cell(line, column)
+    if column.key == "seeds" and not text.isdigit():
+        return Cell("")  # the row's tag says why
     missing = text in ("", formats.MISSING)
     if column.key == "difference_text" and not missing:
         estimate, _, interval = text.partition(" ")
@@ -92,6 +106,15 @@ def _cell(line: Mapping[str, Any], column: Column) -> Cell:
     if isinstance(value, str):
         value = _leading_number(value)
     return Cell(text, value, note=missing or not isinstance(value, int | float))
+
+
+def _merged(line: Mapping[str, Any], row: FilledRow, name: str, ours: str) -> Cell:
+    """Our number, the paper's below it; in a quoted row the paper's alone."""
+    printed = formats.percent(line[f"paper_{name}"])
+    if row.quoted:
+        return Cell(printed, line[f"paper_{name}"])
+    value = line.get(f"ours_{ours}")
+    return Cell(line[f"{name}_text"], value, note=value is None, detail=f"paper {printed}")
 
 
 def _leading_number(text: str) -> float | None:

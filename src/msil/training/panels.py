@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ GALLERY = 12  # images
 HEATMAPS = 4
 GAP = 8  # pixels between a gallery's pictures
 SIZES = ("APs", "APm", "APl")
+_UNSAFE = re.compile(r"[^\w. -]")  # a panel's name becomes one of a file
 
 
 @dataclass(frozen=True)
@@ -128,19 +131,20 @@ def example_images(record: EvaluationRecord) -> list[int]:
 
 
 def log_panels(loggers: Sequence[Any], panels: Panels, step: int) -> None:
-    """To W&B as tables, a chart of its own and images; to TensorBoard as images."""
+    """Pictures to every dashboard; to W&B tables and a chart of its own besides.
+
+    W&B keeps the pictures of a table among the user's artifacts and not in the run's folder, which alone would not hold
+    the gallery then: it goes there as pictures too.
+    """
     pictures = {f"charts/{name}": picture for name, picture in panels.charts.items()}
     if panels.heatmaps is not None:
         pictures["heatmaps"] = panels.heatmaps
+    for place, row in enumerate(panels.gallery, start=1):
+        pictures[f"gallery/{place:02} {_UNSAFE.sub('-', PurePath(row.name).name)}"] = _side_by_side(row)
     log_pictures(loggers, pictures, step)
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_metrics(_wandb_tables(panels), step=step)
-        elif isinstance(logger, TensorBoardLogger):
-            sides = {
-                f"gallery/{place:02} {row.name}": _side_by_side(row) for place, row in enumerate(panels.gallery, 1)
-            }
-            log_pictures([logger], sides, step)
 
 
 def _wandb_tables(panels: Panels) -> dict[str, Any]:

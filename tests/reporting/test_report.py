@@ -1,0 +1,171 @@
+"""msil report on made-up runs: the numbers in its files, and what the page says where something is missing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+from tests.reporting.made_runs import record, write_runs
+
+from msil.analysis.record import write_record
+from msil.cli import main
+from msil.errors import ConfigError, DataError
+from msil.reporting.evidence import Evidence
+from msil.reporting.report import setting_tables, write_report
+from msil.reporting.results import read_results
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    write_runs(folder)
+    write_report(folder / "runs", folder / "report", say=lambda line: None)
+    return folder
+
+
+class Texts(HTMLParser):
+    """The page's visible text, and its images by alternative text."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+        self.images: list[str] = []
+        self.hidden = 0
+        self.feed(page.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(self.pieces).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.hidden += tag in ("style", "script")
+        if tag == "img":
+            self.images.append(dict(attrs)["alt"] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.hidden -= tag in ("style", "script")
+
+    def handle_data(self, data: str) -> None:
+        if not self.hidden:
+            self.pieces.append(data)
+
+
+# The mean and deviation of pycocotools' own numbers, and their difference.
+def test_table_2_has_the_runs_numbers(made: Path) -> None:
+    results = [json.loads(path.read_text()) for path in made.glob("runs/*/result.json")]
+    plain, both = (
+        [run["metrics"]["AP"] for run in results if run["config"]["model"]["msil"]["apply"] == apply]
+        for apply in ("none", "both")
+    )
+    rows = list(csv.DictReader((made / "report" / "table2.csv").open(encoding="utf-8")))
+    assert [row["row"] for row in rows] == ["cls ✗, reg ✗", "cls ✓, reg ✗", "cls ✗, reg ✓", "cls ✓, reg ✓"]
+    assert float(rows[0]["ours_AP"]) == pytest.approx(fmean(plain), abs=1e-12)
+    assert float(rows[3]["ours_AP_std"]) == pytest.approx(stdev(both), abs=1e-12)
+    assert float(rows[3]["difference"]) == pytest.approx(fmean(both) - fmean(plain), abs=1e-9)
+    low, high = float(rows[3]["difference_low"]), float(rows[3]["difference_high"])
+    assert 0 < low < float(rows[3]["difference"]) < high  # 1 px of noise against 3
+    assert rows[2]["seeds"] == "missing" and rows[2]["difference"] == ""
+    assert "python run.py experiment=table2" in (made / "report" / "table2.md").read_text(encoding="utf-8")
+
+
+def test_every_table_is_there_in_three_forms(made: Path) -> None:
+    names = sorted(path.name for path in (made / "report").iterdir())
+    tables = [f"table{number}.{ending}" for number in range(1, 6) for ending in ("csv", "md", "tex")]
+    assert names == sorted(["report.html", *tables])
+    assert (made / "report" / "table3.md").read_text(encoding="utf-8").count("| quoted |") == 20
+
+
+def test_the_page_has_what_the_issue_of_reports_asks_for(made: Path) -> None:
+    page = Texts(made / "report" / "report.html")
+    for number in range(1, 6):
+        assert f"Table {number}. " in page.text
+    for words in ("WITHOUT MSIL", "FGPL", "f_env", "python run.py experiment=table4", "paired bootstrap", "TIDE"):
+        assert words in page.text
+    starts = (
+        "Differences of AP", "Validation AP over the epochs", "Training loss", "AP of each class", "AP by size",
+        "Precision over recall at IoU 0.5, mean", "AP50 that each type of error costs", "Confusion of plain",
+        "Confusion of MSIL", "the objects of image val/", "what the plain detector",
+    )  # fmt: skip
+    for start in starts:
+        assert any(alt.startswith(start) for alt in page.images), start
+    assert "No heat maps" in page.text and "last.ckpt" in page.text  # these runs kept no checkpoint
+
+
+def test_the_same_runs_give_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    write_report(made / "runs", tmp_path, say=lambda line: None)
+    for path in sorted((made / "report").iterdir()):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_without_images_and_detections_the_page_says_so(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    for folder in (tmp_path / "runs").iterdir():
+        (folder / "evaluation.npz").unlink()
+        (folder / "metrics.csv").unlink()
+    write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
+    page = Texts(tmp_path / "report" / "report.html")
+    assert "kept no detections" in page.text and "so no gallery" in page.text
+    rows = list(csv.DictReader((tmp_path / "report" / "table2.csv").open(encoding="utf-8")))
+    assert float(rows[3]["ours_AP"]) > 0 and rows[3]["difference"] == ""
+
+
+def test_images_that_moved_away_cost_the_gallery_alone(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    for path in (tmp_path / "runs").glob("*/result.json"):
+        path.write_text(path.read_text().replace(str(made / "data"), "elsewhere"))
+    write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
+    page = Texts(tmp_path / "report" / "report.html")
+    assert "No gallery, since an image cannot be read" in page.text
+    assert any(alt.startswith("Confusion of MSIL") for alt in page.images)
+
+
+def test_detections_of_another_run_are_refused(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    folder = next((tmp_path / "runs").glob("*_both_*_s0"))
+    write_record(folder, record(5.0, 9))
+    with pytest.raises(DataError, match=r"evaluation\.npz gives AP 0\.\d+, but result\.json beside it says"):
+        write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
+
+
+def test_rows_that_saw_other_images_are_not_compared(made: Path) -> None:
+    results = read_results(made / "runs")
+    evidence = Evidence(samples=20)
+    plain = [run for run in results if "none" in run["run_name"]]
+    other = record(3.0, 0)
+    other.truth_boxes[0, 2] += 1  # another box to be found
+    evidence._records[plain[0]["folder"]] = other
+    both = [run for run in results if "both" in run["run_name"]]
+    assert evidence.difference(both, plain[1:], "AP") is not None
+    assert evidence.difference(both, plain, "AP") is None
+
+
+def test_a_table_without_runs_stands_once_in_the_largest_setting(made: Path) -> None:
+    results = read_results(made / "runs")
+    longer = json.loads(json.dumps(results[0]))
+    longer["config"]["schedule"] = {"name": "1x", "epochs": 12}
+    settings = setting_tables([*results, longer], Evidence(samples=20))
+    assert [[one.number for one in setting.tables] for setting in settings] == [[1, 2, 3, 4, 5], [1, 2, 4, 5]]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_without_finished_runs_is_one_sentence(
+    there: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    if there:
+        (runs / "half").mkdir(parents=True)
+        (runs / "half" / "result.json").write_text("{")
+    with pytest.raises(ConfigError):
+        read_results(runs)
+    assert main(["report", str(runs)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and str(runs) in error
+    assert not (runs / "report").exists()
+
+
+def test_from_the_command_line(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(made / "runs"), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").exists()
+    assert str(tmp_path / "report.html") in capsys.readouterr().out.splitlines()[-1]
