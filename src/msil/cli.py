@@ -210,7 +210,7 @@ def _heatmap(options: argparse.Namespace) -> int:
 def _figure_data(options: argparse.Namespace) -> AnnotatedImages:
     """The split that --data and --root name, else that of the first checkpoint's own data."""
     from msil.checkpoints.description import run_settings
-    from msil.data.module import build_split
+    from msil.data.module import build_split, split_of_run
     from msil.errors import ConfigError
 
     if options.data:
@@ -220,11 +220,7 @@ def _figure_data(options: argparse.Namespace) -> AnnotatedImages:
     settings = run_settings(options.checkpoint[0])
     if settings is None:
         raise ConfigError(f"{options.checkpoint[0]} is of no run and does not know any data: give --data and --root.")
-    data = settings["data"]
-    return build_split(
-        data["name"], options.root or data["root"], options.split, classes=data["classes"], strict=data["strict"],
-        num_train=data["num_train"], num_val=data["num_val"], image_size=data["image_size"], seed=data["seed"],
-    )  # fmt: skip
+    return split_of_run(settings["data"], options.split, options.root)
 
 
 def _centers(options: argparse.Namespace) -> int:

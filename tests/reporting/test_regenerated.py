@@ -125,7 +125,7 @@ def test_the_heads_own_warm_up_makes_no_other_setting() -> None:
     [
         ("python run.py", "quick", [0], "experiment=table1 data=shapes schedule=quick"),
         (
-            "python run.py model.msil.apply=cls experiment=table2 data=shapes schedule=quick seed=1 trainer=ddp data.flip=0",
+            "python run.py model.msil.apply=cls experiment=table2 data=shapes seed=1 trainer=ddp data.flip=0",
             "quick",
             [0, 1],
             "experiment=table1 data=shapes schedule=quick data.flip=0 seed=0,1",

@@ -32,7 +32,7 @@ def records(run: Path) -> list[Any]:
     (file,) = run.glob("*.wandb")
     found = []
     for data in _chunks(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
         record.ParseFromString(data)
         found.append(record)
     return found

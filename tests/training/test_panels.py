@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,11 +25,14 @@ from msil.config import Config, config_hash, plain
 from msil.data.coco import CocoDataset
 from msil.reporting.results import write_json
 from msil.training.experiment import run
+from msil.training.loggers import tensorboard_logger
+from msil.training.panels import show_panels
 
-from .cases import rows, tiny_config
+from .cases import TINY, module_of, rows, tiny_config
 from .dashboards import begun, events, offline_runs, summary, table, without_login
 
 CHARTS = {"class AP", "precision and recall", "precision and recall by class", "confusion", "errors", "sizes"}
+ROOT = Path(__file__).resolve().parents[2]
 PERFECT, BLIND = 0, 2  # images with nothing but hits, and without a detection of 0.3
 
 # In a process of its own: W&B reads its settings once a process.
@@ -95,9 +100,8 @@ def logged(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Logged:
         write_record(work / f"run-{seed}", record)
         write_json(work / f"run-{seed}" / "result.json", result_of(config, ap))
     (work / "sweep").mkdir()
-    tests = Path(__file__).resolve().parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tests), str(work), str(shapes)],
+        [sys.executable, "-c", SCRIPT, str(ROOT / "tests"), str(work), str(shapes)],
         env=without_login(work / "home"), cwd=work, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -109,9 +113,10 @@ def judged(data: CocoDataset, seed: int) -> tuple[EvaluationRecord, list[float],
     """Detections near the truth, some of them of a wrong class; their AP by class and over all, by pycocotools."""
     random = np.random.default_rng(seed)
     truth = data.ground_truth()
+    ids = [data.image_id(i) for i in range(len(data))]
     found = []
     for annotation in truth["annotations"]:
-        place = annotation["image_id"] - data.image_id(0)
+        place = ids.index(annotation["image_id"])
         x, y, width, height = annotation["bbox"]
         exact = place == PERFECT
         dx, dy = (0.0, 0.0) if exact else random.normal(scale=1, size=2)
@@ -126,8 +131,8 @@ def judged(data: CocoDataset, seed: int) -> tuple[EvaluationRecord, list[float],
         truth,
         data.classes,
         data.category_ids,
-        {data.image_id(i): f"val/{data.path(i).name}" for i in range(len(data))},
-        image_ids=np.array([data.image_id(i) for i in range(len(data))]),
+        {image_id: f"val/{data.path(i).name}" for i, image_id in enumerate(ids)},
+        image_ids=np.array(ids),
         owners=np.array([one["image_id"] for one in found]),
         boxes=boxes,
         scores=np.array([one["score"] for one in found]),
@@ -138,7 +143,7 @@ def judged(data: CocoDataset, seed: int) -> tuple[EvaluationRecord, list[float],
 
 
 def average_precision(truth: dict[str, Any], found: list[dict[str, Any]], categories: list[int]) -> float:
-    ours = COCO()
+    ours: Any = COCO()
     ours.dataset = copy.deepcopy(truth)
     ours.createIndex()
     judge = COCOeval(ours, ours.loadRes(copy.deepcopy(found)), "bbox")
@@ -245,6 +250,61 @@ def test_offline_is_said_once_and_a_failure_in_one_line(logged: Logged) -> None:
     assert failure.startswith("W&B: the sweep's tables were not logged (")
 
 
+STANDIN = ROOT / "tests" / "standin_run.py"
+
+
+def sweep_of(program: Path, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(program), "-m", "logger=wandb", f"runs_dir={tmp_path / 'runs'}", *arguments],
+        env=without_login(tmp_path / "home"), cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_that_must_be_online_stops_before_it_trains(tmp_path: Path, shapes: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "logger=wandb", "logger.offline=false", f"runs_dir={tmp_path / 'runs'}",
+         f"data.root={shapes}", *TINY],
+        env=without_login(tmp_path / "home"), cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: W&B cannot begin a run (")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("runs/*/checkpoints"))
+
+
+@pytest.mark.slow
+def test_a_sweep_does_not_fail_for_wandb(tmp_path: Path) -> None:
+    """Its jobs end well without a word to W&B; the launcher asks for a server, which nobody may use without a login."""
+    done = sweep_of(STANDIN, tmp_path, "seed=0,5", "logger.offline=false")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (line,) = [line for line in done.stdout.splitlines() if "W&B" in line or "wandb" in line.casefold()]
+    assert line.startswith("W&B: the sweep's tables were not logged (")
+    assert "2 ok, 0 failed of 2." in done.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_from_end_to_end(tmp_path: Path, shapes: Path) -> None:
+    tiny = [word for word in TINY if not word.startswith("trainer.progress_bar")]
+    done = sweep_of(ROOT / "run.py", tmp_path, "model.msil.apply=none,both", f"data.root={shapes}", *tiny)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
+    (tables,) = offline_runs(sweep)
+    results = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").glob("*/result.json"))]
+    runs = [offline_runs(tmp_path / "runs" / result["run_name"])[0] for result in results]
+    assert {begun(run).run_group for run in (*runs, tables)} == {sweep.name}
+    assert [begun(run).job_type for run in (*runs, tables)] == ["train", "train", "tables"]
+    found = {row["run_name"]: row["AP"] for row in table(tables, "sweep")}
+    assert found == {result["run_name"]: result["metrics"]["AP"] for result in results}
+    for folder, result in zip(runs, results, strict=True):
+        assert summary(folder)["AP"] == result["metrics"]["AP"]
+        assert [row["class"] for row in table(folder, "classes")] == result["classes"]
+    (line,) = [line for line in done.stdout.splitlines() if "W&B" in line]
+    assert "so the sweep's table is logged offline" in line
+
+
 # TensorBoard
 
 
@@ -295,6 +355,25 @@ def test_tensorboard_has_predictions_of_every_evaluation_and_the_result(
     text = reader.Tensors("result/text_summary")[0].tensor_proto.string_val[0].decode()
     assert f"parameters: {result['parameters']}" in text
     assert f"AP: {result['metrics']['AP']}" in text
+
+
+def test_a_picture_that_cannot_be_made_costs_the_panels_alone(
+    tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(shapes, tmp_path / "shapes")
+    data = CocoDataset(tmp_path / "shapes", "val")
+    record, _, ap = judged(data, 0)
+    data.path(PERFECT).unlink()
+    config = tiny_config(tmp_path, shapes)
+    capsys.readouterr()
+    logger = tensorboard_logger(tmp_path, {}, None)
+    show_panels([logger], result_of(config, ap), record, module_of(config).detector, data, 3)
+    logger.finalize("success")
+    assert capsys.readouterr().out.startswith(
+        "the run is complete, but not all of its panels could be logged (DataError: "
+    )
+    tags = events(tmp_path / "tensorboard").Tags()
+    assert "result/text_summary" in tags["tensors"] and not tags["images"]
 
 
 def test_the_logger_does_not_change_which_run_it_is(tensorboard_run: tuple[Path, dict[str, Any]], shapes: Path) -> None:

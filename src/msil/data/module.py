@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from torch import Tensor
@@ -74,6 +76,18 @@ def build_split(
     """
     reader = _prepare(name, root, num_train, num_val, image_size, seed)
     return reader(root, split, classes=classes, strict=strict)
+
+
+def split_of_run(data: Mapping[str, Any], split: str, root: str | Path | None = None) -> AnnotatedImages:
+    """One split of the data that a run was trained on.
+
+    data: a run's resolved settings under "data". root: where the data is now, if not where the run had it.
+    Errors as in `build_split`.
+    """
+    return build_split(
+        data["name"], root or data["root"], split, classes=data["classes"], strict=data["strict"],
+        num_train=data["num_train"], num_val=data["num_val"], image_size=data["image_size"], seed=data["seed"],
+    )  # fmt: skip
 
 
 def _prepare(

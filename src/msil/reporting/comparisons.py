@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from msil.errors import ConfigError
 from msil.reporting import captions
 from msil.reporting.formats import setting
-from msil.reporting.regenerated import NAMES, USUAL, one_a_seed
+from msil.reporting.regenerated import NAMES, USUAL, one_a_seed, settings
+from msil.reporting.results import RESULT_FILE, read_result
 
 Result = Mapping[str, Any]
 
@@ -57,6 +60,37 @@ def detectors(group: Sequence[Result]) -> list[DetectorLines]:
         first = ordered[0][1][0]
         made.append(DetectorLines(detector_name(first), tuple(Line(name, one_a_seed(runs)) for name, runs in ordered)))
     return sorted(made, key=lambda detector: (-len(detector.lines), detector.name))
+
+
+def newest_pair(runs_dir: str | Path) -> tuple[Path, Path]:
+    """The checkpoints of a plain detector and of one with the whole MSIL that were trained alike, with one seed; of
+    several such pairs the one that was finished last.
+
+    Raises ConfigError, with the two commands that make such a pair, if runs_dir has none.
+    """
+    results = [
+        {**result, "folder": str(path.parent)}
+        for path in sorted(Path(runs_dir).glob(f"*/{RESULT_FILE}"))
+        if _checkpoint(path.parent).is_file() and (result := read_result(path.parent)) is not None
+    ]
+    pairs = [pair for group in settings(results) for one in detectors(group) if (pair := one.pair()) is not None]
+    alike = [
+        (_checkpoint(first["folder"]), _checkpoint(second["folder"]))
+        for plain, msil in pairs
+        for first in plain.runs
+        for second in msil.runs
+        if first["seed"] == second["seed"]
+    ]
+    if not alike:
+        raise ConfigError(
+            f"{runs_dir} holds no plain detector and one with MSIL that were trained alike and kept their checkpoints: "
+            "make them with `python run.py model.msil.apply=none` and `python run.py`."
+        )
+    return max(alike, key=lambda pair: max(path.stat().st_mtime for path in pair))
+
+
+def _checkpoint(folder: str | Path) -> Path:
+    return Path(folder) / "checkpoints" / "last.ckpt"
 
 
 def detector_name(run: Result) -> str:

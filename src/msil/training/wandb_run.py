@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import wandb
 
 from msil.config import LoggerConfig
+from msil.errors import ConfigError
 
 
 def begin(
@@ -27,6 +28,7 @@ def begin(
     """Begin a run whose files lie in folder/wandb. Without a login or a network it writes offline and says so once.
 
     values: its settings. job_type: by which a dashboard tells trainings, tests and tables apart. what: for that line.
+    Raises ConfigError where it shall be online and cannot.
     """
     offline = config.offline
     if offline is None:
@@ -34,18 +36,24 @@ def begin(
         offline = reason is not None
         if offline:
             print(f"W&B: {reason}, so {what} is logged offline; later: wandb sync {folder}/wandb/offline-run-*")
-    return wandb.init(
-        project=config.project,
-        entity=config.entity,
-        name=name,
-        group=group,
-        job_type=job_type,
-        tags=list(config.tags),
-        dir=str(folder),
-        config=dict(values),
-        mode="offline" if offline else "online",
-        settings=wandb.Settings(silent=True),
-    )
+    try:
+        return wandb.init(
+            project=config.project,
+            entity=config.entity,
+            name=name,
+            group=group,
+            job_type=job_type,
+            tags=list(config.tags),
+            dir=str(folder),
+            config=dict(values),
+            mode="offline" if offline else "online",
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.Error as error:
+        reason = str(error).strip().splitlines()[-1].rstrip(".")
+        raise ConfigError(
+            f"W&B cannot begin a run ({reason}): run wandb login, or set logger.offline=true or null."
+        ) from error
 
 
 def _why_offline() -> str | None:

@@ -1,0 +1,164 @@
+"""What kinds of errors a run makes and what each costs: TIDE (Bolya et al. 2020, arXiv 2008.08115, section 2.2).
+
+A false positive is, by its highest IoU with an object of its own class and of the others, t_f = 0.5 and t_b = 0.1:
+
+    Loc   own class in [t_b, t_f): the box is wrong
+    Cls   another class at t_f or more: the class is wrong
+    Dupe  own class at t_f or more, but a detection of a higher score has the object
+    Bkg   at most t_b with any object
+    Both  the rest: another class in (t_b, t_f), box and class are wrong
+
+The paper's kinds overlap; the first that fits holds here, as in the authors' program. Miss are the objects that
+nothing found and that no error of Cls or Loc lies on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from msil.analysis.confusion import by_score, overlaps, take_best
+from msil.analysis.matching import MAX_DETECTIONS, ClassMatches, Matches
+from msil.analysis.precision import scores
+from msil.analysis.record import EvaluationRecord
+
+KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
+FOREGROUND = 0.5  # t_f
+BACKGROUND = 0.1  # t_b
+_CLS, _LOC, _BOTH, _DUPE, _BKG = range(5)
+_HIT, _IGNORED = -1, -2
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """By KINDS. counts: errors. costs: how much AP50 (a fraction) grows if that kind alone is mended; nan without
+    objects."""
+
+    counts: dict[str, int]
+    costs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """D detections, ordered by image and there by descending score.
+
+    images, labels: (D,) int64. scores: (D,) float32. kinds: (D,) int64, _HIT, _IGNORED or a position in KINDS.
+    objects: (D,) int64, the object that a hit found and that an error of Cls or Loc lies on; otherwise -1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    kinds: np.ndarray
+    objects: np.ndarray
+
+
+def breakdown(record: EvaluationRecord) -> Breakdown:
+    """Of the detections that COCO's AP50 counts: the best 100 of each image and class.
+
+    Ignored objects are neither found nor missed, and what lies on those of its own class is no error. An error is
+    mended as the paper has it, with all others of its kind: of Cls and Loc the detection becomes a hit, and of several
+    on one object only the best stays; detections of Both, Dupe and Bkg go; objects of Miss need not be found. An AP50
+    without anything left to find is 1.
+    """
+    judged = _judge(record)
+    objects = ~record.truth_ignored
+    lost = objects.copy()
+    lost[judged.objects[judged.objects >= 0]] = False
+    counts = {kind: int((judged.kinds == place).sum()) for place, kind in enumerate(KINDS[:-1])}
+    counts["Miss"] = int(lost.sum())
+    now = _ap50(record, judged, objects)
+    costs = {}
+    for place, kind in enumerate(KINDS[:-1]):
+        mended = _turned(record, judged, place) if place in (_CLS, _LOC) else _kept(judged, judged.kinds != place)
+        costs[kind] = _ap50(record, mended, objects) - now
+    costs["Miss"] = (_ap50(record, judged, objects & ~lost) if (objects & ~lost).any() else 1.0) - now
+    return Breakdown(counts, costs)
+
+
+def _judge(record: EvaluationRecord) -> _Judged:
+    found = by_score(record, np.arange(len(record.found_images)))
+    found = found[_place_in_group(record.found_images[found], record.found_labels[found]) < MAX_DETECTIONS]
+    labels = record.found_labels[found]
+    kinds, objects = np.full(len(found), _BKG), np.full(len(found), -1)
+    for here, there, ious in overlaps(record, found):
+        same = labels[here][:, None] == record.truth_labels[there]
+        ignored = record.truth_ignored[there]
+        on_ignored = ((ious >= FOREGROUND) & same)[:, ignored].any(axis=1)
+        kinds[here], nearest = _judge_image(ious[:, ~ignored], same[:, ~ignored], on_ignored)
+        objects[here[nearest >= 0]] = there[~ignored][nearest[nearest >= 0]]
+    return _Judged(record.found_images[found], labels, record.found_scores[found], kinds, objects)
+
+
+def _judge_image(ious: np.ndarray, same: np.ndarray, on_ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ious, same: (d, g), the IoU and whether the classes agree. Returns kinds and objects (columns), both (d,)."""
+    if not ious.shape[1]:
+        return np.where(on_ignored, _IGNORED, _BKG), np.full(len(ious), -1)
+    own, other = np.where(same, ious, 0.0), np.where(same, 0.0, ious)
+    taken = take_best(own, FOREGROUND)
+    best_own, best_other = own.max(axis=1), other.max(axis=1)
+    kinds = np.select(
+        [
+            taken >= 0,
+            on_ignored,
+            (best_own >= BACKGROUND) & (best_own < FOREGROUND),
+            best_other >= FOREGROUND,
+            best_own >= FOREGROUND,
+            best_other > BACKGROUND,
+        ],
+        [_HIT, _IGNORED, _LOC, _CLS, _DUPE, _BOTH],
+        _BKG,
+    )
+    objects = np.select(
+        [kinds == _HIT, kinds == _LOC, kinds == _CLS], [taken, own.argmax(axis=1), other.argmax(axis=1)], -1
+    )
+    return kinds, objects
+
+
+def _place_in_group(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Of each detection, how many of its image and class stand before it."""
+    order = np.lexsort((labels, images))
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (np.diff(images[order]) != 0) | (np.diff(labels[order]) != 0)
+    starts = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(len(order)) - starts
+    return places
+
+
+def _turned(record: EvaluationRecord, judged: _Judged, kind: int) -> _Judged:
+    """All errors of the kind made hits of their objects; an object with several keeps the one of the highest score."""
+    claims = np.flatnonzero((judged.kinds == _HIT) | (judged.kinds == kind))
+    winners = claims[np.unique(judged.objects[claims], return_index=True)[1]]  # an image's detections are by score
+    kept = ~np.isin(np.arange(len(judged.kinds)), claims)
+    kept[winners] = True
+    kinds, labels = judged.kinds.copy(), judged.labels.copy()
+    kinds[winners] = _HIT
+    labels[winners] = record.truth_labels[judged.objects[winners]]
+    return _kept(_Judged(judged.images, labels, judged.scores, kinds, judged.objects), kept)
+
+
+def _kept(judged: _Judged, kept: np.ndarray) -> _Judged:
+    return _Judged(
+        judged.images[kept], judged.labels[kept], judged.scores[kept], judged.kinds[kept], judged.objects[kept]
+    )
+
+
+def _ap50(record: EvaluationRecord, judged: _Judged, objects: np.ndarray) -> float:
+    """objects: (G,) bool, those to be found."""
+    order = np.lexsort((-judged.scores, judged.labels))
+    ends = np.searchsorted(judged.labels[order], np.arange(1, len(record.classes)))
+    classes = []
+    for label, chosen in enumerate(np.split(order, ends)):
+        owners = record.truth_images[objects & (record.truth_labels == label)]
+        classes.append(
+            ClassMatches(
+                judged.images[chosen],
+                (judged.kinds[chosen] == _HIT)[None, None],
+                (judged.kinds[chosen] == _IGNORED)[None, None],
+                np.bincount(owners, minlength=len(record.image_ids))[None],
+            )
+        )
+    matches = Matches("coco", ("all",), (FOREGROUND,), tuple(classes), len(record.image_ids), record.question())
+    return float(np.asarray(scores(matches, metrics=("AP50",))["AP50"]))
