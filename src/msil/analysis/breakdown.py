@@ -160,5 +160,5 @@ def _ap50(record: EvaluationRecord, judged: _Judged, objects: np.ndarray) -> flo
                 np.bincount(owners, minlength=len(record.image_ids))[None],
             )
         )
-    matches = Matches("coco", ("all",), (FOREGROUND,), tuple(classes), len(record.image_ids), record.question())
+    matches = Matches("coco", ("all",), (FOREGROUND,), tuple(classes), len(record.image_ids), question="")
     return float(np.asarray(scores(matches, metrics=("AP50",))["AP50"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from pycocotools import mask
@@ -32,7 +33,7 @@ def confusion(record: EvaluationRecord, score_thresh: float = 0.3, iou: float = 
         kept[here] = (taken >= 0) | ~(ious[:, ignored] >= iou).any(axis=1)
     counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
     np.add.at(counts, (rows[kept], record.found_labels[found[kept]]), 1)
-    np.add.at(counts, (record.truth_labels[missed], classes), 1)
+    counts[:classes, classes] = np.bincount(record.truth_labels[missed], minlength=classes)
     return counts
 
 
@@ -42,15 +43,15 @@ def by_score(record: EvaluationRecord, found: np.ndarray) -> np.ndarray:
 
 
 def overlaps(record: EvaluationRecord, found: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each image with objects and detections among `found` (D,), which must be ordered by image: (here, there, ious).
+    """Of each image with objects and with detections among `found` (D,), ordered by image: (here, there, ious).
 
     here: (d,) positions in `found`. there: (g,) positions of the image's objects. ious: (d, g) as pycocotools has them,
     with an ignored object the share of the detection that lies inside.
     """
-    boxes = record.found_boxes[found].astype(np.float64)
+    boxes: Any = record.found_boxes[found].astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    images = np.unique(record.found_images[found])
     owners = record.found_images[found]
+    images = np.unique(owners)
     ends = [np.searchsorted(owners, images, side) for side in ("left", "right")]
     truth_ends = [np.searchsorted(record.truth_images, images, side) for side in ("left", "right")]
     for start, end, first, last in zip(*ends, *truth_ends, strict=True):
@@ -63,7 +64,7 @@ def overlaps(record: EvaluationRecord, found: np.ndarray) -> Iterator[tuple[np.n
 def take_best(ious: np.ndarray, least: float) -> np.ndarray:
     """Each detection in turn takes the free object of the highest IoU if that is at least `least`, as COCO does.
 
-    ious: (d, g), `least` above 0. Returns (d,) int64, the column taken or -1; of equal IoUs the last, as in pycocotools.
+    ious: (d, g), `least` above 0. Returns (d,) int64, the column taken or -1; of equal IoUs the last.
     """
     taken = np.full(len(ious), -1, dtype=np.int64)
     free = ious[:, ::-1].copy()

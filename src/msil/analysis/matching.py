@@ -100,7 +100,7 @@ def corners(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
-def _class_matches(judged: Sequence[dict[str, Any] | None], position: dict[int, int]) -> ClassMatches:
+def _class_matches(judged: Sequence[Any], position: dict[int, int]) -> ClassMatches:
     """judged: pycocotools' evalImgs of one class, by area, then by image."""
     areas, ious, images = len(COCO_AREAS), len(COCO_IOUS), len(position)
     truths = np.zeros((areas, images), dtype=np.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,10 @@ from msil.errors import DataError
 from msil.files import write_bytes
 
 RECORD_FILE = "evaluation.npz"
+
+# What numpy and zipfile raise for files that are not what they seem; RuntimeError is an encrypted or exotic archive,
+# TypeError a single array instead of an archive.
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def write_record(run_dir: str | Path, record: EvaluationRecord) -> None:
     """Write run_dir/evaluation.npz whole or not at all. Integers take the fewest bytes that hold them."""
     arrays = {field.name: getattr(record, field.name) for field in fields(record)}
     content = io.BytesIO()
-    np.savez_compressed(content, **{name: _smallest(array) for name, array in arrays.items()})
+    np.savez_compressed(content, allow_pickle=False, **{name: _smallest(array) for name, array in arrays.items()})
     write_bytes(Path(run_dir) / RECORD_FILE, content.getvalue())
 
 
@@ -123,7 +128,7 @@ def read_record(run_dir: str | Path) -> EvaluationRecord:
             arrays = {field.name: archive[field.name] for field in fields(EvaluationRecord)}
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: run the command of that run again after deleting its folder.") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise DataError(f"{path} cannot be read as the evaluation of a run: {error}.") from error
     wide = {"i": np.int64, "u": np.int64}
     record = EvaluationRecord(**{name: a.astype(wide.get(a.dtype.kind, a.dtype)) for name, a in arrays.items()})
@@ -132,19 +137,23 @@ def read_record(run_dir: str | Path) -> EvaluationRecord:
 
 
 def _check(path: Path, record: EvaluationRecord) -> None:
-    images, classes = len(record.image_ids), len(record.classes)
-    truths, found = len(record.truth_images), len(record.found_images)
-    shapes = {
-        "category_ids": (classes,), "file_names": (images,), "sizes": (images, 2),
-        "truth_boxes": (truths, 4), "truth_areas": (truths,), "truth_labels": (truths,), "truth_ignored": (truths,),
-        "found_boxes": (found, 4), "found_scores": (found,), "found_labels": (found,),
+    images, classes = record.image_ids.size, record.classes.size
+    truths, found = record.truth_images.size, record.found_images.size
+    expected = {
+        "classes": ("U", (classes,)), "category_ids": ("i", (classes,)),
+        "image_ids": ("i", (images,)), "file_names": ("U", (images,)), "sizes": ("i", (images, 2)),
+        "truth_images": ("i", (truths,)), "truth_boxes": ("f", (truths, 4)), "truth_areas": ("f", (truths,)),
+        "truth_labels": ("i", (truths,)), "truth_ignored": ("b", (truths,)),
+        "found_images": ("i", (found,)), "found_boxes": ("f", (found, 4)), "found_scores": ("f", (found,)),
+        "found_labels": ("i", (found,)),
     }  # fmt: skip
-    wrong = [name for name, shape in shapes.items() if getattr(record, name).shape != shape]
-    for name, limit in (("truth_images", images), ("found_images", images), ("truth_labels", classes),
-                        ("found_labels", classes)):  # fmt: skip
-        array = getattr(record, name)
-        if len(array) and not (array.min() >= 0 and array.max() < limit):
-            wrong.append(name)
+    arrays = {name: getattr(record, name) for name in expected}
+    wrong = [name for name, form in expected.items() if (arrays[name].dtype.kind, arrays[name].shape) != form]
+    if not wrong:
+        limits = {"truth_images": images, "found_images": images, "truth_labels": classes, "found_labels": classes}
+        wrong = [name for name, limit in limits.items() if ((arrays[name] < 0) | (arrays[name] >= limit)).any()]
+        wrong += [name for name in ("truth_images", "found_images") if (np.diff(arrays[name]) < 0).any()]
+        wrong += ["image_ids"] if (np.diff(record.image_ids) <= 0).any() else []
     if wrong:
         raise DataError(f"{path} does not fit together: {', '.join(wrong)} cannot belong to {images} images.")
 

@@ -158,7 +158,9 @@ def _overlays(row: HeatmapRow, level: str) -> list[np.ndarray]:
     method = Image.Resampling.NEAREST if scale.is_integer() else Image.Resampling.LANCZOS
     gray = np.asarray(image.convert("L").resize(size, method), dtype=float)[..., None]
     return [
-        _outlined(HEAT * _heat_colors(maps.at_pixels(tower, level, size[::-1])) + (1 - HEAT) * gray, row.boxes * scale)
+        _outlined(
+            HEAT * _heat_colors(maps.at_pixels(tower, level, (size[1], size[0]))) + (1 - HEAT) * gray, row.boxes * scale
+        )
         for tower in TOWERS
         for maps in row.maps
     ]

@@ -14,11 +14,12 @@ from msil.checkpoints.load import load_detector
 from msil.detection import Detector
 from msil.errors import DataError, WeightsError
 from msil.reporting.comparisons import Line
+from msil.reporting.drawing import draw_boxes
 from msil.reporting.energy import REGIONS, SplitEnergy, split_energy
 from msil.reporting.evidence import Evidence
 from msil.reporting.formats import percent, signed
 from msil.reporting.gallery import gallery_pictures, image_scores, most_different, read_gallery_image
-from msil.reporting.heatmaps import MERGED, TOWERS, HeatmapRow, draw_heatmaps, png_bytes, tower_maps
+from msil.reporting.heatmaps import CELL_SIDE, MERGED, TOWERS, HeatmapRow, draw_heatmaps, png_bytes, tower_maps
 from msil.reporting.page import Cell, Gallery, GalleryItem, Picture, ReportColumn, ReportRow, ReportTable, Section
 
 IMAGES = 12  # of a gallery
@@ -188,6 +189,7 @@ def _largest_objects(record: EvaluationRecord) -> list[int]:
 def _row(
     record: EvaluationRecord, detectors: Mapping[str, Detector], index: int, image: Tensor, boxes: np.ndarray
 ) -> HeatmapRow:
-    drawn = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
+    mine = (record.truth_images == index) & ~record.truth_ignored
+    drawn = draw_boxes(image, boxes, record.truth_labels[mine], record.classes.tolist(), side=CELL_SIDE)
     maps: Sequence[Any] = [tower_maps(detector, image) for detector in detectors.values()]
     return HeatmapRow(image, ("", str(record.file_names[index])), drawn, boxes, maps)
