@@ -29,14 +29,27 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """One run's metric: estimate, as it is; values: (B,) over resamples of the images. question: of its matches."""
+
+    estimate: float
+    values: np.ndarray
+    question: str
+
+
+def resample(run: Matches, metric: str, *, samples: int = SAMPLES, seed: int = 0) -> Resampled:
+    """The same `seed` gives the same images for every run of as many."""
+    weights = image_weights(run.images, samples, _generators(seed)[0])
+    values = np.asarray(scores(run, weights, metrics=(metric,))[metric])
+    return Resampled(float(scores(run, metrics=(metric,))[metric]), values, run.question)
+
+
 def mean_interval(runs: Sequence[Matches], metric: str, *, samples: int = SAMPLES, seed: int = 0) -> Interval:
     """The mean of `metric` over runs of one row, one a seed. Raises ValueError for runs of different questions."""
-    _check(runs)
-    images, choices = _generators(seed)
-    weights = image_weights(runs[0].images, samples, images)
-    return _interval(
-        _means([_value(run, metric) for run in runs]), row_means(_resampled(runs, weights, metric), choices)
-    )
+    drawn = [resample(run, metric, samples=samples, seed=seed) for run in runs]
+    _check(drawn)
+    return _interval(_estimate(drawn), row_means(np.stack([one.values for one in drawn]), _generators(seed)[1]))
 
 
 def difference_interval(
@@ -46,12 +59,16 @@ def difference_interval(
 
     Raises ValueError for runs that were not asked for the same boxes of the same images.
     """
+    first, second = ([resample(run, metric, samples=samples, seed=seed) for run in runs] for runs in (ours, others))
+    return difference_of(first, second, seed=seed)
+
+
+def difference_of(ours: Sequence[Resampled], others: Sequence[Resampled], *, seed: int = 0) -> Interval:
+    """As `difference_interval`, of runs that were resampled before with this very `seed`."""
     _check(ours, others)
-    images, choices = _generators(seed)
-    weights = image_weights(ours[0].images, samples, images)
-    estimate = _means([_value(run, metric) for run in ours]) - _means([_value(run, metric) for run in others])
-    first, second = (row_means(_resampled(runs, weights, metric), choices) for runs in (ours, others))
-    return _interval(estimate, first - second)
+    choices = _generators(seed)[1]
+    first, second = (row_means(np.stack([one.values for one in row]), choices) for row in (ours, others))
+    return _interval(_estimate(ours) - _estimate(others), first - second)
 
 
 def image_weights(images: int, samples: int, generator: np.random.Generator) -> np.ndarray:
@@ -76,16 +93,8 @@ def _generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
     return images, choices
 
 
-def _resampled(runs: Sequence[Matches], weights: np.ndarray, metric: str) -> np.ndarray:
-    return np.stack([np.asarray(scores(run, weights, metrics=(metric,))[metric]) for run in runs])
-
-
-def _value(run: Matches, metric: str) -> float:
-    return float(scores(run, metrics=(metric,))[metric])
-
-
-def _means(values: Sequence[float]) -> float:
-    return float(np.mean(values))
+def _estimate(row: Sequence[Resampled]) -> float:
+    return float(np.mean([one.estimate for one in row]))
 
 
 def _interval(estimate: float, resampled: np.ndarray) -> Interval:
@@ -96,7 +105,7 @@ def _interval(estimate: float, resampled: np.ndarray) -> Interval:
     return Interval(estimate, float(low), float(high))
 
 
-def _check(*rows: Sequence[Matches]) -> None:
+def _check(*rows: Sequence[Resampled]) -> None:
     if not all(rows):
         raise ValueError("an interval needs at least one run of each row")
     if len({run.question for row in rows for run in row}) > 1:

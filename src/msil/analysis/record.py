@@ -23,7 +23,17 @@ RECORD_FILE = "evaluation.npz"
 
 # What numpy and zipfile raise for files that are not what they seem; RuntimeError is an encrypted or exotic archive,
 # TypeError a single array instead of an archive.
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)

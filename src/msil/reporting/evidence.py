@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msil.analysis.bootstrap import difference_interval
+from msil.analysis.bootstrap import Resampled, difference_of, resample
 from msil.analysis.matching import Matches, match_coco, match_voc
 from msil.analysis.precision import scores
 from msil.analysis.record import RECORD_FILE, EvaluationRecord, read_record
@@ -27,6 +27,7 @@ class Evidence:
         self.samples = samples
         self._records: dict[str, EvaluationRecord | None] = {}
         self._matches: dict[tuple[str, bool], Matches] = {}
+        self._drawn: dict[tuple[str, str], Resampled] = {}
         self._differences: dict[tuple[tuple[str, ...], tuple[str, ...], str], Difference | None] = {}
 
     def record(self, run: Result) -> EvaluationRecord | None:
@@ -65,9 +66,16 @@ class Evidence:
         questions = {record.question() for record in records if record is not None}
         if not ours or not others or None in records or len(questions) != 1:
             return None
-        first, second = ([self.matches(run, metric) for run in runs] for runs in (ours, others))
-        interval = difference_interval(first, second, metric, samples=self.samples)  # pyright: ignore[reportArgumentType]
+        interval = difference_of(*([self._resampled(run, metric) for run in runs] for runs in (ours, others)))
         return Difference(interval.estimate, interval.low, interval.high, self.samples)
+
+    def _resampled(self, run: Result, metric: str) -> Resampled:
+        key = run["folder"], metric
+        if key not in self._drawn:
+            judged = self.matches(run, metric)
+            assert judged is not None
+            self._drawn[key] = resample(judged, metric, samples=self.samples)
+        return self._drawn[key]
 
     def _check(self, run: Result) -> None:
         """The record must give the very AP that result.json reports."""

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msil.analysis.record import RECORD_FILE, EvaluationRecord, make_record, read_record, write_record
+from msil.errors import DataError
+
+from .cases import make, random_record
+
+NAMES = tuple(field.name for field in dataclasses.fields(EvaluationRecord))
+
+
+def arrays_of(record: EvaluationRecord) -> dict[str, np.ndarray]:
+    return {name: getattr(record, name) for name in NAMES}
+
+
+def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(folder / RECORD_FILE, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        random_record(0),
+        make([(0, 1, [0, 0, 5, 5])], [], images=2),
+        make([], [(1, 0, [0, 0, 5, 5], 0.25)], images=2),
+        make([], [], images=0, classes=1),
+        dataclasses.replace(make([], [], images=2), image_ids=np.array([-7, 2**40])),
+        dataclasses.replace(make([], [], images=2), file_names=np.array(["a/ä b.jpg", "深.png"])),
+    ],
+    ids=["random", "no detections", "no objects", "nothing", "wide ids", "names"],
+)
+def test_what_was_written_is_read_bit_by_bit(record: EvaluationRecord, tmp_path: Path) -> None:
+    write_record(tmp_path, record)
+    read = read_record(tmp_path)
+    for name, array in arrays_of(record).items():
+        again = getattr(read, name)
+        assert again.dtype == array.dtype and again.shape == array.shape, name
+        assert again.tobytes() == array.tobytes(), name
+    assert read.same_question(record)
+
+
+def test_values_that_floats_round_stay(tmp_path: Path) -> None:
+    record = make([(0, 0, [0.1, 1 / 3, np.nextafter(5, 6), 1e-300])], [(0, 0, [0.1, 0.2, 1e30, 7.7], 1e-40)])
+    write_record(tmp_path, record)
+    assert read_record(tmp_path).truth_boxes.tolist() == [[0.1, 1 / 3, np.nextafter(5, 6), 1e-300]]
+    assert read_record(tmp_path).found_scores[0] == np.float32(1e-40)  # not even normal as float32
+
+
+def test_make_record_sorts_truths_by_image_and_leaves_foreign_ones_out() -> None:
+    rows = [(7, 3, [0, 0, 2, 3], 1), (5, 1, [1, 1, 4, 4], 0), (7, 1, [2, 2, 5, 5], 0), (9, 1, [0, 0, 1, 1], 0)]
+    annotations = [
+        {"image_id": image, "category_id": category, "bbox": box, "area": 3.5, "iscrowd": crowd}
+        for image, category, box, crowd in [*rows, (5, 8, [0, 0, 1, 1], 0)]
+    ]
+    truth = {"images": [{"id": i, "height": i + 1, "width": i} for i in (9, 7, 5)], "annotations": annotations}
+    record = make_record(
+        truth, ("a", "b"), (3, 1), {5: "five", 7: "seven"}, image_ids=np.array([5, 7]), owners=np.array([7]),
+        boxes=np.array([[0, 1, 2, 3]]), scores=np.array([0.5]), labels=np.array([1]),
+    )  # fmt: skip
+    # Image 9 was not evaluated and category 8 is no class; image 5 comes first, image 7's two stay in their order.
+    assert record.truth_images.tolist() == [0, 1, 1]
+    assert record.truth_labels.tolist() == [1, 0, 1]  # categories 1, 3, 1
+    assert record.truth_boxes.tolist() == [[1, 1, 4, 4], [0, 0, 2, 3], [2, 2, 5, 5]]
+    assert record.truth_ignored.tolist() == [False, True, False]
+    assert record.sizes.tolist() == [[6, 5], [8, 7]]
+    assert record.found_images.tolist() == [1]
+
+
+def test_a_missing_file_is_one_sentence_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{RECORD_FILE} is missing"):
+        read_record(tmp_path)
+
+
+def test_every_truncated_file_is_refused(tmp_path: Path) -> None:
+    write_record(tmp_path, random_record(1))
+    content = (tmp_path / RECORD_FILE).read_bytes()
+    for length in [0, 1, *range(50, len(content), len(content) // 40), len(content) - 1]:
+        (tmp_path / RECORD_FILE).write_bytes(content[:length])
+        with pytest.raises(DataError, match="cannot be read"):
+            read_record(tmp_path)
+
+
+def test_damage_is_refused_or_harmless(tmp_path: Path) -> None:
+    # Bits that zip never looks at (times, attributes) may differ; whatever is read must be what was written.
+    record = random_record(2)
+    write_record(tmp_path, record)
+    content = (tmp_path / RECORD_FILE).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for place in rng.choice(len(content), 300, replace=False):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.integers(8)
+        (tmp_path / RECORD_FILE).write_bytes(bytes(damaged))
+        try:
+            read = read_record(tmp_path)
+        except DataError:
+            refused += 1
+        else:
+            for name, array in arrays_of(record).items():
+                assert getattr(read, name).tobytes() == array.tobytes(), (place, name)
+    assert refused > 150  # most of the file is content
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (self.path, "w")
+
+
+def test_an_object_array_is_never_unpickled(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    trap = np.array([Trap(str(sprung))], dtype=object)
+    write_arrays(tmp_path, {**arrays_of(make([], [])), "file_names": trap})
+    with np.load(tmp_path / RECORD_FILE, allow_pickle=True) as archive:
+        archive["file_names"]
+    assert sprung.exists()  # the trap works
+    sprung.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        read_record(tmp_path)
+    assert not sprung.exists()
+
+
+def test_a_pickle_in_place_of_the_archive_is_never_unpickled(tmp_path: Path) -> None:
+    import pickle
+
+    sprung = tmp_path / "sprung"
+    (tmp_path / RECORD_FILE).write_bytes(pickle.dumps(Trap(str(sprung))))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_record(tmp_path)
+    assert not sprung.exists()
+
+
+def test_one_array_in_place_of_the_archive_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / RECORD_FILE).open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_without_one_of_the_arrays_is_refused(name: str, tmp_path: Path) -> None:
+    arrays = arrays_of(random_record(3))
+    del arrays[name]
+    write_arrays(tmp_path, arrays)
+    with pytest.raises(DataError, match=name):
+        read_record(tmp_path)
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / RECORD_FILE, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *[(name, lambda a: a[:-1]) for name in NAMES],
+        *[(name, lambda a: np.array(7)) for name in NAMES],
+        ("truth_boxes", lambda a: a[:, :3]),
+        ("sizes", lambda a: a.ravel()),
+        ("truth_labels", lambda a: np.where(np.arange(len(a)) == 0, 5, a)),  # of 5 classes
+        ("truth_labels", lambda a: np.where(np.arange(len(a)) == 0, -1, a)),
+        ("found_labels", lambda a: a + 5),
+        ("found_images", lambda a: a + 12),  # of 12 images
+        ("found_images", lambda a: a[::-1]),
+        ("truth_images", lambda a: a - 1),
+        ("truth_images", lambda a: a[::-1]),
+        ("image_ids", lambda a: a[::-1]),
+        ("image_ids", np.zeros_like),
+        ("found_labels", lambda a: a.astype(float)),
+        ("found_scores", lambda a: a.astype(str)),
+        ("truth_ignored", lambda a: a.astype(np.int8)),
+        ("classes", lambda a: np.arange(len(a))),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(name: str, change, tmp_path: Path) -> None:
+    arrays = arrays_of(random_record(3))
+    write_arrays(tmp_path, {**arrays, name: change(arrays[name])})
+    with pytest.raises(DataError, match="does not fit together"):
+        read_record(tmp_path)
+
+
+def test_the_question_is_the_truth_and_not_the_answer() -> None:
+    record = random_record(4)
+    others = [random_record(5), make([], [])]
+    for name in ("found_images", "found_boxes", "found_scores", "found_labels"):
+        other = dataclasses.replace(record, **{name: getattr(others[0], name)})
+        assert record.same_question(other), name
+    assert record.same_question(dataclasses.replace(record, file_names=record.file_names[::-1]))
+    changes = {
+        "classes": np.array(["class 0", "class 1", "class 2", "class 3", "klass 4"]),
+        "category_ids": record.category_ids + 1,
+        "image_ids": record.image_ids + 1,
+        "sizes": record.sizes + 1,
+        "truth_images": np.minimum(record.truth_images + 1, 3),
+        "truth_boxes": record.truth_boxes + 1e-9,
+        "truth_areas": np.nextafter(record.truth_areas, 0),
+        "truth_labels": record.truth_labels[::-1],
+        "truth_ignored": ~record.truth_ignored,
+    }
+    asked = {record.question()}
+    for name, array in changes.items():
+        asked.add(dataclasses.replace(record, **{name: array}).question())
+    assert len(asked) == 1 + len(changes)
+    assert not record.same_question(make([], []))
+
+
+def test_the_question_survives_the_file(tmp_path: Path) -> None:
+    # Names are held in fewer or more characters by one array than by another, which is no difference.
+    record = make([(0, 0, [1, 2, 3, 4])], [])
+    wide = dataclasses.replace(record, classes=record.classes.astype("U50"))
+    write_record(tmp_path, wide)
+    assert read_record(tmp_path).same_question(record)
+
+
+def test_names_are_told_apart_at_their_borders() -> None:
+    one, other = (dataclasses.replace(make([], []), classes=np.array(names)) for names in (["ab", "c"], ["a", "bc"]))
+    assert not one.same_question(other)
