@@ -148,7 +148,7 @@ def test_both_published_forms_of_fcos() -> None:
     assert original.head.loss_bbox == "iou"
 
 
-# Rows of the tables, and the recipes of section 4 (spec.md): Table 3 R101 for 24 epochs with several scales, Table 5 VOC.
+# Rows of the tables, and the recipes of section 4: Table 3 with R101, 24 epochs and several scales, Table 5 on VOC.
 @pytest.mark.parametrize(
     ("table", "params", "data", "schedule", "metrics"),
     [

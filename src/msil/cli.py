@@ -99,6 +99,7 @@ def _add_figure(verbs: argparse._SubParsersAction) -> None:
     heatmap.add_argument("--split", metavar="NAME", help="of the data that the first checkpoint's run used, or --data")
     heatmap.add_argument("--data", choices=sets, help="layout of other data, at --root")
     heatmap.add_argument("--root", type=Path, metavar="DIR", help="of the data, where it is not the run's own")
+    heatmap.add_argument("--classes", type=_names, metavar="A,B,...", help="of --data voc, if not VOC's own")
     heatmap.add_argument("--out", type=Path, default=Path("figures/heatmap.png"), metavar="FILE.png")
     heatmap.set_defaults(run=_heatmap)
 
@@ -107,7 +108,7 @@ def _add_figure(verbs: argparse._SubParsersAction) -> None:
     centers.add_argument("--root", type=Path, required=True, metavar="DIR")
     centers.add_argument("--split", required=True, metavar="NAME")
     centers.add_argument(
-        "--classes", type=_names, metavar="A,B,...", help="default: the paper's nine in COCO, else the nine largest"
+        "--classes", type=_names, metavar="A,B,...", help="default: the paper's nine of COCO, else the nine largest"
     )
     centers.add_argument("--out", type=Path, default=Path("figures/centers.png"), metavar="FILE.png")
     centers.set_defaults(run=_centers)
@@ -211,12 +212,17 @@ def _figure_data(options: argparse.Namespace) -> AnnotatedImages:
     """The split that --data and --root name, else that of the first checkpoint's own data."""
     from msil.checkpoints.description import run_settings
     from msil.data.module import build_split, split_of_run
+    from msil.data.voc import VOC_CLASSES
     from msil.errors import ConfigError
 
     if options.data:
         if not (options.root and options.split):
             raise ConfigError("--data needs --root and --split: give all three, or --split alone for a run's own data.")
-        return build_split("coco" if options.data == "shapes" else options.data, options.root, options.split)
+        # VOC's layout has no list of its classes; the other two have.
+        named = options.data == "voc" and not set(options.classes or ()) <= set(VOC_CLASSES)
+        classes = list(options.classes) if named else None
+        layout = "coco" if options.data == "shapes" else options.data
+        return build_split(layout, options.root, options.split, classes=classes)
     settings = run_settings(options.checkpoint[0])
     if settings is None:
         raise ConfigError(f"{options.checkpoint[0]} is of no run and does not know any data: give --data and --root.")

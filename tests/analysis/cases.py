@@ -13,8 +13,8 @@ from pycocotools.cocoeval import COCOeval
 
 from msil.analysis.record import EvaluationRecord
 
-Truth = tuple[int, int, list[float]]  # image, class, x y width height
-Found = tuple[int, int, list[float], float]  # image, class, x1 y1 x2 y2, score
+Truth = tuple[int, int, Sequence[float]]  # image, class, x y width height
+Found = tuple[int, int, Sequence[float], float]  # image, class, x1 y1 x2 y2, score
 
 
 def make(
@@ -29,7 +29,7 @@ def make(
         classes=np.array([f"class {label}" for label in range(classes)]),
         category_ids=np.arange(classes) * 3 + 1,
         image_ids=np.arange(1, images + 1) * 10,
-        file_names=np.array([f"{i}.jpg" for i in range(images)]),
+        file_names=np.array([f"{i}.jpg" for i in range(images)], dtype=np.str_),
         sizes=np.full((images, 2), 480),
         truth_images=np.array([truths[i][0] for i in order], dtype=np.int64),
         truth_boxes=boxes,
@@ -58,7 +58,8 @@ def random_record(seed: int, images: int = 12, *, classes: int = 5, ties: bool =
             truths.append((image, int(rng.integers(classes - 1)), [x, y, width, height]))
     for image, label, (x, y, width, height) in truths:
         for _ in range(130 if image == 0 and not found else rng.choice([0, 1, 1, 2, 4])):
-            moved = np.array([x, y, x + width, y + height]) + rng.normal(0, 0.08, 4) * [width, height, width, height]
+            shift = rng.normal(0, rng.choice([0.04, 0.08, 0.25]), 4) * [width, height, width, height]
+            moved = np.sort((np.array([x, y, x + width, y + height]) + shift).reshape(2, 2), axis=0).ravel()
             guess = label if image == 0 or rng.random() < 0.85 else int(rng.integers(classes))
             found.append((image, guess, moved.tolist(), 0.0))
     for image in range(images - 1):

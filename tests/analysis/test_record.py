@@ -31,9 +31,10 @@ def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         make([], [(1, 0, [0, 0, 5, 5], 0.25)], images=2),
         make([], [], images=0, classes=1),
         dataclasses.replace(make([], [], images=2), image_ids=np.array([-7, 2**40])),
+        dataclasses.replace(make([], [], images=2), image_ids=np.array([-(2**15), 2**15])),
         dataclasses.replace(make([], [], images=2), file_names=np.array(["a/ä b.jpg", "深.png"])),
     ],
-    ids=["random", "no detections", "no objects", "nothing", "wide ids", "names"],
+    ids=["random", "no detections", "no objects", "nothing", "wide ids", "ids of both signs", "names"],
 )
 def test_what_was_written_is_read_bit_by_bit(record: EvaluationRecord, tmp_path: Path) -> None:
     write_record(tmp_path, record)

@@ -15,6 +15,9 @@ import yaml
 from PIL import Image
 
 from msil import build_detector
+from msil.analysis.matching import match_coco
+from msil.analysis.precision import scores
+from msil.analysis.record import read_record
 from msil.checkpoints import assemble
 from msil.checkpoints.assemble import detector_from_config
 from msil.config import Config, config_hash, plain
@@ -97,11 +100,25 @@ def test_a_run_leaves_its_numbers_by_step(finished: Finished) -> None:
     assert [float(row["lr"]) for row in found if "lr" in row] == pytest.approx(expected_lr, rel=1e-5)
 
 
+# What is kept is what was scored: judged again, it gives pycocotools' numbers of result.json.
+def test_the_kept_detections_give_the_reported_numbers(finished: Finished) -> None:
+    _, run_dir, result = finished
+    record = read_record(run_dir)
+    found = scores(match_coco(record))
+    for name, value in found.items():
+        assert value == pytest.approx(result["metrics"][name], abs=1e-9, nan_ok=True), name
+    assert record.classes.tolist() == result["classes"] and len(record.image_ids) == result["val_images"]
+    root = Path(result["config"]["data"]["root"])
+    for name, (height, width) in zip(record.file_names, record.sizes, strict=True):
+        with Image.open(root / str(name)) as picture:
+            assert picture.size == (width, height)
+
+
 def test_a_run_leaves_checkpoints_and_pictures_and_nothing_else(finished: Finished) -> None:
     _, run_dir, _ = finished
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert {path.name for path in run_dir.iterdir()} - {".lock"} == {
-        "config.yaml", "result.json", "metrics.csv", "checkpoints", "predictions.png", "curves.png"
+        "config.yaml", "result.json", "evaluation.npz", "metrics.csv", "checkpoints", "predictions.png", "curves.png"
     }  # fmt: skip
     for name in ("predictions.png", "curves.png"):
         with Image.open(run_dir / name) as picture:

@@ -6,6 +6,7 @@ A thin shell: what is run stands in msil.sweep.jobs, how in msil.sweep.processes
 # No `from __future__ import annotations` here: Hydra executes a plugin before it is in sys.modules, where dataclasses
 # would look up annotations that are strings.
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -120,7 +121,11 @@ def _report(sweep: Sweep, outcomes: Sequence[Outcome]) -> Table:
         for outcome in outcomes
     ]
     write_json(sweep.folder / "sweep.json", {"name": sweep.name, "table": sweep.table, "jobs": jobs})
-    print(f"\n{to_text(table)}\n{count(outcomes)} Table: {sweep.folder}/table.md, table.csv", flush=True)
+    print(f"\n{to_text(table)}\n{count(outcomes)} Table: {sweep.folder}/table.md, table.csv")
+    if any(outcome.done for outcome in outcomes):
+        runs_dir = sweep.jobs[0].run_dir.parent
+        print(f"With intervals, curves, errors and pictures: msil report {shlex.quote(str(runs_dir))}")
+    sys.stdout.flush()
     return table
 
 

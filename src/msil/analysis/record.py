@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,20 +18,6 @@ from msil.errors import DataError
 from msil.files import write_bytes
 
 RECORD_FILE = "evaluation.npz"
-
-# What numpy and zipfile raise for files that are not what they seem; RuntimeError is an encrypted or exotic archive,
-# TypeError a single array instead of an archive.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    TypeError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -138,7 +122,7 @@ def read_record(run_dir: str | Path) -> EvaluationRecord:
             arrays = {field.name: archive[field.name] for field in fields(EvaluationRecord)}
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: run the command of that run again after deleting its folder.") from error
-    except _DAMAGE as error:
+    except Exception as error:  # of a damaged file, numpy, zipfile, zlib and tokenize raise what they please
         raise DataError(f"{path} cannot be read as the evaluation of a run: {error}.") from error
     wide = {"i": np.int64, "u": np.int64}
     record = EvaluationRecord(**{name: a.astype(wide.get(a.dtype.kind, a.dtype)) for name, a in arrays.items()})
@@ -171,5 +155,7 @@ def _check(path: Path, record: EvaluationRecord) -> None:
 def _smallest(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "i" or not array.size:
         return array
-    low, high = np.min_scalar_type(array.min()), np.min_scalar_type(array.max())
-    return array.astype(np.result_type(low, high))
+    low, high = array.min(), array.max()
+    # Beside a negative number the type must be signed, which has room for -high - 1 exactly if it has for high.
+    types = [np.min_scalar_type(low), np.min_scalar_type(high if low >= 0 else min(low, -high - 1))]
+    return array.astype(np.result_type(*types))

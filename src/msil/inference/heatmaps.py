@@ -55,6 +55,9 @@ def heatmap_figure(
     DataError for an image that cannot be read or a data set without boxes.
     """
     out = Path(out)
+    for file in images:
+        if not file.is_file():
+            raise DataError(f"there is no image {file}: give the path of one.")
     if out.suffix.lower() != ".png":
         raise ConfigError(f"the picture is a PNG, but {out} does not end in .png: name it so.")
     for detector in detectors.values():

@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -28,7 +28,7 @@ from msil.reporting.formats import percent
 
 COLUMNS = 3
 DOTS = 1000  # drawn of a class; more would hide the colours and say nothing new
-_COLORS = colormaps["RdBu_r"]
+_COLORS = ListedColormap(colormaps["RdBu_r"](np.linspace(0.2, 0.8, 256)))  # light enough for dots to be seen
 _SCALE = Normalize(0, 0.5)  # white is a quarter, as centres without a preferred place would have it
 _LEFT_TOP = ((0, 0), (0.5, 0), (0, 0.5), (0.5, 0.5))  # of QUADRANTS
 
@@ -43,16 +43,18 @@ def draw_centers(centers: Mapping[str, Centers], names: Sequence[str]) -> bytes:
         raise ConfigError("the data has no object, so there are no centres to draw: name another split.")
     check_classes(centers, names)
     rows = -(-len(names) // COLUMNS)
-    figure = Figure(figsize=(2.8 * min(COLUMNS, len(names)) + 1.2, 2.45 * rows + 0.5), dpi=110, layout="constrained")
+    columns = min(COLUMNS, len(names))
+    figure = Figure(figsize=(2.75 * columns + 1.3, max(2.4 * rows, 2.8)), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    panels = np.atleast_1d(figure.subplots(rows, min(COLUMNS, len(names)), squeeze=False)).ravel()
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     for axes, name in zip(panels, names, strict=False):
         _draw_class(axes, name, centers[name])
-    bar = figure.colorbar(ScalarMappable(_SCALE, _COLORS), ax=panels.tolist(), shrink=0.6, aspect=25, pad=0.02)
+    colors = ScalarMappable(_SCALE, _COLORS)
+    bar = figure.colorbar(colors, ax=panels.tolist(), shrink=0.8 if rows < 3 else 0.5, aspect=20)
     bar.set_ticks([0, 0.25, 0.5], labels=["0 %", "25 %", "50 % or more"])
-    bar.set_label("share of the class's object centres")
+    bar.set_label("share of a class's centres")
     content = io.BytesIO()
     canvas.print_png(content)
     return content.getvalue()

@@ -17,6 +17,7 @@ from msil.reporting.drawing import to_numpy
 from msil.reporting.formats import percent, signed
 from msil.reporting.heatmaps import TOWERS, level_names, tower_maps
 
+ROUNDING = 1e-9  # a level of one point is uniform, and differs from it by no more
 REGIONS = {"inside": "inside the boxes", "border": f"within {BORDER:.0%} of a box's shorter side of its border"}
 
 
@@ -42,6 +43,12 @@ class SplitEnergy:
     def mean(self, checkpoint: int, tower: str, level: str, region: str) -> Interval:
         """Mean over the images with its 95 % interval (bootstrap over images)."""
         return image_mean(self._values(checkpoint, tower, level, region))
+
+    def over_uniform(self, checkpoint: int, tower: str, level: str, region: str) -> Interval:
+        """Mean minus that of a uniform map, with its paired interval: above zero, the maps prefer the region. The
+        interval of `mean` cannot tell, since most of its width is that objects are large in some images."""
+        uniform = self.uniform[:, list(REGIONS).index(region)]
+        return image_mean(self._values(checkpoint, tower, level, region) - uniform)
 
     def difference(self, checkpoint: int, tower: str, level: str, region: str) -> Interval:
         """A checkpoint's mean minus the first one's, with its paired interval."""
@@ -79,10 +86,11 @@ def split_energy(detectors: Mapping[str, Detector], samples: Iterable[tuple[Tens
 
 
 def energy_lines(energy: SplitEnergy) -> list[str]:
-    """The shares in percent as a table to print, a block a region; * where a difference's interval leaves out zero."""
+    """The shares in percent as a table to print, a block a region, with what they are over a uniform map's; * where an
+    interval leaves out zero."""
     images = energy.shares.shape[1]
-    head = ["", "", "uniform", *(f"{name} [95 %]" for name in energy.names)]
-    head += [f"{name} - {energy.names[0]}" for name in energy.names[1:]]
+    head = ["", "", "uniform", *(text for name in energy.names for text in (name, "over uniform [95 %]"))]
+    head += [f"{name} - {energy.names[0]} [95 %]" for name in energy.names[1:]]
     lines = []
     for region, words in REGIONS.items():
         table = [head]
@@ -90,7 +98,8 @@ def energy_lines(energy: SplitEnergy) -> list[str]:
             for level in energy.levels:
                 row = [tower if level == energy.levels[0] else "", level, percent(energy.uniform_mean(region))]
                 for i in range(len(energy.names)):
-                    row.append(_share(energy.mean(i, tower, level, region)))
+                    row.append(percent(energy.mean(i, tower, level, region).estimate))
+                    row.append(_difference(energy.over_uniform(i, tower, level, region)))
                 for i in range(1, len(energy.names)):
                     row.append(_difference(energy.difference(i, tower, level, region)))
                 table.append(row)
@@ -111,6 +120,7 @@ def energy_json(energy: SplitEnergy) -> dict[str, Any]:
                     "level": level,
                     "uniform": energy.uniform_mean(region),
                     "shares": {name: _plain(energy.mean(i, *key)) for i, name in enumerate(energy.names)},
+                    "over_uniform": {name: _plain(energy.over_uniform(i, *key)) for i, name in enumerate(energy.names)},
                     "differences_to_first": {
                         name: _plain(energy.difference(i, *key)) for i, name in enumerate(energy.names) if i
                     },
@@ -127,12 +137,8 @@ def _plain(interval: Interval) -> dict[str, float]:
     return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
 
 
-def _share(interval: Interval) -> str:
-    return f"{percent(interval.estimate)} [{percent(interval.low)}, {percent(interval.high)}]"
-
-
 def _difference(interval: Interval) -> str:
-    mark = "*" if interval.low > 0 or interval.high < 0 else " "
+    mark = "*" if max(interval.low, -interval.high) > ROUNDING else " "
     return f"{signed(interval.estimate)} [{signed(interval.low)}, {signed(interval.high)}]{mark}"
 
 

@@ -19,7 +19,9 @@ INTERVAL_NOTE = (
     "several seeds, of the seeds of each row. An interval that holds 0 decides nothing."
 )
 ONE_SEED_NOTE = "With one seed an interval knows nothing of what another seed would give: it is too narrow."
-FEW_SEEDS_NOTE = "{count} seeds are few: such an interval is still somewhat too narrow."
+FEW_SEEDS_NOTE = (
+    "{count} seeds are few: the interval may be somewhat too narrow (benchmarks/interval_coverage.py says how much)."
+)
 PRICE_NOTE = (
     "parameters, FLOPs: of the whole detector, the forward pass of one {size} image, 2 per multiply-add. images/s: in "
     "training, on the machine of the runs; those of runs beside other work do not compare."

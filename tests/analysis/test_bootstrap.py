@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from msil.analysis import bootstrap
+from msil.analysis.bootstrap import Interval, difference_interval, image_weights, mean_interval, row_means
+from msil.analysis.matching import match_coco, match_voc
+
+from .cases import Found, Truth, make, random_record
+
+BOX = [0.0, 0, 10, 10]
+TRUTHS: list[Truth] = [(0, 0, BOX), (1, 0, BOX)]
+
+
+def run(found: list[int], *more: Found):
+    """Two images with one object each: finds those of the images `found`."""
+    return match_coco(make(TRUTHS, [*[(image, 0, BOX, 0.75) for image in found], *more], images=2))
+
+
+def test_two_images_by_hand() -> None:
+    # Resamples of two images: (2, 0) and (0, 2), one in four each, and (1, 1). The run finds image 0's object alone:
+    # AP50 1, 0 and 51/101 (recall 1/2 covers the grid's 0.00 .. 0.50). So 2.5 % and 97.5 % are 0 and 1.
+    found = mean_interval([run([0])], "AP50")
+    assert (found.estimate, found.low, found.high) == pytest.approx((51 / 101, 0, 1), abs=1e-12)
+    # Against one that finds both (always 1): 0, -1 and -50/101.
+    found = difference_interval([run([0])], [run([0, 1])], "AP50")
+    assert (found.estimate, found.low, found.high) == pytest.approx((-50 / 101, -1, 0), abs=1e-12)
+
+
+def test_rows_are_compared_on_the_same_resampled_images() -> None:
+    # Other detections but the same AP on every choice of images: a wrong one below all hits costs nothing. On images of
+    # their own, the difference would be between -1 and 1.
+    other = run([0], (1, 0, [50, 50, 60, 60], 0.125))
+    assert difference_interval([run([0])], [other], "AP50") == Interval(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("match", [match_coco, match_voc])
+def test_identical_runs_differ_by_exactly_nothing(match) -> None:
+    record = random_record(0)
+    metric = "VOC_AP" if match is match_voc else "AP"
+    assert difference_interval([match(record)], [match(record)], metric, samples=50) == Interval(0.0, 0.0, 0.0)
+
+
+def seeds(first: int, count: int) -> list:
+    """Runs of one question: the detections of several random records on the truths of one."""
+    truth = random_record(0)
+    parts = ("found_images", "found_boxes", "found_scores", "found_labels")
+    others = [random_record(seed) for seed in range(first, first + count)]
+    rng = np.random.default_rng(first)
+    mixed = []
+    for other in others:  # half of the truth's own detections, so that there is something to score
+        kept = rng.random(len(truth.found_images)) < 0.5
+        joined = {name: np.concatenate([getattr(truth, name)[kept], getattr(other, name)]) for name in parts}
+        order = np.argsort(joined["found_images"], kind="stable")
+        mixed.append(dataclasses.replace(truth, **{name: array[order] for name, array in joined.items()}))
+    return [match_coco(one) for one in mixed]
+
+
+def test_the_same_question_gets_the_same_answer() -> None:
+    ours, others = seeds(1, 2), seeds(11, 3)
+    first = difference_interval(ours, others, "AP50", samples=60)
+    assert difference_interval(ours, others, "AP50", samples=60) == first
+    assert difference_interval(ours, others, "AP50", samples=60, seed=1) != first
+    assert first.low < first.high
+    assert mean_interval(ours, "AP50", samples=60) == mean_interval(ours, "AP50", samples=60)
+
+
+def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
+    ours, others = seeds(1, 1), seeds(11, 1)
+    one = difference_interval(ours, others, "AP", samples=60)
+    other = difference_interval(others, ours, "AP", samples=60)
+    assert (other.estimate, other.low, other.high) == pytest.approx((-one.estimate, -one.high, -one.low), abs=1e-15)
+
+
+def test_the_estimate_is_the_difference_of_the_means() -> None:
+    ours, others = seeds(1, 2), seeds(11, 3)
+    means = [
+        np.mean([float(bootstrap.scores(one, metrics=("AP",))["AP"]) for one in row])  # pyright: ignore
+        for row in (ours, others)
+    ]
+    assert mean_interval(ours, "AP", samples=20).estimate == pytest.approx(means[0])
+    assert difference_interval(ours, others, "AP", samples=20).estimate == pytest.approx(means[0] - means[1])
+
+
+def test_every_pair_and_every_seed_sees_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(run, weights=None, metrics=None):
+        if weights is not None:
+            seen.append(weights)
+        return scores(run, weights, metrics)
+
+    scores = bootstrap.scores
+    monkeypatch.setattr(bootstrap, "scores", spy)
+    a, b, c = seeds(1, 2), seeds(11, 3), seeds(21, 1)
+    difference_interval(a, b, "AP50", samples=20)
+    difference_interval(a, c, "AP50", samples=20)
+    difference_interval(c, b, "AP50", samples=20)
+    mean_interval(b, "AP50", samples=20)
+    assert len(seen) == 5 + 3 + 4 + 3
+    assert all(np.array_equal(one, seen[0]) for one in seen)
+    assert seen[0].shape == (20, 12) and (seen[0].sum(axis=1) == 12).all()
+
+
+def test_image_weights_are_those_of_drawing_with_replacement() -> None:
+    # A count is binomial(n, 1/n): mean 1, variance 1 - 1/n; two counts of a row have covariance -1/n.
+    n, samples = 5, 20000
+    weights = image_weights(n, samples, np.random.default_rng(0))
+    assert weights.shape == (samples, n) and (weights.sum(axis=1) == n).all()
+    # Standard error of a mean 0.0063, of a variance about sqrt((mu4 - var^2) / samples): mu4 = 3 var^2 + var (1 - 6 pq)
+    # with pq = 0.16: 1.952, so 0.0081; 5 of them.
+    covariance = np.cov(weights.T)
+    assert np.abs(weights.mean(axis=0) - 1).max() < 5 * 0.0064
+    assert np.abs(np.diag(covariance) - 0.8).max() < 5 * 0.0081
+    assert np.abs(covariance[~np.eye(n, dtype=bool)] + 0.2).max() < 5 * 0.0081
+
+
+@pytest.mark.parametrize("values", [[0.31, 0.4], [0.3, 0.35, 0.43], [0.5, 0.1, 0.2, 0.9, 0.4]])
+def test_a_widened_resample_scatters_as_the_mean_of_so_many_seeds(values: list[float]) -> None:
+    # The mean of n values drawn anew has the variance v / n, with v = sum (x - mean)^2 / n the variance of drawing one.
+    # Widened by n / (n - 1) it is s^2 / n, s^2 = sum (x - mean)^2 / (n - 1): the textbook's variance of a mean.
+    n, samples = len(values), 100_000
+    drawn = row_means(np.tile(np.array(values)[:, None], samples), np.random.default_rng(1))
+    expected = np.var(values, ddof=1) / n
+    assert drawn.shape == (samples,)
+    assert abs(drawn.mean() - np.mean(values)) < 5 * math.sqrt(expected / samples)
+    # A sample variance has about the variance (mu4 - variance^2) / samples; of a mean of n independent draws
+    # mu4 = variance^2 (3 + (k - 3) / n), k the kurtosis of one draw.
+    centred = np.array(values) - np.mean(values)
+    kurtosis = np.mean(centred**4) / np.mean(centred**2) ** 2
+    tolerance = 5 * expected * math.sqrt((2 + (kurtosis - 3) / n) / samples)
+    assert abs(drawn.var() - expected) < max(tolerance, 10 * expected / samples)  # n = 2: the leading term may be small
+    # The values unwidened would be told apart: (n - 1) / n of it is at least 20 % off.
+    assert tolerance < 0.1 * expected
+
+
+def test_two_seeds_by_hand() -> None:
+    # Drawn: both the first, both the second, or one each; the halves of the difference widened by sqrt(2).
+    drawn = row_means(np.tile(np.array([[0.2], [0.4]]), 500), np.random.default_rng(0))
+    ends = 0.3 - 0.1 * math.sqrt(2), 0.3, 0.3 + 0.1 * math.sqrt(2)
+    assert all(np.isclose(one, ends, rtol=0, atol=1e-12).any() for one in drawn)
+    assert all(np.isclose(drawn, end, rtol=0, atol=1e-12).any() for end in ends)
+
+
+def test_one_seed_stays_as_it_is_and_equal_seeds_add_nothing() -> None:
+    values = np.random.default_rng(0).random((1, 30))
+    assert np.array_equal(row_means(values, np.random.default_rng(0)), values[0])
+    assert np.allclose(row_means(np.repeat(values, 3, axis=0), np.random.default_rng(0)), values[0], rtol=0, atol=1e-15)
+
+
+def test_resamples_without_an_object_are_left_out() -> None:
+    # All objects lie in image 0, so that a quarter of the resamples, (0, 2), has none.
+    record = make([(0, 0, BOX)], [(0, 0, BOX, 0.5)], images=2)
+    assert mean_interval([match_coco(record)], "AP50") == Interval(1.0, 1.0, 1.0)
+    # No medium object anywhere.
+    nowhere = mean_interval([match_coco(record)], "APm")
+    assert math.isnan(nowhere.estimate) and math.isnan(nowhere.low) and math.isnan(nowhere.high)
+
+
+def test_different_questions_are_refused() -> None:
+    here, there = run([0]), match_coco(make([(0, 0, BOX), (1, 1, BOX)], [], images=2))
+    with pytest.raises(ValueError, match="not evaluated on the same boxes"):
+        difference_interval([here], [there], "AP")
+    with pytest.raises(ValueError, match="not evaluated on the same boxes"):
+        mean_interval([here, there], "AP")
+
+
+def test_no_run_is_refused() -> None:
+    for ours, others in (([], []), ([run([0])], []), ([], [run([0])])):
+        with pytest.raises(ValueError, match="at least one run"):
+            difference_interval(ours, others, "AP")
+    with pytest.raises(ValueError, match="at least one run"):
+        mean_interval([], "AP")

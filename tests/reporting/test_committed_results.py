@@ -1,0 +1,35 @@
+"""The tables under results/ are those of the runs beside them: made again, they are the same to the byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from msil.reporting.evidence import Evidence
+from msil.reporting.report import setting_tables, write_tables
+from msil.reporting.results import read_results
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+README = RESULTS.parent / "README.md"
+
+
+@pytest.mark.parametrize("name", ["shapes"])
+def test_the_tables_come_from_the_runs(name: str, tmp_path: Path) -> None:
+    made = write_tables(tmp_path, setting_tables(read_results(RESULTS / name / "runs"), Evidence()))
+    assert [path.name for path in made] == sorted(path.name for path in made)
+    for path in made:
+        assert path.read_bytes() == (RESULTS / name / path.name).read_bytes(), path.name
+
+
+# A row of the README's tables is a row of a committed table, cell for cell.
+def test_the_readme_shows_the_committed_tables() -> None:
+    committed = "\n".join(path.read_text(encoding="utf-8") for path in RESULTS.glob("*/table*.md"))
+    rows = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in committed.splitlines()}
+    shown = [
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in README.read_text(encoding="utf-8").splitlines()
+        if " ± " in line and line.startswith("|")
+    ]
+    assert len(shown) >= 3 + 4 + 2
+    assert all(any(set(line) <= set(row) for row in rows) for line in shown), shown
