@@ -79,7 +79,7 @@ def test_maps_at_pixels_as_torch_interpolates() -> None:
 
 def test_a_cell_stands_at_its_point() -> None:
     ramp = np.array([[0.0, 1.0, 2.0]])
-    # Offset 0: points at x = 0, 4, 8; pixel centres at 0.5, 1.5, ... are a quarter of a pixel's width of cells apart.
+    # Offset 0: points at x = 0, 4, 8, pixel centres at 0.5, 1.5, ...
     np.testing.assert_allclose(at_pixels(ramp, 4, 0.0, (1, 12), (1, 12))[0, :9], (np.arange(9) + 0.5).clip(0, 8) / 4)
     # Offset 0.5: points at 2, 6, 10; before the first its value holds.
     np.testing.assert_allclose(at_pixels(ramp, 4, 0.5, (1, 12), (1, 12))[0, :4], [0, 0, 0.125, 0.375])

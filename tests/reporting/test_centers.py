@@ -66,16 +66,17 @@ def test_table_of_all_classes() -> None:
     found = centers(**{"a, b": [[0.1, 0.1], [0.9, 0.9], [0.5, 0.2]], "c": []})
     # 1 upper left, half of the third point left and right above, 1 lower right.
     assert centers_csv(found) == (
-        "class,objects,upper_left,upper_right,lower_left,lower_right\n"
-        '"a, b",3,0.5000,0.1667,0.0000,0.3333\n'
-        "c,0,,,,\n"
+        'class,objects,upper_left,upper_right,lower_left,lower_right\n"a, b",3,0.5000,0.1667,0.0000,0.3333\nc,0,,,,\n'
     )
 
 
 def test_files(tmp_path: Path) -> None:
     out = tmp_path / "new" / "centers.png"
     lines = write_centers(truth([f"class {i}" for i in range(12)]), out)
-    assert lines == [f"{out}: 9 classes", f"{out.with_suffix('.csv')}: all 12 classes, 11 objects on 1 images"]
+    assert lines == [
+        f"{out}: classes {', '.join(f'class {i}' for i in range(9))}",
+        f"{out.with_suffix('.csv')}: of all classes, 12; 11 objects, 1 images",
+    ]
     assert Image.open(out).format == "PNG"
     assert out.with_suffix(".csv").read_text().count("\n") == 13
     assert sorted(path.name for path in out.parent.iterdir()) == ["centers.csv", "centers.png"]

@@ -1,7 +1,8 @@
-"""The tables under results/ are those of the runs beside them: made again, they are the same to the byte."""
+"""The tables under results/ are those of the runs beside them: made again, they are the same."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,26 @@ README = RESULTS.parent / "README.md"
 @pytest.mark.parametrize("name", ["shapes"])
 def test_the_tables_come_from_the_runs(name: str, tmp_path: Path) -> None:
     made = write_tables(tmp_path, setting_tables(read_results(RESULTS / name / "runs"), Evidence()))
-    assert [path.name for path in made] == sorted(path.name for path in made)
+    assert len(made) == 5 * 3
     for path in made:
-        assert path.read_bytes() == (RESULTS / name / path.name).read_bytes(), path.name
+        committed = RESULTS / name / path.name
+        if path.suffix == ".csv":  # in full precision, of which another processor may give other last digits
+            assert [[numbers(cell) for cell in row] for row in rows(path)] == [
+                [pytest.approx(numbers(cell), abs=1e-9) for cell in row] for row in rows(committed)
+            ], path.name
+        else:
+            assert path.read_bytes() == committed.read_bytes(), path.name
+
+
+def rows(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.open(encoding="utf-8", newline="")))
+
+
+def numbers(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 # A row of the README's tables is a row of a committed table, cell for cell.

@@ -91,8 +91,8 @@ def write_centers(ground_truth: Mapping[str, Any], out: str | Path, names: Seque
     objects = sum(len(found.points) for found in centers.values())
     images = len(ground_truth["images"])
     return [
-        f"{out}: {len(shown)} classes",
-        f"{out.with_suffix('.csv')}: all {len(centers)} classes, {objects:,} objects on {images:,} images",
+        f"{out}: classes {', '.join(shown)}",
+        f"{out.with_suffix('.csv')}: of all classes, {len(centers)}; {objects:,} objects, {images:,} images",
     ]
 
 
