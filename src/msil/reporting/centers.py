@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from matplotlib.patches import Rectangle
 from msil.analysis.centers import QUADRANTS, Centers, object_centers, shown_classes
 from msil.errors import ConfigError
 from msil.files import write_bytes
+from msil.reporting.canvas import clean
 from msil.reporting.formats import percent
 
 COLUMNS = 3
+NAME_COLUMNS = 22  # letters of a class's name before it is cut
 DOTS = 1000  # drawn of a class; more would hide the colours and say nothing new
 _COLORS = ListedColormap(colormaps["RdBu_r"](np.linspace(0.2, 0.8, 256)))  # light enough for dots to be seen
 _SCALE = Normalize(0, 0.5)  # white is a quarter, as centres without a preferred place would have it
@@ -56,7 +59,9 @@ def draw_centers(centers: Mapping[str, Centers], names: Sequence[str]) -> bytes:
     bar.set_ticks([0, 0.25, 0.5], labels=["0 %", "25 %", "50 % or more"])
     bar.set_label("share of a class's centres")
     content = io.BytesIO()
-    canvas.print_png(content)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name is drawn as far as the font goes
+        canvas.print_png(content)
     return content.getvalue()
 
 
@@ -106,7 +111,7 @@ def check_classes(centers: Mapping[str, Centers], names: Sequence[str]) -> None:
 
 def _draw_class(axes: Axes, name: str, found: Centers) -> None:
     count = len(found.points)
-    axes.set_title(f"{name}  ({count:,})", fontsize=10, parse_math=False)
+    axes.set_title(f"{clean(name, NAME_COLUMNS)}  ({count:,})", fontsize=10, parse_math=False)
     axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect=0.75)
     if not count:
         axes.text(0.5, 0.5, "no objects", ha="center", va="center", color="gray")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -106,6 +107,13 @@ def draw_boxes(
         texts = _texts(classes[kinds[i]], None if scores is None else f"{marks[i]:.2f}", canvas.width, font_size)
         _tag(draw, texts, font_size, rectangles[i], class_color(kinds[i]), tags, canvas.size)
     return np.asarray(canvas)
+
+
+def jpeg_bytes(picture: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) as a JPEG whose thin lines keep their colour."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "JPEG", quality=85, subsampling=0)
+    return content.getvalue()
 
 
 def text_color(background: Color) -> Color:

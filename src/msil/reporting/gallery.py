@@ -6,22 +6,19 @@ images: a gallery of the largest gains alone would flatter.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from msil.analysis.record import EvaluationRecord
 from msil.data.headers import read_header
 from msil.data.images import read_image
 from msil.errors import DataError
-from msil.reporting.drawing import draw_boxes
+from msil.reporting.drawing import draw_boxes, jpeg_bytes
 
 SIDE = 384  # pixels of a picture's long side
-JPEG_QUALITY = 85
 
 
 def image_scores(record: EvaluationRecord, score_thresh: float = 0.3, iou: float = 0.5) -> np.ndarray:
@@ -106,7 +103,7 @@ def gallery_pictures(
                 side=side,
             )
         )
-    truth, first, second = (_jpeg(picture) for picture in pictures)
+    truth, first, second = (jpeg_bytes(picture) for picture in pictures)
     return truth, first, second
 
 
@@ -172,9 +169,3 @@ def _overlaps(boxes: np.ndarray, others: np.ndarray, *, of_box: bool) -> np.ndar
 def _corners(boxes: np.ndarray) -> np.ndarray:
     """x y width height -> x1 y1 x2 y2."""
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
-def _jpeg(picture: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # thin lines keep their colour
-    return content.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from msil.checkpoints.load import load_detector
 from msil.detection import Detector
 from msil.errors import DataError, WeightsError
 from msil.reporting.comparisons import Line
-from msil.reporting.drawing import draw_boxes
+from msil.reporting.drawing import draw_boxes, jpeg_bytes
 from msil.reporting.energy import REGIONS, SplitEnergy, split_energy
 from msil.reporting.evidence import Evidence
 from msil.reporting.formats import percent, signed
 from msil.reporting.gallery import gallery_pictures, image_scores, most_different, read_gallery_image
-from msil.reporting.heatmaps import CELL_SIDE, MERGED, TOWERS, HeatmapRow, draw_heatmaps, png_bytes, tower_maps
+from msil.reporting.heatmaps import CELL_SIDE, MERGED, TOWERS, HeatmapRow, draw_heatmaps, tower_maps
 from msil.reporting.page import Cell, Gallery, GalleryItem, Picture, ReportColumn, ReportRow, ReportTable, Section
 
 IMAGES = 12  # of a gallery
@@ -74,52 +75,62 @@ def heatmap_section(id: str, plain: Line, msil: Line, evidence: Evidence) -> Sec
         return Section(id, title, (f"No heat maps: {str(error).rstrip('.')}.",))
     if not samples:
         return Section(id, title, ("No image has a box, so no heat maps.",))
-    shown = [(index, *_sample(record, index, data_root(runs[0]))) for index in _largest_objects(record)[:HEATMAPS]]
+    shown = [(index, *_sample(record, index, data_root(runs[0]))) for index in _easy_to_read(record)[:HEATMAPS]]
     energy = split_energy(detectors, samples)
-    picture = draw_heatmaps([_row(record, detectors, *one) for one in shown], list(detectors))
-    height, width = picture.shape[:2]
+    rows = [_row(record, detectors, *one) for one in shown]
     return Section(
         id,
         title,
         (
-            f"Seed {runs[0]['seed']}: the mean over channels of the feature's absolute value behind the MSIL seam, all "
-            "levels merged. The paper shows such maps; the table says how much of a map's energy lies inside the boxes "
-            f"and near their border, over {len(samples)} images with boxes, with 95 % intervals over images.",
+            f"Seed {runs[0]['seed']}: the mean over channels of the feature's absolute value behind the MSIL seam, at "
+            f"the finest level and with all levels merged. The paper shows such maps; the table says how much of a map's "
+            f"energy lies inside the boxes and near their border, over {len(samples)} images with boxes, with 95 % "
+            "intervals over images; another seed may give other signs.",
         ),
         tables=(energy_table(f"{id}-energy", energy),),
-        pictures=(
-            Picture(
-                f"Heat maps of the two towers of {' and '.join(detectors)} on {len(shown)} images",
-                png_bytes(picture),
-                "png",
-                width,
-                height,
-                "Blue is a map's lowest value, red its highest.",
-            ),
-        ),
+        pictures=tuple(_heatmaps(rows, list(detectors), level) for level in _levels(energy)),
     )
 
 
+def _heatmaps(rows: Sequence[HeatmapRow], names: Sequence[str], level: str) -> Picture:
+    picture = draw_heatmaps(rows, names, level)
+    height, width = picture.shape[:2]
+    what = "all levels merged" if level == MERGED else f"level {level}"
+    return Picture(
+        f"Heat maps of the two towers of {' and '.join(names)} on {len(rows)} images, {what}",
+        jpeg_bytes(picture),
+        "jpeg",
+        width,
+        height,
+        f"{what[0].upper()}{what[1:]}. Blue is a map's lowest value, red its highest.",
+    )
+
+
+def _levels(energy: SplitEnergy) -> tuple[str, str]:
+    return energy.levels[0], MERGED
+
+
 def energy_table(id: str, energy: SplitEnergy) -> ReportTable:
-    """The merged maps' shares in percent, by region and tower; of each checkpoint and the differences to the first."""
-    columns = [ReportColumn("energy"), ReportColumn("tower"), ReportColumn("uniform map", numeric=True)]
+    """Shares in percent at the finest level and merged, by region and tower: of each checkpoint, and the differences to
+    the first."""
+    columns = [ReportColumn("energy"), ReportColumn("tower"), ReportColumn("level")]
+    columns.append(ReportColumn("uniform map", numeric=True))
     columns += [ReportColumn(name, numeric=True) for name in energy.names]
     columns += [ReportColumn(f"{name} − {energy.names[0]}", numeric=True) for name in energy.names[1:]]
     rows = []
-    for region, words in REGIONS.items():
-        for tower in TOWERS:
-            uniform = energy.uniform_mean(region)
-            cells = [Cell(words), Cell(tower), Cell(percent(uniform), uniform)]
-            for i in range(len(energy.names)):
-                share = energy.mean(i, tower, MERGED, region)
-                detail = f"[{percent(share.low)}, {percent(share.high)}]"
-                cells.append(Cell(percent(share.estimate), share.estimate, detail=detail))
-            for i in range(1, len(energy.names)):
-                share = energy.difference(i, tower, MERGED, region)
-                detail = f"[{signed(share.low)}, {signed(share.high)}]"
-                cells.append(Cell(signed(share.estimate), share.estimate, detail=detail))
-            rows.append(ReportRow(tuple(cells)))
-    caption = f"Share of a map's energy, percent, {energy.shares.shape[1]} images, one seed, all levels merged."
+    for (region, words), tower, level in itertools.product(REGIONS.items(), TOWERS, _levels(energy)):
+        uniform = energy.uniform_mean(region)
+        cells = [Cell(words), Cell(tower), Cell(level), Cell(percent(uniform), uniform)]
+        for i in range(len(energy.names)):
+            share = energy.mean(i, tower, level, region)
+            detail = f"[{percent(share.low)}, {percent(share.high)}]"
+            cells.append(Cell(percent(share.estimate), share.estimate, detail=detail))
+        for i in range(1, len(energy.names)):
+            share = energy.difference(i, tower, level, region)
+            detail = f"[{signed(share.low)}, {signed(share.high)}]"
+            cells.append(Cell(signed(share.estimate), share.estimate, detail=detail))
+        rows.append(ReportRow(tuple(cells)))
+    caption = f"Share of a map's energy, percent, {energy.shares.shape[1]} images, one seed."
     return ReportTable(id, caption, tuple(columns), tuple(rows))
 
 
@@ -176,13 +187,15 @@ def _with_boxes(record: EvaluationRecord) -> list[int]:
     return np.unique(record.truth_images[~record.truth_ignored]).tolist()
 
 
-def _largest_objects(record: EvaluationRecord) -> list[int]:
-    """Images with boxes, those with few and large ones first: on them a map is easiest to read."""
+def _easy_to_read(record: EvaluationRecord) -> list[int]:
+    """Images with boxes, first those whose boxes cover about a tenth of them each: there a map has room to be right or
+    wrong."""
     images = _with_boxes(record)
     areas = record.truth_boxes[:, 2] * record.truth_boxes[:, 3]
-    mean_areas = [areas[(record.truth_images == i) & ~record.truth_ignored].mean() for i in images]
-    sizes = [record.sizes[i].prod() for i in images]
-    order = np.argsort(-np.array(mean_areas) / np.array(sizes), kind="stable")
+    covered = [
+        areas[(record.truth_images == i) & ~record.truth_ignored].mean() / record.sizes[i].prod() for i in images
+    ]
+    order = np.argsort(np.abs(np.log10(np.maximum(covered, 1e-9)) + 1), kind="stable")
     return [images[i] for i in order]
 
 

@@ -137,20 +137,21 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A table environment for booktabs and amssymb, the notes as comments."""
+    """A table environment for booktabs, amssymb and graphicx, as wide as the text; the notes as comments."""
     columns = [column for column in table.columns if column.shown]
     lines = [
-        "% needs \\usepackage{booktabs,amssymb}",
+        "% needs \\usepackage{booktabs,amssymb,graphicx}",
         "\\begin{table}",
         "\\centering",
         f"\\caption{{{formats.latex(table.caption)}}}",
+        "\\resizebox{\\textwidth}{!}{%",
         f"\\begin{{tabular}}{{{''.join('r' if column.right else 'l' for column in columns)}}}",
         "\\toprule",
         _ampersands(column.title for column in columns),
         "\\midrule",
         *(_ampersands(cell(row, column) for column in columns) for row in table.rows),
         "\\bottomrule",
-        "\\end{tabular}",
+        "\\end{tabular}}",
         "\\end{table}",
         *(f"% {' '.join(note.split())}" for note in table.notes),
     ]
