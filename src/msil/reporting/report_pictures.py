@@ -83,8 +83,9 @@ def heatmap_section(id: str, plain: Line, msil: Line, evidence: Evidence) -> Sec
         title,
         (
             f"Seed {runs[0]['seed']}: the mean over channels of the feature's absolute value behind the MSIL seam, at "
-            f"the finest level and with all levels merged. The paper shows such maps; the table says how much of a map's "
-            f"energy lies inside the boxes and near their border, over {len(samples)} images with boxes, with 95 % "
+            "the finest level and with all levels merged. The paper shows such maps; the table says how much of a "
+            "map's energy lies inside the boxes and near their border, "
+            f"over {len(samples)} images with boxes, with 95 % "
             "intervals over images; another seed may give other signs.",
         ),
         tables=(energy_table(f"{id}-energy", energy),),
