@@ -83,6 +83,7 @@ def test_latex_is_whole_and_escaped() -> None:
     assert len(body) == 4
     assert all(line.replace("\\&", "").count("&") == columns - 1 and line.endswith(r" \\") for line in body)
     assert text.count("\\begin") == text.count("\\end") == 2
+    assert "\\caption{The paper's Table 2. Feature" in text  # LaTeX puts its own number before it
     assert "95 \\%" in text and "$\\checkmark$" in text and "$\\pm$" in text and "✓" not in text
 
 

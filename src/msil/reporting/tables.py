@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from msil.reporting.captions import Row
 from msil.reporting.paper import TABLES, paper_metrics
 
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_NUMBER, _OF_THE_PAPER = re.compile(r"^Table (\d+)\. "), r"The paper's Table \1. "  # LaTeX numbers tables of its own
 ABSENT = object()  # a setting that a row does not have, where None is a value
 
 
@@ -143,7 +145,7 @@ def to_latex(table: Table) -> str:
         "% needs \\usepackage{booktabs,amssymb,graphicx}",
         "\\begin{table}",
         "\\centering",
-        f"\\caption{{{formats.latex(table.caption)}}}",
+        f"\\caption{{{formats.latex(_NUMBER.sub(_OF_THE_PAPER, table.caption))}}}",
         "\\resizebox{\\textwidth}{!}{%",
         f"\\begin{{tabular}}{{{''.join('r' if column.right else 'l' for column in columns)}}}",
         "\\toprule",

@@ -1,0 +1,221 @@
+"""Every notebook is stored without outputs and runs from a clean kernel on shapes; what it shows is what is there."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+from training.cases import tiny_config
+
+from msil import MSIL
+from msil.config import Config
+from msil.data.shapes import write_shapes
+from msil.errors import ConfigError
+from msil.reporting.comparisons import newest_pair
+from msil.training.experiment import run
+
+NEEDED = "the notebooks' tests need `pip install msil[notebooks]` (nbformat, nbclient, ipykernel)"
+nbformat = pytest.importorskip("nbformat", reason=NEEDED)
+nbclient = pytest.importorskip("nbclient", reason=NEEDED)
+pytest.importorskip("ipykernel", reason=NEEDED)
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+NAMES = ("heatmaps", "object_centers", "plug_in", "tables")
+# Two steps on 16 images; the attention's usual width, so that the runs count as the paper's rows.
+SMOKE = ("model/head=vfnet", "model.msil.reduction=16", "schedule=smoke", "schedule.max_steps=2")
+
+
+def read(name: str) -> Any:
+    return nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+
+
+def test_these_are_the_notebooks() -> None:
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == list(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_stored_clean(name: str) -> None:
+    raw = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
+    nbformat.validate(raw)
+    assert (raw["nbformat"], raw["nbformat_minor"]) == (4, 5)
+    assert raw["metadata"] == {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    code = [cell for cell in raw["cells"] if cell["cell_type"] == "code"]
+    assert [cell["id"] for cell in code if cell["outputs"] or cell["execution_count"] is not None] == []
+    # A sentence before each cell, and ids that are names, so that a diff stays small.
+    kinds = [cell["cell_type"] for cell in raw["cells"]]
+    assert all(kinds[place - 1] == "markdown" for place, kind in enumerate(kinds) if kind == "code")
+    assert all(re.fullmatch("[a-z-]+", cell["id"]) for cell in raw["cells"])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder like the repository, as far as the notebooks know it. Kernels find an empty home in place/home."""
+    root = tmp_path_factory.mktemp("notebooks")
+    for name in ("home", "notebooks", "cache"):
+        (root / name).mkdir()
+    # The list of fonts takes matplotlib seconds to make anew.
+    for fonts in Path(matplotlib.get_cachedir()).glob("fontlist-*.json"):
+        shutil.copy(fonts, root / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(root / "home"))
+        patch.setenv("MPLCONFIGDIR", str(root / "cache"))
+        patch.setenv("IPYTHONDIR", str(root / "cache" / "ipython"))
+        for kind in ("CONFIG", "DATA", "RUNTIME"):
+            patch.setenv(f"JUPYTER_{kind}_DIR", str(root / "cache" / kind.lower()))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield root
+    assert list((root / "home").rglob("*")) == []
+
+
+@pytest.fixture(scope="module")
+def data(place: Path) -> Path:
+    return write_shapes(place / "data" / "shapes", num_train=16, num_val=8, image_size=64, seed=0)
+
+
+@pytest.fixture(scope="module")
+def runs(place: Path, data: Path) -> dict[str, dict[str, Any]]:
+    """place/runs: the plain detector and MSIL after two steps; what their result.json says, with "folder"."""
+    found = {}
+    for apply in ("none", "both"):
+        config: Config = tiny_config(place / "runs", data, *SMOKE, f"model.msil.apply={apply}")
+        found[apply] = {**run(config), "folder": str(place / "runs" / config.run_name)}
+    return found
+
+
+def executed(name: str, folder: Path, parameters: str | None = None) -> dict[str, list[Any]]:
+    """The outputs of a notebook's cells by their ids, run in `folder` from a clean kernel."""
+    notebook = read(name)
+    if parameters is not None:
+        (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+        cell.source = parameters
+    nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
+    return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def printed(outputs: list[Any]) -> str:
+    assert [one.text for one in outputs if one.output_type == "stream" and one.name == "stderr"] == []
+    return "".join(one.text for one in outputs if one.output_type == "stream")
+
+
+def shown(outputs: list[Any], kind: str) -> list[str]:
+    return [one.data[kind] for one in outputs if "data" in one and kind in one.data]
+
+
+def pixels(outputs: list[Any]) -> np.ndarray:
+    """(H, W, 3) of the only PNG."""
+    (png,) = shown(outputs, "image/png")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))
+
+
+def test_plug_in_trains_and_detects_with_a_head_of_the_readers_own(place: Path) -> None:
+    sources = "\n".join(cell.source for cell in read("plug_in").cells if cell.cell_type == "code")
+    assert re.findall(r".*\bmsil\b.*import.*|import msil.*", sources) == ["from msil import MSIL"]
+    outputs = executed("plug_in", place / "notebooks")
+    plain, ours = (
+        int(number.replace(",", "")) for number in re.findall(r"([\d,]+) param", printed(outputs["detector"]))
+    )
+    assert ours - plain == sum(parameter.numel() for parameter in MSIL(256).parameters())
+    assert printed(outputs["check"]) == "as torchvision's head: True\n"
+    total, *parts = (float(number) for number in re.findall(r"\d+\.\d+", printed(outputs["training"])))
+    assert len(parts) == 3
+    assert 0 < total < 100  # at the start, far from diverged
+    assert total == pytest.approx(sum(parts), abs=0.002)
+    # Two images; as many boxes as scores and labels.
+    counts = re.findall(
+        r"\{'boxes': \((\d+), 4\), 'scores': \((\d+),\), 'labels': \((\d+),\)\}", printed(outputs["inference"])
+    )
+    assert len(counts) == 2
+    assert all(len(set(one)) == 1 and int(one[0]) > 0 for one in counts)
+    assert printed(outputs["weights"]) == "all missing weights are MSIL's: True\nweights without a place: []\n"
+
+
+def test_heatmaps_shows_the_picture_and_its_energy(place: Path, runs: dict[str, dict[str, Any]]) -> None:
+    out = place / "figure" / "maps.png"
+    plain, ours = (Path(runs[apply]["folder"]) / "checkpoints" / "last.ckpt" for apply in ("none", "both"))
+    parameters = f"PLAIN, OURS, SPLIT, LEVEL, OUT = {str(plain)!r}, {str(ours)!r}, 'val', 'merged', {str(out)!r}"
+    outputs = executed("heatmaps", place / "notebooks", parameters)
+    picture = pixels(outputs["maps"])
+    assert np.array_equal(picture, np.asarray(Image.open(out)))
+    # Blue to red beside an image in its own colours: far more than a blank page.
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
+    assert printed(outputs["detectors"]) == "8 images of circle, square, triangle, cross\n"
+    table = printed(outputs["energy"])
+    assert re.search(r"uniform +plain \[95 %\] +MSIL \[95 %\] +MSIL - plain", table)
+    merged = [row for row in json.loads(out.with_suffix(".json").read_text())["rows"] if row["level"] == "merged"]
+    assert len(merged) == 4  # two towers, inside and on the border
+    for row in merged:
+        cells = [
+            f"{100 * value:.1f}" for value in (row["uniform"], *(one["estimate"] for one in row["shares"].values()))
+        ]
+        assert re.search(r"merged +{} +{} \[.* +{} \[".format(*map(re.escape, cells)), table), (row, table)
+
+
+def test_heatmaps_takes_the_newest_pair_by_itself(place: Path, runs: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    checkpoints = [Path(runs[apply]["folder"]) / "checkpoints" / "last.ckpt" for apply in ("none", "both")]
+    assert newest_pair(place / "runs") == tuple(checkpoints)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ConfigError, match=r"`python run\.py model\.msil\.apply=none` and `python run\.py`\.$"):
+        newest_pair(tmp_path / "runs")
+    # A plain detector alone is no pair, nor is one whose partner kept no weights, as those of results/.
+    shutil.copytree(runs["none"]["folder"], tmp_path / "runs" / "plain")
+    shutil.copytree(runs["both"]["folder"], tmp_path / "runs" / "ours", ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(ConfigError, match="trained alike"):
+        newest_pair(tmp_path / "runs")
+
+
+def test_object_centers_draws_the_classes_and_counts_their_objects(place: Path, data: Path) -> None:
+    parameters = f"DATA, ROOT, SPLIT, CLASSES = 'coco', {str(data)!r}, 'train', None"
+    outputs = executed("object_centers", place / "notebooks", parameters)
+    assert len(np.unique(pixels(outputs["picture"]).reshape(-1, 3), axis=0)) > 100
+    truth = json.loads((data / "annotations" / "instances_train.json").read_text())
+    lines = printed(outputs["shares"]).split("\n")
+    for category in truth["categories"]:
+        objects = sum(one["category_id"] == category["id"] for one in truth["annotations"])
+        (line,) = [line for line in lines if line.startswith(f"{category['name']},")]
+        _, count, *shares = line.split(",")
+        assert int(count) == objects
+        assert sum(map(float, shares)) == pytest.approx(1, abs=3e-4)
+
+
+def test_tables_stand_with_the_numbers_of_the_runs(place: Path, runs: dict[str, dict[str, Any]]) -> None:
+    # The notebook's own parameters, started in notebooks/: place has no results/shapes, so it reads place/runs.
+    outputs = executed("tables", place / "notebooks")
+    assert printed(outputs["results"]).startswith("2 runs: shapes, ")
+    texts = shown(outputs["tables"], "text/markdown")
+    assert [text[:8] for text in texts] == ["Table 1.", "Table 2.", "Table 4.", "Table 5."]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in texts[1].splitlines() if line[:1] == "|"]
+    table = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
+    for label, apply in (("cls ✗, reg ✗", "none"), ("cls ✓, reg ✓", "both")):
+        result = json.loads((Path(runs[apply]["folder"]) / "result.json").read_text())
+        assert table[label]["seeds"] == "1"
+        for metric in ("AP", "AP50", "AP75"):
+            assert table[label][f"{metric} ours"] == f"{100 * result['metrics'][metric]:.1f}"
+        assert table[label]["parameters"] == f"{result['parameters'] / 1e6:.2f} M"
+    assert table["cls ✓, reg ✗"]["seeds"] == "missing"
+    difference = 100 * (runs["both"]["metrics"]["AP"] - runs["none"]["metrics"]["AP"])
+    found = re.fullmatch(r"([+-]?[\d.]+) \[([+-]?[\d.]+), ([+-]?[\d.]+)\]", table["cls ✓, reg ✓"]["ΔAP ours [95 %]"])
+    assert found is not None
+    estimate, low, high = map(float, found.groups())
+    assert estimate == pytest.approx(difference, abs=0.051)
+    assert low <= estimate <= high
+    charts = shown(outputs["charts"], "image/svg+xml")
+    titles = [re.search("<(?:dc:)?title>([^<]*)<", chart) for chart in charts]
+    assert [title and title.group(1) for title in titles][:2] == ["AP during training", "Training loss"]
+
+
+def test_without_runs_a_notebook_says_what_makes_them(tmp_path: Path, place: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match=r"ConfigError: runs holds no plain detector"):
+        executed("heatmaps", tmp_path / "notebooks")
