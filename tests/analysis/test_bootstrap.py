@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from msil.analysis import bootstrap
-from msil.analysis.bootstrap import Interval, difference_interval, image_weights, mean_interval, row_means
+from msil.analysis.bootstrap import Interval, difference_interval, image_weights, row_means
 from msil.analysis.matching import match_coco, match_voc
 
 from .cases import Found, Truth, make, random_record
@@ -23,8 +23,9 @@ def run(found: list[int], *more: Found):
 
 def test_two_images_by_hand() -> None:
     # Resamples of two images: (2, 0) and (0, 2), one in four each, and (1, 1). The run finds image 0's object alone:
-    # AP50 1, 0 and 51/101 (recall 1/2 covers the grid's 0.00 .. 0.50). So 2.5 % and 97.5 % are 0 and 1.
-    found = mean_interval([run([0])], "AP50")
+    # AP50 1, 0 and 51/101 (recall 1/2 covers the grid's 0.00 .. 0.50). Against one that finds none, always 0, the 2.5 %
+    # and 97.5 % are 0 and 1.
+    found = difference_interval([run([0])], [run([])], "AP50")
     assert (found.estimate, found.low, found.high) == pytest.approx((51 / 101, 0, 1), abs=1e-12)
     # Against one that finds both (always 1): 0, -1 and -50/101.
     found = difference_interval([run([0])], [run([0, 1])], "AP50")
@@ -66,7 +67,6 @@ def test_the_same_question_gets_the_same_answer() -> None:
     assert difference_interval(ours, others, "AP50", samples=60) == first
     assert difference_interval(ours, others, "AP50", samples=60, seed=1) != first
     assert first.low < first.high
-    assert mean_interval(ours, "AP50", samples=60) == mean_interval(ours, "AP50", samples=60)
 
 
 def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
@@ -82,7 +82,6 @@ def test_the_estimate_is_the_difference_of_the_means() -> None:
         np.mean([float(bootstrap.scores(one, metrics=("AP",))["AP"]) for one in row])  # pyright: ignore
         for row in (ours, others)
     ]
-    assert mean_interval(ours, "AP", samples=20).estimate == pytest.approx(means[0])
     assert difference_interval(ours, others, "AP", samples=20).estimate == pytest.approx(means[0] - means[1])
 
 
@@ -100,8 +99,7 @@ def test_every_pair_and_every_seed_sees_the_same_images(monkeypatch: pytest.Monk
     difference_interval(a, b, "AP50", samples=20)
     difference_interval(a, c, "AP50", samples=20)
     difference_interval(c, b, "AP50", samples=20)
-    mean_interval(b, "AP50", samples=20)
-    assert len(seen) == 5 + 3 + 4 + 3
+    assert len(seen) == 5 + 3 + 4
     assert all(np.array_equal(one, seen[0]) for one in seen)
     assert seen[0].shape == (20, 12) and (seen[0].sum(axis=1) == 12).all()
 
@@ -155,9 +153,10 @@ def test_one_seed_stays_as_it_is_and_equal_seeds_add_nothing() -> None:
 def test_resamples_without_an_object_are_left_out() -> None:
     # All objects lie in image 0, so that a quarter of the resamples, (0, 2), has none.
     record = make([(0, 0, BOX)], [(0, 0, BOX, 0.5)], images=2)
-    assert mean_interval([match_coco(record)], "AP50") == Interval(1.0, 1.0, 1.0)
+    nothing = make([(0, 0, BOX)], [], images=2)
+    assert difference_interval([match_coco(record)], [match_coco(nothing)], "AP50") == Interval(1.0, 1.0, 1.0)
     # No medium object anywhere.
-    nowhere = mean_interval([match_coco(record)], "APm")
+    nowhere = difference_interval([match_coco(record)], [match_coco(nothing)], "APm")
     assert math.isnan(nowhere.estimate) and math.isnan(nowhere.low) and math.isnan(nowhere.high)
 
 
@@ -166,12 +165,10 @@ def test_different_questions_are_refused() -> None:
     with pytest.raises(ValueError, match="not evaluated on the same boxes"):
         difference_interval([here], [there], "AP")
     with pytest.raises(ValueError, match="not evaluated on the same boxes"):
-        mean_interval([here, there], "AP")
+        difference_interval([here, there], [here], "AP")
 
 
 def test_no_run_is_refused() -> None:
     for ours, others in (([], []), ([run([0])], []), ([], [run([0])])):
         with pytest.raises(ValueError, match="at least one run"):
             difference_interval(ours, others, "AP")
-    with pytest.raises(ValueError, match="at least one run"):
-        mean_interval([], "AP")

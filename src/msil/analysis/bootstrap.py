@@ -1,4 +1,4 @@
-"""95 % intervals of a metric and of differences, by resampling what another experiment would have drawn anew.
+"""95 % intervals of differences of a metric, by resampling what another experiment would have drawn anew.
 
 A percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13) over two
 things at once: the images, the same ones for all runs of a comparison (paired), and the seeds of each row. With n
@@ -43,13 +43,6 @@ def resample(run: Matches, metric: str, *, samples: int = SAMPLES, seed: int = 0
     weights = image_weights(run.images, samples, _generators(seed)[0])
     values = np.asarray(scores(run, weights, metrics=(metric,))[metric])
     return Resampled(float(scores(run, metrics=(metric,))[metric]), values, run.question)
-
-
-def mean_interval(runs: Sequence[Matches], metric: str, *, samples: int = SAMPLES, seed: int = 0) -> Interval:
-    """The mean of `metric` over runs of one row, one a seed. Raises ValueError for runs of different questions."""
-    drawn = [resample(run, metric, samples=samples, seed=seed) for run in runs]
-    _check(drawn)
-    return _interval(_estimate(drawn), row_means(np.stack([one.values for one in drawn]), _generators(seed)[1]))
 
 
 def difference_interval(
