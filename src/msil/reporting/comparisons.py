@@ -52,8 +52,8 @@ def detectors(group: Sequence[Result]) -> list[DetectorLines]:
     found: dict[str, dict[str, list[Result]]] = {}
     for run in group:
         model = run["config"]["model"]
-        head = json.dumps({**model["head"], **model["backbone"]}, sort_keys=True)
-        found.setdefault(head, {}).setdefault(line_label(run), []).append(run)
+        detector = json.dumps([model["head"], model["backbone"]], sort_keys=True)
+        found.setdefault(detector, {}).setdefault(line_label(run), []).append(run)
     made = []
     for lines in found.values():
         ordered = sorted(lines.items(), key=lambda item: (item[0] != "plain", item[0] != "MSIL", item[0]))
@@ -94,8 +94,10 @@ def _checkpoint(folder: str | Path) -> Path:
 
 
 def detector_name(run: Result) -> str:
+    """`VFNet ResNet-10`; FCOS as it was first published is told from the improved form."""
     head, backbone = captions.lookup(run, "model", "head", "name"), captions.lookup(run, "model", "backbone", "name")
-    return f"{HEADS.get(head, head)} {NAMES.get(backbone, backbone)}"
+    form = " (original form)" if captions.lookup(run, "model", "head", "norm_on_bbox") is False else ""
+    return f"{HEADS.get(head, head)}{form} {NAMES.get(backbone, backbone)}"
 
 
 def line_label(run: Result) -> str:
