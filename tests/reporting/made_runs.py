@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tests.reporting.test_regenerated import run
 
 from msil.analysis.record import EvaluationRecord, write_record
 from msil.evaluation.coco import coco_results, pycocotools_stats
 from msil.evaluation.detections import CollectedDetections
+
+from .test_regenerated import run
 
 CLASSES = ("circle", "square")
 IMAGES = 12

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from msil.reporting.comparisons import detector_name, detectors, line_label
-from tests.reporting.test_regenerated import run
+
+from .test_regenerated import run
 
 
 @pytest.mark.parametrize(

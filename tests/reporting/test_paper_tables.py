@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 
-from tests.reporting.test_regenerated import run
-
 from msil.reporting.paper import TABLES
 from msil.reporting.paper_tables import Difference, difference_text, paper_table
 from msil.reporting.regenerated import fill
 from msil.reporting.tables import Table, to_csv, to_latex, to_markdown, to_text
+
+from .test_regenerated import run
 
 
 def table2(seeds: int = 3) -> Table:

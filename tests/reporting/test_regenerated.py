@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.reporting.cases import result
 
 from msil.reporting.paper import TABLES
 from msil.reporting.regenerated import Filled, fill, fill_command, settings
+
+from .cases import result
 
 
 def run(

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
-from tests.reporting.made_runs import record, write_runs
 
 from msil.analysis.record import write_record
 from msil.cli import main
@@ -18,6 +17,8 @@ from msil.errors import ConfigError, DataError
 from msil.reporting.evidence import Evidence
 from msil.reporting.report import setting_tables, write_report
 from msil.reporting.results import read_results
+
+from .made_runs import record, write_runs
 
 
 @pytest.fixture(scope="module")
