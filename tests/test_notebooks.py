@@ -22,6 +22,7 @@ from msil.config import Config
 from msil.data.shapes import write_shapes
 from msil.errors import ConfigError
 from msil.reporting.comparisons import newest_pair
+from msil.reporting.results import read_results
 from msil.training.experiment import run
 from training.cases import tiny_config
 
@@ -202,9 +203,15 @@ def test_object_centers_draws_the_classes_and_counts_their_objects(place: Path, 
         assert sum(map(float, shares)) == pytest.approx(1, abs=3e-4)
 
 
+def test_the_published_runs_are_where_tables_looks_for_them() -> None:
+    (cell,) = [cell for cell in read("tables").cells if cell.id == "parameters"]
+    (folder,) = set(re.findall('"(results/[^"]+)"', cell.source))
+    assert len(read_results(NOTEBOOKS.parent / folder)) >= 18  # Tables 1 and 2: six rows of three seeds
+
+
 @pytest.mark.slow
 def test_tables_stand_with_the_numbers_of_the_runs(place: Path, runs: dict[str, dict[str, Any]]) -> None:
-    # The notebook's own parameters, started in notebooks/: place has no results/shapes, so it reads place/runs.
+    # The notebook's own parameters, started in notebooks/: place has no results/, so it reads place/runs.
     outputs = executed("tables", place / "notebooks")
     assert printed(outputs["results"]).startswith("2 runs: shapes, ")
     texts = shown(outputs["tables"], "text/markdown")
