@@ -21,6 +21,9 @@ REQUIRED_KEYS = (
 )  # fmt: skip
 
 
+_MAKE_SOME = "python run.py experiment=table1 data=shapes schedule=quick makes some"
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically; NaN and infinities become null, since JSON has no such numbers.
 
@@ -49,13 +52,11 @@ def read_results(runs_dir: str | Path) -> list[dict[str, Any]]:
     Raises ConfigError if runs_dir is no folder or holds no finished run.
     """
     if not Path(runs_dir).is_dir():
-        raise ConfigError(f"{runs_dir} is no folder: name the one that holds the runs' folders.")
+        raise ConfigError(f"{runs_dir} is no folder: name the one that holds the runs' folders; {_MAKE_SOME}.")
     folders = sorted(path.parent for path in Path(runs_dir).glob(f"*/{RESULT_FILE}"))
     found = [(folder, result) for folder in folders if (result := read_result(folder)) is not None]
     if not found:
-        raise ConfigError(
-            f"no finished run is in {runs_dir}: python run.py experiment=table1 data=shapes schedule=quick makes some."
-        )
+        raise ConfigError(f"no finished run is in {runs_dir}: {_MAKE_SOME}.")
     return [{**result, "folder": str(folder)} for folder, result in found]
 
 
