@@ -239,6 +239,16 @@ def _centers(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from msil.reporting.report import write_report
 
-    page, *_ = write_report(options.runs_dir, options.out or options.runs_dir / "report")
+    out = options.out or options.runs_dir / "report"
+    try:
+        page, *_ = write_report(options.runs_dir, out)
+    except OSError as error:
+        raise UserError(
+            f"the report cannot be written to {out} ({error}): choose another folder with --out."
+        ) from error
     print(f"the page: {page}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,7 @@ import pytest
 
 from msil.analysis.record import write_record
 from msil.cli import main
-from msil.errors import ConfigError, DataError
+from msil.errors import ConfigError
 from msil.reporting.evidence import Evidence
 from msil.reporting.report import setting_tables, write_report
 from msil.reporting.results import read_results
@@ -118,16 +118,76 @@ def test_images_that_moved_away_cost_the_gallery_alone(made: Path, tmp_path: Pat
         path.write_text(path.read_text().replace(str(made / "data"), "elsewhere"))
     write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
     page = Texts(tmp_path / "report" / "report.html")
-    assert "No gallery, since an image cannot be read" in page.text
+    assert "No gallery: the data folder elsewhere is not here; make the report from the folder" in page.text
     assert any(alt.startswith("Confusion of MSIL") for alt in page.images)
 
 
-def test_detections_of_another_run_are_refused(made: Path, tmp_path: Path) -> None:
+def test_detections_of_another_run_count_nowhere(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "runs", tmp_path / "runs")
     folder = next((tmp_path / "runs").glob("*_both_*_s0"))
     write_record(folder, record(5.0, 9))
-    with pytest.raises(DataError, match=r"evaluation\.npz gives AP 0\.\d+, but result\.json beside it says"):
+    with pytest.warns(UserWarning, match=r"evaluation\.npz gives AP 0\.\d+, but result\.json beside it says"):
         write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
+    rows = list(csv.DictReader((tmp_path / "report" / "table2.csv").open(encoding="utf-8")))
+    assert rows[3]["difference"] == "" and rows[1]["difference"] != ""
+
+
+# One bad run of many is named, and the others are reported.
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("evaluation.npz", b"", "evaluation.npz"),
+        ("evaluation.npz", b"PK\x03\x04 cut", "evaluation.npz"),
+        ("metrics.csv", b"epoch,step,loss,AP\n0,0,abc,\n", "metrics.csv is damaged"),
+        ("metrics.csv", b"\xff\xfe\x00", "metrics.csv is damaged"),
+        ("result.json", b"{", "result.json is damaged"),
+        ("result.json", b'{"AP": "high"}', "result.json is damaged"),
+        ("result.json", b'{"model": null}', "result.json is damaged"),
+    ],
+)
+def test_a_damaged_file_costs_its_run_alone(file: str, content: bytes, named: str, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    folder = next((tmp_path / "runs").glob("*_cls_*"))
+    if content.startswith(b'{"'):
+        result = json.loads((folder / file).read_text())
+        change = json.loads(content)
+        (result["metrics"] if "AP" in change else result["config"]).update(change)
+        content = json.dumps(result).encode()
+    (folder / file).write_bytes(content)
+    with pytest.warns(UserWarning, match=named):
+        write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
+    rows = list(csv.DictReader((tmp_path / "report" / "table2.csv").open(encoding="utf-8")))
+    assert float(rows[3]["difference"]) > 0 and (tmp_path / "report" / "report.html").exists()
+
+
+def test_a_row_that_lacks_a_seed_has_a_command(made: Path, tmp_path: Path) -> None:
+    rows = list(csv.DictReader((made / "report" / "table5.csv").open(encoding="utf-8")))
+    assert rows[0]["seeds"] == "2"
+    rows = list(csv.DictReader((made / "report" / "table2.csv").open(encoding="utf-8")))
+    assert [row["seeds"] for row in rows] == ["2", "1 of 2", "missing", "2"]
+    assert "seed=0,1" in (made / "report" / "table2.md").read_text(encoding="utf-8").splitlines()[-1]
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(made / "runs"), "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be written" in capsys.readouterr().err.splitlines()[-1]
+
+
+# What a spreadsheet would run stands behind an apostrophe (OWASP, CSV injection).
+def test_names_are_no_formulas(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    for path in (tmp_path / "runs").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        result["run_name"] = '=HYPERLINK("http://x")'
+        path.write_text(json.dumps(result))
+    write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
+    rows = list(csv.DictReader((tmp_path / "report" / "table2.csv").open(encoding="utf-8")))
+    assert rows[0]["runs"].startswith("'=HYPERLINK")
+    assert float(rows[1]["paper_difference"]) == 0.007  # numbers stay numbers, negative ones too
+    assert float(rows[2]["paper_difference"]) == -0.003
 
 
 def test_rows_that_saw_other_images_are_not_compared(made: Path) -> None:

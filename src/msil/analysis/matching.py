@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
-from msil.analysis.record import EvaluationRecord
+from msil.analysis.record import EvaluationRecord, corners
 from msil.evaluation import voc
 from msil.evaluation.coco import coco_results, indexed
 from msil.evaluation.detections import CollectedDetections
@@ -93,11 +93,6 @@ def match_voc(record: EvaluationRecord) -> Matches:
             )
         )
     return Matches("voc", ("all",), (voc.MIN_OVERLAP,), tuple(classes), len(record.image_ids), record.question())
-
-
-def corners(boxes: np.ndarray) -> np.ndarray:
-    """(N, 4) x y width height -> x1 y1 x2 y2."""
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def _class_matches(judged: Sequence[Any], position: dict[int, int]) -> ClassMatches:

@@ -65,6 +65,11 @@ class EvaluationRecord:
         return digest.hexdigest()
 
 
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """(N, 4) x y width height -> x1 y1 x2 y2."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
 def make_record(
     ground_truth: Mapping[str, Any],
     classes: Sequence[str],

@@ -82,8 +82,11 @@ def split_of_run(data: Mapping[str, Any], split: str, root: str | Path | None = 
     """One split of the data that a run was trained on.
 
     data: a run's resolved settings under "data". root: where the data is now, if not where the run had it.
-    Errors as in `build_split`.
+    Errors as in `build_split`, and DataError where the data is not there: shapes are not made anew.
     """
+    folder = Path(root or data["root"])
+    if not folder.is_dir():
+        raise DataError(f"the data of that run is not in {folder}: name its folder with --root.")
     return build_split(
         data["name"], root or data["root"], split, classes=data["classes"], strict=data["strict"],
         num_train=data["num_train"], num_val=data["num_val"], image_size=data["image_size"], seed=data["seed"],

@@ -164,7 +164,9 @@ def _data_name(row: Row) -> str | None:
     name, root = lookup(row, "data", "name"), lookup(row, "data", "root")
     if name is None or root is None or name == "shapes":
         return name
-    folder = PurePath(str(root)).name  # the folder alone: a table may be published, a machine's paths should not
+    folder = " ".join(
+        PurePath(str(root)).name.split()
+    )  # the folder alone: a table may be published, a machine's paths should not
     return name if folder in ("", name) else f"{name} ({folder})"
 
 

@@ -26,7 +26,7 @@ from msil.analysis.centers import QUADRANTS, Centers, object_centers, shown_clas
 from msil.errors import ConfigError
 from msil.files import write_bytes
 from msil.reporting.canvas import clean
-from msil.reporting.formats import percent
+from msil.reporting.formats import csv_text, percent
 
 COLUMNS = 3
 NAME_COLUMNS = 22  # letters of a class's name before it is cut
@@ -72,7 +72,7 @@ def centers_csv(centers: Mapping[str, Centers]) -> str:
     writer.writerow(["class", "objects", *(name.replace(" ", "_") for name in QUADRANTS)])
     for name, found in centers.items():
         shares = [f"{share:.4f}" for share in found.shares] if len(found.points) else [""] * len(QUADRANTS)
-        writer.writerow([name, len(found.points), *shares])
+        writer.writerow([csv_text(name), len(found.points), *shares])
     return text.getvalue()
 
 

@@ -29,7 +29,7 @@ BAR_LIMIT = 80  # bars of class_bars
 HALF_LIMIT = 10  # best and as many worst classes where there would be more bars
 BAR_HEIGHT, BAR_GAP = 0.18, 0.14  # inches a bar, and between two classes
 
-ERROR_NAMES = {"Cls": "class", "Loc": "location", "Both": "both", "Dupe": "duplicate", "Bkg": "background",
+ERROR_NAMES = {"Cls": "class", "Loc": "location", "Both": "class, box", "Dupe": "duplicate", "Bkg": "background",
                "Miss": "missed"}  # fmt: skip
 SIZE_NAMES = {"APs": "small", "APm": "medium", "APl": "large"}
 

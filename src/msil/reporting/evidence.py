@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,18 @@ class Evidence:
         self._differences: dict[tuple[tuple[str, ...], tuple[str, ...], str], Difference | None] = {}
 
     def record(self, run: Result) -> EvaluationRecord | None:
-        """None where the run has no such file: one of an earlier version, or of images without boxes.
-
-        Raises DataError for a file that is damaged or is not of this run.
-        """
+        """None where the run has no such file (one of an earlier version, or of images without boxes), and, with a
+        warning, where it is damaged or is not of this run."""
         folder = run["folder"]
         if folder not in self._records:
-            there = (Path(folder) / RECORD_FILE).exists()
-            self._records[folder] = read_record(folder) if there else None
-            if there:
-                self._check(run)
+            self._records[folder] = None
+            if (Path(folder) / RECORD_FILE).exists():
+                try:
+                    self._records[folder] = read_record(folder)
+                    self._check(run)
+                except DataError as error:
+                    self._records[folder] = None
+                    warnings.warn(f"{error} Without it that run has no interval and no charts.", stacklevel=2)
         return self._records[folder]
 
     def matches(self, run: Result, metric: str) -> Matches | None:

@@ -74,6 +74,11 @@ def setting(value: Any) -> str:
     return str(value)
 
 
+def csv_text(text: str) -> str:
+    """Text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP's CSV injection)."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+
+
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "✓": r"$\checkmark$", "✗": r"$\times$",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from msil.analysis.record import EvaluationRecord
+from msil.analysis.record import EvaluationRecord, corners
 from msil.data.headers import read_header
 from msil.data.images import read_image
 from msil.errors import DataError
@@ -30,7 +30,7 @@ def image_scores(record: EvaluationRecord, score_thresh: float = 0.3, iou: float
     to find and nothing was found.
     """
     scores = np.ones(len(record.image_ids))
-    corners = _corners(record.truth_boxes)
+    truth_boxes = corners(record.truth_boxes)
     truth_starts = np.searchsorted(record.truth_images, np.arange(len(scores) + 1))
     found_starts = np.searchsorted(record.found_images, np.arange(len(scores) + 1))
     for image in range(len(scores)):
@@ -44,7 +44,7 @@ def image_scores(record: EvaluationRecord, score_thresh: float = 0.3, iou: float
             asked = truths[record.truth_labels[truths] == label]
             ignored = record.truth_ignored[asked]
             boxes = record.found_boxes[judged].astype(np.float64)
-            label_hits, left_out = _judge(boxes, corners[asked[~ignored]], corners[asked[ignored]], iou)
+            label_hits, left_out = _judge(boxes, truth_boxes[asked[~ignored]], truth_boxes[asked[ignored]], iou)
             hits += label_hits
             detections += len(judged) - left_out
         total = detections + int(np.count_nonzero(~record.truth_ignored[truths]))
@@ -90,7 +90,7 @@ def gallery_pictures(
     mine = np.flatnonzero(plain.truth_images == index)
     labels = plain.truth_labels[mine] + len(classes) * plain.truth_ignored[mine]
     names = [*classes, *(f"{name} (ignored)" for name in classes)]
-    pictures = [draw_boxes(image, _corners(plain.truth_boxes[mine]), labels, names, side=side)]
+    pictures = [draw_boxes(image, corners(plain.truth_boxes[mine]), labels, names, side=side)]
     for record in (plain, msil):
         kept = np.flatnonzero((record.found_images == index) & (record.found_scores >= score_thresh))
         pictures.append(
@@ -164,8 +164,3 @@ def _overlaps(boxes: np.ndarray, others: np.ndarray, *, of_box: bool) -> np.ndar
     whole = areas if of_box else areas + (others[:, 2:] - others[:, :2]).prod(axis=1)[None] - intersection
     whole = np.broadcast_to(whole, intersection.shape)
     return np.divide(intersection, whole, out=np.zeros_like(intersection), where=(intersection > 0) & (whole > 0))
-
-
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    """x y width height -> x1 y1 x2 y2."""
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

@@ -98,7 +98,7 @@ def title_of(filled: Filled) -> str:
 
 def _line(filled: Filled, place: int, difference: Difference | None) -> dict[str, Any]:
     row, table = filled.rows[place], filled.paper
-    line: dict[str, Any] = {"row": filled.label(row), "seeds": _seeds(row), "setting": filled.setting}
+    line: dict[str, Any] = {"row": filled.label(row), "seeds": _seeds(filled, row), "setting": filled.setting}
     if row.net is not None:
         line["backbone"] = NAMES.get(row.net, row.net)
     for name, printed in zip(table.metrics, row.paper.values, strict=True):
@@ -139,10 +139,14 @@ def _text(value: Value | None, row: FilledRow) -> str:
     return mean if value.std is None else f"{mean} ± {formats.percent(value.std)}"
 
 
-def _seeds(row: FilledRow) -> str:
+def _seeds(filled: Filled, row: FilledRow) -> str:
+    """How many of the seeds that any row has."""
     if row.quoted:
         return "quoted"
-    return str(len(row.runs)) if row.runs else "missing"
+    if not row.runs:
+        return "missing"
+    count, all_seeds = len(row.runs), len(filled.seeds)
+    return str(count) if count == all_seeds else f"{count} of {all_seeds}"
 
 
 def reading_notes(filled: Filled, differences: Mapping[int, Difference]) -> tuple[str, ...]:

@@ -102,6 +102,11 @@ class Filled:
     def runs(self) -> list[Result]:
         return [run for row in self.rows for run in row.runs]
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All that any row has."""
+        return tuple(sorted({seed for row in self.rows for seed in row.seeds}))
+
     def label(self, row: FilledRow) -> str:
         """How the paper names the row, then the settings that tell it from the usual line."""
         return ", ".join(part for part in (self.paper.label(row.paper), row.extra) if part)
@@ -128,7 +133,8 @@ def fill(table: PaperTable, group: Sequence[Result]) -> Filled:
     rows: list[FilledRow] = []
     for index, printed in enumerate(table.rows):
         rows += _rows(index, printed, group)
-    missing = any(not row.quoted and not row.runs for row in rows)
+    seeds = {seed for row in rows for seed in row.seeds}
+    missing = any(not row.quoted and not (row.runs and seeds <= set(row.seeds)) for row in rows)
     filled = Filled(
         table,
         setting_name(group),
@@ -156,7 +162,7 @@ def fill_command(table: PaperTable, group: Sequence[Result]) -> str:
     """
     words = ["python", "run.py", f"experiment=table{table.number}"]
     if group:
-        typed = {_key_of(word): word for word in shlex.split(group[0]["command"])[2:]}
+        typed = {_key_of(word): word for word in _words(group[0]["command"])[2:]}
         kept = {key: word for key, word in typed.items() if not key.startswith(_OF_A_ROW)}
         chosen = {key: str(captions.lookup(group[0], key, "name")) for key in ("data", "schedule")}
         if chosen["schedule"] in RECIPES:
@@ -263,3 +269,10 @@ def _key(config: Mapping[str, Any], without: Sequence[str]) -> str:
 
 def _key_of(word: str) -> str:
     return word.partition("=")[0].lstrip("+")
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # an unclosed quote: not what a run wrote
+        return command.split()

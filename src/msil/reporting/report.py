@@ -115,7 +115,9 @@ def _one_header(texts: Sequence[str]) -> str:
 def _setting_section(number: int, setting: SettingTables, evidence: Evidence, say: Callable[[str], None]
 ) -> page.Section:  # fmt: skip
     prefix = f"s{number}"
-    reading = dict.fromkeys(note for one in setting.tables for note in one.reading)
+    # What is the same for all tables with runs stands once, above them.
+    readings = [one.reading for one in setting.tables if one.reading]
+    reading = [note for note in (readings or [()])[0] if all(note in other for other in readings)]
     tables = tuple(page_table(f"{prefix}-table{one.number}", one, reading) for one in setting.tables)
     pictures = difference_picture(setting.tables)
     parts = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,11 +179,19 @@ def _told_names(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _log(run: Mapping[str, Any]) -> list[dict[str, str]] | None:
+    """The rows of the run's metrics.csv; None where there is none, and, with a warning, where it is damaged."""
     path = Path(run["folder"]) / "metrics.csv"
     if not path.exists():
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for x, y in (("epoch", "AP"), ("step", "loss")):
+            _columns(rows, x, y)
+    except (ValueError, csv.Error) as error:  # ValueError: text that is no number, bytes that are no text
+        warnings.warn(f"{path} is damaged ({error}): that run has no curves.", stacklevel=2)
+        return None
+    return rows
 
 
 def _columns(rows: Sequence[Mapping[str, str]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from msil.analysis.record import EvaluationRecord
+from msil.analysis.record import EvaluationRecord, corners
 from msil.checkpoints.load import load_detector
 from msil.detection import Detector
 from msil.errors import DataError, WeightsError
@@ -39,6 +39,8 @@ def gallery_section(id: str, plain: Line, msil: Line, evidence: Evidence) -> Sec
     if first is None or second is None or not first.same_question(second):
         return Section(id, title, ("The two were not evaluated on the same images, so no gallery.",))
     root = data_root(runs[0])
+    if not root.is_dir():
+        return Section(id, title, (f"No gallery: {_not_here(root)}",))
     scores = [image_scores(record) for record in (first, second)]
     better, worse = (int(np.count_nonzero(sign * (scores[1] - scores[0]) > 0)) for sign in (1, -1))
     items = []
@@ -68,6 +70,8 @@ def heatmap_section(id: str, plain: Line, msil: Line, evidence: Evidence) -> Sec
     record = None if runs is None else evidence.record(runs[0])
     if runs is None or record is None:
         return Section(id, title, ("The two lines have no seed with detections in common, so no heat maps.",))
+    if not data_root(runs[0]).is_dir():
+        return Section(id, title, (f"No heat maps: {_not_here(data_root(runs[0]))}",))
     try:
         detectors = {line.label: _detector(run) for line, run in zip((plain, msil), runs, strict=True)}
         samples = [_sample(record, index, data_root(runs[0])) for index in _with_boxes(record)[:ENERGY_IMAGES]]
@@ -146,6 +150,13 @@ def data_root(run: Mapping[str, Any]) -> Path:
     return Path(run["config"]["data"]["root"])
 
 
+def _not_here(root: Path) -> str:
+    where = (
+        "" if root.is_absolute() else " from the folder where the runs were started, since the name is relative to it"
+    )
+    return f"the data folder {root} is not here; make the report{where} once it is."
+
+
 def _item(
     index: int, image: Tensor, first: EvaluationRecord, second: EvaluationRecord, scores: tuple[float, float]
 ) -> GalleryItem:
@@ -176,7 +187,7 @@ def _sample(record: EvaluationRecord, index: int, root: Path) -> tuple[Tensor, n
     """The image and its boxes, x1 y1 x2 y2, ignored ones left out."""
     image = read_gallery_image(root, str(record.file_names[index]), _size(record, index))
     boxes = record.truth_boxes[(record.truth_images == index) & ~record.truth_ignored]
-    return image, np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return image, corners(boxes)
 
 
 def _size(record: EvaluationRecord, index: int) -> tuple[int, int]:

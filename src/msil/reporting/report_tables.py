@@ -57,13 +57,13 @@ def runs_table(id: str, results: Sequence[Mapping[str, Any]]) -> ReportTable:
         ReportColumn("run"),
         ReportColumn("detector"),
         ReportColumn("switches"),
-        ReportColumn("data"),
         ReportColumn("seed", numeric=True),
         *(ReportColumn(name.replace("_", " "), numeric=True) for name in names),
         ReportColumn("parameters", numeric=True),
         ReportColumn("FLOPs", numeric=True, tooltip=TOOLTIPS["FLOPs"]),
         ReportColumn("images/s", numeric=True, tooltip=TOOLTIPS["images/s"]),
         ReportColumn("time", numeric=True, tooltip="wall clock of the whole run"),
+        ReportColumn("data"),
         ReportColumn("command"),
     )
     rows = []
@@ -72,13 +72,13 @@ def runs_table(id: str, results: Sequence[Mapping[str, Any]]) -> ReportTable:
             Cell(str(run["run_name"])),
             Cell(detector_name(run)),
             Cell(line_label(run)),
-            Cell(captions.setting_name([run])),
             Cell(str(run["seed"]), run["seed"]),
             *(Cell(formats.percent(run["metrics"].get(name)), run["metrics"].get(name)) for name in names),
             Cell(formats.amount(run["parameters"]), run["parameters"]),
             Cell(formats.amount(run["flops"]), run["flops"]),
             Cell(formats.rate(run["images_per_second"]), run["images_per_second"]),
             Cell(formats.duration(run["total_seconds"]), run["total_seconds"]),
+            Cell(captions.setting_name([run])),
             Cell(str(run["command"])),
         ]
         rows.append(ReportRow(tuple(cells)))
@@ -94,7 +94,7 @@ def _kind(row: FilledRow) -> RowKind:
 def _cell(line: Mapping[str, Any], column: Column) -> Cell:
     """A line's cell; what is written in parts (59.2 ± 0.4) sorts by the first."""
     text = cell(line, column)
-    if column.key == "seeds" and not text.isdigit():
+    if column.key == "seeds" and not text[:1].isdigit():
         return Cell("")  # the row's tag says why
     missing = text in ("", formats.MISSING)
     if column.key == "difference_text" and not missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ REQUIRED_KEYS = (
 )  # fmt: skip
 
 
+_MODEL = ("head", "backbone", "msil")
 _MAKE_SOME = "python run.py experiment=table1 data=shapes schedule=quick makes some"
 
 
@@ -49,15 +51,40 @@ def read_result(run_dir: str | Path) -> dict[str, Any] | None:
 def read_results(runs_dir: str | Path) -> list[dict[str, Any]]:
     """The results of all finished runs in runs_dir, by name, each with "folder": where its files are.
 
+    A result.json that is not as a run writes it is left out, with a warning.
     Raises ConfigError if runs_dir is no folder or holds no finished run.
     """
     if not Path(runs_dir).is_dir():
         raise ConfigError(f"{runs_dir} is no folder: name the one that holds the runs' folders; {_MAKE_SOME}.")
-    folders = sorted(path.parent for path in Path(runs_dir).glob(f"*/{RESULT_FILE}"))
-    found = [(folder, result) for folder in folders if (result := read_result(folder)) is not None]
+    found = []
+    for folder in sorted(path.parent for path in Path(runs_dir).glob(f"*/{RESULT_FILE}")):
+        result = read_result(folder)
+        if result is None or not _usable(result):
+            warnings.warn(f"{folder / RESULT_FILE} is damaged or incomplete: that run is left out.", stacklevel=2)
+        else:
+            found.append((folder, result))
     if not found:
         raise ConfigError(f"no finished run is in {runs_dir}: {_MAKE_SOME}.")
     return [{**result, "folder": str(folder)} for folder, result in found]
+
+
+def _usable(result: Mapping[str, Any]) -> bool:
+    """Whether the values that tables are made of have their types."""
+    numbers = [*result["metrics"].values(), *(result[key] for key in ("parameters", "flops", "images_per_second"))]
+    config = result["config"]
+    model = config.get("model")
+    parts = [
+        config.get("data"),
+        config.get("schedule"),
+        *([] if not isinstance(model, dict) else map(model.get, _MODEL)),
+    ]
+    return (
+        all(one is None or (isinstance(one, int | float) and not isinstance(one, bool)) for one in numbers)
+        and len(parts) == 2 + len(_MODEL)
+        and all(isinstance(part, dict) for part in parts)
+        and isinstance(result["seed"], int)
+        and isinstance(result["command"], str)
+    )
 
 
 def is_finished(run_dir: str | Path, config_hash: str) -> bool:

@@ -269,4 +269,6 @@ def _raw(value: Any) -> str:
     """In full precision (repr), missing numbers empty."""
     if formats.is_missing(value):
         return ""
+    if isinstance(value, str):
+        return formats.csv_text(value)
     return repr(value) if isinstance(value, float) else formats.setting(value)

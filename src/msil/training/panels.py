@@ -18,7 +18,7 @@ from msil.analysis.breakdown import breakdown
 from msil.analysis.confusion import confusion
 from msil.analysis.matching import Matches, match_coco
 from msil.analysis.precision import per_class, precision_recall, scores
-from msil.analysis.record import EvaluationRecord
+from msil.analysis.record import EvaluationRecord, corners
 from msil.data.annotated import AnnotatedImages
 from msil.detection import Detector
 from msil.reporting import charts, curves
@@ -204,8 +204,7 @@ def _heatmaps(
     rows = []
     for index, image in images:
         mine = _truths(record, index)
-        boxes = record.truth_boxes[mine].copy()
-        boxes[:, 2:] += boxes[:, :2]
+        boxes = corners(record.truth_boxes[mine])
         drawn = draw_boxes(image, boxes, record.truth_labels[mine], record.classes.tolist(), side=CELL_SIDE)
         titles = (str(record.file_names[index]), f"ground truth: {len(boxes)}")
         rows.append(HeatmapRow(image, titles, drawn, boxes, [tower_maps(detector, image)]))
