@@ -210,6 +210,20 @@ def test_a_table_without_runs_stands_once_in_the_largest_setting(made: Path) -> 
     assert [[one.number for one in setting.tables] for setting in settings] == [[1, 2, 3, 4, 5], [1, 2, 4, 5]]
 
 
+# FCOS with MSIL on one branch, trained longer, is no row of any table: it has charts, and stands among all runs.
+def test_runs_of_no_table_are_reported_too(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    path = next((tmp_path / "runs").glob("*_cls_*")) / "result.json"
+    result = json.loads(path.read_text())
+    result["config"]["model"]["head"]["name"] = "fcos"
+    result["config"]["schedule"] = {"name": "mine", "epochs": 24}
+    path.write_text(json.dumps(result))
+    write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
+    page = Texts(tmp_path / "report" / "report.html")
+    assert "shapes, schedule mine" in page.text
+    assert "FCOS ResNet-10" in page.text
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_folder_without_finished_runs_is_one_sentence(
     there: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -117,7 +117,7 @@ def _setting_section(number: int, setting: SettingTables, evidence: Evidence, sa
     prefix = f"s{number}"
     # What is the same for all tables with intervals stands once, above them.
     readings = [one.reading for one in setting.tables if one.differences] or [one.reading for one in setting.tables]
-    reading = [note for note in readings[0] if all(note in other for other in readings)]
+    reading = [note for note in (readings or [()])[0] if all(note in other for other in readings)]
     tables = tuple(page_table(f"{prefix}-table{one.number}", one, reading) for one in setting.tables)
     pictures = difference_picture(setting.tables)
     parts = []
