@@ -318,7 +318,8 @@ def test_a_sweep_from_end_to_end(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "[2/2] seed=1  FAILED" in done.stdout
     assert "      | error: no such image" in done.stdout
-    assert "1 ok, 1 failed of 2." in done.stdout.splitlines()[-1]
+    assert "1 ok, 1 failed of 2." in done.stdout.splitlines()[-2]
+    assert done.stdout.splitlines()[-1].endswith("msil report 'my runs'")
     assert [(row["seed"], row["AP"], row["state"]) for row in rows] == [
         ("0", "0.412", "ok"),
         ("1", "", "failed (exit 1)"),

@@ -41,7 +41,7 @@ import json, sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-from .cases import module_of, tiny_config
+from training.cases import module_of, tiny_config
 from msil.analysis.record import read_record
 from msil.config import LoggerName
 from msil.data.coco import CocoDataset
