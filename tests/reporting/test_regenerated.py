@@ -106,12 +106,18 @@ def test_settings_part_what_must_not_stand_in_one_table() -> None:
     longer["config"]["schedule"]["epochs"] = 24
     elsewhere = run(apply="none")
     elsewhere["config"]["runs_dir"] = "other"
-    elsewhere["config"]["trainer"] = {"devices": 8, "precision": "32-true"}
+    elsewhere["config"]["trainer"] = {"devices": 8}
     tested = run(apply="cls")
     tested["config"]["mode"] = "test"
     groups = settings([longer, run(), elsewhere, run(1), run(head="fcos"), tested])
     assert [len(group) for group in groups] == [4, 1]
     assert groups[1] == [longer]
+
+
+def test_another_precision_is_another_setting() -> None:
+    single, half = run(0), run(1)
+    single["config"]["trainer"], half["config"]["trainer"] = {"precision": "32-true"}, {"precision": "bf16-mixed"}
+    assert len(settings([single, half])) == 2
 
 
 # The head's own warm-up (vfnet 0.1, fcos 1/3 under 1x) must not part Table 3's rows.

@@ -20,13 +20,14 @@ from msil.reporting.paper import PaperRow, PaperTable
 
 Result = Mapping[str, Any]
 
-# What changes where or how fast a run happens, not what it computes; and what tells a table's rows apart.
+# What changes where or how fast a run happens, not what it computes (of the trainer, precision does); and what tells a
+# table's rows apart.
 WHERE = ("trainer", "logger", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size", "model.weights")
 ROW = ("model.head", "model.backbone", "model.msil", "schedule.warmup_factor")  # a head brings its warm-up's start
 
 # Where a net of the paper is not in a setting, this one of ours takes its row.
 STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18"}
-# The reading of the paper (spec of the block and the head); other values make rows of their own.
+# How the paper is read where it is silent; other values make rows of their own.
 USUAL = {"kernel_size": 3, "reduction": 16, "norm_on_bbox": True}
 RECIPES = ("1x", "2x", "ms-2x")  # the paper's schedules
 # What is typed for one row or one machine, by the beginnings of its keys.
@@ -257,7 +258,7 @@ def _notes(filled: Filled) -> list[str]:
 
 
 def _key(config: Mapping[str, Any], without: Sequence[str]) -> str:
-    kept = copy.deepcopy(dict(config))
+    kept = {**copy.deepcopy(dict(config)), "precision": (config.get("trainer") or {}).get("precision")}
     for path in without:
         *parents, leaf = path.split(".")
         node: Any = kept
