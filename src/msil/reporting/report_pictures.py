@@ -75,11 +75,11 @@ def heatmap_section(id: str, plain: Line, msil: Line, evidence: Evidence) -> Sec
     try:
         detectors = {line.label: _detector(run) for line, run in zip((plain, msil), runs, strict=True)}
         samples = [_sample(record, index, data_root(runs[0])) for index in _with_boxes(record)[:ENERGY_IMAGES]]
+        shown = [(index, *_sample(record, index, data_root(runs[0]))) for index in _easy_to_read(record)[:HEATMAPS]]
     except (WeightsError, DataError) as error:
         return Section(id, title, (f"No heat maps: {str(error).rstrip('.')}.",))
     if not samples:
         return Section(id, title, ("No image has a box, so no heat maps.",))
-    shown = [(index, *_sample(record, index, data_root(runs[0]))) for index in _easy_to_read(record)[:HEATMAPS]]
     energy = split_energy(detectors, samples)
     rows = [_row(record, detectors, *one) for one in shown]
     return Section(
