@@ -11,9 +11,13 @@ from typing import NoReturn
 import hydra
 from omegaconf import DictConfig
 
-from msil.config import register
+from msil.config import Config, register
 from msil.errors import UserError
+from msil.lock import Locked
 from msil.overrides import check_command_line, typed
+from msil.reporting.results import read_result
+from msil.sweep.orphans import end_with_parent
+from msil.sweep.ranks import devices_here, run_ranks, started_from_outside
 from msil.validate import validate
 
 
@@ -25,19 +29,22 @@ def train(composed: DictConfig) -> float | None:
         validate(config)
     except UserError as error:
         stop(error)
+    devices = 1 if started_from_outside(os.environ) else devices_here(config.trainer)
+    if devices > 1:
+        return on_devices(config, devices)
     # Late, because they take seconds that --help, a typo and shell completion need not wait for.
     from lightning.pytorch.utilities import rank_zero_only
 
     from msil.reporting.tables import result_line
-    from msil.training.callbacks import TrainingDiverged
-    from msil.training.experiment import RunLocked, run
-    from msil.training.fitting import Preempted
+    from msil.training.divergence import TrainingDiverged
+    from msil.training.experiment import run
+    from msil.training.interruption import Preempted
 
     try:
         result = run(config)
     except TrainingDiverged as error:
         stop(error, 70)
-    except RunLocked as error:
+    except Locked as error:
         stop(error, 73)
     except Preempted as error:
         stop(error, 75)
@@ -48,6 +55,16 @@ def train(composed: DictConfig) -> float | None:
             print("finished before with these very settings, so nothing was trained; remove the folder to run it again")
         print(result_line(result))
     return result["metrics"].get("AP")
+
+
+def on_devices(config: Config, devices: int) -> float | None:
+    """The same command as one process a device."""
+    run_dir = Path(config.runs_dir) / config.run_name
+    code = run_ranks([sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]], devices, run_dir)
+    if code != 0:
+        sys.exit(code)
+    result = read_result(run_dir)
+    return None if result is None else result["metrics"].get("AP")
 
 
 def stop(error: Exception, exit_code: int = 2) -> NoReturn:
@@ -63,6 +80,7 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A user needs the sentence, not the line of our code that warned.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    end_with_parent()
     register()
     try:
         check_command_line(sys.argv[1:], Path(__file__).resolve().parent / "conf")
