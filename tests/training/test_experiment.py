@@ -168,7 +168,9 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, shapes: Path) -> None:
     (tmp_path / "mine").mkdir()
     with (tmp_path / "mine" / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(Locked, match=r"mine is in use by another run \(.*\); wait for it, stop it or set another run_name"):
+        with pytest.raises(
+            Locked, match=r"mine is in use by another run \(.*\); wait for it, stop it or set another run_name"
+        ):
             run(config)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == [".lock"]
 
