@@ -38,7 +38,7 @@ def train(composed: DictConfig) -> float | None:
     from msil.reporting.tables import result_line
     from msil.training.divergence import TrainingDiverged
     from msil.training.experiment import run
-    from msil.training.interruption import Preempted
+    from msil.training.interruption import PeerLost, Preempted
 
     try:
         result = run(config)
@@ -48,6 +48,8 @@ def train(composed: DictConfig) -> float | None:
         stop(error, 73)
     except Preempted as error:
         stop(error, 75)
+    except PeerLost as error:
+        stop(error, 1)
     except UserError as error:
         stop(error)
     if rank_zero_only.rank == 0:
