@@ -60,7 +60,7 @@ def replay(detector: Detector, step: int, images: list[Tensor], targets: list[Ta
     return Replay(
         step,
         tuple(target.image_id for target in targets),
-        {name: float(value) for name, value in losses.items()},
+        {name: float(value.detach()) for name, value in losses.items()},
         wrong[0] if wrong else None,
         tuple(
             target.image_id
