@@ -34,6 +34,7 @@ class Rank:
     process: subprocess.Popen[bytes]
     log: Path | None  # of all but rank 0, which writes to the terminal
     code: int | None = None
+    stopped: bool = False  # by this module, for another's sake
 
 
 def started_from_outside(environment: Mapping[str, str]) -> bool:
@@ -71,7 +72,7 @@ def run_ranks(command: Sequence[str], count: int, run_dir: Path) -> int:
         ranks = [_start(command, number, environment, pipe, run_dir) for number in range(count)]
         before = {number: signal.signal(number, _forward_to(ranks)) for number in FORWARDED}
         try:
-            failed = _wait(ranks)
+            _wait(ranks)
         except KeyboardInterrupt:  # Ctrl-C in the terminal has reached all of them
             _end(ranks, GRACE_SECONDS)
             return 130
@@ -82,14 +83,14 @@ def run_ranks(command: Sequence[str], count: int, run_dir: Path) -> int:
                 if rank.process.poll() is None:
                     rank.process.kill()
                     rank.process.wait()
-    if failed is None:
+    guilty = _guilty(ranks)
+    if guilty is None or guilty.code == PREEMPTED:
         _remove_logs(ranks)
+    if guilty is None:
         return 0
-    code = _exit_code(ranks)
-    if code == PREEMPTED:
-        _remove_logs(ranks)
-    if ranks[0].code != code or code not in TOLD:  # else it has told its reason in this terminal
-        print(_told(failed), file=sys.stderr)
+    code = guilty.code if guilty.code in TOLD else 1
+    if guilty.number != 0 or code not in TOLD:  # else it has told its reason in this terminal
+        print(_told(guilty), file=sys.stderr)
     return code
 
 
@@ -105,38 +106,37 @@ def _start(command: Sequence[str], number: int, environment: Mapping[str, str], 
     return Rank(number, process, log)
 
 
-def _wait(ranks: Sequence[Rank]) -> Rank | None:
-    """The first that ended with an error, after all have ended; None if there was none."""
-    while True:
-        ended = [rank for rank in ranks if rank.code is None and _poll(rank) is not None]
-        wrong = next((rank for rank in ended if rank.code != 0), None)
+def _wait(ranks: Sequence[Rank]) -> None:
+    """Until all have ended; soon after one has ended with an error."""
+    while _running(ranks):
+        wrong = next((rank for rank in ranks if rank.code), None)
         if wrong is not None:
             _end(ranks, PREEMPTED_GRACE_SECONDS if wrong.code == PREEMPTED else GRACE_SECONDS)
-            return wrong
-        if all(rank.code is not None for rank in ranks):
-            return None
         time.sleep(POLL_SECONDS)
 
 
 def _end(ranks: Sequence[Rank], grace_seconds: float) -> None:
     """Wait for those that are left, then kill them: they may hang in waiting for one that is dead."""
     deadline = time.monotonic() + grace_seconds
-    while any(_poll(rank) is None for rank in ranks) and time.monotonic() < deadline:
+    while _running(ranks) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
+    for rank in _running(ranks):
+        rank.stopped = True
+        rank.process.kill()
+        rank.code = rank.process.wait()
+
+
+def _running(ranks: Sequence[Rank]) -> list[Rank]:
     for rank in ranks:
-        if _poll(rank) is None:
-            rank.process.kill()
-            rank.process.wait()
+        rank.code = rank.process.poll()
+    return [rank for rank in ranks if rank.code is None]
 
 
-def _poll(rank: Rank) -> int | None:
-    rank.code = rank.process.poll()
-    return rank.code
-
-
-def _exit_code(ranks: Sequence[Rank]) -> int:
-    """What the run ended with: a code that says what it was, of the lowest rank that has one; else 1."""
-    return next((rank.code for rank in ranks if rank.code in TOLD), 1)  # pyright: ignore[reportReturnType]
+def _guilty(ranks: Sequence[Rank]) -> Rank | None:
+    """Who knows best why the run failed: one with a code that says what it was, else one that a signal killed, else
+    any other; None if all ended well."""
+    failed = [rank for rank in ranks if rank.code and not rank.stopped]
+    return min(failed, key=lambda rank: (rank.code not in TOLD, (rank.code or 0) > 0), default=None)
 
 
 def _told(rank: Rank) -> str:

@@ -1,0 +1,239 @@
+"""One run as several processes: how they end together, with small programs in their place, and with real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from msil.config import TrainerConfig
+from msil.sweep.ranks import devices_here, run_ranks, started_from_outside
+
+ROOT = Path(__file__).resolve().parents[1]
+DEADLINE_SECONDS = 60.0  # the promise: a run whose process has died ends within a minute
+
+RANK = "import os, pathlib, signal, sys, time; rank = int(os.environ['LOCAL_RANK']); "
+WAIT = "time.sleep(300)"
+FORWARDED = (
+    "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75)); "
+    "pathlib.Path(sys.argv[1], f'ready{rank}').touch(); time.sleep(300)"
+)
+
+
+def ranks(program: str, folder: Path) -> int:
+    return run_ranks([sys.executable, "-S", "-c", RANK + program, str(folder)], 2, folder)
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# With small programs
+
+
+def test_all_end_well(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert ranks("print('rank', rank, os.environ['MASTER_ADDR'], os.environ['NODE_RANK'])", tmp_path) == 0
+    assert capfd.readouterr().out == "rank 0 127.0.0.1 0\n"  # the others are not heard twice
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dying", [0, 1])
+def test_the_death_of_one_ends_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str], dying: int) -> None:
+    program = (
+        f"pathlib.Path(sys.argv[1], str(rank)).write_text(str(os.getpid())); print('working', flush=True)\n"
+        f"while len(list(pathlib.Path(sys.argv[1]).glob('[01]'))) < 2: time.sleep(0.01)\n"
+        f"os.kill(os.getpid(), 9) if rank == {dying} else os.kill(os.getppid(), 0)\n{WAIT}"
+    )
+    assert ranks(program, tmp_path) == 1
+    assert not any(alive(int((tmp_path / str(rank)).read_text())) for rank in (0, 1))
+    said = capfd.readouterr().err
+    assert f"error: process {dying} of this run was killed by SIGKILL, perhaps for want of memory" in said
+    assert "the same command continues after the last checkpoint" in said
+    assert ("rank_1.log, ends:\n      | working" in said) == (dying == 1)
+    assert (tmp_path / "rank_1.log").read_text() == "working\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "said"),
+    [
+        # Rank 0 has said what was wrong; rank 1 too, in its log.
+        ("print('error: no such image', file=sys.stderr); sys.exit(2)", 2, "error: no such image\n"),
+        # Rank 1 alone knows, and rank 0 only that it lost somebody.
+        ("rank and (print('error: a bad image'), sys.exit(2)); sys.exit(1)", 2, "      | error: a bad image\n"),
+        ("rank and sys.exit(75); time.sleep(0.5); sys.exit(75)", 75, ""),
+    ],
+)
+def test_the_code_that_says_most_is_the_runs(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], program: str, code: int, said: str
+) -> None:
+    assert ranks(program, tmp_path) == code
+    assert capfd.readouterr().err.endswith(said)
+    assert (tmp_path / "rank_1.log").exists() == (code != 75)
+
+
+def test_a_signal_is_passed_on(tmp_path: Path) -> None:
+    code = (
+        "import sys; from msil.sweep.ranks import run_ranks; from pathlib import Path\n"
+        f"sys.exit(run_ranks([sys.executable, '-c', {RANK + FORWARDED!r}, sys.argv[1]], 2, Path(sys.argv[1])))"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    until(lambda: len(list(tmp_path.glob("ready*"))) == 2, "both began")
+    supervisor.send_signal(signal.SIGUSR1)
+    assert supervisor.wait(DEADLINE_SECONDS) == 75
+
+
+def test_they_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    inner = (
+        RANK
+        + "from msil.sweep.orphans import end_with_parent; end_with_parent(1.0); "
+        + "pathlib.Path(sys.argv[1], f'pid{rank}').write_text(str(os.getpid())); time.sleep(300)"
+    )
+    code = (
+        "import sys; from msil.sweep.ranks import run_ranks; from pathlib import Path\n"
+        f"run_ranks([sys.executable, '-c', {inner!r}, {str(tmp_path)!r}], 2, Path({str(tmp_path)!r}))"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", code])
+    files = [tmp_path / "pid0", tmp_path / "pid1"]
+    until(lambda: all(file.exists() and file.read_text() for file in files), "both began")
+    supervisor.kill()
+    supervisor.wait()
+    until(lambda: not any(alive(int(file.read_text())) for file in files), "they live on")
+
+
+@pytest.mark.parametrize(
+    ("devices", "strategy", "count"), [(1, "auto", 1), (2, "ddp", 2), ("0,2,3", "ddp", 3), (1, "ddp", 1)]
+)
+def test_a_process_a_device(devices: int | str, strategy: str, count: int) -> None:
+    assert devices_here(TrainerConfig(accelerator="gpu", devices=devices, strategy=strategy)) == count
+
+
+@pytest.mark.parametrize("devices", ["auto", -1, "-1"])
+def test_all_devices(devices: int | str) -> None:
+    gpus = max(1, torch.cuda.device_count())
+    assert devices_here(TrainerConfig(accelerator="auto", devices=devices, strategy="ddp")) == gpus
+    assert devices_here(TrainerConfig(accelerator="cpu", devices=devices, strategy="ddp")) == 1
+
+
+def test_who_has_started_us() -> None:
+    assert not started_from_outside({"HOME": "/"})
+    assert started_from_outside({"LOCAL_RANK": "0"})  # torchrun, or run_ranks
+    assert started_from_outside({"SLURM_NTASKS": "4"}) and not started_from_outside({"SLURM_NTASKS": "1"})
+
+
+# With real trainings on two processes
+
+WORDS = (
+    "data.num_train=44", "data.num_val=8", "data.image_size=64", "data.batch_size=4", "data.eval_batch_size=4",
+    "data.workers=0", "model.channels=16", "model.head.num_convs=1", "model.head.norm_groups=4",
+    "model.msil.reduction=4", "model.score_thresh=0.001", "schedule.epochs=8", "schedule.eval_every=4",
+    "schedule.warmup_steps=0", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2",
+    "trainer.progress_bar=false", "trainer.save_every=1", "run_name=it",
+)  # fmt: skip
+
+
+def begun(folder: Path) -> subprocess.Popen[str]:
+    words = [*WORDS, f"data.root={folder.parent}/shapes", f"runs_dir={folder}"]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def after_saves(process: subprocess.Popen[str], folder: Path, count: int) -> list[int]:
+    """Wait for so many new checkpoints; the pids of its two processes."""
+    last = folder / "it" / "checkpoints" / "last.ckpt"
+
+    def stamp() -> tuple[int, int] | None:
+        try:
+            return last.stat().st_ino, last.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    seen, deadline = stamp(), time.monotonic() + 240
+    while count > 0:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "nothing was saved"
+        now = stamp()
+        if now != seen:
+            seen, count = now, count - 1
+        else:
+            time.sleep(0.005)
+    return children(process.pid)
+
+
+def killed(folder: Path, victim: int, number: signal.Signals, dice: random.Random) -> tuple[int, str, float]:
+    """Starts the run, sends rank `victim` (2: the process above them) a signal: its exit code, words and seconds."""
+    process = begun(folder)
+    pids = after_saves(process, folder, dice.randint(1, 3))
+    time.sleep(dice.uniform(0, 0.1))
+    at = time.monotonic()
+    os.kill([*pids, process.pid][victim], number)
+    _, said = process.communicate(timeout=DEADLINE_SECONDS)
+    until(lambda: not any(alive(pid) for pid in pids), f"processes {pids} live on")
+    return process.returncode, said, time.monotonic() - at
+
+
+def finished(folder: Path) -> tuple[dict, dict]:
+    process = begun(folder)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    result = json.loads((folder / "it" / "result.json").read_text())
+    last = torch.load(folder / "it" / "checkpoints" / "last.ckpt", weights_only=True)
+    return result, {**last["state_dict"], **dict(enumerate(last["optimizer_states"][0]["state"].values()))}
+
+
+def assert_same(ours: tuple[dict, dict], theirs: tuple[dict, dict]) -> None:
+    assert ours[0]["metrics"] == theirs[0]["metrics"] and ours[0]["steps"] == theirs[0]["steps"] == 88
+    assert ours[1].keys() == theirs[1].keys()
+    for key, value in ours[1].items():
+        pairs = value.items() if isinstance(value, dict) else {"": value}.items()
+        for name, tensor in pairs:
+            other = theirs[1][key][name] if name else theirs[1][key]
+            assert torch.equal(tensor, other), (key, name)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_signalled_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    """20 times kill -9, to either rank or to the process above them, and SIGTERM and SIGUSR1 to either rank."""
+    whole = finished(tmp_path / "whole")
+    dice = random.Random(0)
+    seconds = []
+    for count in range(20):
+        code, said, took = killed(tmp_path / "killed", count % 3, signal.SIGKILL, dice)
+        assert code == (1 if count % 3 < 2 else -signal.SIGKILL), said
+        seconds.append(took)
+        if count % 3 < 2:
+            assert f"process {count % 3} of this run was killed by SIGKILL" in said
+            assert "Traceback" not in said
+    for victim, number in ((0, signal.SIGTERM), (1, signal.SIGTERM), (0, signal.SIGUSR1), (1, signal.SIGUSR1)):
+        code, said, took = killed(tmp_path / "killed", victim, number, dice)
+        assert code == 75, said
+        assert "the same command continues there" in said
+    print(f"20 kills: ended {max(seconds):.1f} s after the kill at most")
+    assert_same(finished(tmp_path / "killed"), whole)
