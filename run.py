@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from msil.config import register
 from msil.errors import UserError
 from msil.overrides import check_command_line, typed
+from msil.sweep.orphans import end_with_parent
 from msil.validate import validate
 
 
@@ -58,6 +59,7 @@ def stop(error: Exception, exit_code: int = 2) -> NoReturn:
 
 
 if __name__ == "__main__":
+    end_with_parent()  # a sweep's job does not outlive the sweep
     # Threads that spin while they wait cost three times the CPU seconds as soon as anything else runs on the machine.
     # Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
