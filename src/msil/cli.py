@@ -136,7 +136,7 @@ def _add_status(verbs: argparse._SubParsersAction) -> None:
         description="Show the newest sweep in full, and the others a line each.",
     )
     status.add_argument(
-        "place", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="of runs, or of one sweep; default: runs"
+        "place", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="of runs, or a sweep's; default: runs"
     )
     status.add_argument("--all", action="store_true", help="all sweeps in full")
     status.set_defaults(run=_status)

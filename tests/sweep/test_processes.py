@@ -90,6 +90,34 @@ def status(job: Job) -> dict[str, object]:
     return json.loads((job.run_dir / "status.json").read_text())
 
 
+NO_MEMORY = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28)); bytearray(2**30)"
+KILLED = "import os; os.kill(os.getpid(), 9)"  # as the system does when memory runs out
+
+
+@pytest.mark.parametrize(
+    ("program", "exit_code", "first", "last"),
+    [
+        ("raise ValueError('no such image')", 1, "exit code 1", "ValueError: no such image"),
+        (CRASH, -11, "killed by SIGSEGV", "killed by SIGSEGV"),
+        (NO_MEMORY, 1, "exit code 1", "MemoryError"),
+        (KILLED, -9, "killed by SIGKILL, most often by the system for want of memory", "n_jobs"),
+        ("raise SystemExit(3)", 3, "exit code 3", "exit code 3"),
+    ],
+)
+def test_however_a_job_fails_the_others_run_and_only_it_runs_again(
+    tmp_path: Path, program: str, exit_code: int, first: str, last: str
+) -> None:
+    jobs = jobs_of(tmp_path, [FINISH, program, FINISH])
+    outcomes, _ = run(jobs)
+    assert [(outcome.state, outcome.exit_code) for outcome in outcomes] == [("ok", 0), ("failed", exit_code), ("ok", 0)]
+    reason = outcomes[1].reason.splitlines()
+    assert reason[0].startswith(first) and reason[-1].endswith(last)
+    watched = Watched()
+    again, _ = run([replace(job, overrides=(FINISH,)) for job in jobs], watched)
+    assert watched.told == ["2 running", "2 ok"]
+    assert [outcome.state for outcome in again] == ["skipped", "ok", "skipped"]
+
+
 def test_a_failing_job_costs_one_job(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path, [SAY_AND_FAIL, CRASH, "pass", FINISH])
     outcomes, stopped_by = run(jobs)

@@ -47,6 +47,14 @@ def _number(text: str | None) -> float | None:
         return None
 
 
+def brief_position(states: Sequence[str], seconds_left: float | None) -> str:
+    """`job 4 of 6, ETA 01:40 (at 17:35), 1 failed`: what a terminal's one line has room for."""
+    begun = len(states) - states.count("waiting")
+    eta = [] if seconds_left is None else [f"ETA {clock(seconds_left)}"]
+    failed = [f"{states.count('failed')} failed"] if "failed" in states else []
+    return ", ".join([f"job {begun} of {len(states)}", *eta, *failed])
+
+
 def position(states: Sequence[str], seconds_left: float | None, *, live: bool = True) -> str:
     """`job 4 of 6, ETA 01:40 (at 17:35): 2 done, 1 failed, 1 running` from the states of a sweep's jobs.
 
@@ -59,11 +67,9 @@ def position(states: Sequence[str], seconds_left: float | None, *, live: bool = 
         "killed": states.count("killed"),
         "running": states.count("running"),
     }
-    begun = sum(number.values())
     if not live:
         number["not started"] = states.count("waiting")
     words = ", ".join(f"{count} {word}" for word, count in number.items() if count or word == "done")
     if not live:
         return f"{words} of {len(states)}"
-    eta = "" if seconds_left is None else f", ETA {clock(seconds_left)}"
-    return f"job {begun} of {len(states)}{eta}: {words}"
+    return f"{brief_position(['' if state == 'failed' else state for state in states], seconds_left)}: {words}"

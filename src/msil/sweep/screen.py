@@ -14,7 +14,7 @@ from msil.reporting.results import read_result
 from msil.sweep.estimate import seconds_left
 from msil.sweep.jobs import Job, Sweep
 from msil.sweep.processes import Outcome, console_log
-from msil.sweep.progress import position, progress
+from msil.sweep.progress import brief_position, position, progress
 
 REFRESH_SECONDS = 1.0
 
@@ -69,7 +69,8 @@ class Screen:
                 for line in log:
                     self._print(f"      | {line}")
         if outcome.state in ("ok", "failed") and not self._live and self._is_anything_left():
-            self._print(f"      {self._position()}")
+            states = [outcome.state for outcome in self._outcomes]
+            self._print(f"      {position(states, self._seconds_left())}")
 
     def tick(self) -> None:
         now = time.monotonic()
@@ -77,7 +78,8 @@ class Screen:
             return
         self._refreshed = now
         running = [outcome for outcome in self._outcomes if outcome.state == "running"]
-        parts = [self._position(), *(self._progress(outcome, now) for outcome in running)]
+        states = [outcome.state for outcome in self._outcomes]
+        parts = [brief_position(states, self._seconds_left()), *(self._progress(outcome, now) for outcome in running)]
         line = "   ".join(parts)[: shutil.get_terminal_size().columns - 1]
         with contextlib.suppress(OSError):
             self._stream.write(f"\r\x1b[2K{line}")
@@ -97,9 +99,6 @@ class Screen:
 
     def say(self, sentence: str) -> None:
         self._print(sentence)
-
-    def _position(self) -> str:
-        return position([outcome.state for outcome in self._outcomes], self._seconds_left())
 
     def _seconds_left(self) -> float | None:
         now = time.monotonic()
