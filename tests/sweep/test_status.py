@@ -28,7 +28,8 @@ def ago(minutes: float) -> str:
 def job(number: int, state: str, **fields: Any) -> dict[str, Any]:
     return {
         "number": number, "label": f"seed={number}", "overrides": [], "run_dir": f"runs/s{number}",
-        "config_hash": "0" * 8, "state": state, "exit_code": None, "started": None, "seconds": 0.0, "expected_seconds": None,
+        "config_hash": "0" * 8, "state": state, "exit_code": None, "started": None, "seconds": 0.0,
+        "expected_seconds": None,
         "log": f"runs/s{number}/console.log",
     } | fields  # fmt: skip
 
