@@ -2,12 +2,14 @@
 
 seed 0, and any not listed: a complete result; 1: an error; 2: a segmentation fault; 3: exit code 0 without a result;
 4: waits to be stopped, and saves then; 5: raises MemoryError under a real limit of memory; 6: is killed by SIGKILL, as
-the system does when memory runs out; 7: sys.exit(3); 8: is preempted by a signal to itself alone. A file `mended` in
+the system does when memory runs out; 7: sys.exit(3); 8: is preempted by a signal to itself alone; 11: ends
+well and leaves a full disk, in a file `filler` of the working folder. A file `mended` in
 the working folder makes all of them end well; seed 4 saves as soon as there is a file `may_save`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -57,6 +59,10 @@ def work(config: Config, run_dir: Path) -> None:
         "config": values,
     }
     (run_dir / "result.json").write_text(json.dumps(result))
+    if config.seed == 11 and not Path("mended").exists():
+        with Path("filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
 
 
 def go_wrong(seed: int, run_dir: Path) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -210,3 +210,41 @@ def test_dry_run_without_a_sweep_does_not_train(tmp_path: Path) -> None:
         "error: hydra.launcher.dry_run=true is for a sweep: add -m, or leave it out for a single run.\n"
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own of 400 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_a_job_fills_costs_the_notes_and_the_table(small_disk: Path) -> None:
+    done = finished(small_disk, "seed=0,11")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout.count("warning: ") == 1
+    assert (
+        "warning: the state of the jobs cannot be written to runs (No space left on device): the jobs go on; make room "
+        "there." in done.stdout
+    )
+    assert "2 ok, 0 failed of 2.\n" in done.stdout  # the table itself is shown
+    (folder,) = (small_disk / "runs" / "sweeps").iterdir()
+    assert done.stderr == (
+        f"error: the table cannot be written to {folder.relative_to(small_disk)} (No space left on device): make room "
+        "and run the same command again; finished jobs are not repeated.\n"
+    )
+    assert not list(small_disk.rglob("*.tmp"))
+    assert record(small_disk)["jobs"][0]["state"] == "ok"  # the last that could be written, whole
+
+    (small_disk / "filler").unlink()
+    again = finished(small_disk, "seed=0,11")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("finished before, AP 41.2") == 2
+    assert (folder / "table.md").exists()

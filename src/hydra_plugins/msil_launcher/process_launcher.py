@@ -157,22 +157,25 @@ def _report(sweep: Sweep, outcomes: Sequence[Outcome]) -> tuple[Table, bool]:
     """The table on the terminal and in the sweep's folder, and one line that counts; whether files could be written."""
     rows = [_row(outcome) for outcome in outcomes]
     table = sweep_table(rows, varied=varied([job.overrides for job in sweep.jobs]), table=sweep.table)
+    unwritten = None
+    try:
+        write_table(sweep.folder, table)
+    except OSError as error:
+        unwritten = error.strerror
+    files = "" if unwritten else f" Table: {sweep.folder}/table.md, table.csv"
     with contextlib.suppress(OSError):  # the terminal is gone, or its log is on a full disk
-        print(f"\n{to_text(table)}\n{count(outcomes)} Table: {sweep.folder}/table.md, table.csv")
+        print(f"\n{to_text(table)}\n{count(outcomes)}{files}")
         if any(outcome.done for outcome in outcomes):
             runs_dir = sweep.jobs[0].run_dir.parent
             print(f"With intervals, curves, errors and pictures: msil report {shlex.quote(str(runs_dir))}")
         sys.stdout.flush()
-    try:
-        write_table(sweep.folder, table)
-    except OSError as error:
+    if unwritten:
         print(
-            f"error: the table cannot be written to {sweep.folder} ({error.strerror}): make room and run the same "
-            "command again; finished jobs are not repeated.",
+            f"error: the table cannot be written to {sweep.folder} ({unwritten}): make room and run the same command "
+            "again; finished jobs are not repeated.",
             file=sys.stderr,
         )
-        return table, False
-    return table, True
+    return table, unwritten is None
 
 
 def _show(sweep: Sweep, outcomes: Sequence[Outcome], table: Table, logger: LoggerConfig) -> None:

@@ -23,6 +23,7 @@ from msil.sweep.orphans import PARENT_PIPE, lifeline
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 60.0  # to finish the step and save a checkpoint after SIGTERM
 TAIL_LINES = 8
+LOCKED = 73
 PREEMPTED = 75
 # How a job ends that was asked to stop, besides by its exit code for that.
 STOPPED = (PREEMPTED, 130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL)
@@ -228,6 +229,8 @@ def _why(exit_code: int) -> str:
         return f"killed by {_signal_name(-exit_code)}"
     if exit_code == PREEMPTED:
         return "preempted (exit code 75); run again to resume"
+    if exit_code == LOCKED:
+        return "its folder is in use by another run (exit code 73); run again when that has ended"
     return f"exit code {exit_code}"
 
 
