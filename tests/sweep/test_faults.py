@@ -27,16 +27,30 @@ def finished(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, check=False, timeout=300)
 
 
-def started(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """As from a terminal, also where a shell has started the tests with SIGINT ignored."""
-    return subprocess.Popen(
-        command(*words),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Start]:
+    """Starts a sweep as from a terminal, also where a shell has started the tests with SIGINT ignored."""
+    sweeps: list[subprocess.Popen[str]] = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        sweep = subprocess.Popen(
+            command(*words),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        sweeps.append(sweep)
+        return sweep
+
+    yield start
+    for sweep in sweeps:  # after a test that has failed; their jobs end with them
+        sweep.kill()
+        sweep.wait()
 
 
 def status(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -86,9 +100,11 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("faults", [(5, 6), pytest.param((1, 2, 5, 6, 7, 8), marks=pytest.mark.slow)])
-def test_jobs_that_fail_in_any_way_cost_themselves_alone(tmp_path: Path, faults: tuple[int, ...]) -> None:
+def test_jobs_that_fail_in_any_way_cost_themselves_alone(
+    tmp_path: Path, started: Start, faults: tuple[int, ...]
+) -> None:
     seeds, jobs = f"seed={','.join(map(str, faults))},0", len(faults) + 1
-    sweep = started(tmp_path, seeds)
+    sweep = started(seeds)
     lines: list[str] = []
     assert sweep.stdout is not None
     for line in sweep.stdout:
@@ -115,8 +131,8 @@ def test_jobs_that_fail_in_any_way_cost_themselves_alone(tmp_path: Path, faults:
     assert (run_of(tmp_path, 0) / "result.json").stat().st_mtime_ns == before
 
 
-def test_a_killed_launcher_leaves_no_orphan_and_its_sweep_is_continued(tmp_path: Path) -> None:
-    first = started(tmp_path, "seed=4,0")
+def test_a_killed_launcher_leaves_no_orphan_and_its_sweep_is_continued(tmp_path: Path, started: Start) -> None:
+    first = started("seed=4,0")
     assert until(lambda: list(tmp_path.glob("runs/*_s4_*/waiting"))), "the job did not start"
     job = int((run_of(tmp_path, 4) / "waiting").read_text())
     shown = status(tmp_path).stdout
@@ -140,7 +156,7 @@ def test_a_killed_launcher_leaves_no_orphan_and_its_sweep_is_continued(tmp_path:
 
     # Its job is still saving when the same command comes again.
     (tmp_path / "mended").touch()
-    third = started(tmp_path, "seed=4,0")
+    third = started("seed=4,0")
     assert third.stdout is not None
     assert third.stdout.readline().startswith("The sweep was killed; waiting until what it left running has saved")
     (tmp_path / "may_save").touch()
@@ -153,10 +169,10 @@ def test_a_killed_launcher_leaves_no_orphan_and_its_sweep_is_continued(tmp_path:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_stopped_sweep_lets_its_job_save_and_says_how_to_go_on(
-    tmp_path: Path, number: signal.Signals, code: int
+    tmp_path: Path, started: Start, number: signal.Signals, code: int
 ) -> None:
     (tmp_path / "may_save").touch()
-    sweep = started(tmp_path, "seed=4,0")
+    sweep = started("seed=4,0")
     assert until(lambda: list(tmp_path.glob("runs/*_s4_*/waiting"))), "the job did not start"
     os.kill(sweep.pid, number)
     said, _ = sweep.communicate(timeout=60)
