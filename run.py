@@ -77,12 +77,12 @@ def stop(error: Exception, exit_code: int = 2) -> NoReturn:
 
 
 if __name__ == "__main__":
+    end_with_parent()  # a sweep's job does not outlive the sweep, a run's process not the run
     # Threads that spin while they wait cost three times the CPU seconds as soon as anything else runs on the machine.
     # Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A user needs the sentence, not the line of our code that warned.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    end_with_parent()
     register()
     try:
         check_command_line(sys.argv[1:], Path(__file__).resolve().parent / "conf")

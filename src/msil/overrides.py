@@ -50,6 +50,8 @@ def check_command_line(arguments: Sequence[str], conf: Path) -> None:
         check_overrides([f"{key}={value}" for key, value in params.items()], folders)
         return
     for override in overrides:
+        if override.key_or_group == "hydra.launcher.dry_run":  # nobody means it to train
+            raise ConfigError(f"{override.input_line} is for a sweep: add -m, or leave it out for a single run.")
         if override.is_sweep_override() and not override.is_hydra_override():
             raise ConfigError(
                 f"{override.input_line} names several values: add -m to run one job for each, "

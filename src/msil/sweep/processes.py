@@ -14,20 +14,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from msil.reporting.results import write_json
 from msil.sweep.jobs import Job
+from msil.sweep.orphans import PARENT_PIPE, lifeline
 
 POLL_SECONDS = 0.1
-GRACE_SECONDS = 30.0  # to finish the step and save a checkpoint after SIGTERM
+GRACE_SECONDS = 60.0  # to finish the step and save a checkpoint after SIGTERM
 TAIL_LINES = 8
+LOCKED = 73
+PREEMPTED = 75
+# How a job ends that was asked to stop, besides by its exit code for that.
+STOPPED = (PREEMPTED, 130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL)
 
 
 @dataclass
 class Outcome:
     job: Job
-    state: str  # skipped (finished before), running, ok, failed, interrupted, waiting
+    state: str  # skipped (finished before), waiting, running, ok, failed, interrupted
     exit_code: int | None = None
     seconds: float = 0.0
     reason: str = ""
@@ -35,6 +40,26 @@ class Outcome:
     @property
     def done(self) -> bool:
         return self.state in ("ok", "skipped")
+
+
+class Watcher(Protocol):
+    """Is told what happens while the jobs run."""
+
+    def changed(self, outcome: Outcome) -> None:
+        """At every change of a job's state."""
+        ...
+
+    def tick(self) -> None:
+        """About ten times a second."""
+        ...
+
+    def stopping(self, count: int, grace_seconds: float) -> None:
+        """A signal came; so many running jobs are asked to stop."""
+        ...
+
+    def trouble(self, sentence: str) -> None:
+        """Something went wrong that costs no job."""
+        ...
 
 
 @dataclass
@@ -47,71 +72,59 @@ class _Running:
     started: float = field(default_factory=time.monotonic)
 
 
-class Stopped(Exception):
-    """Ctrl-C or SIGTERM reached the sweep; its jobs have been stopped."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
-
-
 def run_jobs(
-    jobs: Sequence[Job],
+    outcomes: Sequence[Outcome],
     *,
     command: Callable[[Job], list[str]],
     environment: Callable[[int], dict[str, str]],
     is_finished: Callable[[Job], bool],
-    changed: Callable[[Outcome], None],
-    tick: Callable[[Sequence[Outcome]], None],
+    watcher: Watcher,
     n_jobs: int = 1,
     grace_seconds: float = GRACE_SECONDS,
-) -> tuple[list[Outcome], int | None]:
-    """Runs what is not finished, `n_jobs` at a time, and goes on when one fails.
+) -> int | None:
+    """Runs the waiting jobs of `outcomes`, `n_jobs` at a time, and goes on when one fails; changes the outcomes.
 
-    `environment(slot)`, slot in 0..n_jobs-1; `is_finished(job)`: a complete result of these very settings is there;
-    `changed(outcome)` at every change of state; `tick(running)` about ten times a second.
-    Returns every job's outcome in order and, if SIGINT or SIGTERM ended the sweep early, that signal.
+    `environment(slot)`, slot in 0..n_jobs-1; `is_finished(job)`: a complete result of these very settings is there.
+    Returns None or, if SIGINT, SIGTERM or SIGHUP ended the sweep early, that signal. Jobs do not outlive this process.
     """
-    outcomes = [Outcome(job, "skipped" if is_finished(job) else "waiting") for job in jobs]
-    for outcome in outcomes:
-        if outcome.state == "skipped":
-            changed(outcome)
     waiting = [outcome for outcome in outcomes if outcome.state == "waiting"]
     running: list[_Running] = []
-    stopped_by = None
-    with _sigterm_raises():
+    with lifeline() as pipe, _caught_signals() as signals:
         try:
-            while waiting or running:
-                while waiting and len(running) < n_jobs:
+            while (waiting or running) and not signals:
+                while waiting and len(running) < n_jobs and not signals:
+                    outcome = waiting.pop(0)
                     slot = min(set(range(n_jobs)) - {item.slot for item in running})
-                    running.append(_start(waiting[0], command(waiting[0].job), environment(slot), slot))
-                    changed(waiting.pop(0))
+                    started = _start(outcome, command(outcome.job), environment(slot), slot, pipe)
+                    running += [] if started is None else [started]
+                    _tell(outcome, watcher)
                 time.sleep(POLL_SECONDS)
                 for item in [item for item in running if item.process.poll() is not None]:
                     running.remove(item)
-                    _finish(item, is_finished)
-                    changed(item.outcome)
-                tick([item.outcome for item in running])
-        except (KeyboardInterrupt, Stopped) as error:
-            stopped_by = error.signal_number if isinstance(error, Stopped) else int(signal.SIGINT)
-            stop([item.process for item in running], grace_seconds)
+                    _finish(item, is_finished, watcher)
+                watcher.tick()
+            if running:
+                watcher.stopping(len(running), grace_seconds)
+        finally:  # whatever happened: no job is left to itself
+            stop([item.process for item in running], grace_seconds, lambda: len(signals) > 1)
             for item in running:
-                _finish(item, is_finished, interrupted=True)
-                changed(item.outcome)
-    return outcomes, stopped_by
+                _finish(item, is_finished, watcher, asked_to_stop=True)
+        return signals[0] if signals else None
 
 
-def stop(processes: Sequence[subprocess.Popen[bytes]], grace_seconds: float) -> None:
-    """SIGTERM to each process's group, SIGKILL to what is left of it after the grace or at a second Ctrl-C."""
+def stop(processes: Sequence[subprocess.Popen[bytes]], grace_seconds: float, at_once: Callable[[], bool]) -> None:
+    """SIGTERM to each process, SIGKILL to what is left of its group after the grace, or as soon as `at_once()`.
+
+    SIGTERM to the process alone: it saves a checkpoint and stops its own ranks and loader workers in order, which it
+    could not do if they were dead.
+    """
     for process in processes:
-        _signal_group(process, signal.SIGTERM)
+        process.terminate()
     deadline = time.monotonic() + grace_seconds
-    # A second Ctrl-C means: now.
-    with contextlib.suppress(KeyboardInterrupt, Stopped):
-        while time.monotonic() < deadline and any(process.poll() is None for process in processes):
-            time.sleep(POLL_SECONDS)
+    while time.monotonic() < deadline and not at_once() and any(process.poll() is None for process in processes):
+        time.sleep(POLL_SECONDS)
     for process in processes:
-        _signal_group(process, signal.SIGKILL)
+        _kill_group(process)
         process.wait()
 
 
@@ -135,72 +148,118 @@ def console_log(job: Job) -> Path:
 
 def tail(path: Path, start: int = 0, lines: int = TAIL_LINES) -> list[str]:
     """The last lines that are not blank, from byte `start` on; of a progress bar only its last state."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(start, size - 65536))
-        text = file.read().decode("utf-8", errors="replace")
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(start, size - 65536))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:  # somebody has removed it
+        return []
     shown = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
     return [line for line in shown if line.strip()][-lines:]
 
 
-def _start(outcome: Outcome, command: list[str], environment: dict[str, str], slot: int) -> _Running:
-    outcome.job.run_dir.mkdir(parents=True, exist_ok=True)
+def _start(outcome: Outcome, command: list[str], environment: dict[str, str], slot: int, pipe: int) -> _Running | None:
     path = console_log(outcome.job)
-    log_start = path.stat().st_size if path.exists() else 0
-    log = path.open("ab")  # a job that is taken up again adds to its log
-    # Its own session: Ctrl-C in the terminal reaches the launcher alone, which then stops the job in order.
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    log = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log_start = path.stat().st_size if path.exists() else 0
+        log = path.open("ab")  # a job that is taken up again adds to its log
+        process = subprocess.Popen(
+            command,
+            env={**environment, PARENT_PIPE: str(pipe)},
+            pass_fds=(pipe,),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Its own session: Ctrl-C in the terminal reaches the launcher alone, which then stops the job in order.
+            start_new_session=True,
+        )
+    except OSError as error:  # no space for a folder, no memory for a process
+        if log is not None:
+            log.close()
+        outcome.state, outcome.reason = "failed", f"could not be started: {error}"
+        return None
     outcome.state = "running"
-    write_status(outcome)
     return _Running(outcome, process, log, slot, log_start)
 
 
-def _finish(item: _Running, is_finished: Callable[[Job], bool], *, interrupted: bool = False) -> None:
+def _finish(
+    item: _Running, is_finished: Callable[[Job], bool], watcher: Watcher, *, asked_to_stop: bool = False
+) -> None:
     outcome = item.outcome
     exit_code = item.process.wait()
     outcome.exit_code = exit_code
     outcome.seconds = time.monotonic() - item.started
     item.log.close()
     if exit_code != 0:
-        _signal_group(item.process, signal.SIGKILL)  # DDP's other ranks would wait for the first one for ever
+        _kill_group(item.process)  # DDP's other ranks would wait for the first one for ever
     if exit_code == 0 and is_finished(outcome.job):
         outcome.state = "ok"
-    elif interrupted:
+    elif asked_to_stop and exit_code in STOPPED:
         outcome.state = "interrupted"
     else:
         outcome.state = "failed"
         outcome.reason = "\n".join([_why(exit_code), *tail(console_log(outcome.job), item.log_start)])
-    write_status(outcome)
+    _tell(outcome, watcher)
+
+
+def _tell(outcome: Outcome, watcher: Watcher) -> None:
+    try:
+        write_status(outcome)
+    except OSError as error:  # a full disk must not cost the jobs that run
+        watcher.trouble(unwritten(outcome.job.run_dir.parent, error))
+    watcher.changed(outcome)
+
+
+def unwritten(folder: Path, error: OSError) -> str:
+    return f"the state of the jobs cannot be written to {folder} ({error.strerror}): the jobs go on; make room there."
 
 
 def _why(exit_code: int) -> str:
     if exit_code == 0:
         return "ended with exit code 0 but without a complete result.json"
+    if exit_code == -signal.SIGKILL:
+        return (
+            "killed by SIGKILL, most often by the system for want of memory: "
+            "lower data.batch_size, data.workers or hydra.launcher.n_jobs"
+        )
     if exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
-    if exit_code == 75:
-        return "stopped by a signal (exit code 75); the same command continues it"
+        return f"killed by {_signal_name(-exit_code)}"
+    if exit_code == PREEMPTED:
+        return "preempted (exit code 75); run again to resume"
+    if exit_code == LOCKED:
+        return "its folder is in use by another run (exit code 73); run again when that has ended"
     return f"exit code {exit_code}"
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
     # The group is gone once its last member has ended.
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """A scheduler's SIGTERM stops the jobs as Ctrl-C does."""
+def _caught_signals() -> Iterator[list[int]]:
+    """The stop signals that came inside the block: Ctrl-C, a scheduler's SIGTERM, a terminal that was closed.
 
-    def raise_stopped(number: int, _frame: object) -> None:
-        raise Stopped(number)
-
-    before = signal.signal(signal.SIGTERM, raise_stopped)
+    They are noted, not raised, since an exception between two lines could lose a job that has just been started.
+    """
+    caught: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and a shell's & leave them
+            before[number] = signal.signal(number, lambda number, _: caught.append(number))
     try:
-        yield
+        yield caught
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
