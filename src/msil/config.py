@@ -200,6 +200,7 @@ class TrainerConfig:
     strategy: str = MISSING
     precision: str = MISSING
     progress_bar: bool = MISSING
+    require_gpu: bool = MISSING  # refuse to run without one, instead of saying so and taking the CPU
 
 
 @dataclass
