@@ -107,7 +107,7 @@ def _fit(trainer: L.Trainer, module: DetectionModule, data: L.LightningDataModul
     except SIGTERMException as end:  # a SystemExit that would pass for success
         raise Preempted("stopped by SIGTERM; the same command continues after the last checkpoint") from end
     except SystemExit as end:  # what Lightning makes of Ctrl-C
-        if trainer.interrupted:
+        if isinstance(end.__context__, KeyboardInterrupt):  # else somebody else's exit, as submitit's that requeues
             raise KeyboardInterrupt from end
         raise
 
