@@ -14,9 +14,13 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from msil.config import register
+from msil.config import Config, register
 from msil.errors import UserError
+from msil.lock import Locked
 from msil.overrides import check_command_line, typed
+from msil.reporting.results import read_result
+from msil.sweep.orphans import end_with_parent
+from msil.sweep.ranks import devices_here, run_ranks, started_from_outside
 from msil.validate import validate
 
 
@@ -25,25 +29,29 @@ def train(composed: DictConfig) -> float | None:
     """One run: prints its numbers and returns its AP."""
     if in_a_launchers_worker():
         prepare()
-        sys.argv = ["run.py", *HydraConfig.get().overrides.task]  # what result.json gives as the run's command
+        # This job's own command, for result.json and for its processes.
+        sys.argv = ["run.py", *HydraConfig.get().overrides.task, "hydra.mode=RUN"]
     try:
         config = typed(composed)
         validate(config)
     except UserError as error:
         stop(error)
+    devices = 1 if started_from_outside(os.environ) else devices_here(config.trainer)
+    if devices > 1:
+        return on_devices(config, devices)
     # Late, because they take seconds that --help, a typo and shell completion need not wait for.
     from lightning.pytorch.utilities import rank_zero_only
 
     from msil.reporting.tables import result_line
-    from msil.training.callbacks import TrainingDiverged
-    from msil.training.experiment import RunLocked, run
-    from msil.training.fitting import Preempted
+    from msil.training.divergence import TrainingDiverged
+    from msil.training.experiment import run
+    from msil.training.interruption import Preempted
 
     try:
         result = run(config)
     except TrainingDiverged as error:
         stop(error, 70)
-    except RunLocked as error:
+    except Locked as error:
         stop(error, 73)
     except Preempted as error:
         stop(error, 75)
@@ -56,10 +64,24 @@ def train(composed: DictConfig) -> float | None:
     return result["metrics"].get("AP")
 
 
+def on_devices(config: Config, devices: int) -> float | None:
+    """The same command as one process a device."""
+    run_dir = Path(config.runs_dir) / config.run_name
+    code = run_ranks([sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]], devices, run_dir)
+    if code != 0:
+        leave(f"a process of {run_dir} ended with an error, exit code {code}", code)
+    result = read_result(run_dir)
+    return None if result is None else result["metrics"].get("AP")
+
+
 def stop(error: Exception, exit_code: int = 2) -> NoReturn:
     # An error in a loader's worker process arrives with that process's traceback in its text.
     message = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
     print(f"error: {message}", file=sys.stderr)
+    leave(message, exit_code)
+
+
+def leave(message: str, exit_code: int) -> NoReturn:
     if in_a_launchers_worker() and exit_code != 75:  # 75 is to be run again, so the job must not count as over
         raise CompactHydraException(f"error: {message}")  # which such a launcher reports when the other jobs are done
     sys.exit(exit_code)
@@ -83,6 +105,7 @@ def prepare() -> None:
 
 if __name__ == "__main__":
     prepare()
+    end_with_parent()
     try:
         check_command_line(sys.argv[1:], Path(__file__).resolve().parent / "conf")
         train()  # pyright: ignore[reportCallIssue]

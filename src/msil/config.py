@@ -89,6 +89,18 @@ class Decay(StrEnum):
     cosine = "cosine"
 
 
+class NaNPolicy(StrEnum):
+    """What to do before an optimizer step whose loss or gradients are not finite."""
+
+    stop = "stop"
+    skip = "skip"  # pass over it, at most three in a row
+
+
+class Resume(StrEnum):
+    auto = "auto"  # from the last checkpoint of an unfinished run
+    never = "never"  # from the beginning
+
+
 class LoggerName(StrEnum):
     csv = "csv"
     wandb = "wandb"
@@ -200,6 +212,8 @@ class TrainerConfig:
     strategy: str = MISSING
     precision: str = MISSING
     progress_bar: bool = MISSING
+    save_every: int = MISSING  # steps between two checkpoints inside an epoch; one is saved after every epoch anyway
+    nan_policy: NaNPolicy = MISSING
     require_gpu: bool = MISSING  # refuse to run without one, instead of saying so and taking the CPU
 
 
@@ -222,6 +236,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = MISSING
+    resume: Resume = MISSING
     table: str | None = MISSING  # the paper's table that an experiment regenerates
     runs_dir: str = MISSING
     run_name: str = MISSING  # folder below runs_dir; by default made of the values and config_hash
@@ -232,7 +247,7 @@ FROM_SCRATCH = ("quick", "smoke")
 STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18_scratch"}
 
 # What changes where or how fast a run happens, not what it computes.
-NOT_HASHED = ("trainer", "logger", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
+NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
               "model.weights")  # of these, weights_sha256 counts  # fmt: skip
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from msil.errors import UserError
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
@@ -30,7 +37,42 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left below a folder; nobody else may write there."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file in one step; see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+class DiskFull(UserError):
+    """There is no room for what is to be written."""
+
+
+def lacks_space(error: BaseException | None) -> bool:
+    """Whether a full disk, a quota or a limit on file sizes is behind an error, or behind what it hides."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def no_space(path: str | Path, needed: int | None) -> DiskFull:
+    """The sentence for a file that could not be written. needed: its bytes, if known."""
+    free = shutil.disk_usage(_existing(Path(path))).free
+    wanted = "" if needed is None else f" it needs about {needed / 1e6:,.1f} MB, and"
+    return DiskFull(
+        f"there is no room for {path}:{wanted} {free / 1e6:,.1f} MB are free there. Make room (or raise the limit on"
+        " file sizes) and give the same command again: nothing that was there is lost."
+    )
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above a path that is there."""
+    return next(parent for parent in path.absolute().parents if parent.is_dir())

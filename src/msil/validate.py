@@ -55,6 +55,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("schedule.warmup_steps", 0, math.inf),
     ("schedule.warmup_factor", 0, 1),
     ("trainer.num_nodes", 1, math.inf),
+    ("trainer.save_every", 1, math.inf),
 )
 POSITIVE = ("schedule.lr", "schedule.gamma", "schedule.grad_clip", "model.head.center_sample_radius")
 CHOICES: dict[str, tuple[Any, ...]] = {

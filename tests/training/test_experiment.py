@@ -24,10 +24,11 @@ from msil.config import Config, config_hash, plain
 from msil.data.module import AugmentedImages
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError
+from msil.lock import Locked
 from msil.reporting.results import REQUIRED_KEYS, is_finished, read_result
 from msil.training import experiment
-from msil.training.callbacks import TrainingDiverged
-from msil.training.experiment import RunLocked, run
+from msil.training.divergence import TrainingDiverged
+from msil.training.experiment import run
 
 from .cases import assert_same, load, rows, tiny_config
 
@@ -167,7 +168,9 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, shapes: Path) -> None:
     (tmp_path / "mine").mkdir()
     with (tmp_path / "mine" / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(RunLocked, match=r"mine is in use by another run; wait for it or set another run_name"):
+        with pytest.raises(
+            Locked, match=r"mine is in use by another run \(.*\); wait for it, stop it or set another run_name"
+        ):
             run(config)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == [".lock"]
 

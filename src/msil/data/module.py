@@ -216,8 +216,8 @@ class DetectionDataModule(EvaluationDataModule):
             world_size=world_size,
         )
         if self.trainer is not None:
-            # Workers begin to prefetch before Lightning sets the epoch, so a resumed run must start with the right one.
-            batches.set_epoch(self.trainer.global_step // len(batches))
+            # Workers begin to prefetch before Lightning sets the epoch, so a resumed run must start in the right one.
+            batches.start_at(self.trainer.global_step)
         return DataLoader(
             AugmentedImages(self.train, self.transform, self.seed),
             batch_sampler=batches,

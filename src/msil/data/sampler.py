@@ -30,11 +30,18 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self._resumed = (0, 0)
 
     @property
     def sampler(self) -> TrainingBatches:
         """Itself: Lightning calls set_epoch on a loader's batch_sampler.sampler, never on the batch sampler."""
         return self
+
+    def start_at(self, step: int) -> None:
+        """Begin with the batch of training step `step` (from 0): that epoch's batches before it are not given again.
+        len(self) stays an epoch's."""
+        self._resumed = divmod(step, len(self))
+        self.set_epoch(self._resumed[0])
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this at the start of every epoch, also of the one that a run resumes with."""
@@ -44,7 +51,8 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         return math.ceil(len(self.indices) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.batches(self.epoch):
+        epoch, position = self._resumed
+        for batch in self.batches(self.epoch)[position if self.epoch == epoch else 0 :]:
             yield [(self.epoch, int(index)) for index in batch[self.rank :: self.world_size]]
 
     def batches(self, epoch: int) -> list[list[int]]:

@@ -43,11 +43,6 @@ def check_launcher(launcher: Mapping[str, Any], devices: int | str) -> None:
                 f"trainer.devices={devices} needs as many tasks on each node, and hydra.launcher.tasks_per_node is"
                 f" {tasks}: set hydra.launcher.gpus_per_node={devices}, which tasks_per_node follows."
             )
-    elif devices != 1:
-        raise ConfigError(
-            f"hydra/launcher={name} gives each job one process, so trainer.devices={devices} must be 1; for more, use"
-            " hydra/launcher=submitit_slurm, or leave hydra/launcher out."
-        )
 
 
 def _installed(module: str) -> bool:

@@ -1,8 +1,7 @@
-"""What watches a training run: progress on the terminal, throughput, divergence, pictures of detections."""
+"""What watches a training run: progress on the terminal, throughput, pictures of detections."""
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from pathlib import Path
@@ -24,10 +23,6 @@ from msil.training.loggers import has_dashboard, log_pictures
 from msil.training.module import Batch, DetectionModule
 
 
-class TrainingDiverged(Exception):
-    """The loss is no longer a finite number (exit code 70)."""
-
-
 class Throughput(Callback):
     """Images a second over all devices and seconds spent in training steps, evaluation left out.
 
@@ -40,6 +35,9 @@ class Throughput(Callback):
         self._since = 0.0
         self._began = time.monotonic()
         self._earlier = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()  # a run that resumes inside an epoch does not start it
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter()
@@ -72,28 +70,6 @@ class Throughput(Callback):
     def total_seconds(self) -> float:
         """Wall clock of the whole run, what came before a resume included."""
         return self._earlier + time.monotonic() - self._began
-
-
-class StopOnNaN(Callback):
-    """Ends a diverged run at the next logged step. Looking at every step would make the GPU wait each time."""
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        self._loss = outputs["loss"]
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
-            self._check(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._check(trainer)  # before the epoch's checkpoint is written
-
-    def _check(self, trainer: L.Trainer) -> None:
-        loss = float(self._loss)
-        if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"the loss is {loss} at step {trainer.global_step}: lower schedule.lr, lengthen"
-                " schedule.warmup_steps or set schedule.grad_clip, then run again."
-            )
 
 
 class Progress(Callback):
@@ -232,6 +208,20 @@ class PredictionPictures(Callback):
         with torch.no_grad():
             found = module.detector.predict([image.to(module.device) for image in self._images])
         return [detections.to("cpu") for detections in found]
+
+
+class SeedSteps(Callback):
+    """Whatever is random in a step (the data is not: see data/sampler.py) is a function of seed, step and process, so
+    that a resumed run goes on as if it had not been interrupted."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        words = (self.seed, trainer.global_step, trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
 
 
 def _epochs(module: L.LightningModule) -> int:

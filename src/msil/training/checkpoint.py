@@ -1,39 +1,138 @@
-"""Checkpoints that are whole or not there at all, and that load without running anybody's code."""
+"""Checkpoints that are whole or not there at all, that load without running anybody's code, and where a run resumes."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
-from msil.files import replacing
+from msil.errors import ConfigError
+from msil.files import lacks_space, no_space, replacing
+from msil.training.interruption import Interruption, Preempted
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+AGREE_EVERY = 5  # steps: how often processes ask each other whether one of them is to stop
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, then renames: a full disk or a kill leaves the old file whole."""
+    """Writes beside the target, flushes to disk, then renames: a full disk or a kill leaves the old file whole.
+
+    The last.ckpt before the one that is saved stays as previous.ckpt. Raises DiskFull where there is no room.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
         try:
-            with replacing(path) as temporary, temporary.open("xb") as file:
-                torch.save(checkpoint, file)
+            with replacing(path) as temporary:
+                with temporary.open("xb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if path.name == LAST and path.exists():
+                    _keep(path, path.with_name(PREVIOUS))
         except BaseException as error:
             if isinstance(error.__context__, KeyboardInterrupt):  # torch.save hides it behind an error of its own
                 raise error.__context__ from None
+            if lacks_space(error):
+                raise no_space(path, _bytes_of(checkpoint)) from error
             raise
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
 
-def checkpoint_callbacks(folder: Path) -> list[ModelCheckpoint]:
-    """last.ckpt after every epoch (what a run resumes from) and best.ckpt by AP."""
-    last = ModelCheckpoint(
-        dirpath=folder, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    best = ModelCheckpoint(
+class SaveLast(Checkpoint):
+    """Saves last.ckpt, which a run resumes from, and stops the run when a signal asks for it.
+
+    It is saved after every epoch, every `save_every` steps, before the last step of an epoch that is evaluated (so that
+    a kill during the evaluation costs one step), and, on SIGTERM or SIGUSR1 to any of the processes, before the next
+    batch (of several processes: at most AGREE_EVERY batches later).
+    """
+
+    def __init__(self, folder: Path, save_every: int, interruption: Interruption) -> None:
+        self.path = folder / LAST
+        self.save_every = save_every
+        self.interruption = interruption
+        self._saved_at = -1
+        self._group: Any = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.interruption.take()
+        self._saved_at = trainer.global_step
+        if trainer.world_size > 1:
+            # On the CPU, so that asking does not make the host wait for the GPU.
+            self._group = dist.new_group(backend="gloo")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        stop = self._agreed(step)
+        last_of_epoch = batch_idx == trainer.num_training_batches - 1
+        evaluated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+        if step != self._saved_at and (stop or step % self.save_every == 0 or (last_of_epoch and evaluated)):
+            with _between_batches(trainer):
+                self._save(trainer)
+        if stop:
+            raise Preempted(
+                f"stopped by {self.interruption.name} before step {step + 1}; the same command continues there"
+            )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def _agreed(self, step: int) -> bool:
+        """Whether to stop before this step: the same answer on every process."""
+        if self._group is None:
+            return self.interruption.asked
+        if step % AGREE_EVERY:
+            return False
+        asked = torch.tensor([self.interruption.asked], dtype=torch.int32)
+        dist.all_reduce(asked, dist.ReduceOp.MAX, self._group)
+        return bool(asked)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self._saved_at = trainer.global_step
+        for logger in trainer.loggers:
+            logger.save()  # before the checkpoint: its steps are not trained, so not logged, again
+        trainer.save_checkpoint(self.path)
+
+
+class StopEvaluation(Callback):
+    """Stops an evaluation, in a training or alone, before its next batch when a signal asks for it.
+
+    Processes have different numbers of these batches, so they cannot agree: whoever is asked stops, and the others are
+    stopped by who has started them.
+    """
+
+    def __init__(self, interruption: Interruption) -> None:
+        self.interruption = interruption
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.interruption.take()
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.interruption.asked:
+            raise Preempted(f"stopped by {self.interruption.name} in an evaluation; the same command does it again")
+
+
+def best_checkpoint(folder: Path) -> ModelCheckpoint:
+    """best.ckpt by AP."""
+    return ModelCheckpoint(
         dirpath=folder,
         filename="best",
         monitor="AP",
@@ -41,4 +140,75 @@ def checkpoint_callbacks(folder: Path) -> list[ModelCheckpoint]:
         save_on_train_epoch_end=False,
         enable_version_counter=False,
     )
-    return [last, best]
+
+
+def resume_point(folder: Path) -> tuple[Path, int] | None:
+    """The newest checkpoint of a run that is whole, and its step; None where there is none.
+
+    A damaged last.ckpt is passed over for previous.ckpt, with a line on stderr. Raises ConfigError where nothing but
+    damaged ones is left.
+    """
+    found = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
+    reasons = []
+    for path in found:
+        try:
+            step = _step_of(path)
+        except Exception as error:  # a damaged file can make the unpickler raise anything
+            reasons.append(f"{path} cannot be read as a checkpoint ({_first_line(error)})")
+            continue
+        if reasons and rank_zero_only.rank == 0:
+            print(f"{reasons[0]}; going on from {path}, step {step}", file=sys.stderr)
+        return path, step
+    if reasons:
+        raise ConfigError(f"{' and '.join(reasons)}; delete {folder.parent} to start again, or set another run_name.")
+    return None
+
+
+def _step_of(path: Path) -> int:
+    """Raises whatever a damaged file brings about."""
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()  # torch.load does not look at the checksums
+    if broken is not None:
+        raise ValueError(f"the checksum of {broken} is wrong")
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _between_batches(trainer: L.Trainer) -> Iterator[None]:
+    """Lightning's counters as they were before the batch that has begun, for the checkpoint to hold."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    is_last = progress.is_last_batch
+    progress.total.ready -= 1
+    progress.current.ready -= 1
+    progress.is_last_batch = False
+    try:
+        yield
+    finally:
+        progress.total.ready += 1
+        progress.current.ready += 1
+        progress.is_last_batch = is_last
+
+
+def _keep(path: Path, under: Path) -> None:
+    """The same content under a second name, at no time without a first."""
+    with replacing(under) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+
+
+def _bytes_of(content: Any) -> int:
+    """Roughly what `content` takes on disk: its tensors."""
+    if isinstance(content, torch.Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, dict):
+        return sum(_bytes_of(value) for value in content.values())
+    if isinstance(content, list | tuple):
+        return sum(_bytes_of(value) for value in content)
+    return 0

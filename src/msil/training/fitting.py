@@ -9,34 +9,32 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from msil.analysis.record import write_record
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
-from msil.config import Config
+from msil.config import Config, Resume
 from msil.errors import ConfigError
 from msil.reporting.figures import draw_curves
 from msil.reporting.results import write_json
-from msil.training.callbacks import PredictionPictures, Progress, StopOnNaN, Throughput
-from msil.training.checkpoint import checkpoint_callbacks
+from msil.training.callbacks import PredictionPictures, Progress, SeedSteps, Throughput
+from msil.training.checkpoint import LAST, PREVIOUS, SaveLast, StopEvaluation, best_checkpoint, resume_point
+from msil.training.divergence import FiniteSteps
+from msil.training.interruption import Interruption
 from msil.training.loggers import csv_logger, dashboard_loggers, has_dashboard
+from msil.training.memory import Sizes
 from msil.training.module import DetectionModule
 from msil.training.record import common, evaluated
 from msil.training.setup import make_datamodule, make_metrics, make_trainer
 
 
-class Preempted(Exception):
-    """A signal ended the run before its end (exit code 75)."""
-
-
-def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: Interruption) -> dict[str, Any]:
     """Train from scratch, from model.weights or from the last checkpoint; returns what result.json holds."""
     L.seed_everything(config.seed, verbose=False)
     datamodule = make_datamodule(config)
     train, val = datamodule.train, datamodule.val
     detector = detector_from_config(config.model, len(train.classes), config.data.min_size, config.data.max_size)
-    resume = _resume_point(run_dir)
+    resume, resume_step = _resume(config.resume, run_dir / "checkpoints")
     if config.model.weights is not None and resume is None:
         notes = load_weights(detector, config.model.weights, train.classes, to_train=True)
         if rank_zero_only.rank == 0:
@@ -51,17 +49,26 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
         describe={"config": values, "classes": list(train.classes), "category_ids": list(train.category_ids)},
     )
     throughput = Throughput()
-    resume_step = None if resume is None else _step_of(resume)
     loggers = [csv_logger(run_dir, resume_step), *dashboard_loggers(config, values, run_dir, resume_step)]
-    callbacks: list[Any] = [throughput, StopOnNaN(), PredictionPictures(run_dir / "predictions.png", train.classes)]
+    sizes, finite = Sizes(), FiniteSteps(run_dir, config.trainer.nan_policy)
+    callbacks: list[Any] = [
+        sizes,
+        SeedSteps(config.seed),
+        throughput,
+        finite,
+        StopEvaluation(interruption),
+        PredictionPictures(run_dir / "predictions.png", train.classes),
+    ]
     if config.trainer.progress_bar:
         callbacks.append(Progress(throughput))
-    callbacks += checkpoint_callbacks(run_dir / "checkpoints")
+    checkpoints = run_dir / "checkpoints"
+    callbacks += [SaveLast(checkpoints, config.trainer.save_every, interruption), best_checkpoint(checkpoints)]
     trainer = make_trainer(config, run_dir, loggers=loggers, callbacks=callbacks, total_steps=module.total_steps)
-    _fit(trainer, module, datamodule, resume, run_dir)
-    train_ended = time.time()
-    module.final_evaluation = True
-    trainer.validate(module, datamodule=datamodule, verbose=False)
+    with sizes.explaining(config.data, trainer.strategy.root_device):
+        _fit(trainer, module, datamodule, resume, run_dir)
+        train_ended = time.time()
+        module.final_evaluation = True
+        trainer.validate(module, datamodule=datamodule, verbose=False)
     result = {
         **common(config, values, detector, trainer),
         "metrics": module.final_metrics,
@@ -71,6 +78,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
         "evaluation_seconds": time.time() - train_ended,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "skipped_steps": finite.skipped,
         "train_images": len(datamodule.train_indices),
         "val_images": datamodule.num_eval,
         "classes": list(train.classes),
@@ -87,6 +95,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
         record = evaluated(found, val, config.data.root)
         write_record(run_dir, record)
         write_json(run_dir / "result.json", result)
+        (checkpoints / PREVIOUS).unlink(missing_ok=True)  # a finished run is not resumed
         if has_dashboard(loggers):
             from msil.training.panels import show_panels  # late: the other runs need none of it
 
@@ -104,24 +113,17 @@ def _fit(trainer: L.Trainer, module: DetectionModule, data: L.LightningDataModul
                 f"{resume} does not fit this net; delete {run_dir} to start again, or set another run_name."
             ) from error
         raise
-    except SIGTERMException as end:  # a SystemExit that would pass for success
-        raise Preempted("stopped by SIGTERM; the same command continues after the last checkpoint") from end
     except SystemExit as end:  # what Lightning makes of Ctrl-C
         if isinstance(end.__context__, KeyboardInterrupt):  # else somebody else's exit, as submitit's that requeues
             raise KeyboardInterrupt from end
         raise
 
 
-def _resume_point(run_dir: Path) -> Path | None:
-    last = run_dir / "checkpoints" / "last.ckpt"
-    return last if last.exists() else None
-
-
-def _step_of(checkpoint: Path) -> int:
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise ConfigError(
-            f"{checkpoint} cannot be read as a checkpoint; delete {checkpoint.parent.parent} to start again, or set"
-            " another run_name."
-        ) from error
+def _resume(resume: Resume, folder: Path) -> tuple[Path | None, int | None]:
+    """The checkpoint to go on from, and its step; or two times None to start at the beginning."""
+    if resume is Resume.never:
+        if rank_zero_only.rank == 0:
+            for name in (LAST, PREVIOUS):
+                (folder / name).unlink(missing_ok=True)
+        return None, None
+    return resume_point(folder) or (None, None)

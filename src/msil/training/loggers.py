@@ -24,18 +24,34 @@ REPORTED = ("parameters", "trainable_parameters", "flops", "images_per_second", 
 
 def csv_logger(run_dir: Path, resume_step: int | None) -> CSVLogger:
     """Writes run_dir/metrics.csv. After a resume the rows up to `resume_step` stay; later ones are trained again."""
-    earlier = []
-    file = run_dir / "metrics.csv"
-    if resume_step is not None and file.exists():
-        with file.open(newline="") as stream:
-            earlier = [row for row in csv.DictReader(stream) if int(row["step"]) < resume_step]
+    earlier = [] if resume_step is None else _rows_before(run_dir / "metrics.csv", resume_step)
     logger = CSVLogger(str(run_dir), name="", version="", flush_logs_every_n_steps=50)
-    for row in earlier:  # the logger begins its file anew
-        values: dict[str, Any] = {key: float(value) for key, value in row.items() if value != "" and key != "step"}
-        logger.log_metrics(values, step=int(row["step"]))
+    for step, values in earlier:  # the logger begins its file anew
+        logger.log_metrics(values, step=step)
     if earlier:
         logger.save()  # at once: a second interruption before the first step must not lose them
     return logger
+
+
+def _rows_before(file: Path, end: int) -> list[tuple[int, dict[str, Any]]]:
+    """Step and values of each row of an earlier process before step `end`; a row that a kill cut short is left out."""
+    if not file.exists():
+        return []
+    found = []
+    with file.open(newline="", encoding="utf-8", errors="replace") as stream:
+        for row in csv.DictReader(stream):
+            try:
+                values = {key: _number(text) for key, text in row.items() if text}
+            except (TypeError, ValueError):
+                continue
+            step = values.pop("step", end)
+            if step < end:
+                found.append((step, values))
+    return found
+
+
+def _number(text: str) -> Any:
+    return int(text) if text.isdecimal() else float(text)
 
 
 def dashboard_loggers(config: Config, values: Mapping[str, Any], run_dir: Path, resume_step: int | None) -> list[Any]:

@@ -46,14 +46,19 @@ class DetectionModule(L.LightningModule):
         self.final_evaluation = False  # the reported numbers come from pycocotools itself
         self.final_metrics: dict[str, float] = {}
         self.evaluated_at_step: int | None = None
+        # Of the current step, detached: this process's terms, and their means over all processes, which the step is.
+        self.own_losses: dict[str, Tensor] = {}
+        self.shared_losses: dict[str, Tensor] = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
         losses = self.detector.loss(images, targets)
         total = torch.stack(list(losses.values())).sum()
+        self.own_losses = {name: value.detach() for name, value in losses.items()}
         # A rank's terms are its share of a sum divided by the mean over ranks: only their mean is the step's loss.
-        values = mean_across_ranks(torch.stack(list(losses.values())).detach())
-        self.log_dict({"loss": values.sum(), **dict(zip(losses, values, strict=True))}, batch_size=len(images))
+        values = mean_across_ranks(torch.stack(list(self.own_losses.values())))
+        self.shared_losses = dict(zip(losses, values, strict=True))
+        self.log_dict({"loss": values.sum(), **self.shared_losses}, batch_size=len(images))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(images))
         return total
 

@@ -18,7 +18,10 @@ from msil.config import Config, weights_name
 from msil.evaluation.upload import DetectionCollector, check_upload, upload_entries, write_upload
 from msil.reporting.results import write_json
 from msil.training.callbacks import EvaluationProgress, PredictionPictures
+from msil.training.checkpoint import StopEvaluation
+from msil.training.interruption import Interruption
 from msil.training.loggers import dashboard_loggers, has_dashboard
+from msil.training.memory import Sizes
 from msil.training.module import DetectionModule
 from msil.training.record import common, evaluated
 from msil.training.setup import make_metrics, make_test_datamodule, make_trainer
@@ -26,7 +29,7 @@ from msil.training.setup import make_metrics, make_test_datamodule, make_trainer
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]")
 
 
-def test(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+def test(config: Config, values: dict[str, Any], run_dir: Path, interruption: Interruption) -> dict[str, Any]:
     """Evaluate model.weights on data.split (data.val_split if null); returns what result.json holds.
 
     Every split's detections are written in COCO's upload format; one without annotations has no numbers.
@@ -52,12 +55,16 @@ def test(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, Any
         describe={},
     )
     module.final_evaluation = True
-    callbacks: list[Any] = [EvaluationProgress(datamodule.num_eval)] if config.trainer.progress_bar else []
+    sizes = Sizes()
+    callbacks: list[Any] = [sizes, StopEvaluation(interruption)]
+    if config.trainer.progress_bar:
+        callbacks.append(EvaluationProgress(datamodule.num_eval))
     if data.annotated:
         callbacks.append(PredictionPictures(run_dir / "predictions.png", data.classes))
     loggers = dashboard_loggers(config, values, run_dir, None)
     trainer = make_trainer(config, run_dir, loggers=loggers, callbacks=callbacks, total_steps=1)
-    trainer.validate(module, datamodule=datamodule, verbose=False)
+    with sizes.explaining(config.data, trainer.strategy.root_device):
+        trainer.validate(module, datamodule=datamodule, verbose=False)
 
     seconds = time.time() - started
     result = {

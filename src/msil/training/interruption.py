@@ -1,0 +1,58 @@
+"""SIGTERM and SIGUSR1: what a scheduler sends before it takes the machine away."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(Exception):
+    """A signal ended the run before its end (exit code 75)."""
+
+
+class Interruption:
+    """Remembers that a signal has asked the run to stop; who works in steps looks at it between two of them.
+
+    A handler can do no more: it runs in the middle of whatever Python was about to do.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        return self.number is not None
+
+    @property
+    def name(self) -> str:
+        """The signal's, or `another process` if it did not reach this one."""
+        return "a signal to another process" if self.number is None else signal.Signals(self.number).name
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Take the signals until the block ends. Nothing outside the main thread, where Python allows no handlers."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.take()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def take(self) -> None:
+        """Take the signals back from Lightning, which sets handlers of its own as it starts: one process of several
+        would leave the others waiting for ever, and SIGTERM alone would count as success."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.number = number
