@@ -190,6 +190,16 @@ def test_submitit_runs_a_sweep(tmp_path: Path, shapes: Path) -> None:
 
 
 @pytest.mark.slow
+@needs_submitit
+def test_a_job_of_submitit_with_two_processes(tmp_path: Path, shapes: Path) -> None:
+    ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    words = [sys.executable, "run.py", "-m", "hydra/launcher=submitit_local", *settings(tmp_path, shapes), *ddp]
+    done = ended([*words, "seed=0"])
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path)[0]["machine"]["processes"] == 2
+
+
+@pytest.mark.slow
 @needs_ray
 def test_ray_runs_a_sweep(tmp_path: Path, shapes: Path) -> None:
     check_sweep(tmp_path, shapes, "hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2")
@@ -272,3 +282,50 @@ def test_torchrun_without_trainer_ddp_is_refused(tmp_path: Path, shapes: Path) -
     assert done.returncode != 0
     assert "error: torchrun started 2 processes, and these settings make 1: set trainer=ddp" in done.stderr
     assert results(tmp_path) == {}
+
+
+PORT = str(20000 + os.getpid() % 10000)  # srun's processes agree on one by the job's number
+
+
+def started_by_srun(words: list[str], task: int) -> subprocess.Popen[str]:
+    """One of two tasks, by the variables that srun gives them."""
+    variables = {
+        "SLURM_JOB_ID": "123456", "SLURM_JOB_NAME": "msil", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "SLURM_PROCID": str(task),
+        "SLURM_LOCALID": str(task), "MASTER_PORT": PORT,
+    }  # fmt: skip
+    return subprocess.Popen(
+        words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_tasks_of_srun_stop_at_sigusr1_and_go_on(tmp_path: Path, shapes: Path) -> None:
+    """No SLURM: its variables, and its signal to every task."""
+    words = [
+        sys.executable, "run.py", *settings(tmp_path, shapes), "run_name=mine", "trainer=ddp",
+        "trainer.accelerator=cpu", "trainer.devices=2", "schedule.max_steps=null", "schedule.epochs=12", "schedule.eval_every=12",
+    ]  # fmt: skip
+    tasks = [started_by_srun(words, task) for task in (0, 1)]
+    try:
+        wait_for((tmp_path / "runs" / "mine" / "checkpoints" / "last.ckpt").exists, tasks[0], "checkpoint")
+        for task in tasks:
+            task.send_signal(signal.SIGUSR1)
+        said = [task.communicate(timeout=120) for task in tasks]
+    finally:
+        for task in tasks:
+            task.kill()
+    assert [task.returncode for task in tasks] == [75, 75], said
+    assert results(tmp_path) == {}
+
+    tasks = [started_by_srun(words, task) for task in (0, 1)]
+    try:
+        said = [task.communicate(timeout=300) for task in tasks]
+    finally:
+        for task in tasks:
+            task.kill()
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert [out.count("files in ") for out, _ in said] == [1, 0]
+    assert results(tmp_path)[0]["steps"] == 96  # 16 images, 2 a step, 12 epochs
+    assert results(tmp_path)[0]["machine"]["processes"] == 2
