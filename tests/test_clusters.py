@@ -305,7 +305,8 @@ def test_two_tasks_of_srun_stop_at_sigusr1_and_go_on(tmp_path: Path, shapes: Pat
     """No SLURM: its variables, and its signal to every task."""
     words = [
         sys.executable, "run.py", *settings(tmp_path, shapes), "run_name=mine", "trainer=ddp",
-        "trainer.accelerator=cpu", "trainer.devices=2", "schedule.max_steps=null", "schedule.epochs=12", "schedule.eval_every=12",
+        "trainer.accelerator=cpu", "trainer.devices=2", "schedule.max_steps=null", "schedule.epochs=12",
+        "schedule.eval_every=12",
     ]  # fmt: skip
     tasks = [started_by_srun(words, task) for task in (0, 1)]
     try:
