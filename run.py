@@ -45,7 +45,7 @@ def train(composed: DictConfig) -> float | None:
     from msil.reporting.tables import result_line
     from msil.training.divergence import TrainingDiverged
     from msil.training.experiment import run
-    from msil.training.interruption import Preempted
+    from msil.training.interruption import PeerLost, Preempted
 
     try:
         result = run(config)
@@ -55,6 +55,8 @@ def train(composed: DictConfig) -> float | None:
         stop(error, 73)
     except Preempted as error:
         stop(error, 75)
+    except PeerLost as error:
+        stop(error, 1)
     except UserError as error:
         stop(error)
     if rank_zero_only.rank == 0:

@@ -86,11 +86,10 @@ def run_ranks(command: Sequence[str], count: int, run_dir: Path) -> int:
         _remove_logs(ranks)
         return 0
     code = _exit_code(ranks)
-    if ranks[0].code == code:  # it has told its reason in this terminal
-        if code == PREEMPTED:
-            _remove_logs(ranks)
-        return code
-    print(_told(failed), file=sys.stderr)
+    if code == PREEMPTED:
+        _remove_logs(ranks)
+    if ranks[0].code != code or code not in TOLD:  # else it has told its reason in this terminal
+        print(_told(failed), file=sys.stderr)
     return code
 
 

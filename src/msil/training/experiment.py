@@ -18,7 +18,8 @@ from msil.files import lacks_space, no_space, remove_leftovers, write_bytes
 from msil.lock import locked
 from msil.reporting.results import is_finished, read_result
 from msil.training.fitting import train
-from msil.training.interruption import Interruption
+from msil.training.interruption import Interruption, PeerLost, lost_peer
+from msil.training.memory import OutOfMemory, is_out_of_memory
 from msil.training.testing import test
 
 
@@ -53,6 +54,16 @@ def run(config: Config) -> dict[str, Any]:
             wandb.finish(exit_code=1)  # a sweep's next run must not go on in this one
             if lacks_space(error) and not isinstance(error, UserError):
                 raise no_space(run_dir, None) from error
+            if is_out_of_memory(error):
+                raise OutOfMemory(
+                    f"out of memory outside of the training and evaluation steps ({str(error) or 'MemoryError'}): stop"
+                    " other programs, or lower data.workers."
+                ) from error
+            if lost_peer(error):
+                raise PeerLost(
+                    f"process {rank_zero_only.rank} of this run lost another one and cannot go on; the same command"
+                    " continues after the last checkpoint."
+                ) from error
             raise
         finally:
             wandb.finish()

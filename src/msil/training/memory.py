@@ -48,7 +48,7 @@ class Sizes(Callback):
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             where = "memory" if torch.device(device).type == "cpu" else f"memory of {device}"
             if self.evaluating:
@@ -72,7 +72,7 @@ def described(images: list[Tensor]) -> str:
     return f"{count} of up to {height}x{width} pixels"
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _PHRASES)
