@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from msil.config import Config, register
@@ -24,6 +27,10 @@ from msil.validate import validate
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def train(composed: DictConfig) -> float | None:
     """One run: prints its numbers and returns its AP."""
+    if in_a_launchers_worker():
+        prepare()
+        # This job's own command, for result.json and for its processes.
+        sys.argv = ["run.py", *HydraConfig.get().overrides.task, "hydra.mode=RUN"]
     try:
         config = typed(composed)
         validate(config)
@@ -64,7 +71,7 @@ def on_devices(config: Config, devices: int) -> float | None:
     run_dir = Path(config.runs_dir) / config.run_name
     code = run_ranks([sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]], devices, run_dir)
     if code != 0:
-        sys.exit(code)
+        leave(f"a process of {run_dir} ended with an error, exit code {code}", code)
     result = read_result(run_dir)
     return None if result is None else result["metrics"].get("AP")
 
@@ -73,17 +80,34 @@ def stop(error: Exception, exit_code: int = 2) -> NoReturn:
     # An error in a loader's worker process arrives with that process's traceback in its text.
     message = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
     print(f"error: {message}", file=sys.stderr)
+    leave(message, exit_code)
+
+
+def leave(message: str, exit_code: int) -> NoReturn:
+    if in_a_launchers_worker() and exit_code != 75:  # 75 is to be run again, so the job must not count as over
+        raise CompactHydraException(f"error: {message}")  # which such a launcher reports when the other jobs are done
     sys.exit(exit_code)
 
 
-if __name__ == "__main__":
-    end_with_parent()  # a sweep's job does not outlive the sweep, a run's process not the run
+def in_a_launchers_worker() -> bool:
+    """Whether SLURM's or Ray's launcher runs this job; a job of this project's own launcher is a single run."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def prepare() -> None:
     # Threads that spin while they wait cost three times the CPU seconds as soon as anything else runs on the machine.
     # Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A user needs the sentence, not the line of our code that warned.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    # conf/hydra/launcher gives values to the settings of plugins that have the same names, on purpose.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     register()
+
+
+if __name__ == "__main__":
+    end_with_parent()  # a sweep's job does not outlive the sweep, a run's process not the run
+    prepare()
     try:
         check_command_line(sys.argv[1:], Path(__file__).resolve().parent / "conf")
         train()  # pyright: ignore[reportCallIssue]

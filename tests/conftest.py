@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ import torch
 from torch import Tensor
 
 torch.set_num_threads(1)
+
+# Neither the tests nor the processes they start reach a network.
+_NO_NETWORK = Path(__file__).parent / "no_network"
+runpy.run_path(str(_NO_NETWORK / "sitecustomize.py"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_NO_NETWORK), os.environ.get("PYTHONPATH")]))
 
 
 class Golden:

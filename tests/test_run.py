@@ -171,6 +171,14 @@ def test_an_unknown_accelerator_ends_with_2(ends: Any, tmp_path: Path, shapes: P
     assert "trainer.accelerator" in lines[0]
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has a GPU")
+def test_a_required_gpu_that_is_missing_ends_with_2(ends: Any, tmp_path: Path, shapes: Path) -> None:
+    code, lines = ends(shapes, *SHAPES, "trainer.accelerator=gpu", "trainer.require_gpu=true")
+    assert code == 2, lines
+    (line,) = lines
+    assert line.startswith("error: trainer.require_gpu=true, and no GPU was found")
+
+
 def test_a_png_with_a_flipped_byte_is_an_error_not_a_crash(tmp_path: Path, shapes: Path) -> None:
     """torchvision 0.29 ends the process with a segmentation fault on a PNG whose data are damaged."""
     path = tmp_path / "damaged.png"

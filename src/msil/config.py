@@ -214,6 +214,7 @@ class TrainerConfig:
     progress_bar: bool = MISSING
     save_every: int = MISSING  # steps between two checkpoints inside an epoch; one is saved after every epoch anyway
     nan_policy: NaNPolicy = MISSING
+    require_gpu: bool = MISSING  # refuse to run without one, instead of saying so and taking the CPU
 
 
 @dataclass

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from msil.config import Config, as_composed, to_config
 from msil.errors import ConfigError, UserError
+from msil.sweep.launchers import check_launcher
 from msil.validate import validate
 
 # OmegaConf's messages end in lines about its internals, Hydra's in its search path and the advice to use `+`.
@@ -48,6 +49,8 @@ def check_command_line(arguments: Sequence[str], conf: Path) -> None:
     if flags.multirun or config.hydra.mode == RunMode.MULTIRUN:
         params = config.hydra.sweeper.get("params") or {}
         check_overrides([f"{key}={value}" for key, value in params.items()], folders)
+        launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+        check_launcher(typing.cast(dict[str, Any], launcher), config.trainer.devices)
         return
     for override in overrides:
         if override.key_or_group == "hydra.launcher.dry_run":  # nobody means it to train

@@ -89,6 +89,8 @@ def validate(config: Config) -> None:
     _check_data(config.data)
     _check_schedule(config)
     _check_devices(config.trainer.devices)
+    if config.trainer.require_gpu and config.trainer.accelerator == "cpu":
+        raise ConfigError("trainer.require_gpu=true contradicts trainer.accelerator=cpu: leave out one of them.")
     _check_logger(config.logger.name)
     _check_folder(config)
 

@@ -114,7 +114,7 @@ def _fit(trainer: L.Trainer, module: DetectionModule, data: L.LightningDataModul
             ) from error
         raise
     except SystemExit as end:  # what Lightning makes of Ctrl-C
-        if trainer.interrupted:
+        if isinstance(end.__context__, KeyboardInterrupt):  # else somebody else's exit, as submitit's that requeues
             raise KeyboardInterrupt from end
         raise
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
 
 from msil.config import Config, DataName
 from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
@@ -14,23 +17,33 @@ from msil.errors import ConfigError
 from msil.evaluation.coco import CocoMetric
 from msil.evaluation.voc import VOCMetric
 from msil.training.checkpoint import AtomicCheckpointIO
+from msil.training.devices import check_processes, choose_accelerator, cluster_environment, count_on_cpu
 
 
 def make_trainer(
     config: Config, run_dir: Path, *, loggers: list[Any], callbacks: list[Any], total_steps: int
 ) -> L.Trainer:
-    """Raises ConfigError for devices that the machine does not have."""
+    """Raises ConfigError for devices that the machine does not have; without a GPU, says so and takes the CPU."""
     settings, schedule = config.trainer, config.schedule
+    accelerator, note = choose_accelerator(
+        settings.accelerator,
+        require_gpu=settings.require_gpu,
+        cuda=torch.cuda.is_available(),
+        mps=torch.backends.mps.is_available(),
+    )
+    if note is not None and rank_zero_only.rank == 0:
+        print(f"warning: {note}", file=sys.stderr, flush=True)
+    environment = cluster_environment()
     try:
-        return L.Trainer(
-            accelerator=settings.accelerator,
-            devices=settings.devices,
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=settings.devices if note is None else count_on_cpu(settings.devices),
             num_nodes=settings.num_nodes,
             strategy=settings.strategy,
             precision=settings.precision,  # pyright: ignore[reportArgumentType]
             logger=loggers,
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), *([] if environment is None else [environment])],
             max_epochs=schedule.epochs,
             max_steps=-1 if schedule.max_steps is None else schedule.max_steps,
             check_val_every_n_epoch=schedule.eval_every,
@@ -43,11 +56,13 @@ def make_trainer(
             enable_checkpointing=bool(callbacks),
             default_root_dir=str(run_dir),
         )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ValueError) as error:  # ValueError: SLURM's or torchrun's processes are others
         raise ConfigError(
-            f"the settings in trainer do not fit this machine ({error}); see trainer.accelerator, trainer.devices and"
-            " trainer.strategy."
+            f"the settings in trainer do not fit this machine ({error}); see trainer.accelerator, trainer.devices,"
+            " trainer.num_nodes and trainer.strategy."
         ) from error
+    check_processes(trainer)
+    return trainer
 
 
 def make_datamodule(config: Config) -> DetectionDataModule:
