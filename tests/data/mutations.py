@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
@@ -130,7 +131,21 @@ def xml_double(tree: Element, where: int, how: int) -> None:
 
 def xml_replace(tree: Element, where: int, how: int) -> None:
     leaves = [element for element in tree.iter() if not len(element)]
-    values = (*TEXTS, *map(str, NUMBERS), "cat", "dog", "zebra", "\ud800", "\x00", "1,5", "0x10", " 7 ", "+3", "7.", ".5")
+    values = (
+        *TEXTS,
+        *map(str, NUMBERS),
+        "cat",
+        "dog",
+        "zebra",
+        "\ud800",
+        "\x00",
+        "1,5",
+        "0x10",
+        " 7 ",
+        "+3",
+        "7.",
+        ".5",
+    )
     leaves[where % len(leaves)].text = values[how % len(values)]
 
 
@@ -153,7 +168,7 @@ def xml_nest(tree: Element, where: int, how: int) -> None:
     elements = list(tree.iter())
     node = elements[where % len(elements)]
     moved = copy.deepcopy(elements[how % len(elements)])
-    for _ in range((0, 0, 1, 50, 500)[how % 5]):
+    for _ in range((0, 0, 1, 10, 30)[how % 5]):  # copy.deepcopy, of several changes, takes no more
         node.append(Element("deep"))
         node = node[-1]
     node.append(moved)
@@ -188,6 +203,13 @@ def doctype(text: bytes, how: int) -> bytes:
     return head[how % len(head)] + (text.replace(b"cat", b"&a;", 1) if how % 2 else text)
 
 
+def deep(text: bytes, how: int) -> bytes:
+    """Elements inside one another, up to 50,000 levels, somewhere between two others."""
+    at = [match.end() for match in re.finditer(rb"</\w+>", text)] or [0]
+    place, levels = at[(how // 4) % len(at)], (10, 300, 2000, 50000)[how % 4]
+    return text[:place] + b"<a>" * levels + b"cat" + b"</a>" * levels + text[place:]
+
+
 # both, as bytes
 
 
@@ -203,7 +225,23 @@ def flip(text: bytes, how: int) -> bytes:
 
 
 def insert(text: bytes, how: int) -> bytes:
-    pieces = (b"\x00", b"\xff", b"\xc3", b",", b"}", b"]", b"-", b"9", b"e", b'"', b"\\", b"<", b"&", b"/>", b"\xed\xa0\x80")
+    pieces = (
+        b"\x00",
+        b"\xff",
+        b"\xc3",
+        b",",
+        b"}",
+        b"]",
+        b"-",
+        b"9",
+        b"e",
+        b'"',
+        b"\\",
+        b"<",
+        b"&",
+        b"/>",
+        b"\xed\xa0\x80",
+    )
     at = how % (len(text) + 1)
     return text[:at] + pieces[(how // 11) % len(pieces)] + text[at:]
 

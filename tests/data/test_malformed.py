@@ -236,7 +236,7 @@ def check_voc_sentence(sentence: str, folder: Path) -> None:
 
 xml_changes = st.lists(st.tuples(st.sampled_from(mutations.XML_CHANGES), CHOICE, CHOICE), min_size=1, max_size=3)
 xml_bytes = st.sampled_from(
-    (None, None, None, None, mutations.doctype, mutations.truncate, mutations.flip, mutations.flip, mutations.insert,
+    (None, None, None, None, mutations.deep, mutations.doctype, mutations.truncate, mutations.flip, mutations.flip, mutations.insert,
      mutations.encode, mutations.repeat)
 )  # fmt: skip
 

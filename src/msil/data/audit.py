@@ -241,5 +241,3 @@ def _finding(chosen: Array, what: str, name: Callable[[int], str]) -> str:
     named = ", ".join(name(int(index)) for index in np.flatnonzero(chosen)[:NAMED])
     more = ", ..." if count > NAMED else ""
     return f"{count} {'box' if count == 1 else 'boxes'} {what} ({named}{more})"
-
-

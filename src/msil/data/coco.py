@@ -143,7 +143,9 @@ def _read_categories(entries: list[dict[str, Any]], source: Path) -> dict[int, s
         category_id = whole_number(entry.get("id"), f"{source}: id of categories[{index}]")
         name = entry.get("name")
         if not is_text(name):
-            raise DataError(f"{source}: name of category {category_id} must be a text, but is {short(name)}: correct it")
+            raise DataError(
+                f"{source}: name of category {category_id} must be a text, but is {short(name)}: correct it"
+            )
         if category_id in categories:
             raise DataError(f"{source}: category id {category_id} is listed twice: give each category its own id")
         categories[category_id] = name
