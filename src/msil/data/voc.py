@@ -252,8 +252,8 @@ def _check_names(records: list[_Record], classes: tuple[str, ...]) -> None:
                 every = {item.name for other in records for item in other.objects}
                 needed = [name for name in classes if name in every] + sorted(every - known)
                 raise DataError(
-                    f"{record.file}: object {number} is of class {short(found.name)}, which data.classes does not list; "
-                    f"to read all that this split holds, set data.classes=[{','.join(needed)}]"
+                    f"{record.file}: object {number} is of class {short(found.name)}, which data.classes does not "
+                    f"list; to read all that this split holds, set data.classes=[{','.join(needed)}]"
                 )
 
 

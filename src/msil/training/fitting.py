@@ -15,6 +15,7 @@ from msil.analysis.record import write_record
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config
+from msil.data.module import DetectionDataModule
 from msil.errors import ConfigError
 from msil.reporting.figures import draw_curves
 from msil.reporting.results import write_json
@@ -61,7 +62,11 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
     _fit(trainer, module, datamodule, resume, run_dir)
     train_ended = time.time()
     module.final_evaluation = True
-    trainer.validate(module, datamodule=datamodule, verbose=False)
+    with datamodule.naming_lost_workers():
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+    skipped = [str(train.path(index)) for index in datamodule.skipped_images]
+    if skipped and trainer.is_global_zero:
+        print(f"{len(skipped)} training images could not be read, and others stood in for them: {', '.join(skipped)}")
     result = {
         **common(config, values, detector, trainer),
         "metrics": module.final_metrics,
@@ -72,6 +77,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "train_images": len(datamodule.train_indices),
+        "skipped_images": len(skipped),
         "val_images": datamodule.num_eval,
         "classes": list(train.classes),
     }
@@ -94,10 +100,11 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
     return result
 
 
-def _fit(trainer: L.Trainer, module: DetectionModule, data: L.LightningDataModule, resume: Path | None, run_dir: Path
+def _fit(trainer: L.Trainer, module: DetectionModule, data: DetectionDataModule, resume: Path | None, run_dir: Path
 ) -> None:  # fmt: skip
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        with data.naming_lost_workers():
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except (RuntimeError, KeyError) as error:
         if resume is not None and "state_dict" in str(error):
             raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from msil.config import Config, DataName
+from msil.config import Config, DataName, OnBadImage
 from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
 from msil.errors import ConfigError
 from msil.evaluation.coco import CocoMetric
@@ -75,6 +75,7 @@ def make_datamodule(config: Config) -> DetectionDataModule:
         max_size=data.max_size,
         multiscale=low_high,
         flip=data.flip,
+        skip_bad_images=data.on_bad_image is OnBadImage.skip,
         workers=data.workers,
         eval_images=config.schedule.eval_images,
     )
