@@ -155,8 +155,11 @@ class EvaluationDataModule(L.LightningDataModule):
         """Around what uses the loaders: a worker process that dies ends in a DataError naming the file it read."""
         try:
             yield
-        except RuntimeError as error:
-            lost = lost_worker(error, self._readings)
+        except (RuntimeError, OSError, EOFError) as error:
+            try:
+                lost = lost_worker(error, self._readings)
+            except RuntimeError as death:  # torch's SIGCHLD handler raises it wherever the program is
+                lost = lost_worker(death, self._readings)
             if lost is None:
                 raise
             raise lost from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +17,8 @@ from torch.utils.data import Dataset, get_worker_info
 from msil.data.annotated import AnnotatedImages
 from msil.detection.structures import Target
 from msil.errors import DataError
+
+WAIT = 5.0  # seconds; the system tells of a child's death in some milliseconds
 
 # torch's words, of its SIGCHLD handler and of its loader: "DataLoader worker (pid 12) is killed by signal: Killed. ",
 # "DataLoader worker (pid 12) exited unexpectedly with exit code 1. ...", "DataLoader worker (pid(s) 12, 13) exited ..."
@@ -57,7 +61,13 @@ class WatchedImages(Dataset[tuple[Tensor, Target]]):
 
 
 def lost_worker(error: BaseException, readings: Sequence[Reading]) -> DataError | None:
-    """What to tell if the error, or what caused it, is torch's of a worker process that died; else None."""
+    """What to tell if the error, or what caused it, is torch's of a worker process that died; else None.
+
+    A connection to a worker that broke may be noticed before its death, which is then waited for.
+    """
+    if isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+        dead = _await_death(readings)
+        return None if dead is None else _sentence({dead[0]}, dead[1], readings)
     texts = []
     cause: BaseException | None = error
     while cause is not None:
@@ -69,6 +79,24 @@ def lost_worker(error: BaseException, readings: Sequence[Reading]) -> DataError 
         return None
     how = _HOW.search(text)
     end = "died" if how is None else f"was killed by a signal ({how[1]})" if how[1] else f"ended with {how[2]}"
+    return _sentence(pids, end, readings)
+
+
+def _await_death(readings: Sequence[Reading]) -> tuple[int, str] | None:
+    """(pid, how it ended) of the first worker that is found dead, without taking that news from its parent's loader."""
+    pids = [pid for reading in readings for pid in reading.table[:, 0].tolist() if pid > 0]
+    until = time.monotonic() + WAIT
+    while time.monotonic() < until and hasattr(os, "waitid"):
+        for pid in pids:
+            with contextlib.suppress(ChildProcessError):  # gone, and known to be
+                found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is not None and found.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
+                    return pid, f"was killed by a signal ({signal.strsignal(found.si_status)})"
+        time.sleep(0.02)
+    return None
+
+
+def _sentence(pids: set[int], end: str, readings: Sequence[Reading]) -> DataError:
     files = [file for pid in sorted(pids) for reading in readings if (file := reading.last(pid)) is not None]
     where = f" while it read {' and '.join(files)}, or just after" if files else " before it read an image"
     return DataError(
@@ -95,5 +123,6 @@ def outlive_signals(worker_id: int) -> None:
 def _await_sigterm(parent: int) -> None:
     for _ in range(2):
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
-            break
-    os._exit(0)
+            os._exit(0)  # as torch's own handler does
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)  # to die by the signal, not by an exit code that hides it

@@ -66,7 +66,10 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
         trainer.validate(module, datamodule=datamodule, verbose=False)
     skipped = [str(train.path(index)) for index in datamodule.skipped_images]
     if skipped and trainer.is_global_zero:
-        print(f"{len(skipped)} training images could not be read, and others stood in for them: {', '.join(skipped)}")
+        words = "image could not be read, and another stood in for it"
+        if len(skipped) > 1:
+            words = "images could not be read, and others stood in for them"
+        print(f"{len(skipped)} training {words}: {', '.join(skipped)}")
     result = {
         **common(config, values, detector, trainer),
         "metrics": module.final_metrics,
