@@ -79,6 +79,13 @@ class DataName(StrEnum):
     voc = "voc"
 
 
+class OnBadImage(StrEnum):
+    """What a training does about an image that can no longer be read: end, or go on with another one instead."""
+
+    error = "error"
+    skip = "skip"
+
+
 class OptimizerName(StrEnum):
     sgd = "sgd"
     adamw = "adamw"
@@ -176,6 +183,7 @@ class DataConfig:
     flip: float = MISSING  # probability of a horizontal flip in training
     workers: int = MISSING  # loader processes a device
     strict: bool = MISSING  # refuse boxes that would be clipped or dropped
+    on_bad_image: OnBadImage = MISSING  # in training; evaluation never skips
     num_train: int | None = MISSING  # shapes: how many images to make
     num_val: int | None = MISSING
     image_size: int | None = MISSING  # shapes: side in pixels
@@ -248,6 +256,7 @@ STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18_scratch"}
 
 # What changes where or how fast a run happens, not what it computes.
 NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
+              "data.on_bad_image",  # what was skipped is counted in result.json
               "model.weights")  # of these, weights_sha256 counts  # fmt: skip
 
 

@@ -23,10 +23,12 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from msil.config import Config, as_composed, to_config
 from msil.errors import ConfigError, UserError
 from msil.sweep.launchers import check_launcher
+from msil.untrusted import refuse_code
 from msil.validate import validate
 
 # OmegaConf's messages end in lines about its internals, Hydra's in its search path and the advice to use `+`.
@@ -39,13 +41,22 @@ def check_command_line(arguments: Sequence[str], conf: Path) -> None:
     `conf`: the folder that holds config.yaml. A single run's values are checked here too, a sweep's by its launcher.
     """
     flags = get_args_parser().parse_args(list(arguments))
-    if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.config_path or flags.config_name:
+    if flags.help or flags.hydra_help or flags.info or flags.shell_completion:
+        return
+    if flags.experimental_rerun:
+        raise ConfigError("--experimental-rerun reads a pickle, which can run code: give the settings themselves.")
+    if flags.config_path or flags.config_name:  # settings all of the user's own, which only Hydra checks further
+        typed_now = [override for override in map(_parse, flags.overrides) if not override.is_sweep_override()]
+        own = conf if flags.config_path is None else conf.parent / flags.config_path
+        refuse_code(_compose(typed_now, _folders(own.resolve(), flags.config_dir), flags.config_name or "config"))
         return
     if flags.multirun and flags.cfg:
         raise ConfigError("--cfg shows the settings of one run: leave out -m and what it sweeps.")
-    folders = [conf] + ([Path(flags.config_dir).resolve()] if flags.config_dir else [])
+    folders = _folders(conf, flags.config_dir)
     overrides = check_overrides(flags.overrides, folders)
     config = _compose(overrides, folders)
+    refuse_code(config)
+    _check_swept_choices(overrides, folders)
     if flags.multirun or config.hydra.mode == RunMode.MULTIRUN:
         params = config.hydra.sweeper.get("params") or {}
         check_overrides([f"{key}={value}" for key, value in params.items()], folders)
@@ -63,6 +74,22 @@ def check_command_line(arguments: Sequence[str], conf: Path) -> None:
     check_weights(config, [override.key_or_group for override in overrides])
     if not flags.cfg:
         validate(typed(config))
+
+
+def _folders(conf: Path, config_dir: str | None) -> list[Path]:
+    return [conf] + ([Path(config_dir).resolve()] if config_dir else [])
+
+
+def _check_swept_choices(overrides: Sequence[Override], folders: Sequence[Path]) -> None:
+    """Raises ConfigError if a choice of a sweep, from a file of the user's own, would run code."""
+    if not folders[1:]:
+        return
+    groups = config_groups(folders)
+    for override in overrides:
+        if override.is_sweep_override() and override.key_or_group in groups:
+            for choice in _values(override) or groups[override.key_or_group]:
+                line = _parse(f"{override.key_or_group}={choice}")
+                refuse_code(_compose([*overrides, line], folders))
 
 
 def check_weights(config: DictConfig, keys: Sequence[str]) -> None:
@@ -272,13 +299,13 @@ def _wanted(hint: Any) -> tuple[str, list[str]]:
     }[hint]
 
 
-def _compose(overrides: Sequence[Override], folders: Sequence[Path]) -> DictConfig:
+def _compose(overrides: Sequence[Override], folders: Sequence[Path], name: str = "config") -> DictConfig:
     """The settings with Hydra's own, sweeps left out: they take the values that the files give."""
     lines = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     if folders[1:]:
         lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]")
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3", job_name="run"):
-            return compose("config", lines, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+            return compose(name, lines, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(one_line(error)) from error

@@ -236,11 +236,15 @@ ANNOTATION = r"instances_train\.json: annotation 101 of a\.jpg: "
         (in_image(file_name=""), "image 5: file_name must be the name of a file"),
         (in_image(file_name="a\0.jpg"), "image 5: file_name must be the name of a file"),
         (in_image(file_name="."), "image file .* cannot be read"),
-        (in_image(file_name="\ud800.jpg"), "image file .* cannot be read"),
+        (in_image(file_name="\ud800.jpg"), "image 5: file_name must be the name of a file"),
+        (in_image(file_name="a\nb.jpg"), r"image 5: file_name must be the name of a file, but is 'a\\nb\.jpg'"),
         (in_image(file_name="d.jpg"), r"image file .*d\.jpg is missing"),
         (in_category(id=7), "category id 7 is listed twice"),
         (in_category(id=None), r"id of categories\[1\] must be a whole number"),
         (in_category(name=None), "name of category 3 must be a text"),
+        (in_category(name=" "), "name of category 3 must be a text, but is ' '"),
+        (in_category(name="cat\n"), r"name of category 3 must be a text, but is 'cat\\n'"),
+        (in_category(name="\ud800"), "name of category 3 must be a text"),
         (lambda content: content["images"].clear(), "is empty: it lists no images"),
         (lambda content: content["annotations"].clear(), "is empty: no image has a usable box"),
         (lambda content: content["categories"].clear(), "lists no categories"),
@@ -256,6 +260,14 @@ def test_refused_always(tmp_path: Path, change: Change, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
         CocoDataset(tmp_path, "train")
     assert "\n" not in str(error.value)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    """Python's reader would take the last value: here, silently, the class dog instead of zebra."""
+    text = json.dumps(coco_content()).replace('"category_id": 90', '"category_id": 90, "category_id": 7', 1)
+    write_coco(tmp_path, text)
+    with pytest.raises(DataError, match=r"train\.json: the key 'category_id' of the entry with id 100 is given twice"):
+        CocoDataset(tmp_path, "train")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"images": [}', "[" * 100000, "\udcff"])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from msil.data.audit import CheckedBoxes, check_boxes, check_images
+from msil.data.audit import CheckedBoxes, check_boxes, check_images, check_inside
 from msil.data.images import read_image
 from msil.detection.structures import Target
 from msil.errors import DataError
@@ -23,9 +23,10 @@ Array = NDArray[Any]
 
 @dataclass
 class ImageList:
-    """N images. ids: unique. names: paths below `folder`. sizes: (height, width) that the annotations give, or None.
-    where: what a message calls each image's entry."""
+    """N images. root: the data set's folder. ids: unique. names: paths below `folder`. sizes: (height, width) that the
+    annotations give, or None. where: what a message calls each image's entry."""
 
+    root: Path
     folder: Path
     ids: list[int]
     names: list[str]
@@ -80,9 +81,9 @@ class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
         self._folder = images.folder
         self._names = images.names
         self._ids = np.array(images.ids, dtype=np.int64)
-        self._sizes, self._orientations = check_images(
-            [images.folder / name for name in images.names], images.sizes, images.where
-        )
+        paths = [images.folder / name for name in images.names]
+        check_inside(paths, images.folder, images.root)
+        self._sizes, self._orientations = check_images(paths, images.sizes, images.where)
         if boxes is None:
             boxes, checked = _no_boxes(), CheckedBoxes(np.zeros(0, bool), np.zeros(0, bool), np.zeros((0, 4)))
         else:

@@ -1,8 +1,8 @@
 """The checks that every data set passes before training starts.
 
 Always refused, with a DataError naming file and id: what has no sound meaning (NaN, wrong types, inverted boxes,
-unknown or duplicate ids, missing or truncated images, names that leave the folder). Boxes that real sets are full of
-are mended, counted and named in one DataWarning, or refused under `strict`:
+unknown or duplicate ids, missing or truncated images, names and links that leave the data set). Boxes that real sets
+are full of are mended, counted and named in one DataWarning, or refused under `strict`:
 - a box that leaves its image by more than ROUNDING is clipped to it for training;
 - a degenerate box (no width or no height, or nothing of it inside the image) is dropped altogether;
 - a box of which less than 1 pixel in width or height is inside the image, or whose area is given as 0, is not trained
@@ -11,12 +11,16 @@ are mended, counted and named in one DataWarning, or refused under `strict`:
 
 from __future__ import annotations
 
+import os
+import re
+import reprlib
+import stat
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +38,12 @@ LARGEST = 1e15  # px or px^2: whatever is beyond is no measure of an image
 NAMED = 3  # boxes named in the warning, of each kind
 THREADS = 4  # they wait for the disk; more would only wait for each other
 PART = 256  # images a thread takes at a time
+
+# What would break a sentence in two, play with a terminal, or not survive being written as UTF-8 (lone surrogates).
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlevel = 3
 
 
 class DataWarning(UserWarning):
@@ -58,14 +68,14 @@ def whole_number(value: object, what: str, low: int = -(2**63)) -> int:
     number = int(value) if isinstance(value, float) and value.is_integer() else value
     if isinstance(number, bool) or not isinstance(number, int) or not low <= number < 2**63:
         kind = "a whole number" if low < 0 else f"a whole number of at least {low}"
-        raise DataError(f"{what} must be {kind}, but is {_short(value)}: correct it")
+        raise DataError(f"{what} must be {kind}, but is {short(value)}: correct it")
     return number
 
 
 def xywh_box(value: object, what: str) -> list[float]:
     """`value`, if it is a list of 4 finite numbers, x y width height, the last two not negative; else DataError."""
     if not isinstance(value, list) or len(value) != 4 or not all(is_finite_number(number) for number in value):
-        raise DataError(f"{what} must be a list of four finite numbers, but is {_short(value)}: correct or remove it")
+        raise DataError(f"{what} must be a list of four finite numbers, but is {short(value)}: correct or remove it")
     if value[2] < 0 or value[3] < 0:
         raise DataError(f"{what} is inverted, {value} has a negative width or height: correct or remove it")
     return value
@@ -76,18 +86,50 @@ def is_finite_number(value: object) -> bool:
     return type(value) in (int, float) and -LARGEST < value < LARGEST  # pyright: ignore[reportOperatorIssue]
 
 
-def inner_name(value: object, what: str) -> str:
-    """A file name, maybe with folders, that stays below the folder it is looked up in. Symbolic links are followed.
+def is_text(value: object) -> TypeGuard[str]:
+    """A string of more than blanks, in one line, without control characters."""
+    return isinstance(value, str) and bool(value.strip()) and _UNPRINTABLE.search(value) is None
 
-    Raises DataError if it is not a string, is empty, absolute, or climbs up by `..`.
+
+def short(value: object) -> str:
+    """`value` for a message: in one line, of bounded length and depth, whatever a file may hold."""
+    text = repr(value) if isinstance(value, str | int | float | None) else _SHORT.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def inner_name(value: object, what: str) -> str:
+    """A file name, maybe with folders, that stays below the folder it is looked up in; its links: `check_inside`.
+
+    Raises DataError if it is no text, is empty, absolute, or climbs up by `..`.
     """
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise DataError(f"{what} must be the name of a file, but is {_short(value)}: correct it")
+    if not is_text(value):
+        raise DataError(f"{what} must be the name of a file, but is {short(value)}: correct it")
     for flavour in (PurePosixPath, PureWindowsPath):
         name = flavour(value)
         if name.is_absolute() or name.drive or name.root or ".." in name.parts:
-            raise DataError(f"{what} is {_short(value)}, which leaves the data set's folder: name a file inside it")
+            raise DataError(f"{what} is {short(value)}, which leaves the data set's folder: name a file inside it")
     return value
+
+
+def check_inside(paths: Iterable[Path], folder: Path, root: Path) -> None:
+    """Raises DataError for the first of the paths, all below `folder`, that is or lies below a symbolic link to a place
+    outside both `root`, the data set's folder, and `folder`. These two may themselves be links.
+
+    118k images take half a second: folders are resolved once each, and files only if they are links.
+    """
+    allowed = (os.path.realpath(root), os.path.realpath(folder))
+    checked: set[str] = set()
+    for path in map(os.fspath, paths):
+        parent = os.path.dirname(path)
+        if parent not in checked:
+            _check_place(parent, allowed, root)
+            checked.add(parent)
+        try:
+            linked = stat.S_ISLNK(os.lstat(path).st_mode)
+        except (OSError, ValueError):  # missing, or a name that no file system holds: said where the file is opened
+            continue
+        if linked:
+            _check_place(path, allowed, root)
 
 
 def check_images(paths: Sequence[Path], sizes: Sequence[Size | None], where: Sequence[str]) -> tuple[Array, Array]:
@@ -158,6 +200,15 @@ def check_classes(classes: Sequence[str] | None) -> None:
         raise DataError(f"data.classes names {twice[0]!r} more than once: name each class once")
 
 
+def _check_place(path: str, allowed: Sequence[str], root: Path) -> None:
+    place = os.path.realpath(path)
+    if not any(place == top or place.startswith(top.rstrip(os.sep) + os.sep) for top in allowed):
+        raise DataError(
+            f"{path} leads by a symbolic link to {place}, outside the data set's folder {root}: put the file itself "
+            "there, or set data.root to a folder that holds both"
+        )
+
+
 def _check_part(
     paths: Sequence[Path], sizes: Sequence[Size | None], where: Sequence[str]
 ) -> list[ImageHeader | DataError]:
@@ -190,8 +241,3 @@ def _finding(chosen: Array, what: str, name: Callable[[int], str]) -> str:
     named = ", ".join(name(int(index)) for index in np.flatnonzero(chosen)[:NAMED])
     more = ", ..." if count > NAMED else ""
     return f"{count} {'box' if count == 1 else 'boxes'} {what} ({named}{more})"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

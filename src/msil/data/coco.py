@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from msil.data.annotated import AnnotatedImages, BoxList, ImageList
-from msil.data.audit import check_classes, inner_name, is_finite_number, whole_number, xywh_box
+from msil.data.audit import check_classes, inner_name, is_finite_number, is_text, short, whole_number, xywh_box
 from msil.errors import DataError
 
 
@@ -44,7 +44,7 @@ class CocoDataset(AnnotatedImages):
         content = _read_json(source, ("images", "categories", *(("annotations",) if annotated else ())))
         categories = _read_categories(content["categories"], source)
         selected = _select(categories, classes, source)
-        images = _read_images(content["images"], folder, source)
+        images = _read_images(content["images"], Path(root), folder, source)
         boxes = _read_boxes(content["annotations"], images, categories, selected, source) if annotated else None
         super().__init__(
             images,
@@ -55,6 +55,10 @@ class CocoDataset(AnnotatedImages):
             train_on_ignored=False,
             strict=strict,
         )
+
+
+class _KeyTwice(ValueError):
+    """Of one json object."""
 
 
 class _Box(NamedTuple):
@@ -69,9 +73,11 @@ class _Box(NamedTuple):
 def _read_json(source: Path, lists: Sequence[str]) -> dict[str, list[Any]]:
     """A COCO file, of which `lists` are known to be lists of objects, polygons and masks left out."""
     try:
-        content = json.loads(source.read_bytes(), object_hook=_without_segmentation)
+        content = json.loads(source.read_bytes(), object_pairs_hook=_entry)
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
+    except _KeyTwice as error:
+        raise DataError(f"{source}: {error}: keep the right one") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source} is not valid json ({error}): replace it with an intact copy") from None
     for key in lists:
@@ -84,8 +90,15 @@ def _read_json(source: Path, lists: Sequence[str]) -> dict[str, list[Any]]:
     return content
 
 
-def _without_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
-    """Frees the polygons, nine tenths of the file, as soon as they are parsed."""
+def _entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Frees the polygons, nine tenths of the file, as soon as they are parsed. A key that comes twice is refused: which
+    of its values is meant, say of category_id, nobody knows."""
+    entry = dict(pairs)
+    if len(entry) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        which = f" of the entry with id {short(entry['id'])}" if "id" in entry else ""
+        raise _KeyTwice(f"the key {short(twice)}{which} is given twice")
     entry.pop("segmentation", None)
     return entry
 
@@ -129,8 +142,10 @@ def _read_categories(entries: list[dict[str, Any]], source: Path) -> dict[int, s
     for index, entry in enumerate(entries):
         category_id = whole_number(entry.get("id"), f"{source}: id of categories[{index}]")
         name = entry.get("name")
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{source}: name of category {category_id} must be a text, but is {name!r}: correct it")
+        if not is_text(name):
+            raise DataError(
+                f"{source}: name of category {category_id} must be a text, but is {short(name)}: correct it"
+            )
         if category_id in categories:
             raise DataError(f"{source}: category id {category_id} is listed twice: give each category its own id")
         categories[category_id] = name
@@ -155,8 +170,8 @@ def _select(categories: dict[int, str], classes: Sequence[str] | None, source: P
     return selected
 
 
-def _read_images(entries: list[dict[str, Any]], folder: Path, source: Path) -> ImageList:
-    images = ImageList(folder, [], [], [], [])
+def _read_images(entries: list[dict[str, Any]], root: Path, folder: Path, source: Path) -> ImageList:
+    images = ImageList(root, folder, [], [], [], [])
     seen: set[int] = set()
     for index, entry in enumerate(entries):
         image_id = whole_number(entry.get("id"), f"{source}: id of images[{index}]")
@@ -216,17 +231,17 @@ def _read_box(entry: dict[str, Any], index_of: dict[int, int], categories: dict[
     xywh = xywh_box(entry.get("bbox"), "bbox")
     area = entry.get("area", xywh[2] * xywh[3])
     if not is_finite_number(area) or area < 0:
-        raise DataError(f"area must be a finite number of at least 0, but is {area!r}: correct it")
+        raise DataError(f"area must be a finite number of at least 0, but is {short(area)}: correct it")
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise DataError(f"iscrowd must be 0 or 1, but is {crowd!r}: correct it")
+        raise DataError(f"iscrowd must be 0 or 1, but is {short(crowd)}: correct it")
     return _Box(annotation_id, index_of[image_id], category_id, xywh, area, bool(crowd))
 
 
 def _describe(entry: dict[str, Any], position: int, images: ImageList, index_of: dict[int, int]) -> str:
     """'annotation 12 of a.jpg', or what of it is known: the entry may be malformed anywhere."""
     annotation_id, image_id = entry.get("id"), entry.get("image_id")
-    name = f"annotation {annotation_id}" if isinstance(annotation_id, int) else f"annotations[{position}]"
-    if isinstance(image_id, int) and image_id in index_of:
+    name = f"annotation {short(annotation_id)}" if type(annotation_id) is int else f"annotations[{position}]"
+    if type(image_id) is int and image_id in index_of:
         name += f" of {images.names[index_of[image_id]]}"
     return name

@@ -6,6 +6,7 @@ Reads a few hundred bytes of a JPEG or PNG, so that 118k images are looked at be
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from msil.errors import DataError
 
 FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+LARGEST = 2**26  # pixels of one image, 67 million: decoded, they take 200 MB, and some 1 GB in the net
 
 JPEG_START = b"\xff\xd8"
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -48,19 +50,33 @@ class ImageHeader:
 
 
 def read_header(path: Path) -> ImageHeader:
-    """Raises DataError, naming the file, if it is missing, empty, or no image that we read."""
+    """Raises DataError, naming the file, if it is missing, empty, no image that we read, or of too many pixels."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a named pipe would wait forever
+            raise OSError("it is no file")
         with open(path, "rb") as file:
             header = _read(file)
     except FileNotFoundError:
         raise DataError(f"image file {path} is missing: put it there, or take it out of the annotations") from None
+    except Image.DecompressionBombError:  # of Pillow's own limit, above ours
+        raise DataError(_too_large(path, "far too many pixels")) from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file system can hold
         raise DataError(f"image file {path} cannot be read ({error}): mend it or its name") from None
     if header is None:
         empty = path.stat().st_size == 0
         reason = "is empty (0 bytes)" if empty else f"has no valid header of a {FORMATS} file"
         raise DataError(f"image file {path} {reason}: replace it with an intact copy")
+    height, width = header.stored_size
+    if height * width > LARGEST:
+        raise DataError(_too_large(path, f"{width} x {height} pixels"))
     return header
+
+
+def _too_large(path: Path, size: str) -> str:
+    return (
+        f"image file {path} has {size}, more than the {LARGEST // 10**6} million that one image may have: "
+        "make it smaller, with its boxes, or cut it into tiles"
+    )
 
 
 def exif_orientation(tiff: bytes) -> int:
@@ -169,6 +185,6 @@ def _read_other(file: BinaryIO) -> ImageHeader | None:
             width, height = image.size
             # Pillow turns a TIFF upright itself, and gives its upright size.
             exif = b"" if image.format == "TIFF" else image.info.get("exif", b"")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError):
         return None
     return ImageHeader((height, width), exif_orientation(exif.removeprefix(EXIF_PREFIX)), ends=False)

@@ -33,10 +33,12 @@ def read_image(path: Path, orientation: int | None = None) -> Tensor:
     """(3, H, W) uint8 RGB in 0..255, H and W after the rotation.
 
     orientation: EXIF's 1..8, what to do with the stored pixels; None: what the file itself says.
-    Raises DataError, naming the file, if it is missing, truncated, damaged, or of an unknown kind.
+    Raises DataError, naming the file, if it is missing, truncated, damaged, of an unknown kind, or of too many pixels
+    (more than headers.LARGEST): the header is looked at before anything is decoded.
     """
+    header = read_header(path)
     if orientation is None:
-        orientation = read_header(path).orientation
+        orientation = header.orientation
     try:
         data = read_file(str(path))
         if tuple(data[:4].tolist()) == PNG_START:

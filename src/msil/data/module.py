@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from msil.data.annotated import AnnotatedImages
 from msil.data.coco import CocoDataset
 from msil.data.sampler import TrainingBatches, evaluation_share, image_generator
 from msil.data.shapes import write_shapes
+from msil.data.skipping import SkippedImages
 from msil.data.transforms import training_transform
 from msil.data.voc import VOCDataset
+from msil.data.workers import Reading, WatchedImages, lost_worker, outlive_signals
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError
 
@@ -129,6 +132,7 @@ class EvaluationDataModule(L.LightningDataModule):
         self.val = val
         self.eval_batch_size = eval_batch_size
         self.workers = workers
+        self._readings = [Reading(val, workers)]
         self.num_eval = len(val) if eval_images is None else min(eval_images, len(val))
 
     def val_dataloader(self) -> DataLoader:
@@ -136,14 +140,29 @@ class EvaluationDataModule(L.LightningDataModule):
         if self.num_eval < world_size:
             raise ConfigError(f"{self.num_eval} images to evaluate are too few for {world_size} processes.")
         return DataLoader(
-            self.val,
+            WatchedImages(self.val, self._readings[0]),
             batch_size=self.eval_batch_size,
             sampler=evaluation_share(self.num_eval, rank, world_size),
             num_workers=self.workers,
             collate_fn=collate,
+            worker_init_fn=outlive_signals,
             persistent_workers=self.workers > 0,
             pin_memory=self._pins(),
         )
+
+    @contextmanager
+    def naming_lost_workers(self) -> Iterator[None]:
+        """Around what uses the loaders: a worker process that dies ends in a DataError naming the file it read."""
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            try:
+                lost = lost_worker(error, self._readings)
+            except RuntimeError as death:  # torch's SIGCHLD handler raises it wherever the program is
+                lost = lost_worker(death, self._readings)
+            if lost is None:
+                raise
+            raise lost from error
 
     def _pins(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -161,7 +180,8 @@ class DetectionDataModule(EvaluationDataModule):
     short side of at least 32 px are trained on.
 
     batch_size: images a training step over all processes. seed: of order and augmentation.
-    min_size, max_size, multiscale, flip: as in training_transform. The rest: as in EvaluationDataModule.
+    min_size, max_size, multiscale, flip: as in training_transform. skip_bad_images: go on with another image in place
+    of one that can no longer be read, see SkippedImages. The rest: as in EvaluationDataModule.
 
     Raises DataError if there is nothing to train on, ConfigError if the processes cannot share the images evenly.
     """
@@ -178,6 +198,7 @@ class DetectionDataModule(EvaluationDataModule):
         max_size: int,
         multiscale: tuple[int, int] | None = None,
         flip: float = 0.5,
+        skip_bad_images: bool = False,
         workers: int = 0,
         eval_images: int | None = None,
     ) -> None:
@@ -193,6 +214,27 @@ class DetectionDataModule(EvaluationDataModule):
         ]
         if not self.train_indices:
             raise DataError("no training image has both a usable box and a short side of at least 32 pixels.")
+        self.skipped = SkippedImages(train, self.train_indices) if skip_bad_images else None
+        self._readings.append(Reading(train, workers))
+
+    @property
+    def skipped_images(self) -> list[int]:
+        """Indices of the training images that were skipped, by all processes, which must all ask at once."""
+        if self.skipped is None:
+            return []
+        flags = self.skipped.flags
+        if self.trainer is not None and self.trainer.world_size > 1:
+            device = self.trainer.strategy.root_device
+            flags = self.trainer.strategy.all_gather(flags.to(device)).amax(0).cpu()
+        return flags.nonzero().flatten().tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: a run that continues counts on."""
+        return {} if self.skipped is None else {"skipped_images": self.skipped.marked()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.skipped is not None:
+            self.skipped.mark(state_dict.get("skipped_images", []))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -219,26 +261,42 @@ class DetectionDataModule(EvaluationDataModule):
             # Workers begin to prefetch before Lightning sets the epoch, so a resumed run must start in the right one.
             batches.start_at(self.trainer.global_step)
         return DataLoader(
-            AugmentedImages(self.train, self.transform, self.seed),
+            AugmentedImages(self.train, self.transform, self.seed, reading=self._readings[1], skipped=self.skipped),
             batch_sampler=batches,
             num_workers=self.workers,
             collate_fn=collate,
+            worker_init_fn=outlive_signals,
             persistent_workers=self.workers > 0,
             pin_memory=self._pins(),
         )
 
 
 class AugmentedImages(Dataset[tuple[Tensor, Target]]):
-    """A data set seen through its training transform; indexed by (epoch, image index)."""
+    """A data set seen through its training transform; indexed by (epoch, image index).
 
-    def __init__(self, dataset: AnnotatedImages, transform: partial[tuple[Tensor, Target]], seed: int) -> None:
+    reading: where reads are noted. skipped: what stands in for an image that cannot be read; None: a DataError.
+    """
+
+    def __init__(
+        self,
+        dataset: AnnotatedImages,
+        transform: partial[tuple[Tensor, Target]],
+        seed: int,
+        *,
+        reading: Reading | None = None,
+        skipped: SkippedImages | None = None,
+    ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
+        self.reading = reading
+        self.skipped = skipped
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target]:
         epoch, index = key
-        image, target = self.dataset[index]
+        if self.reading is not None:
+            self.reading.begins(index)
+        image, target = self.dataset[index] if self.skipped is None else self.skipped.read(index)
         return self.transform(image, target, image_generator(self.seed, epoch, index))
 
 

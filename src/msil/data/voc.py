@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 from defusedxml import ElementTree
 
 from msil.data.annotated import AnnotatedImages, BoxList, ImageList
-from msil.data.audit import check_classes, inner_name, is_finite_number
+from msil.data.audit import check_classes, check_inside, inner_name, is_finite_number, is_text, short
 from msil.errors import DataError
 
 VOC_CLASSES = (
@@ -22,6 +24,7 @@ VOC_CLASSES = (
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".JPG", ".JPEG", ".PNG")
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+LARGEST_XML = 8 * 2**20  # bytes, some 40,000 objects; parsed, a file takes ten times its size of memory
 
 
 class VOCDataset(AnnotatedImages):
@@ -53,9 +56,11 @@ class VOCDataset(AnnotatedImages):
         source = _locate(root, split)
         stems = _read_split(source)
         files = [root / "Annotations" / f"{stem}.xml" for stem in stems]
+        check_inside(files, root / "Annotations", root)
         records = [_read_xml(file) for file in files]
         _check_names(records, names)
         images = ImageList(
+            root,
             root / "JPEGImages",
             list(range(1, len(stems) + 1)),
             [_image_name(root / "JPEGImages", stem) for stem in stems],
@@ -137,12 +142,21 @@ def _read_split(source: Path) -> list[str]:
 
 def _image_name(folder: Path, stem: str) -> str:
     """The name with the extension that is there; .jpg, which the audit then misses, if none is."""
-    found = (f"{stem}{extension}" for extension in EXTENSIONS if (folder / f"{stem}{extension}").is_file())
+    # os.path's: the method of a Path raises where a name is too long
+    found = (f"{stem}{extension}" for extension in EXTENSIONS if os.path.isfile(folder / f"{stem}{extension}"))
     return next(found, f"{stem}.jpg")
 
 
 def _read_xml(file: Path) -> _Record:
     try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{file} is no file: put the annotation there or take its name out of the split")
+        if status.st_size > LARGEST_XML:
+            raise DataError(
+                f"{file} is {status.st_size / 2**20:.0f} MB large, more than the {LARGEST_XML / 2**20:.0f} MB that an "
+                "annotation file may have: replace it with an intact copy"
+            )
         tree = ElementTree.parse(file).getroot()
     except FileNotFoundError:
         raise DataError(f"annotation file {file} is missing: put it there or take its name out of the split") from None
@@ -165,7 +179,7 @@ def _read_xml(file: Path) -> _Record:
 
 def _read_size(tree: Element, file: Path) -> tuple[int, int] | None:
     """(height, width), or None where the file does not know: labelling tools leave it out, or write 0."""
-    size = tree.find("size")
+    size = _child(tree, "size", str(file))
     if size is None:
         return None
     height = _number(size, "height", str(file))
@@ -177,11 +191,13 @@ def _read_size(tree: Element, file: Path) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _read_object(element: Element, short: str, where: str) -> _Object:
-    name = (element.findtext("name") or "").strip()
+def _read_object(element: Element, brief: str, where: str) -> _Object:
+    name = _text(element, "name", where)
     if not name:
         raise DataError(f"{where} has no name: add its class")
-    bndbox = element.find("bndbox")
+    if not is_text(name):
+        raise DataError(f"{where} has the name {short(name)}, which is not one line of text: correct it")
+    bndbox = _child(element, "bndbox", f"{where} ({name})")
     if bndbox is None:
         raise DataError(f"{where} ({name}) has no bndbox: add or remove it")
     xmin, ymin, xmax, ymax = (_number(bndbox, side, f"{where} ({name})") for side in SIDES)
@@ -192,20 +208,38 @@ def _read_object(element: Element, short: str, where: str) -> _Object:
         )
     width = xmax - xmin + 1 if xmax > xmin else 0.0
     height = ymax - ymin + 1 if ymax > ymin else 0.0
-    difficult = (element.findtext("difficult") or "0").strip()
+    difficult = _text(element, "difficult", f"{where} ({name})") or "0"
     if difficult not in ("0", "1"):
-        raise DataError(f"{where} ({name}): difficult must be 0 or 1, but is {difficult!r}: correct it")
-    return _Object(name, [xmin - 1, ymin - 1, width, height], difficult == "1", short)
+        raise DataError(f"{where} ({name}): difficult must be 0 or 1, but is {short(difficult)}: correct it")
+    return _Object(name, [xmin - 1, ymin - 1, width, height], difficult == "1", brief)
+
+
+def _child(parent: Element, tag: str, where: str) -> Element | None:
+    """The one child of that tag, or None. Raises DataError where there are several: which is meant, nobody knows."""
+    found = parent.findall(tag)
+    if len(found) > 1:
+        raise DataError(f"{where} has {len(found)} elements {tag}: keep the right one")
+    return found[0] if found else None
+
+
+def _text(parent: Element, tag: str, where: str) -> str:
+    """What the child of that tag holds, blanks around it left out; '' where there is none or it is empty."""
+    child = _child(parent, tag, where)
+    if child is None:
+        return ""
+    if len(child):
+        raise DataError(f"{where}: {tag} must hold text alone, but holds an element {short(child[0].tag)}: correct it")
+    return (child.text or "").strip()
 
 
 def _number(parent: Element, tag: str, where: str) -> float:
-    text = (parent.findtext(tag) or "").strip()
+    text = _text(parent, tag, where)
     try:
-        value = float(text)
+        value = float("nan" if "_" in text else text)  # float takes 1_0 for 10
     except ValueError:
         value = float("nan")
     if not is_finite_number(value):
-        raise DataError(f"{where}: {tag} must be a finite number, but is {text!r}: correct it")
+        raise DataError(f"{where}: {tag} must be a finite number, but is {short(text)}: correct it")
     return value
 
 
@@ -218,8 +252,8 @@ def _check_names(records: list[_Record], classes: tuple[str, ...]) -> None:
                 every = {item.name for other in records for item in other.objects}
                 needed = [name for name in classes if name in every] + sorted(every - known)
                 raise DataError(
-                    f"{record.file}: object {number} is of class {found.name!r}, which data.classes does not list; "
-                    f"to read all that this split holds, set data.classes=[{','.join(needed)}]"
+                    f"{record.file}: object {number} is of class {short(found.name)}, which data.classes does not "
+                    f"list; to read all that this split holds, set data.classes=[{','.join(needed)}]"
                 )
 
 

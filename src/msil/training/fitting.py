@@ -14,6 +14,7 @@ from msil.analysis.record import write_record
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config, Resume
+from msil.data.module import DetectionDataModule
 from msil.errors import ConfigError
 from msil.reporting.figures import draw_curves
 from msil.reporting.results import write_json
@@ -64,11 +65,17 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
     checkpoints = run_dir / "checkpoints"
     callbacks += [SaveLast(checkpoints, config.trainer.save_every, interruption), best_checkpoint(checkpoints)]
     trainer = make_trainer(config, run_dir, loggers=loggers, callbacks=callbacks, total_steps=module.total_steps)
-    with sizes.explaining(config.data, trainer.strategy.root_device):
+    with sizes.explaining(config.data, trainer.strategy.root_device), datamodule.naming_lost_workers():
         _fit(trainer, module, datamodule, resume, run_dir)
         train_ended = time.time()
         module.final_evaluation = True
         trainer.validate(module, datamodule=datamodule, verbose=False)
+    skipped = [str(train.path(index)) for index in datamodule.skipped_images]
+    if skipped and trainer.is_global_zero:
+        words = "image could not be read, and another stood in for it"
+        if len(skipped) > 1:
+            words = "images could not be read, and others stood in for them"
+        print(f"{len(skipped)} training {words}: {', '.join(skipped)}")
     result = {
         **common(config, values, detector, trainer),
         "metrics": module.final_metrics,
@@ -80,6 +87,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
         "steps": trainer.global_step,
         "skipped_steps": finite.skipped,
         "train_images": len(datamodule.train_indices),
+        "skipped_images": len(skipped),
         "val_images": datamodule.num_eval,
         "classes": list(train.classes),
     }
@@ -103,8 +111,9 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
     return result
 
 
-def _fit(trainer: L.Trainer, module: DetectionModule, data: L.LightningDataModule, resume: Path | None, run_dir: Path
-) -> None:  # fmt: skip
+def _fit(
+    trainer: L.Trainer, module: DetectionModule, data: DetectionDataModule, resume: Path | None, run_dir: Path
+) -> None:
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except (RuntimeError, KeyError) as error:

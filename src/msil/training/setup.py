@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 
-from msil.config import Config, DataName
+from msil.config import Config, DataName, OnBadImage
 from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
 from msil.errors import ConfigError
 from msil.evaluation.coco import CocoMetric
@@ -90,6 +90,7 @@ def make_datamodule(config: Config) -> DetectionDataModule:
         max_size=data.max_size,
         multiscale=low_high,
         flip=data.flip,
+        skip_bad_images=data.on_bad_image is OnBadImage.skip,
         workers=data.workers,
         eval_images=config.schedule.eval_images,
     )

@@ -63,7 +63,7 @@ def test(config: Config, values: dict[str, Any], run_dir: Path, interruption: In
         callbacks.append(PredictionPictures(run_dir / "predictions.png", data.classes))
     loggers = dashboard_loggers(config, values, run_dir, None)
     trainer = make_trainer(config, run_dir, loggers=loggers, callbacks=callbacks, total_steps=1)
-    with sizes.explaining(config.data, trainer.strategy.root_device):
+    with sizes.explaining(config.data, trainer.strategy.root_device), datamodule.naming_lost_workers():
         trainer.validate(module, datamodule=datamodule, verbose=False)
 
     seconds = time.time() - started
