@@ -48,6 +48,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
         config.schedule,
         steps_per_epoch=datamodule.steps_per_epoch,
         batch_size=config.data.batch_size,
+        accumulate=config.trainer.accumulate,
         describe={"config": values, "classes": list(train.classes), "category_ids": list(train.category_ids)},
     )
     throughput = Throughput()
