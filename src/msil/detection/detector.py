@@ -19,8 +19,8 @@ from msil.detection.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     batch_images,
-    normalize,
     common_size,
+    normalize,
     resize,
     resized_size,
 )

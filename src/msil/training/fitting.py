@@ -18,6 +18,7 @@ from msil.config import Config
 from msil.errors import ConfigError
 from msil.reporting.figures import draw_curves
 from msil.reporting.results import write_json
+from msil.training.averaging import AveragedWeights
 from msil.training.callbacks import PredictionPictures, Progress, StopOnNaN, Throughput
 from msil.training.checkpoint import checkpoint_callbacks
 from msil.training.loggers import csv_logger, dashboard_loggers, has_dashboard
@@ -57,6 +58,8 @@ def train(config: Config, values: dict[str, Any], run_dir: Path) -> dict[str, An
     callbacks: list[Any] = [throughput, StopOnNaN(), PredictionPictures(run_dir / "predictions.png", train.classes)]
     if config.trainer.progress_bar:
         callbacks.append(Progress(throughput))
+    if config.schedule.ema is not None:
+        callbacks.append(AveragedWeights(config.schedule.ema))
     callbacks += checkpoint_callbacks(run_dir / "checkpoints")
     trainer = make_trainer(config, run_dir, loggers=loggers, callbacks=callbacks, total_steps=module.total_steps)
     _fit(trainer, module, datamodule, resume, run_dir)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from msil.config import Config, DataName
@@ -19,8 +20,14 @@ from msil.training.checkpoint import AtomicCheckpointIO
 def make_trainer(
     config: Config, run_dir: Path, *, loggers: list[Any], callbacks: list[Any], total_steps: int
 ) -> L.Trainer:
-    """Raises ConfigError for devices that the machine does not have."""
+    """Raises ConfigError for devices that the machine does not have, or a precision that its devices do not have."""
     settings, schedule = config.trainer, config.schedule
+    on_cpu = settings.accelerator == "cpu" or (settings.accelerator == "auto" and not torch.accelerator.is_available())
+    if settings.precision == "16-mixed" and on_cpu:  # Lightning would take bf16-mixed and go on
+        raise ConfigError(
+            "trainer.precision=16-mixed needs a GPU, and this run is on the CPU: set trainer.precision=bf16-mixed or "
+            "32-true."
+        )
     try:
         return L.Trainer(
             accelerator=settings.accelerator,

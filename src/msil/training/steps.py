@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -69,6 +70,4 @@ def loss_by_parts(
 def split(images: list[Tensor], targets: list[Target], parts: int) -> list[tuple[list[Tensor], list[Target]]]:
     """Images and targets in at most `parts` parts of nearly equal length, in their order."""
     ends = [len(images) * part // parts for part in range(parts + 1)]
-    return [
-        (images[start:end], targets[start:end]) for start, end in zip(ends[:-1], ends[1:], strict=True) if end > start
-    ]
+    return [(images[start:end], targets[start:end]) for start, end in itertools.pairwise(ends) if end > start]
