@@ -31,7 +31,7 @@ class SharedPadding:
         sides = [max(image.shape[-2] for image in images), max(image.shape[-1] for image in images)]
         if self.group is not None:
             largest = torch.tensor(sides)
-            dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)  # pyright: ignore[reportArgumentType]
             sides = largest.tolist()
         return sides[0], sides[1]
 
