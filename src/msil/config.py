@@ -165,6 +165,9 @@ class ModelConfig:
     nms_thresh: float | None = MISSING
     topk_candidates: int | None = MISSING  # a level
     detections_per_img: int | None = MISSING
+    # Several views of each image in evaluation and prediction. null: one; with model.weights, what the file says
+    test_scales: list[int] | None = MISSING  # short sides in place of data.min_size; data.max_size in proportion
+    test_flip: bool | None = MISSING  # the mirrored image too
 
 
 @dataclass
@@ -210,6 +213,9 @@ class ScheduleConfig:
     milestones: list[int] = MISSING  # epochs after which the lr drops (decay: step)
     gamma: float = MISSING
     grad_clip: float | None = MISSING  # L2 norm
+    # Decay of the exponential moving average of the weights, e.g. 0.999, which is then what is evaluated and what
+    # checkpoints hold; null: none. Early on it is (1 + n) / (10 + n) after n steps, if that is less.
+    ema: float | None = MISSING
 
 
 @dataclass
@@ -219,6 +225,9 @@ class TrainerConfig:
     num_nodes: int = MISSING
     strategy: str = MISSING
     precision: str = MISSING
+    # Parts in which a device takes its images of a step, one after the other: less memory and the same step (but for
+    # norm=bn, whose statistics are then those of a part). VFNet pays with one more forward pass.
+    accumulate: int = MISSING
     progress_bar: bool = MISSING
     save_every: int = MISSING  # steps between two checkpoints inside an epoch; one is saved after every epoch anyway
     nan_policy: NaNPolicy = MISSING

@@ -56,6 +56,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("schedule.warmup_factor", 0, 1),
     ("trainer.num_nodes", 1, math.inf),
     ("trainer.save_every", 1, math.inf),
+    ("trainer.accumulate", 1, math.inf),
 )
 POSITIVE = ("schedule.lr", "schedule.gamma", "schedule.grad_clip", "model.head.center_sample_radius")
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -88,6 +89,7 @@ def validate(config: Config) -> None:
     _check_model(config)
     _check_data(config.data)
     _check_schedule(config)
+    _check_accumulation(config)
     _check_devices(config.trainer.devices)
     if config.trainer.require_gpu and config.trainer.accelerator == "cpu":
         raise ConfigError("trainer.require_gpu=true contradicts trainer.accelerator=cpu: leave out one of them.")
@@ -113,6 +115,11 @@ def _check_model(config: Config) -> None:
     model = config.model
     _check_head(model.head)
     _check_normalisation(model)
+    scales = model.test_scales
+    if scales is not None and (not scales or min(scales) < 32 or len(set(scales)) < len(scales)):
+        raise ConfigError(
+            f"model.test_scales={scales} must be short sides of at least 32 pixels, none twice, e.g. [480,640,800]."
+        )
     bottleneck = model.backbone.name in (BackboneName.resnet50, BackboneName.resnet101)
     if model.backbone.style == Style.caffe and not bottleneck:
         raise ConfigError(f"model.backbone.style=caffe is for resnet50 and resnet101, not {model.backbone.name.value}.")
@@ -188,6 +195,16 @@ def _check_schedule(config: Config) -> None:
         raise ConfigError(f"schedule.milestones={milestones} must be rising epochs from 1 on, e.g. [8,11].")
     if schedule.decay == Decay.step and schedule.gamma > 1:
         raise ConfigError(f"schedule.gamma={schedule.gamma} must not exceed 1: the lr is multiplied by it.")
+    if schedule.ema is not None and not 0 < schedule.ema < 1:
+        raise ConfigError(f"schedule.ema={schedule.ema} must be above 0 and below 1, e.g. 0.999, or null for none.")
+
+
+def _check_accumulation(config: Config) -> None:
+    parts, images = config.trainer.accumulate, config.data.batch_size
+    if parts > images:
+        raise ConfigError(
+            f"trainer.accumulate={parts} parts need at least as many images a step, but data.batch_size={images}."
+        )
 
 
 def _check_devices(devices: int | str) -> None:

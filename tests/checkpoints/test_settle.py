@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from msil.checkpoints.load import load_detector
 from msil.checkpoints.settle import check_typed, settled
 from msil.config import config_hash, default_run_name, plain
 from msil.errors import ConfigError, WeightsError
@@ -38,6 +39,20 @@ def test_a_test_has_the_net_of_the_file_and_the_thresholds_of_the_command(file: 
     chosen = settled(composed("mode=test", f"model.weights={file}", *typed)).model
     assert (chosen.nms_thresh, chosen.topk_candidates, chosen.detections_per_img) == (0.4, 7, 9)
     assert chosen.score_thresh == 0.01
+
+
+def test_views_in_testing_travel_as_the_thresholds_do(tmp_path: Path) -> None:
+    file = tmp_path / "net.safetensors"
+    described_file(file, "model.test_scales=[48,64]", "model.test_flip=true")
+    detector, description = load_detector(file)
+    assert (detector.test_scales, detector.test_flip) == ((48, 64), True)
+    assert (description.model.test_scales, description.model.test_flip) == ([48, 64], True)
+    test = ("mode=test", f"model.weights={file}")
+    theirs, ours = (settled(composed(*test, *more)).model for more in ((), ("model.test_flip=false",)))
+    assert (theirs.test_scales, theirs.test_flip) == ([48, 64], True)
+    assert (ours.test_scales, ours.test_flip) == ([48, 64], False)
+    assert settled(composed(*test, "model.test_scales=[64]")).model.test_scales == [64]
+    check_typed(composed(*test, "model.test_flip=false"), ["model.test_flip"])  # no contradiction
 
 
 def test_the_warm_up_is_that_of_the_file_s_head(file: Path) -> None:

@@ -59,3 +59,20 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_three_levels_are_needed() -> None:
     with pytest.raises(ValueError, match="C3, C4 and C5"):
         FPN([8, 16, 32, 64])
+
+
+def test_bfloat16_gradients_at_a_single_cell() -> None:
+    """torch 2.14's oneDNN leaves the taps round the cell unset: they saw only zeros, so their gradient is zero."""
+    torch.manual_seed(0)
+    fpn = FPN([8, 8, 8], 8)
+    features = [torch.randn(2, 8, size, size) for size in (8, 4, 2)]  # P6 is one cell
+    for _ in range(10):
+        rubbish = [torch.full((100 * size + 7,), 1e4) for size in range(200)]
+        del rubbish
+        fpn.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            fpn(features)[-1].float().square().sum().backward()
+        gradient = fpn.fpn_convs[4].weight.grad
+        middle = torch.zeros(3, 3, dtype=torch.bool)
+        middle[1, 1] = True
+        assert (gradient[..., ~middle] == 0).all() and gradient[..., middle].abs().max() > 0

@@ -15,7 +15,7 @@ from torchvision.ops import nms
 from msil.detection import Detections, Detector, build_detector
 from msil.detection.starconv import StarConv
 from msil.inference import export
-from msil.inference.export import ExportReport, export_onnx
+from msil.inference.export import ExportReport, export_lines, export_onnx
 from msil.inference.export_check import ExportError, Mismatch, difference, made_up_image
 
 onnx = pytest.importorskip("onnx", reason='needs pip install "msil[export]"')
@@ -125,6 +125,13 @@ def test_detector_is_left_as_it_was(any_size: tuple[Detector, ExportReport]) -> 
     assert detector.head.training
     assert (detector.min_size, detector.max_size, detector.score_thresh) == (64, 96, 0.05)
     assert all(parameter.requires_grad for parameter in detector.parameters())
+
+
+def test_several_views_are_left_out_with_a_word(tmp_path: Path) -> None:
+    detector = lively_detector("fcos", min_size=64, max_size=96, test_scales=[48, 64], test_flip=True)
+    report = export_onnx(detector, tmp_path / "x.onnx", classes=CLASSES, image_size=(64, 96), dynamic=False)
+    assert "it looks at an image once: model.test_scales and model.test_flip have no part in it" in export_lines(report)
+    assert (detector.test_scales, detector.test_flip) == ((48, 64), True)
 
 
 def test_vfnet_at_one_size(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,7 @@ def module_of(
         config.schedule,
         steps_per_epoch=steps_per_epoch,
         batch_size=config.data.batch_size,
+        accumulate=config.trainer.accumulate,
         describe={"config": plain(config), "classes": [str(label) for label in range(classes)]},
     )
 

@@ -43,4 +43,6 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
         nms_thresh=0.6 if model.nms_thresh is None else model.nms_thresh,
         topk_candidates=1000 if model.topk_candidates is None else model.topk_candidates,
         detections_per_img=100 if model.detections_per_img is None else model.detections_per_img,
+        test_scales=model.test_scales,
+        test_flip=bool(model.test_flip),
     )

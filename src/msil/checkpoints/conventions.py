@@ -144,4 +144,6 @@ def model_config(settings: Settings) -> ModelConfig:
         nms_thresh=selection.nms_thresh,
         topk_candidates=selection.topk_candidates,
         detections_per_img=selection.detections_per_img,
+        test_scales=None,
+        test_flip=None,
     )

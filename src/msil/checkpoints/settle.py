@@ -20,13 +20,13 @@ _IDENTITY = {
 
 # Of the published recipes, as conf/model/head has it: a file's head brings its own.
 WARMUP = {HeadName.fcos: 1 / 3, HeadName.vfnet: 0.1}
-THRESHOLDS = ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img")
+DETECTION = ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img", "test_scales", "test_flip")
 
 
 def settled(config: Config) -> Config:
     """`config` with the net of the file in model.weights, where there is one that describes itself.
 
-    From the command come the thresholds of detection, and in training the MSIL switches and the backbone's norm and
+    From the command come the settings of detection, and in training the MSIL switches and the backbone's norm and
     frozen_stages; of these the MSIL switches always, the others where they are not null. No backbone weights are read
     besides. A test on data=voc, whose layout lists no classes, takes the file's unless data.classes is given.
 
@@ -61,7 +61,7 @@ def settled(config: Config) -> Config:
         model=dataclasses.replace(
             model,
             backbone=backbone,
-            **{name: value for name in THRESHOLDS if (value := getattr(typed, name)) is not None},
+            **{name: value for name in DETECTION if (value := getattr(typed, name)) is not None},
         ),
     )
 

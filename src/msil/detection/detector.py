@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -18,13 +19,18 @@ from msil.detection.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     batch_images,
+    common_size,
     normalize,
     resize,
     resized_size,
 )
 from msil.detection.structures import Detections, Predictions, Target
+from msil.detection.views import merged, mirrored, rescaled, scaled_limits
 from msil.detection.weights import differences, load_state_dict_file
 from msil.errors import WeightsError
+
+STRIDE = 32  # of the backbone's deepest map: images are padded to a multiple of it
+Limits = tuple[int, int] | None  # short side and limit of the long side, pixels; None: as it is
 
 FULL_MSIL: Mapping[str, Any] = MappingProxyType({"align": True, "separate": True, "apply": "both"})
 
@@ -38,6 +44,8 @@ class Detector(nn.Module):
     min_size, max_size: if given, `predict` first resizes each image so that its short side is min_size and its
         long side at most max_size. None: images are taken as they are.
     score_thresh, nms_thresh, topk_candidates, detections_per_img: as in FCOSHead.detect.
+    test_scales, test_flip: `predict` looks at each image at each of these short sides in place of min_size, the long
+        side's limit in proportion to max_size, and mirrored too; see msil.detection.views. None, False: once.
     """
 
     def __init__(
@@ -55,10 +63,14 @@ class Detector(nn.Module):
         nms_thresh: float = 0.6,
         topk_candidates: int = 1000,
         detections_per_img: int = 100,
+        test_scales: Sequence[int] | None = None,
+        test_flip: bool = False,
     ) -> None:
         super().__init__()
         if (min_size is None) != (max_size is None):
             raise ValueError("min_size and max_size go together: give both or neither.")
+        if test_scales is not None and (min_size is None or not test_scales or min(test_scales) < 1):
+            raise ValueError(f"test_scales must be short sides in pixels beside min_size, not {test_scales}.")
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order must be rgb or bgr, not {channel_order!r}.")
         if len(image_mean) != 3 or len(image_std) != 3 or min(image_std) <= 0:
@@ -74,58 +86,127 @@ class Detector(nn.Module):
         self.nms_thresh = nms_thresh
         self.topk_candidates = topk_candidates
         self.detections_per_img = detections_per_img
+        self.test_scales = None if test_scales is None else tuple(test_scales)
+        self.test_flip = test_flip
         self.channel_order = channel_order
         self.image_mean: Tensor
         self.image_std: Tensor
         self.register_buffer("image_mean", torch.tensor(image_mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std), persistent=False)
 
-    def forward(self, images: list[Tensor]) -> Predictions:
-        """N images (3, H, W) -> raw Predictions over the padded batch."""
-        return self.head(self.pyramid(images))
+    def forward(self, images: list[Tensor], pad_to: tuple[int, int] = (0, 0)) -> Predictions:
+        """N images (3, H, W) -> raw Predictions over the padded batch; pad_to: at least so high and wide."""
+        return self.head(self.pyramid(images, pad_to))
 
-    def pyramid(self, images: list[Tensor]) -> list[Tensor]:
+    def pyramid(self, images: list[Tensor], pad_to: tuple[int, int] = (0, 0)) -> list[Tensor]:
         """N images (3, H, W) -> P3..P7, (N, C, H / stride, W / stride) of the padded batch."""
         if self.channel_order == "bgr":
             images = [image.flip(0) for image in images]
-        batch = batch_images([normalize(image, self.image_mean, self.image_std) for image in images])
+        batch = batch_images(
+            [normalize(image, self.image_mean, self.image_std) for image in images], STRIDE, at_least=pad_to
+        )
         return self.fpn(self.backbone(batch.contiguous(memory_format=torch.channels_last)))
 
     def loss(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         """N images and their N targets in the images' pixels -> the head's loss terms, scalars."""
         return self.head.loss(self(images), targets, image_sizes(images))
 
+    def part_loss(
+        self, images: list[Tensor], targets: list[Target], *, pad_to: tuple[int, int], divisors: Tensor | None
+    ) -> dict[str, Tensor]:
+        """As `loss`, for a part of a step's images: the parts' terms add up to the step's, and so do their gradients.
+
+        pad_to: the largest (height, width) of the step's images, for points in the padding count too. divisors: the
+        head's `divisors` of the sum of all parts' `loss_sums`; None: this rank has no other part.
+        """
+        return self.head.part_loss(self(images, pad_to), targets, image_sizes(images), divisors)
+
+    @torch.no_grad()
+    def loss_sums(self, images: list[Tensor], targets: list[Target], *, pad_to: tuple[int, int]) -> Tensor:
+        """What the head's `divisors` are made of, for a part of a step's images as in `part_loss`.
+
+        FCOS's come from the targets. VFNet's need the predicted boxes: a forward pass without gradients, which leaves
+        the running statistics of norms alone.
+        """
+        sizes = image_sizes(images)
+        if isinstance(self.head, FCOSHead):
+            height, width = common_size([*sizes, pad_to], STRIDE)
+            maps = tuple((math.ceil(height / stride), math.ceil(width / stride)) for stride in self.head.strides)
+            return self.head.sums(maps, targets)
+        norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+        try:
+            return self.head.sums(self(images, pad_to), targets, sizes)
+        finally:
+            for buffer, before in statistics:
+                buffer.copy_(before)
+
     @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[Detections]:
         """N images (3, H, W) -> N Detections in the pixels of those images. Runs in eval mode and leaves the mode
-        as it was."""
+        as it was.
+
+        What is found in an image does not depend on the others: only images that are padded to the same size go
+        through the net together.
+        """
         if not images:
             return []
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            resized = [self.resized(image) for image in images]
-            found = self.head.detect(
-                self(resized),
-                image_sizes(resized),
-                score_thresh=self.score_thresh,
-                nms_thresh=self.nms_thresh,
-                topk_candidates=self.topk_candidates,
-                detections_per_img=self.detections_per_img,
-            )
+            views = [self._look(images, limits, flip) for limits in self._limits() for flip in self._flips()]
         finally:
             for module, training in modes:
                 module.training = training
+        if len(views) == 1:
+            return views[0]
         return [
-            _rescale(detections, small, large)
-            for detections, small, large in zip(found, image_sizes(resized), image_sizes(images), strict=True)
+            merged(list(found), nms_thresh=self.nms_thresh, detections_per_img=self.detections_per_img)
+            for found in zip(*views, strict=True)
         ]
 
     def resized(self, image: Tensor) -> Tensor:
-        """An image (3, H, W) as `predict` gives it to the net: resized by min_size and max_size, not yet normalised."""
-        if self.min_size is None or self.max_size is None:
-            return image
-        return resize(image, resized_size(image.shape[-2], image.shape[-1], self.min_size, self.max_size))
+        """An image (3, H, W) as `predict` gives it to the net: resized by min_size and max_size, not yet normalised.
+        Of several test_scales none counts here."""
+        return _resized(image, self._size())
+
+    def _size(self) -> Limits:
+        return None if self.min_size is None or self.max_size is None else (self.min_size, self.max_size)
+
+    def _limits(self) -> list[Limits]:
+        if self.test_scales is None or self.min_size is None or self.max_size is None:
+            return [self._size()]
+        return scaled_limits(self.test_scales, self.min_size, self.max_size)
+
+    def _flips(self) -> tuple[bool, ...]:
+        return (False, True) if self.test_flip else (False,)
+
+    def _look(self, images: list[Tensor], limits: Limits, flip: bool) -> list[Detections]:
+        """Detections in the pixels of the images, from one view of each."""
+        resized = [_resized(image, limits) for image in images]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, size in enumerate(image_sizes(resized)):
+            groups.setdefault(common_size([size], STRIDE), []).append(place)
+        found: dict[int, Detections] = {}
+        for places in groups.values():
+            group = [resized[place].flip(-1) if flip else resized[place] for place in places]
+            found |= zip(places, self._detect(group), strict=True)
+        results = []
+        for place, image in enumerate(images):
+            own = resized[place]
+            detections = mirrored(found[place], own.shape[-1]) if flip else found[place]
+            results.append(rescaled(detections, (own.shape[-2], own.shape[-1]), (image.shape[-2], image.shape[-1])))
+        return results
+
+    def _detect(self, images: list[Tensor]) -> list[Detections]:
+        return self.head.detect(
+            self(images),
+            image_sizes(images),
+            score_thresh=self.score_thresh,
+            nms_thresh=self.nms_thresh,
+            topk_candidates=self.topk_candidates,
+            detections_per_img=self.detections_per_img,
+        )
 
 
 def image_sizes(images: list[Tensor]) -> list[tuple[int, int]]:
@@ -133,14 +214,10 @@ def image_sizes(images: list[Tensor]) -> list[tuple[int, int]]:
     return [(image.shape[-2], image.shape[-1]) for image in images]
 
 
-def _rescale(detections: Detections, size: tuple[int, int], original: tuple[int, int]) -> Detections:
-    if size == original:
-        return detections
-    y, x = original[0] / size[0], original[1] / size[1]
-    scaled = detections.boxes * detections.boxes.new_tensor([x, y, x, y])
-    # Rounding can carry a side past the image by a few millionths of a pixel.
-    boxes = torch.stack([scaled[:, i].clamp(max=original[1 - i % 2]) for i in range(4)], dim=1)
-    return Detections(boxes, detections.scores, detections.labels)
+def _resized(image: Tensor, limits: Limits) -> Tensor:
+    if limits is None:
+        return image
+    return resize(image, resized_size(image.shape[-2], image.shape[-1], *limits))
 
 
 def build_detector(
@@ -174,6 +251,8 @@ def build_detector(
     nms_thresh: float = 0.6,
     topk_candidates: int = 1000,
     detections_per_img: int = 100,
+    test_scales: Sequence[int] | None = None,
+    test_flip: bool = False,
 ) -> Detector:
     """A Detector by name.
 
@@ -227,6 +306,8 @@ def build_detector(
         nms_thresh=nms_thresh,
         topk_candidates=topk_candidates,
         detections_per_img=detections_per_img,
+        test_scales=test_scales,
+        test_flip=test_flip,
     )
     if weights is not None:
         state = load_state_dict_file(weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,6 +37,14 @@ class FPN(nn.Module):
         for i in (1, 0):
             merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest")
         p3, p4, p5 = (conv(feature) for conv, feature in zip(self.fpn_convs[:3], merged, strict=True))
-        p6 = self.fpn_convs[3](p5)
-        p7 = self.fpn_convs[4](F.relu(p6))
+        p6 = self.fpn_convs[3](_divisible(p5))
+        p7 = self.fpn_convs[4](_divisible(F.relu(p6)))
         return [p3, p4, p5, p6, p7]
+
+
+def _divisible(level: Tensor) -> Tensor:
+    """The map that a convolution of stride 2 takes: itself, or a single cell with the zeros of its padding."""
+    # Of a single cell, oneDNN in torch 2.14 leaves the outer taps of the weight's bfloat16 gradient unset.
+    if torch.is_autocast_enabled("cpu") and level.shape[-2:] == (1, 1):
+        return F.pad(level, (0, 1, 0, 1))
+    return level

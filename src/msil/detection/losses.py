@@ -5,7 +5,7 @@ The caller divides by the number of positives over all ranks. Values follow MMDe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,13 +21,19 @@ LabelledTerm = Callable[[Tensor], tuple[Tensor, Tensor]]  # logits -> the loss o
 EPSILON = torch.finfo(torch.float32).eps
 
 
-def mean_across_ranks(values: Tensor) -> Tensor:
-    """The element-wise mean of a small tensor over all processes of the default group; itself without one."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return values
-    total = values.detach().clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+def mean_across_ranks(values: Tensor, at_least: Sequence[float] = ()) -> Tensor:
+    """The element-wise mean of a small tensor (V,) over all processes of the default group; itself without one.
+
+    at_least: limits, one an element, that the totals are raised to before they are shared. A limit of the mean would
+    be one that grows with the number of processes.
+    """
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if ranks > 1:
+        values = values.detach().clone()
+        dist.all_reduce(values)
+    if at_least:
+        values = torch.stack([total.clamp(min=low) for total, low in zip(values.unbind(), at_least, strict=True)])
+    return values if ranks == 1 else values / ranks
 
 
 class _ClassificationLoss(torch.autograd.Function):

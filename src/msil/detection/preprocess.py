@@ -54,23 +54,24 @@ def normalize(
     return (pixels - mean) / std
 
 
-def batch_images(images: Sequence[Tensor], divisor: int = 32) -> Tensor:
+def batch_images(images: Sequence[Tensor], divisor: int = 32, at_least: tuple[int, int] = (0, 0)) -> Tensor:
     """Normalised images (3, H_i, W_i) -> one batch (N, 3, H, W), padded with zeros at the right and the bottom.
 
-    H and W are the batch's largest, rounded up to multiples of `divisor`. Zeros after normalisation are the mean
-    colour, which is what MMDetection pads with.
+    H and W are the batch's largest, or those of `at_least` where they are larger, rounded up to multiples of `divisor`.
+    Zeros after normalisation are the mean colour, which is what MMDetection pads with.
 
     Raises ValueError for an empty list.
     """
     if not images:
         raise ValueError("a batch needs at least one image.")
-    height = _round_up(max(image.shape[-2] for image in images), divisor)
-    width = _round_up(max(image.shape[-1] for image in images), divisor)
+    height, width = common_size([(image.shape[-2], image.shape[-1]) for image in images] + [at_least], divisor)
     batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
     for slot, image in zip(batch, images, strict=True):
         slot[:, : image.shape[-2], : image.shape[-1]] = image
     return batch
 
 
-def _round_up(value: int, divisor: int) -> int:
-    return -(-value // divisor) * divisor
+def common_size(sizes: Sequence[tuple[int, int]], divisor: int = 32) -> tuple[int, int]:
+    """(height, width) of a batch of images of those sizes (height, width): the largest, rounded up to `divisor`."""
+    height, width = (-(-max(sides) // divisor) * divisor for sides in zip(*sizes, strict=True))
+    return height, width

@@ -41,6 +41,7 @@ class ExportReport:
     opset: int
     file_bytes: int
     comparisons: tuple[Comparison, ...]
+    views_left_out: bool = False  # the detector looks at each image in several views (test_scales), the file in one
 
 
 def export_onnx(
@@ -60,7 +61,7 @@ def export_onnx(
     Inside: channel order, normalisation, padding, the net, decoding, score threshold, NMS and detections_per_img.
     Outside: resizing. The file takes the image at the size that the net shall see; for the results of
     Detector.predict, resize it as msil.detection.preprocess.resized_size says for min_size and max_size, and scale the
-    boxes back.
+    boxes back. The several views of test_scales and test_flip are left out: the file looks once.
     The file's metadata_props tell, as text: classes (a json list, label i is its i-th name), min_size and max_size
     (empty if the detector resizes nothing), score_thresh, nms_thresh, detections_per_img.
 
@@ -91,7 +92,9 @@ def export_onnx(
         ) from error
     # Only the size matters to `reference`; the detector itself is not touched.
     reference = copy.deepcopy(detector).cpu().eval().requires_grad_(False)
-    reference.min_size = reference.max_size = None
+    reference.min_size = reference.max_size = reference.test_scales = None
+    reference.test_flip = False
+    views = detector.test_scales is not None or detector.test_flip
     try:
         with replacing(path) as partial:
             write_graph(reference, partial, None if dynamic else image_size, opset, _metadata(detector, classes))
@@ -99,7 +102,7 @@ def export_onnx(
             comparisons = compare_with_pytorch(partial, reference, sizes)
     except OSError as error:
         raise ExportError(f"{path} cannot be written ({error.strerror or error}): see to the disk.") from error
-    return ExportReport(path, dynamic, image_size, opset, path.stat().st_size, tuple(comparisons))
+    return ExportReport(path, dynamic, image_size, opset, path.stat().st_size, tuple(comparisons), views)
 
 
 class ExportedDetector(nn.Module):
@@ -250,6 +253,8 @@ def export_lines(report: ExportReport) -> list[str]:
     height, width = report.image_size
     sizes = f"of any size from {SMALLEST} x {SMALLEST}" if report.dynamic else f"of {height} x {width} pixels"
     lines = [f"{report.path}: {report.file_bytes / 1e6:.1f} MB, ONNX opset {report.opset}, one image {sizes}"]
+    if report.views_left_out:
+        lines.append("it looks at an image once: model.test_scales and model.test_flip have no part in it")
     for found in report.comparisons:
         height, width = found.image_size
         lines.append(

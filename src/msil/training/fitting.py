@@ -18,6 +18,7 @@ from msil.data.module import DetectionDataModule
 from msil.errors import ConfigError
 from msil.reporting.figures import draw_curves
 from msil.reporting.results import write_json
+from msil.training.averaging import AveragedWeights
 from msil.training.callbacks import PredictionPictures, Progress, SeedSteps, Throughput
 from msil.training.checkpoint import LAST, PREVIOUS, SaveLast, StopEvaluation, best_checkpoint, resume_point
 from msil.training.divergence import FiniteSteps
@@ -47,6 +48,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
         config.schedule,
         steps_per_epoch=datamodule.steps_per_epoch,
         batch_size=config.data.batch_size,
+        accumulate=config.trainer.accumulate,
         describe={"config": values, "classes": list(train.classes), "category_ids": list(train.category_ids)},
     )
     throughput = Throughput()
@@ -62,6 +64,8 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
     ]
     if config.trainer.progress_bar:
         callbacks.append(Progress(throughput))
+    if config.schedule.ema is not None:
+        callbacks.append(AveragedWeights(config.schedule.ema))
     checkpoints = run_dir / "checkpoints"
     callbacks += [SaveLast(checkpoints, config.trainer.save_every, interruption), best_checkpoint(checkpoints)]
     trainer = make_trainer(config, run_dir, loggers=loggers, callbacks=callbacks, total_steps=module.total_steps)

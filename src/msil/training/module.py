@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from msil.config import Decay, OptimizerName, ScheduleConfig
 from msil.detection import Detector, Target
 from msil.detection.losses import mean_across_ranks
+from msil.errors import ConfigError
 from msil.evaluation.coco import CocoMetric
 from msil.evaluation.detections import DetectionMetric
 from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
+from msil.training.steps import SharedPadding, loss_by_parts
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -23,6 +25,7 @@ class DetectionModule(L.LightningModule):
     """Trains `detector` by `schedule` and scores it with `metrics`.
 
     steps_per_epoch: optimizer steps an epoch. batch_size: images a step over all devices (scales the lr).
+    accumulate: parts that this process takes its images of a step in; see msil.training.steps.
     describe: plain values saved into every checkpoint under "msil" (settings, classes), enough to rebuild the net.
     """
 
@@ -35,6 +38,7 @@ class DetectionModule(L.LightningModule):
         steps_per_epoch: int,
         batch_size: int,
         describe: Mapping[str, Any],
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.detector = detector
@@ -43,6 +47,7 @@ class DetectionModule(L.LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
         self.describe = dict(describe)
+        self.accumulate = accumulate
         self.final_evaluation = False  # the reported numbers come from pycocotools itself
         self.final_metrics: dict[str, float] = {}
         self.evaluated_at_step: int | None = None
@@ -50,10 +55,18 @@ class DetectionModule(L.LightningModule):
         self.own_losses: dict[str, Tensor] = {}
         self.shared_losses: dict[str, Tensor] = {}
 
+    def on_fit_start(self) -> None:
+        images = self.batch_size // self.trainer.world_size
+        if self.accumulate > images:
+            raise ConfigError(
+                f"trainer.accumulate={self.accumulate} parts need at least as many images a step on each device, but "
+                f"data.batch_size={self.batch_size} gives each of {self.trainer.world_size} devices {images}."
+            )
+        self.shared_padding = SharedPadding()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
-        losses = self.detector.loss(images, targets)
-        total = torch.stack(list(losses.values())).sum()
+        losses, total = self.step_loss(images, targets)
         self.own_losses = {name: value.detach() for name, value in losses.items()}
         # A rank's terms are its share of a sum divided by the mean over ranks: only their mean is the step's loss.
         values = mean_across_ranks(torch.stack(list(self.own_losses.values())))
@@ -61,6 +74,35 @@ class DetectionModule(L.LightningModule):
         self.log_dict({"loss": values.sum(), **self.shared_losses}, batch_size=len(images))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(images))
         return total
+
+    def step_loss(self, images: list[Tensor], targets: list[Target]) -> tuple[dict[str, Tensor], Tensor]:
+        """This process's loss terms, and their sum to go backward through; earlier parts' gradients are there."""
+        if self.accumulate > 1:
+            self.trainer.optimizers[0].zero_grad()
+            pad_to = self.shared_padding(images)
+            return loss_by_parts(
+                self.detector, images, targets, parts=self.accumulate, pad_to=pad_to, backward=self.backward_of_part
+            )
+        if self.trainer.world_size > 1:
+            losses = self.detector.part_loss(images, targets, pad_to=self.shared_padding(images), divisors=None)
+        else:
+            losses = self.detector.loss(images, targets)
+        return losses, torch.stack(list(losses.values())).sum()
+
+    def backward_of_part(self, loss: Tensor) -> None:
+        """Adds a part's gradients to the parameters', on this process alone.
+
+        DistributedDataParallel begins to listen when training_step has returned, so the processes' gradients meet
+        once, in the backward pass of the last part.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        with torch.autocast(loss.device.type, enabled=False):  # as outside training_step
+            (loss if scaler is None else scaler.scale(loss)).backward()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        # Lightning calls this after training_step: by then the earlier parts' gradients are there.
+        if self.accumulate == 1:
+            optimizer.zero_grad()
 
     def on_validation_epoch_start(self) -> None:
         for metric in self.metrics:

@@ -23,7 +23,8 @@ from msil.training.devices import check_processes, choose_accelerator, cluster_e
 def make_trainer(
     config: Config, run_dir: Path, *, loggers: list[Any], callbacks: list[Any], total_steps: int
 ) -> L.Trainer:
-    """Raises ConfigError for devices that the machine does not have; without a GPU, says so and takes the CPU."""
+    """Without a GPU, says so and takes the CPU. Raises ConfigError for devices that the machine does not have, or a
+    precision that its devices do not have."""
     settings, schedule = config.trainer, config.schedule
     accelerator, note = choose_accelerator(
         settings.accelerator,
@@ -34,6 +35,11 @@ def make_trainer(
     if note is not None and rank_zero_only.rank == 0:
         print(f"warning: {note}", file=sys.stderr, flush=True)
     environment = cluster_environment()
+    if settings.precision == "16-mixed" and accelerator == "cpu":  # Lightning would take bf16-mixed and go on
+        raise ConfigError(
+            "trainer.precision=16-mixed needs a GPU, and this run is on the CPU: set trainer.precision=bf16-mixed or "
+            "32-true."
+        )
     try:
         trainer = L.Trainer(
             accelerator=accelerator,

@@ -112,10 +112,13 @@ class FCOSHead(DenseHead):
 
         Distances of background points are those to an arbitrary box and mean nothing.
         """
+        return self._targets(predictions.map_sizes, targets)
+
+    def _targets(self, map_sizes: tuple[tuple[int, int], ...], targets: list[Target]) -> tuple[Tensor, Tensor]:
         boxes, labels = pad_ground_truth(targets)
-        grid = self._grid(predictions)
+        grid = level_grid(map_sizes, self.strides, self.point_offset, boxes.device)
         matched = fcos_assign(
-            boxes, labels, grid, predictions.map_sizes, self.strides, self.regress_ranges, self.center_sample_radius,
+            boxes, labels, grid, map_sizes, self.strides, self.regress_ranges, self.center_sample_radius,
             self.point_offset,
         )  # fmt: skip
         index = matched.clamp(min=0)
@@ -134,19 +137,45 @@ class FCOSHead(DenseHead):
         N targets in pixels of the padded input. Divisors are averaged over all ranks first. image_sizes is not used:
         to FCOS a point in the padding is a point like any other.
         """
+        return self.part_loss(predictions, targets, image_sizes, None)
+
+    def part_loss(
+        self,
+        predictions: Predictions,
+        targets: list[Target],
+        image_sizes: list[tuple[int, int]],
+        divisors: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """As `loss`, for a part of a step's images. divisors: the whole step's, as `divisors` gives them; None: the
+        part is the whole."""
         assert predictions.centerness is not None
         if len(targets) != len(predictions.logits):
             raise ValueError(f"{len(predictions.logits)} images need as many targets, not {len(targets)}.")
         labels, distances = self.targets(predictions, targets)
-        positive = labels < self.num_classes
-        centerness = centerness_targets(torch.where(positive[..., None], distances, 1)) * positive
-        sums = mean_across_ranks(torch.stack([positive.sum().float(), centerness.sum()]))
-        num_pos, centerness_sum = sums[0].clamp(min=1) + EPSILON, sums[1].clamp(min=1e-6) + EPSILON
+        positive, centerness = self._positives(labels, distances)
+        if divisors is None:
+            divisors = self.divisors(torch.stack([positive.sum().float(), centerness.sum()]))
+        num_pos, centerness_sum = divisors.unbind()
         return {
             "loss_cls": sigmoid_focal_loss(predictions.logits, labels) / num_pos,
             "loss_bbox": box_loss(predictions.distances, distances, centerness, self.loss_bbox) / centerness_sum,
             "loss_centerness": centerness_loss(predictions.centerness, centerness, positive) / num_pos,
         }
+
+    def sums(self, map_sizes: tuple[tuple[int, int], ...], targets: list[Target]) -> Tensor:
+        """(2,): how many points of some images are positive, and the sum of their centre-ness.
+
+        map_sizes: (height, width) of each level, as in Predictions; the targets decide the rest.
+        """
+        positive, centerness = self._positives(*self._targets(map_sizes, targets))
+        return torch.stack([positive.sum().float(), centerness.sum()])
+
+    def divisors(self, sums: Tensor) -> Tensor:
+        """(2,): what this rank's loss terms are divided by, so that their mean over all ranks is the whole step's.
+
+        sums: as `sums` gives them, of all the images that this rank has in the step.
+        """
+        return mean_across_ranks(sums, at_least=(1, 1e-6)) + EPSILON
 
     def detect(
         self,
@@ -176,6 +205,11 @@ class FCOSHead(DenseHead):
         return detections_from_candidates(
             boxes, scores, labels, image_sizes, nms_thresh=nms_thresh, detections_per_img=detections_per_img
         )
+
+    def _positives(self, labels: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """Which points are positive (N, P) bool, and their centre-ness (N, P), 0 elsewhere."""
+        positive = labels < self.num_classes
+        return positive, centerness_targets(torch.where(positive[..., None], distances, 1)) * positive
 
     def _grid(self, predictions: Predictions) -> LevelGrid:
         return level_grid(predictions.map_sizes, self.strides, self.point_offset, predictions.logits.device)

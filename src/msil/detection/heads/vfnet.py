@@ -120,6 +120,17 @@ class VFNetHead(DenseHead):
         image's own size, rounded up to 32, are never positive (but count as negatives, as in MMDetection). Divisors
         are averaged over all ranks first.
         """
+        return self.part_loss(predictions, targets, image_sizes, None)
+
+    def part_loss(
+        self,
+        predictions: Predictions,
+        targets: list[Target],
+        image_sizes: list[tuple[int, int]],
+        divisors: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """As `loss`, for a part of a step's images. divisors: the whole step's, as `divisors` gives them; None: the
+        part is the whole."""
         initial, refined = predictions.initial_distances, predictions.distances
         assert initial is not None
         if not len(targets) == len(image_sizes) == len(predictions.logits):
@@ -128,11 +139,10 @@ class VFNetHead(DenseHead):
                 f"{len(image_sizes)}."
             )
         labels, distances = self.targets(predictions, targets, image_sizes)
-        positive = labels < self.num_classes
-        initial_iou = box_quality(initial, distances, positive)
-        refined_iou = box_quality(refined, distances, positive)
-        sums = torch.stack([positive.sum().float(), initial_iou.sum(), refined_iou.sum()])
-        num_pos, initial_sum, refined_sum = (mean_across_ranks(sums).clamp(min=1) + EPSILON).unbind()
+        positive, initial_iou, refined_iou = self._qualities(predictions, labels, distances)
+        if divisors is None:
+            divisors = self.divisors(torch.stack([positive.sum().float(), initial_iou.sum(), refined_iou.sum()]))
+        num_pos, initial_sum, refined_sum = divisors.unbind()
         initial_loss = box_loss(initial, distances, initial_iou, "giou") / initial_sum
         refined_loss = box_loss(refined, distances, refined_iou, "giou") / refined_sum
         return {
@@ -140,6 +150,22 @@ class VFNetHead(DenseHead):
             "loss_bbox": BBOX_WEIGHT * initial_loss,
             "loss_bbox_rf": BBOX_REFINED_WEIGHT * refined_loss,
         }
+
+    def sums(self, predictions: Predictions, targets: list[Target], image_sizes: list[tuple[int, int]]) -> Tensor:
+        """(3,): how many points of some images are positive, and the sums of their initial and refined boxes' IoU.
+
+        Arguments as in `loss`.
+        """
+        labels, distances = self.targets(predictions, targets, image_sizes)
+        positive, initial_iou, refined_iou = self._qualities(predictions, labels, distances)
+        return torch.stack([positive.sum().float(), initial_iou.sum(), refined_iou.sum()])
+
+    def divisors(self, sums: Tensor) -> Tensor:
+        """(3,): what this rank's loss terms are divided by, so that their mean over all ranks is the whole step's.
+
+        sums: as `sums` gives them, of all the images that this rank has in the step.
+        """
+        return mean_across_ranks(sums, at_least=(1, 1, 1)) + EPSILON
 
     def detect(
         self,
@@ -164,6 +190,13 @@ class VFNetHead(DenseHead):
         return detections_from_candidates(
             boxes, scores, labels, image_sizes, nms_thresh=nms_thresh, detections_per_img=detections_per_img
         )
+
+    def _qualities(self, predictions: Predictions, labels: Tensor, distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which points are positive (N, P) bool, and their initial and refined boxes' IoU (N, P), 0 elsewhere."""
+        assert predictions.initial_distances is not None
+        positive = labels < self.num_classes
+        initial_iou = box_quality(predictions.initial_distances, distances, positive)
+        return positive, initial_iou, box_quality(predictions.distances, distances, positive)
 
     def _initial(self, reg_feat: Tensor, level: int) -> Tensor:
         """The first guess of left, top, right, bottom (N, 4, H, W), pixels."""
