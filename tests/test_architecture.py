@@ -87,11 +87,15 @@ RULES = [
         for name in TEXTS
     ),
     Rule("reporting/*", never=("msil.training", "msil.sweep", "msil.inference", *SHELLS)),
+    Rule("sweep/orphans.py", only=(), errors=False),
+    # ranks counts the GPUs of the machine where nobody has said how many
+    Rule("sweep/ranks.py", only=("torch.cuda", "torch", "msil.config", "msil.sweep")),
     Rule("sweep/*", never=("torch", "msil.detection", "msil.data", "msil.evaluation", "msil.training", *SHELLS)),
     Rule("training/*", never=("hydra", "omegaconf", "msil.overrides", "msil.sweep", "msil.cli")),
     Rule("__init__.py", only=("msil.interaction", "msil.detection")),
     Rule("errors.py", only=()),
     Rule("files.py", only=()),
+    Rule("lock.py", only=()),
     Rule("cli.py"),
     Rule("*", never=("torch", "torchvision", "lightning", "wandb", "msil.detection", "msil.training")),
 ]  # fmt: skip

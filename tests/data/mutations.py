@@ -158,7 +158,7 @@ def xml_swap(tree: Element, where: int, how: int) -> None:
 
 
 def xml_retag(tree: Element, where: int, how: int) -> None:
-    parent, child = _place(tree, where)
+    _, child = _place(tree, where)
     tags = ("object", "name", "bndbox", "xmin", "xmax", "size", "difficult", "{urn:x}name", "Object", "part")
     (tree if child is None else child).tag = tags[how % len(tags)]
 
@@ -197,7 +197,8 @@ XML_CHANGES = (xml_drop, xml_double, xml_replace, xml_replace, xml_replace, xml_
 def doctype(text: bytes, how: int) -> bytes:
     head = (
         b'<!DOCTYPE annotation [<!ENTITY a "cat">]>', b'<!DOCTYPE annotation SYSTEM "file:///etc/passwd">',
-        b"<!DOCTYPE annotation>", b'<?xml version="1.0" encoding="latin-1"?>', b'<?xml version="1.0" encoding="utf-16"?>',
+        b"<!DOCTYPE annotation>", b'<?xml version="1.0" encoding="latin-1"?>',
+        b'<?xml version="1.0" encoding="utf-16"?>',
         b'<?xml version="1.0" encoding="shift_jis"?>', b"<?php x?>", b"<![CDATA[", b"\xef\xbb\xbf", b"\n",
     )  # fmt: skip
     return head[how % len(head)] + (text.replace(b"cat", b"&a;", 1) if how % 2 else text)
