@@ -158,7 +158,7 @@ def xml_swap(tree: Element, where: int, how: int) -> None:
 
 
 def xml_retag(tree: Element, where: int, how: int) -> None:
-    parent, child = _place(tree, where)
+    _, child = _place(tree, where)
     tags = ("object", "name", "bndbox", "xmin", "xmax", "size", "difficult", "{urn:x}name", "Object", "part")
     (tree if child is None else child).tag = tags[how % len(tags)]
 

@@ -80,7 +80,7 @@ def overlaps(box: tuple[float, ...]) -> bool:
 
 
 def check_loaded(dataset: AnnotatedImages, scored: list[Box], trained: list[Box]) -> None:
-    """scored, trained: what the file says is to be evaluated against, and to be trained on, by image and in its order."""
+    """scored, trained: what the file says is to be scored against, and trained on, by image and in its order."""
     truth = dataset.ground_truth()
     name_of = {category["id"]: category["name"] for category in truth["categories"]}
     file_of = {image["id"]: image["file_name"] for image in truth["images"]}
@@ -236,8 +236,8 @@ def check_voc_sentence(sentence: str, folder: Path) -> None:
 
 xml_changes = st.lists(st.tuples(st.sampled_from(mutations.XML_CHANGES), CHOICE, CHOICE), min_size=1, max_size=3)
 xml_bytes = st.sampled_from(
-    (None, None, None, None, mutations.deep, mutations.doctype, mutations.truncate, mutations.flip, mutations.flip, mutations.insert,
-     mutations.encode, mutations.repeat)
+    (None, None, None, None, mutations.deep, mutations.doctype, mutations.truncate, mutations.flip, mutations.flip,
+     mutations.insert, mutations.encode, mutations.repeat)
 )  # fmt: skip
 
 
