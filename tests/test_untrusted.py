@@ -81,10 +81,8 @@ def test_settings_that_run_code_are_refused_before_hydra_runs_them(tmp_path: Pat
     assert marker.exists()  # the trap does work
     marker.unlink()
 
-    done = subprocess.run(
-        [sys.executable, "run.py", *words, f"runs_dir={tmp_path / 'runs'}"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
+    command = [sys.executable, "run.py", *words, f"runs_dir={tmp_path / 'runs'}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: hydra.{name}")
     assert done.stderr.count("\n") == 1

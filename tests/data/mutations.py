@@ -198,8 +198,8 @@ def doctype(text: bytes, how: int) -> bytes:
     head = (
         b'<!DOCTYPE annotation [<!ENTITY a "cat">]>', b'<!DOCTYPE annotation SYSTEM "file:///etc/passwd">',
         b"<!DOCTYPE annotation>", b'<?xml version="1.0" encoding="latin-1"?>',
-        b'<?xml version="1.0" encoding="utf-16"?>',
-        b'<?xml version="1.0" encoding="shift_jis"?>', b"<?php x?>", b"<![CDATA[", b"\xef\xbb\xbf", b"\n",
+        b'<?xml version="1.0" encoding="utf-16"?>', b'<?xml version="1.0" encoding="shift_jis"?>',
+        b"<?php x?>", b"<![CDATA[", b"\xef\xbb\xbf", b"\n",
     )  # fmt: skip
     return head[how % len(head)] + (text.replace(b"cat", b"&a;", 1) if how % 2 else text)
 

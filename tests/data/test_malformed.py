@@ -80,7 +80,7 @@ def overlaps(box: tuple[float, ...]) -> bool:
 
 
 def check_loaded(dataset: AnnotatedImages, scored: list[Box], trained: list[Box]) -> None:
-    """scored, trained: what the file says is to be evaluated against and trained on, by image and in its order."""
+    """scored, trained: what the file says is to be scored against, and trained on, by image and in its order."""
     truth = dataset.ground_truth()
     name_of = {category["id"]: category["name"] for category in truth["categories"]}
     file_of = {image["id"]: image["file_name"] for image in truth["images"]}

@@ -121,7 +121,7 @@ def test_a_program_that_ends_in_the_middle_of_an_epoch_does_not_wait_for_its_wor
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_killed_worker_is_told_by_pid_signal_and_file(data: DetectionDataModule, training: bool) -> None:
-    """Both workers are stopped in the middle of an epoch; one is then killed, and has begun what the table says."""
+    """One of two workers is killed in the middle of an epoch: the table says what it began last."""
     with pytest.raises(DataError) as error, data.naming_lost_workers():
         batches, workers = started(data.train_dataloader() if training else data.val_dataloader())
         pid = workers[1].pid
@@ -131,8 +131,8 @@ def test_a_killed_worker_is_told_by_pid_signal_and_file(data: DetectionDataModul
     (index,) = table[table[:, 0] == pid, 1].tolist()
     assert str(error.value) == (
         f"loader worker process {pid} was killed by a signal (Killed) while it read {data.train.path(index)}, or just"
-        " after, perhaps for want of memory: lower data.workers or data.batch_size; the same command continues after"
-        " the last checkpoint."
+        " after, perhaps for want of memory: lower data.workers or data.batch_size; the same command continues"
+        " after the last checkpoint."
     )
 
 
