@@ -161,7 +161,7 @@ def test_a_diverged_training_ends_with_70_and_says_what_to_change(ends: Any, tmp
     code, lines = ends(shapes, *SHAPES, *wild, "schedule.epochs=5")
     assert code == 70, lines
     (line,) = lines
-    assert re.fullmatch(r"error: the loss is (nan|inf) at step \d+: lower schedule\.lr.*", line)
+    assert re.fullmatch(r"error: at step \d+ loss_\w+ is (nan|inf).* \(images .*\)\. .* Lower schedule\.lr.*", line)
 
 
 def test_an_unknown_accelerator_ends_with_2(ends: Any, tmp_path: Path, shapes: Path) -> None:

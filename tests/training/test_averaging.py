@@ -90,7 +90,7 @@ def averaged(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> tuple[Co
     config = tiny_config(tmp_path_factory.mktemp("runs"), shapes, "schedule.ema=0.5")
     raw = Raw()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("msil.training.fitting.StopOnNaN", lambda: raw)
+        patch.setattr("msil.training.fitting.SeedSteps", lambda _seed: raw)
         result = run(config)
     return config, Path(config.runs_dir) / config.run_name, result, raw
 
@@ -168,8 +168,8 @@ def test_no_average_by_default(finished: tuple[Config, Path, dict[str, Any]]) ->
 
 
 class Interrupt(Callback):
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch == 1:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 3:  # in the middle of the second epoch
             raise RuntimeError("the power went")
 
 
@@ -181,7 +181,7 @@ def test_interrupted_and_resumed_is_undisturbed(
     config = tiny_config(tmp_path / "runs", shapes, "schedule.ema=0.5")
     run_dir = Path(config.runs_dir) / config.run_name
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("msil.training.fitting.StopOnNaN", Interrupt)
+        patch.setattr("msil.training.fitting.SeedSteps", lambda _seed: Interrupt())
         with pytest.raises(RuntimeError, match="the power went"):
             run(config)
     assert load(run_dir / "checkpoints" / "last.ckpt")["global_step"] == 2

@@ -7,15 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from msil.config import Config
 from msil.training import callbacks
-from msil.training.callbacks import Progress, StopOnNaN, Throughput, TrainingDiverged
+from msil.training.callbacks import Progress, SeedSteps, Throughput
 from msil.training.experiment import run
 
 from .cases import rows, tiny_config
@@ -77,51 +75,6 @@ def test_throughput_is_of_all_processes_and_survives_a_resume(clock: Clock) -> N
     assert second.total_seconds == 4 + 1000 + 4
 
 
-# StopOnNaN
-
-
-class Diverging(L.LightningModule):
-    """Its loss is no number from step `bad` (from 1) on."""
-
-    def __init__(self, bad: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(()))
-        self.bad = bad
-
-    def training_step(self, number: Tensor, batch_idx: int) -> Tensor:
-        return self.weight * (float("nan") if self.global_step + 1 >= self.bad else 1.0)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def fit_diverging(tmp_path: Path, bad: int, steps: int, every: int) -> L.Trainer:
-    trainer = L.Trainer(
-        accelerator="cpu", callbacks=[StopOnNaN()], max_epochs=1, log_every_n_steps=every, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=str(tmp_path),
-    )  # fmt: skip
-    data: Any = list(torch.zeros(steps))
-    trainer.fit(Diverging(bad), DataLoader(data))
-    return trainer
-
-
-@pytest.mark.parametrize("bad", [2, 5])
-def test_a_diverged_run_stops_at_the_next_logged_step(tmp_path: Path, bad: int) -> None:
-    with pytest.raises(TrainingDiverged, match=r"the loss is nan at step 5: lower schedule\.lr"):
-        fit_diverging(tmp_path, bad, steps=12, every=5)
-
-
-def test_a_loss_that_diverges_after_the_last_logged_step_is_not_missed(tmp_path: Path) -> None:
-    """Else the run would save weights that are no numbers, and count as finished."""
-    with pytest.raises(TrainingDiverged):
-        fit_diverging(tmp_path, bad=7, steps=7, every=5)
-
-
-def test_finite_losses_do_not_stop(tmp_path: Path) -> None:
-    assert fit_diverging(tmp_path, bad=99, steps=7, every=5).global_step == 7
-
-
 # Progress
 
 
@@ -170,3 +123,20 @@ def test_progress_lines_are_rare(
 ) -> None:
     lines, _ = without_a_terminal(shapes, tmp_path, monkeypatch, capfd, seconds=3600)
     assert len([line for line in lines if LINE.fullmatch(line)]) == 1
+
+
+# SeedSteps
+
+
+def drawn(seed: int, step: int, rank: int) -> Tensor:
+    torch.rand(7)  # what was drawn before does not count
+    place: Any = SimpleNamespace(global_step=step, global_rank=rank)
+    SeedSteps(seed).on_train_batch_start(place, place, ([], []), 0)
+    return torch.rand(3)
+
+
+def test_what_is_random_in_a_step_depends_on_seed_step_and_process_alone() -> None:
+    first = drawn(0, 5, 1)
+    assert torch.equal(drawn(0, 5, 1), first)
+    for other in ((1, 5, 1), (0, 6, 1), (0, 5, 0)):
+        assert not torch.equal(drawn(*other), first)

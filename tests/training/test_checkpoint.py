@@ -30,7 +30,11 @@ def test_a_checkpoint_replaces_the_old_one(tmp_path: Path) -> None:
     for step in (1, 2):
         io.save_checkpoint({"step": step, "weight": torch.tensor([1.0, step])}, path)
         assert_same(io.load_checkpoint(path), {"step": step, "weight": torch.tensor([1.0, step])})
-    assert visible(path.parent) == ["last.ckpt"]
+    assert visible(path.parent) == ["last.ckpt", "previous.ckpt"]
+    assert io.load_checkpoint(path.with_name("previous.ckpt"))["step"] == 1
+    for step in (1, 2):  # only what a run resumes from
+        io.save_checkpoint({"step": step}, tmp_path / "best" / "best.ckpt")
+    assert visible(tmp_path / "best") == ["best.ckpt"]
 
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
