@@ -343,6 +343,7 @@ def test_every_model_setting_reaches_the_detector() -> None:
         "model.channels": 32, "model.image_mean": "[1,2,3]", "model.image_std": "[4,5,6]", "model.channel_order": "bgr",
         "model.backbone.norm": "bn", "model.msil.kernel_size": 1, "model.msil.align": "false",
         "model.msil.separate": "false", "model.msil.apply": "cls", "model.msil.reduction": 2,
+        "model.test_scales": "[48,64]", "model.test_flip": "true",
     }  # fmt: skip
     config = tiny_config("runs", "data", *(f"{key}={value}" for key, value in overrides.items()))
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -359,4 +360,5 @@ def test_every_model_setting_reaches_the_detector() -> None:
         "score_thresh": 0.11, "nms_thresh": 0.22, "topk_candidates": 33, "detections_per_img": 44,
         "style": "pytorch", "point_offset": 0.25, "init": None, "image_mean": [1.0, 2.0, 3.0],
         "image_std": [4.0, 5.0, 6.0], "channel_order": "bgr",
+        "test_scales": [48, 64], "test_flip": True,
     }  # fmt: skip
