@@ -237,3 +237,63 @@ def test_two_processes_killed_and_signalled_go_on_to_the_same_bits(tmp_path: Pat
         assert "the same command continues there" in said
     print(f"20 kills: ended {max(seconds):.1f} s after the kill at most")
     assert_same(finished(tmp_path / "killed"), whole)
+
+
+# Runs run.py as it is, but for one loss of rank 1.
+ONE_BAD_LOSS = """
+import os, runpy, sys
+from msil.detection import Detector
+
+real, steps = Detector.part_loss, []
+
+def part_loss(self, *arguments, **options):
+    found = real(self, *arguments, **options)
+    steps.append(found)
+    if len(steps) == 3 and os.environ["LOCAL_RANK"] == "1":
+        found["loss_bbox"] = found["loss_bbox"] * float("nan")
+    return found
+
+Detector.part_loss = part_loss
+script = sys.argv.pop(1)
+sys.argv[0] = script
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_on_one_process_stops_all_before_the_step(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run_dir = tmp_path / "runs" / "it"
+    words = [*WORDS, f"data.root={tmp_path}/shapes", f"runs_dir={tmp_path}/runs"]
+    assert run_ranks([sys.executable, "-c", ONE_BAD_LOSS, str(ROOT / "run.py"), *words], 2, run_dir) == 70
+    said = capfd.readouterr().err
+    batches = [torch.load(run_dir / f"nan_batch_rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    ids = [[target["image_id"] for target in batch["targets"]] for batch in batches]
+    named = ", ".join(map(str, ids[1]))
+    assert f"error: at step 3 loss_bbox is nan (images {named})." in said
+    assert set(ids[0]).isdisjoint(ids[1])
+    last = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
+    for batch in batches:  # no process has taken the step
+        assert all(torch.equal(tensor, last["state_dict"][name]) for name, tensor in batch["state_dict"].items())
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_when_a_process_of_one_job_dies(tmp_path: Path) -> None:
+    words = [word for word in WORDS if not word.startswith("run_name=")]
+    short = ["schedule.epochs=1", "schedule.eval_every=1"]
+    command = [sys.executable, str(ROOT / "run.py"), "-m", *words, *short, "seed=0,1"]
+    command += [f"data.root={tmp_path}/shapes", f"runs_dir={tmp_path}/runs"]
+    sweep = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: any((tmp_path / "runs").glob("*_s0_*/checkpoints/last.ckpt")), "the first job trains")
+    (job,) = children(sweep.pid)
+    os.kill(children(job)[1], signal.SIGKILL)
+    said, complained = sweep.communicate(timeout=300)
+    assert sweep.returncode == 1, complained
+    assert "error: process 1 of this run was killed by SIGKILL" in said  # the end of the job's log
+    assert "1 ok, 1 failed of 2." in said
+    assert [path.parent.name.split("_")[-2] for path in (tmp_path / "runs").glob("*/result.json")] == ["s1"]

@@ -71,3 +71,9 @@ def kill_at_random(pid: int, checkpoint: Path, dice: random.Random) -> None:
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, "it ended by itself"
+
+
+def killed_itself(pid: int) -> bool:
+    """Wait for its end: whether SIGKILL was it."""
+    _, status = os.waitpid(pid, 0)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ from msil.reporting.results import read_result
 from msil.training.experiment import run
 
 from .cases import assert_same, load, rows, tiny_config
-from .killing import kill_at_random, started
+from .killing import kill_at_random, killed_itself, started
 
 # About 40 images in batches of 4; evaluated in every second epoch.
 SETTINGS = ("data.num_train=44", "data.batch_size=4", "schedule.eval_every=2", "trainer.save_every=1")
@@ -77,3 +80,30 @@ def test_kill_9_changes_nothing(tmp_path: Path, forty: Path, workers: int, kills
     assert len(inside) >= kills // 2, f"too few kills inside an epoch: after steps {steps}"
     assert_same_run(config, undisturbed)
     assert not list(folder(config).rglob("*.tmp"))
+
+
+# A save: write and flush, give the checkpoint before its second name, flush, move the new one to the first name. Killed
+# in the second save, after the second name was given (so both are of step 1), or in the third, before.
+@pytest.mark.parametrize(("call", "last", "previous"), [("fsync", 1, 1), ("link", 2, 1), ("replace", 1, 1)])
+def test_kill_9_in_the_middle_of_saving(
+    tmp_path: Path, forty: Path, monkeypatch: pytest.MonkeyPatch, call: str, last: int, previous: int
+) -> None:
+    config = tiny_config(tmp_path, forty, *SETTINGS, "schedule.epochs=1", "schedule.eval_every=1")
+    checkpoints = folder(config) / "checkpoints"
+    real = getattr(os, call)
+
+    def dies(*arguments: Any) -> Any:
+        if (checkpoints / "previous.ckpt").exists() and (call != "replace" or Path(arguments[1]).name == "last.ckpt"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, dies)
+        pid = started(config)
+    assert killed_itself(pid)
+    assert list(checkpoints.glob(".last.ckpt.*.tmp"))  # it was in the middle
+    assert sorted(path.name for path in checkpoints.glob("[!.]*")) == ["last.ckpt", "previous.ckpt"]
+    assert load(checkpoints / "last.ckpt")["global_step"] == last
+    assert load(checkpoints / "previous.ckpt")["global_step"] == previous
+    assert run(config)["steps"] > 3
+    assert not list(checkpoints.glob(".*.tmp"))
