@@ -196,6 +196,8 @@ def _between_batches(trainer: L.Trainer) -> Iterator[None]:
 
 def _keep(path: Path, under: Path) -> None:
     """The same content under a second name, at no time without a first."""
+    if under.exists() and path.samefile(under):
+        return  # killed after this, before the new one came; and a file is not moved onto itself
     with replacing(under) as temporary:
         try:
             os.link(path, temporary)
