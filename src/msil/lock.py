@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from msil.errors import UserError
 
@@ -40,12 +41,12 @@ def locked(folder: Path) -> Iterator[None]:
         _acquire(descriptor, folder)
         earlier = _holder(descriptor)
         if earlier:
-            print(f"{folder}: the run before ({earlier}) did not end in order; this one takes it up", file=sys.stderr)
-        _write(descriptor)
+            print(f"{folder}: the process before ({earlier}) did not end in order; going on", file=sys.stderr)
+        _write(descriptor, _myself())
         try:
             yield
         finally:
-            os.ftruncate(descriptor, 0)
+            _write(descriptor, {})
     finally:
         _held.discard(descriptor)
         os.close(descriptor)
@@ -72,10 +73,15 @@ def _holder(descriptor: int) -> str:
         return "a process that left no name"
 
 
-def _write(descriptor: int) -> None:
-    who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(who).encode(), 0)
+def _myself() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+
+
+def _write(descriptor: int, who: dict[str, Any]) -> None:
+    # Overwritten, not emptied first: its place on the disk stays, also when there is no other left.
+    content = json.dumps(who).encode()
+    os.pwrite(descriptor, content, 0)
+    os.ftruncate(descriptor, len(content))
 
 
 def _close_copies() -> None:

@@ -158,6 +158,7 @@ def test_a_killed_launcher_leaves_no_orphan_and_its_sweep_is_continued(tmp_path:
     (tmp_path / "mended").touch()
     third = started("seed=4,0")
     assert third.stdout is not None
+    assert f"the process before (pid {first.pid} on host" in third.stdout.readline()
     assert third.stdout.readline().startswith("The sweep was killed; waiting until what it left running has saved")
     (tmp_path / "may_save").touch()
     said = third.stdout.read()

@@ -432,7 +432,7 @@ def test_a_lock_left_behind_by_a_killed_run_locks_nothing(tmp_path: Path, capsys
         pass
     os.write(done[1], b"x")
     said = capsys.readouterr().err
-    assert f"the run before (pid {holder} on host" in said and "did not end in order" in said
+    assert f"the process before (pid {holder} on host" in said and "did not end in order" in said
     with locked(tmp_path):  # and now it did
         pass
     assert capsys.readouterr().err == ""

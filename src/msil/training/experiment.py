@@ -31,8 +31,30 @@ def run(config: Config) -> dict[str, Any]:
     Raises UserError for what the user can mend (Locked where another run works in the folder), TrainingDiverged for
     losses or gradients that are no numbers, Preempted where a signal has stopped it.
     """
-    values = plain(config)
     run_dir = Path(config.runs_dir) / config.run_name
+    try:
+        return _run(config, run_dir)
+    except UserError:
+        raise
+    except Exception as error:
+        if lacks_space(error):
+            raise no_space(run_dir, None) from error
+        if is_out_of_memory(error):
+            reason = str(error) or type(error).__name__
+            raise OutOfMemory(
+                f"out of memory outside of the training and evaluation steps ({reason}): stop other programs, or lower"
+                " data.workers."
+            ) from error
+        if lost_peer(error):
+            raise PeerLost(
+                f"process {rank_zero_only.rank} of this run lost another one and cannot go on; the same command"
+                " continues after the last checkpoint."
+            ) from error
+        raise
+
+
+def _run(config: Config, run_dir: Path) -> dict[str, Any]:
+    values = plain(config)
     interruption = Interruption()
     # The ranks above 0 belong to the run that holds the folder.
     holding = locked(run_dir) if rank_zero_only.rank == 0 else contextlib.nullcontext()
@@ -50,20 +72,8 @@ def run(config: Config) -> dict[str, Any]:
                     return train(config, values, run_dir, interruption)
                 case Mode.test:
                     return test(config, values, run_dir, interruption)
-        except BaseException as error:
+        except BaseException:
             wandb.finish(exit_code=1)  # a sweep's next run must not go on in this one
-            if lacks_space(error) and not isinstance(error, UserError):
-                raise no_space(run_dir, None) from error
-            if is_out_of_memory(error):
-                raise OutOfMemory(
-                    f"out of memory outside of the training and evaluation steps ({str(error) or 'MemoryError'}): stop"
-                    " other programs, or lower data.workers."
-                ) from error
-            if lost_peer(error):
-                raise PeerLost(
-                    f"process {rank_zero_only.rank} of this run lost another one and cannot go on; the same command"
-                    " continues after the last checkpoint."
-                ) from error
             raise
         finally:
             wandb.finish()
