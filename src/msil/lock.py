@@ -16,6 +16,7 @@ from typing import Any
 from msil.errors import UserError
 
 FILE_NAME = ".lock"
+PATIENCE_SECONDS = 0.5  # who only looks whether a folder is held, as msil status does, holds it for a moment
 
 _held: set[int] = set()
 
@@ -53,15 +54,23 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _acquire(descriptor: int, folder: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    try:
+        while not _taken(descriptor) and time.monotonic() < deadline:
+            time.sleep(PATIENCE_SECONDS / 10)
+        if not _taken(descriptor):
+            who = _holder(descriptor) or "a process that just began"
+            raise Locked(f"{folder} is in use by another run ({who}); wait for it, stop it or set another run_name.")
+    except OSError as error:  # a file system without locks
+        print(f"{folder} cannot be locked ({error}): see to it that no second run works in it", file=sys.stderr)
+
+
+def _taken(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise Locked(
-            f"{folder} is in use by another run ({_holder(descriptor) or 'a process that just began'}); wait for it,"
-            " stop it or set another run_name."
-        ) from None
-    except OSError as error:  # a file system without locks
-        print(f"{folder} cannot be locked ({error}): see to it that no second run works in it", file=sys.stderr)
+        return False
+    return True
 
 
 def _holder(descriptor: int) -> str:
