@@ -120,6 +120,14 @@ def test_another_precision_is_another_setting() -> None:
     assert len(settings([single, half])) == 2
 
 
+def test_runs_of_before_a_setting_existed_stand_beside_those_where_it_is_null() -> None:
+    older, newer, other = run(0), run(1), run(2)
+    newer["config"]["resume"] = "auto"
+    newer["config"]["schedule"]["ema"] = None
+    other["config"]["schedule"]["ema"] = 0.99
+    assert [len(group) for group in settings([older, newer, other])] == [2, 1]
+
+
 # The head's own warm-up (vfnet 0.1, fcos 1/3 under 1x) must not part Table 3's rows.
 def test_the_heads_own_warm_up_makes_no_other_setting() -> None:
     fcos, vfnet = run(head="fcos"), run()

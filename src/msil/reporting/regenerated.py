@@ -22,7 +22,7 @@ Result = Mapping[str, Any]
 
 # What changes where or how fast a run happens, not what it computes (of the trainer, precision does); and what tells a
 # table's rows apart.
-WHERE = ("trainer", "logger", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
+WHERE = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
          "data.on_bad_image", "model.weights")  # fmt: skip
 ROW = ("model.head", "model.backbone", "model.msil", "schedule.warmup_factor")  # a head brings its warm-up's start
 
@@ -266,7 +266,14 @@ def _key(config: Mapping[str, Any], without: Sequence[str]) -> str:
         for parent in parents:
             node = node.get(parent) or {}
         node.pop(leaf, None)
-    return json.dumps(kept, sort_keys=True)
+    return json.dumps(_without_nulls(kept), sort_keys=True)
+
+
+def _without_nulls(values: Any) -> Any:
+    """A setting that is null counts as one that does not exist, as in a run's hash: older runs lack the newer ones."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _without_nulls(value) for key, value in values.items() if value is not None}
 
 
 def _key_of(word: str) -> str:
