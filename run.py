@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 
 from msil.config import Config, register
 from msil.errors import UserError
-from msil.lock import Locked
+from msil.interruption import Interruption, Preempted
+from msil.lock import Locked, locked
 from msil.overrides import check_command_line, typed
 from msil.reporting.results import read_result
 from msil.sweep.orphans import end_with_parent
@@ -31,6 +32,8 @@ def train(composed: DictConfig) -> float | None:
         prepare()
         # This job's own command, for result.json and for its processes.
         sys.argv = ["run.py", *HydraConfig.get().overrides.task, "hydra.mode=RUN"]
+    interruption = Interruption()
+    interruption.take()  # already: a run that is told to stop while it starts stops at its first batch
     try:
         config = typed(composed)
         validate(config)
@@ -45,10 +48,10 @@ def train(composed: DictConfig) -> float | None:
     from msil.reporting.tables import result_line
     from msil.training.divergence import TrainingDiverged
     from msil.training.experiment import run
-    from msil.training.interruption import PeerLost, Preempted
+    from msil.training.peers import PeerLost
 
     try:
-        result = run(config)
+        result = run(config, interruption)
     except TrainingDiverged as error:
         stop(error, 70)
     except Locked as error:
@@ -69,6 +72,13 @@ def train(composed: DictConfig) -> float | None:
 def on_devices(config: Config, devices: int) -> float | None:
     """The same command as one process a device."""
     run_dir = Path(config.runs_dir) / config.run_name
+    try:
+        with locked(run_dir):  # or another run's logs would be overwritten before its folder is found in use
+            pass
+    except Locked as error:
+        stop(error, 73)
+    except UserError as error:
+        stop(error)
     code = run_ranks([sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]], devices, run_dir)
     if code != 0:
         leave(f"a process of {run_dir} ended with an error, exit code {code}", code)
@@ -78,7 +88,8 @@ def on_devices(config: Config, devices: int) -> float | None:
 
 def stop(error: Exception, exit_code: int = 2) -> NoReturn:
     # An error in a loader's worker process arrives with that process's traceback in its text.
-    message = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    message = lines[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
     print(f"error: {message}", file=sys.stderr)
     leave(message, exit_code)
 

@@ -95,7 +95,8 @@ RULES = [
     Rule("__init__.py", only=("msil.interaction", "msil.detection")),
     Rule("errors.py", only=()),
     Rule("files.py", only=()),
-    Rule("lock.py", only=()),
+    Rule("lock.py", only=("msil.files",)),
+    Rule("interruption.py", only=(), errors=False),
     Rule("cli.py"),
     Rule("*", never=("torch", "torchvision", "lightning", "wandb", "msil.detection", "msil.training")),
 ]  # fmt: skip

@@ -101,6 +101,13 @@ def test_a_signal_is_passed_on(tmp_path: Path) -> None:
     assert supervisor.wait(DEADLINE_SECONDS) == 75
 
 
+def test_a_signal_at_the_start_is_a_preemption(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Before the processes can take it: the signal ends them, and the run is to be run again."""
+    program = f"os.kill(os.getppid(), signal.SIGTERM) if rank == 0 else None; {WAIT}"
+    assert ranks(program, tmp_path) == 75
+    assert capfd.readouterr().err == "error: stopped by a signal at the start; run again to resume\n"
+
+
 def test_they_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     inner = (
         RANK

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from msil.errors import UserError
+from msil.errors import ConfigError, UserError
 
+PROBE_BYTES = 16384  # about what a sweep writes before its first job
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
@@ -71,6 +72,25 @@ def no_space(path: str | Path, needed: int | None) -> DiskFull:
         f"there is no room for {path}:{wanted} {free / 1e6:,.1f} MB are free there. Make room (or raise the limit on"
         " file sizes) and give the same command again: nothing that was there is lost."
     )
+
+
+def unusable(folder: Path, error: OSError) -> UserError:
+    """The sentence for a folder that cannot be made or written to."""
+    if lacks_space(error):
+        return no_space(folder, None)
+    return ConfigError(
+        f"{folder} cannot be used ({error.strerror or error}): mend it, or set runs_dir to another folder."
+    )
+
+
+def probe(folder: Path) -> None:
+    """Raises UserError if small files cannot be written to a folder, which is made as needed."""
+    try:
+        with replacing(folder / "probe") as temporary:
+            temporary.write_bytes(bytes(PROBE_BYTES))
+        (folder / "probe").unlink()
+    except OSError as error:
+        raise unusable(folder, error) from error
 
 
 def _existing(path: Path) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from msil.errors import UserError
+from msil.files import unusable
 
 FILE_NAME = ".lock"
 PATIENCE_SECONDS = 0.5  # who only looks whether a folder is held, as msil status does, holds it for a moment
@@ -33,17 +34,23 @@ def locked(folder: Path) -> Iterator[None]:
     nothing, and a line on stderr tells of it. Between hosts this holds on file systems that pass flock on (NFSv4,
     Lustre mounted with flock); where there is no flock at all, a line on stderr says so.
 
-    Raises Locked, naming pid and host, where another process holds it.
+    Raises Locked, naming pid and host, where another process holds it, and UserError where it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise unusable(folder, error) from error
     _held.add(descriptor)
     try:
         _acquire(descriptor, folder)
         earlier = _holder(descriptor)
         if earlier:
             print(f"{folder}: the process before ({earlier}) did not end in order; going on", file=sys.stderr)
-        _write(descriptor, _myself())
+        try:
+            _write(descriptor, _myself())
+        except OSError as error:
+            raise unusable(folder, error) from error
         try:
             yield
         finally:

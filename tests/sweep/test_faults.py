@@ -229,6 +229,14 @@ def test_dry_run_without_a_sweep_does_not_train(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_to_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    done = finished(tmp_path, "seed=0,1")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: runs/sweeps cannot be used (") and len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own of 400 kB."""

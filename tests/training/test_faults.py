@@ -20,12 +20,12 @@ from msil.config import Config
 from msil.data.module import AugmentedImages
 from msil.errors import ConfigError
 from msil.files import DiskFull
+from msil.interruption import Preempted
 from msil.lock import Locked, locked
 from msil.reporting.results import read_result
 from msil.training import checkpoint
 from msil.training.divergence import TrainingDiverged
 from msil.training.experiment import run
-from msil.training.interruption import Preempted
 
 from .cases import assert_same, load, rows, tiny_config
 
@@ -359,6 +359,65 @@ def test_three_bad_steps_in_a_row_may_be_skipped_and_no_fourth(
     config = tiny_config(tmp_path / "four", shapes, *SETTINGS, "trainer.nan_policy=skip")
     break_losses(monkeypatch, {1, 2, 3, 4}, float("nan"))
     with pytest.raises(TrainingDiverged, match=r"at step 5 loss_bbox is nan .*, the 4th time in a row"):
+        run(config)
+
+
+def test_a_skipped_step_leaves_the_statistics_of_norms_alone(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward pass has moved them already: here by pixels that are no numbers, in the second of two steps."""
+    config = tiny_config(
+        tmp_path, shapes, *SETTINGS, "model.backbone.norm=bn", "trainer.nan_policy=skip", "schedule.max_steps=2"
+    )
+    real, seen = AugmentedImages.__getitem__, []
+
+    def reads(self: AugmentedImages, key: tuple[int, int]) -> Any:
+        seen.append(key)
+        image, target = real(self, key)
+        return (image.float() * (float("nan") if len(seen) > 4 else 1 / 255)), target
+
+    monkeypatch.setattr(AugmentedImages, "__getitem__", reads)
+    assert run(config)["skipped_steps"] == 1
+    state = last(config)["state_dict"]
+    counts = [value for name, value in state.items() if name.endswith("num_batches_tracked")]
+    assert counts and all(int(count) == 1 for count in counts)
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_a_full_disk_does_not_hide_that_the_numbers_broke(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, shapes, *SETTINGS, "trainer.save_every=100")
+    break_losses(monkeypatch, {2}, float("nan"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before_reading(monkeypatch, 9, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1])))
+    try:
+        with pytest.raises(
+            TrainingDiverged, match=r"at step 3 loss_bbox is nan .* there is no room to keep the batch in"
+        ):
+            run(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(folder(config).rglob("nan_batch*"))
+
+
+@pytest.mark.parametrize("limit", [0, 200])
+def test_a_disk_that_is_full_at_the_start_is_a_sentence(tmp_path: Path, shapes: Path, limit: int) -> None:
+    """Too small for the lock's line, and for config.yaml."""
+    config = tiny_config(tmp_path, shapes)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(DiskFull, match="there is no room for"):
+            run(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_runs_dir_that_cannot_be_is_a_sentence(tmp_path: Path, shapes: Path) -> None:
+    (tmp_path / "file").touch()
+    config = tiny_config(tmp_path / "file", shapes)
+    with pytest.raises(ConfigError, match=r"file/.* cannot be used \(Not a directory\): mend it, or set runs_dir"):
         run(config)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msil.training.loggers import csv_logger, tensorboard_logger
+from msil.training.loggers import tensorboard_logger
+from msil.training.metrics_file import MetricsFile
 
 from .cases import rows
 from .dashboards import events
 
 
 def log(run_dir: Path, resume_step: int | None, steps: range, loss: float) -> None:
-    logger = csv_logger(run_dir, resume_step)
+    logger = MetricsFile(run_dir, resume_step)
     for step in steps:
         logger.log_metrics({"loss": loss + step, "epoch": step // 2}, step=step)
         if step % 2:
@@ -32,10 +35,6 @@ def test_a_first_run_begins_the_file(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-again = pytest.mark.filterwarnings("ignore:Experiment logs directory")  # as a run does
-
-
-@again
 def test_a_resume_keeps_what_its_checkpoint_had_and_drops_what_is_trained_again(tmp_path: Path) -> None:
     # The checkpoint was made after steps 0 to 3; the run was killed in step 6.
     log(tmp_path, None, range(6), 1)
@@ -47,32 +46,74 @@ def test_a_resume_keeps_what_its_checkpoint_had_and_drops_what_is_trained_again(
     ]  # fmt: skip
 
 
-@again
 def test_a_resume_that_dies_before_its_first_step_loses_no_row(tmp_path: Path) -> None:
     log(tmp_path, None, range(4), 1)
     before = rows(tmp_path)
-    csv_logger(tmp_path, 4)  # and no more
-    csv_logger(tmp_path, 4)
+    MetricsFile(tmp_path, 4)  # and no more
+    MetricsFile(tmp_path, 4)
     assert [float(row.get("loss", 0)) for row in rows(tmp_path)] == [float(row.get("loss", 0)) for row in before]
 
 
-@again
 def test_a_run_without_a_checkpoint_starts_its_file_again(tmp_path: Path) -> None:
     log(tmp_path, None, range(2), 1)
     log(tmp_path, None, range(2), 5)
     assert [float(row["loss"]) for row in rows(tmp_path) if "loss" in row] == [5, 6]
 
 
-@again
 def test_nan_is_kept_as_nan(tmp_path: Path) -> None:
-    csv_logger(tmp_path, None).log_metrics({"APl": float("nan")}, step=0)
-    logger = csv_logger(tmp_path, None)
+    MetricsFile(tmp_path, None).log_metrics({"APl": float("nan")}, step=0)
+    logger = MetricsFile(tmp_path, None)
     logger.log_metrics({"APl": float("nan")}, step=0)
     logger.save()
-    resumed = csv_logger(tmp_path, 1)
+    resumed = MetricsFile(tmp_path, 1)
     resumed.log_metrics({"APl": 0.5}, step=1)
     resumed.save()
     assert [row["APl"] for row in rows(tmp_path)] == ["nan", "0.5"]
+
+
+def test_a_row_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+    log(tmp_path, None, range(4), 1)
+    file = tmp_path / "metrics.csv"
+    file.write_text(file.read_text() + "0,1")  # of step 16, say
+    MetricsFile(tmp_path, 4)
+    assert [int(row["step"]) for row in rows(tmp_path)] == [0, 1, 1, 2, 3, 3]
+
+
+def test_a_full_disk_on_a_resume_keeps_the_rows(tmp_path: Path) -> None:
+    log(tmp_path, None, range(100), 1)
+    before = (tmp_path / "metrics.csv").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            MetricsFile(tmp_path, 90)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+# The AP's column comes with the second step: the file is replaced, not rewritten in place.
+@pytest.mark.parametrize("resume_step", [None, 2])
+def test_kill_9_while_the_file_is_replaced_keeps_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume_step: int | None
+) -> None:
+    logger = MetricsFile(tmp_path, None)
+    for step in range(3):
+        logger.log_metrics({"loss": step, "epoch": 0}, step=step)
+    logger.save()
+    before = rows(tmp_path)
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        if resume_step is not None:
+            MetricsFile(tmp_path, resume_step)
+        logger.log_metrics({"AP": 0.5, "epoch": 0}, step=3)
+        logger.save()
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert rows(tmp_path) == before
 
 
 # Weights & Biases. In processes of their own: it reads its settings once a process.

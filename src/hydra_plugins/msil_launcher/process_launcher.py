@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 
 from msil.config import LoggerConfig, LoggerName
 from msil.errors import UserError
+from msil.files import probe
 from msil.lock import Locked, locked
 from msil.overrides import check_weights, typed
 from msil.reporting.results import is_finished, read_result
@@ -68,6 +69,11 @@ class ProcessLauncher(Launcher):
         # Hydra's sweeper makes this folder before it asks for the launch; a sweep that is not run leaves none behind.
         folder = Path(config.hydra.sweep.dir)
         self._new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+        if not self.dry_run:
+            try:
+                probe(folder)  # before Hydra writes there, which ends in a traceback where it cannot
+            except UserError as error:
+                _stop(str(error), 2)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         loader = self.hydra_context.config_loader

@@ -39,7 +39,7 @@ def read_result(run_dir: str | Path) -> dict[str, Any] | None:
     """The result of a finished run, or None if result.json is missing, unreadable or incomplete."""
     try:
         result = json.loads((Path(run_dir) / RESULT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # ValueError: broken JSON or broken UTF-8
+    except (OSError, ValueError, RecursionError):  # ValueError: broken JSON or broken UTF-8
         return None
     if not isinstance(result, dict) or result.get("status") != "finished":
         return None

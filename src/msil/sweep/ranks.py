@@ -70,7 +70,8 @@ def run_ranks(command: Sequence[str], count: int, run_dir: Path) -> int:
             PARENT_PIPE: str(pipe),
         }
         ranks = [_start(command, number, environment, pipe, run_dir) for number in range(count)]
-        before = {number: signal.signal(number, _forward_to(ranks)) for number in FORWARDED}
+        forwarded: list[int] = []
+        before = {number: signal.signal(number, _forward_to(ranks, forwarded)) for number in FORWARDED}
         try:
             _wait(ranks)
         except KeyboardInterrupt:  # Ctrl-C in the terminal has reached all of them
@@ -88,6 +89,9 @@ def run_ranks(command: Sequence[str], count: int, run_dir: Path) -> int:
         _remove_logs(ranks)
     if guilty is None:
         return 0
+    if guilty.code in [-number for number in forwarded]:  # it was only just starting
+        print("error: stopped by a signal at the start; run again to resume", file=sys.stderr)
+        return PREEMPTED
     code = guilty.code if guilty.code in TOLD else 1
     if guilty.number != 0 or code not in TOLD:  # else it has told its reason in this terminal
         print(_told(guilty), file=sys.stderr)
@@ -161,8 +165,9 @@ def _remove_logs(ranks: Sequence[Rank]) -> None:
             rank.log.unlink(missing_ok=True)
 
 
-def _forward_to(ranks: Sequence[Rank]):
+def _forward_to(ranks: Sequence[Rank], forwarded: list[int]):
     def forward(number: int, _frame: FrameType | None) -> None:
+        forwarded.append(number)
         for rank in ranks:
             if rank.process.poll() is None:
                 rank.process.send_signal(number)

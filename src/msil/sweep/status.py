@@ -63,7 +63,7 @@ def _in_full(state: SweepState, now: datetime) -> list[str]:
     alive = is_running(state)
     lines = [_heading(state, now), _position(state, now)]
     if alive is False and any(job.state not in ("ok", "skipped") for job in state.jobs):
-        lines.append(f"the same command continues it: {state.command}")
+        lines.append(f"the same command continues it: {_printable(state.command)}")
     rows = [HEAD, *(_row(job, alive, now) for job in state.jobs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     lines.append("")
@@ -129,7 +129,12 @@ def _row(job: JobState, alive: bool | None, now: datetime) -> Sequence[str]:
     words = STATES.get(state, state)
     if state == "failed" and job.exit_code is not None:
         words = "preempted" if job.exit_code == PREEMPTED else f"failed ({_exit(job.exit_code)})"
-    return (str(job.number), job.label, words, epoch, loss, ap, duration(seconds))
+    return (str(job.number), _printable(job.label), words, epoch, loss, ap, duration(seconds))
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would take for commands."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _state(job: JobState, alive: bool | None) -> str:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from msil.errors import ConfigError
 from msil.files import lacks_space, no_space, replacing
-from msil.training.interruption import Interruption, Preempted
+from msil.interruption import Interruption, Preempted
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 AGREE_EVERY = 5  # steps: how often processes ask each other whether one of them is to stop

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from msil.config import NaNPolicy
-from msil.files import replacing
+from msil.files import lacks_space, replacing
 from msil.training.module import Batch, DetectionModule
 
 SKIPS_IN_A_ROW = 3
@@ -27,10 +27,11 @@ class TrainingDiverged(Exception):
 class FiniteSteps(Callback):
     """Looks at the losses and gradients of every step before the optimizer takes it.
 
-    If one is NaN or infinite on any process, all of them leave the weights as they are: nan_policy=stop raises
-    TrainingDiverged, which names the loss terms and the images, and each process writes its batch and the weights to
-    run_dir/nan_batch_rank<r>.pt for `msil replay`; nan_policy=skip goes on with the next batch and stops at the fourth
-    such step in a row. Under 16-mixed infinite gradients are the loss scaler's to deal with: only losses are looked at.
+    If one is NaN or infinite on any process, all of them leave the weights, and norms' statistics, as they are.
+    nan_policy=stop raises TrainingDiverged, which names the loss terms and the images, and each process writes its
+    batch and the weights to run_dir/nan_batch_rank<r>.pt for `msil replay`; nan_policy=skip goes on with the next batch
+    and stops at the fourth such step in a row. Under 16-mixed infinite gradients are the loss scaler's to deal with:
+    only losses are looked at.
     """
 
     def __init__(self, run_dir: Path, policy: NaNPolicy) -> None:
@@ -39,11 +40,15 @@ class FiniteSteps(Callback):
         self.skipped = 0
         self._in_a_row = 0
         self._batch: Batch | None = None
+        self._statistics: list[tuple[Tensor, Tensor]] = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self._batch = batch
+        # The forward pass moves the running statistics of norms that are trained; a bad one would spoil them for good.
+        norms = [m for m in pl_module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training]
+        self._statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -53,6 +58,8 @@ class FiniteSteps(Callback):
         if _all_finite(list(pl_module.shared_losses.values()), gradients):
             self._in_a_row = 0
             return
+        for buffer, before in self._statistics:
+            buffer.copy_(before)
         self._in_a_row += 1
         reports = _gathered(self._report(trainer, pl_module))
         told = _told(reports, trainer.global_step + 1)
@@ -62,15 +69,25 @@ class FiniteSteps(Callback):
             if trainer.is_global_zero:
                 print(f"{told}; skipped, {self._in_a_row} of at most {SKIPS_IN_A_ROW} in a row", file=sys.stderr)
             return
-        path = self.run_dir / f"nan_batch_rank{trainer.global_rank}.pt"
-        with replacing(path) as temporary:
-            torch.save(self._replay(trainer, pl_module), temporary)
+        kept = self._keep_batch(trainer, pl_module)
         again = f", the {self._in_a_row}th time in a row" if self._in_a_row > SKIPS_IN_A_ROW else ""
         raise TrainingDiverged(
-            f"{told}{again}. The weights were left as they were; the batch is in {path}: msil replay shows where the"
-            " numbers break. Lower schedule.lr, lengthen schedule.warmup_steps, set schedule.grad_clip, or pass over"
+            f"{told}{again}. The weights were left as they were; {kept}."
+            " Lower schedule.lr, lengthen schedule.warmup_steps, set schedule.grad_clip, or pass over"
             " single batches with trainer.nan_policy=skip."
         )
+
+    def _keep_batch(self, trainer: L.Trainer, module: DetectionModule) -> str:
+        """Where the batch is, in words; a full disk must not hide what this is all about."""
+        path = self.run_dir / f"nan_batch_rank{trainer.global_rank}.pt"
+        try:
+            with replacing(path) as temporary, temporary.open("xb") as file:
+                torch.save(self._replay(trainer, module), file)
+        except (OSError, RuntimeError) as error:
+            if not lacks_space(error):
+                raise
+            return f"there is no room to keep the batch in {path}"
+        return f"the batch is in {path}: msil replay shows where the numbers break"
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped, "in_a_row": self._in_a_row}

@@ -15,25 +15,27 @@ from lightning.pytorch.utilities import rank_zero_only
 from msil.config import Config, Mode, config_hash, plain
 from msil.errors import ConfigError, UserError
 from msil.files import lacks_space, no_space, remove_leftovers, write_bytes
+from msil.interruption import Interruption
 from msil.lock import locked
 from msil.reporting.results import is_finished, read_result
 from msil.training.fitting import train
-from msil.training.interruption import Interruption, PeerLost, lost_peer
 from msil.training.memory import OutOfMemory, is_out_of_memory
+from msil.training.peers import PeerLost, lost_peer
 from msil.training.testing import test
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config, interruption: Interruption | None = None) -> dict[str, Any]:
     """Train and evaluate, or only test, and leave everything in runs_dir/run_name; returns what result.json holds.
 
     A finished run of the same name and settings is returned as it is, with "skipped": true beside its
     values. An unfinished training goes on from its last checkpoint.
+    interruption: what has taken SIGTERM and SIGUSR1 already; None: they are taken here.
     Raises UserError for what the user can mend (Locked where another run works in the folder), TrainingDiverged for
     losses or gradients that are no numbers, Preempted where a signal has stopped it.
     """
     run_dir = Path(config.runs_dir) / config.run_name
     try:
-        return _run(config, run_dir)
+        return _run(config, run_dir, interruption or Interruption())
     except UserError:
         raise
     except Exception as error:
@@ -53,9 +55,8 @@ def run(config: Config) -> dict[str, Any]:
         raise
 
 
-def _run(config: Config, run_dir: Path) -> dict[str, Any]:
+def _run(config: Config, run_dir: Path, interruption: Interruption) -> dict[str, Any]:
     values = plain(config)
-    interruption = Interruption()
     # The ranks above 0 belong to the run that holds the folder.
     holding = locked(run_dir) if rank_zero_only.rank == 0 else contextlib.nullcontext()
     with holding, interruption.watching():
@@ -86,7 +87,7 @@ def _finished(run_dir: Path, values: dict[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         earlier = config_hash(yaml.safe_load(settings.read_bytes()))
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{settings} is damaged: set another run_name or delete that folder.") from error
     if earlier != config_hash(values):
         raise ConfigError(
@@ -111,5 +112,6 @@ def _quiet() -> None:
         r".*isinstance\(treespec, LeafSpec\).*",
         r".*module\(s\) in eval mode.*",  # frozen norms are
         r".*checkpoint that ended before the epoch ended.*",  # the sampler goes on where it was
+        r".*recommended to use .*sync_dist=True.*",  # what is logged is the mean over the processes already
     ):
         warnings.filterwarnings("ignore", message=message)

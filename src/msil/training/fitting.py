@@ -16,15 +16,16 @@ from msil.checkpoints.load import load_weights
 from msil.config import Config, Resume
 from msil.data.module import DetectionDataModule
 from msil.errors import ConfigError
+from msil.interruption import Interruption
 from msil.reporting.figures import draw_curves
 from msil.reporting.results import write_json
 from msil.training.averaging import AveragedWeights
 from msil.training.callbacks import PredictionPictures, Progress, SeedSteps, Throughput
 from msil.training.checkpoint import LAST, PREVIOUS, SaveLast, StopEvaluation, best_checkpoint, resume_point
 from msil.training.divergence import FiniteSteps
-from msil.training.interruption import Interruption
-from msil.training.loggers import csv_logger, dashboard_loggers, has_dashboard
+from msil.training.loggers import dashboard_loggers, has_dashboard
 from msil.training.memory import Sizes
+from msil.training.metrics_file import MetricsFile
 from msil.training.module import DetectionModule
 from msil.training.record import common, evaluated
 from msil.training.setup import make_datamodule, make_metrics, make_trainer
@@ -52,7 +53,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
         describe={"config": values, "classes": list(train.classes), "category_ids": list(train.category_ids)},
     )
     throughput = Throughput()
-    loggers = [csv_logger(run_dir, resume_step), *dashboard_loggers(config, values, run_dir, resume_step)]
+    loggers = [MetricsFile(run_dir, resume_step), *dashboard_loggers(config, values, run_dir, resume_step)]
     sizes, finite = Sizes(), FiniteSteps(run_dir, config.trainer.nan_policy)
     callbacks: list[Any] = [
         sizes,

@@ -1,8 +1,7 @@
-"""Where numbers and pictures go while a run goes on: metrics.csv always, W&B or TensorBoard if asked for."""
+"""Where numbers and pictures go beside metrics.csv while a run goes on: W&B or TensorBoard, if asked for."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import wandb
 import yaml
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
@@ -20,38 +19,6 @@ from msil.training import wandb_run
 TENSORBOARD_FOLDER = "tensorboard"
 # Of result.json, beside the metrics: what a run is read by in a dashboard's table of runs.
 REPORTED = ("parameters", "trainable_parameters", "flops", "images_per_second", "train_seconds", "total_seconds")
-
-
-def csv_logger(run_dir: Path, resume_step: int | None) -> CSVLogger:
-    """Writes run_dir/metrics.csv. After a resume the rows up to `resume_step` stay; later ones are trained again."""
-    earlier = [] if resume_step is None else _rows_before(run_dir / "metrics.csv", resume_step)
-    logger = CSVLogger(str(run_dir), name="", version="", flush_logs_every_n_steps=50)
-    for step, values in earlier:  # the logger begins its file anew
-        logger.log_metrics(values, step=step)
-    if earlier:
-        logger.save()  # at once: a second interruption before the first step must not lose them
-    return logger
-
-
-def _rows_before(file: Path, end: int) -> list[tuple[int, dict[str, Any]]]:
-    """Step and values of each row of an earlier process before step `end`; a row that a kill cut short is left out."""
-    if not file.exists():
-        return []
-    found = []
-    with file.open(newline="", encoding="utf-8", errors="replace") as stream:
-        for row in csv.DictReader(stream):
-            try:
-                values = {key: _number(text) for key, text in row.items() if text}
-            except (TypeError, ValueError):
-                continue
-            step = values.pop("step", end)
-            if step < end:
-                found.append((step, values))
-    return found
-
-
-def _number(text: str) -> Any:
-    return int(text) if text.isdecimal() else float(text)
 
 
 def dashboard_loggers(config: Config, values: Mapping[str, Any], run_dir: Path, resume_step: int | None) -> list[Any]:

@@ -16,10 +16,10 @@ from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config, weights_name
 from msil.evaluation.upload import DetectionCollector, check_upload, upload_entries, write_upload
+from msil.interruption import Interruption
 from msil.reporting.results import write_json
 from msil.training.callbacks import EvaluationProgress, PredictionPictures
 from msil.training.checkpoint import StopEvaluation
-from msil.training.interruption import Interruption
 from msil.training.loggers import dashboard_loggers, has_dashboard
 from msil.training.memory import Sizes
 from msil.training.module import DetectionModule

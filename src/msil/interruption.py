@@ -1,5 +1,4 @@
-"""What ends a run from outside: SIGTERM and SIGUSR1, which a scheduler sends before it takes the machine away, and the
-death of another of its processes."""
+"""SIGTERM and SIGUSR1, which a scheduler sends before it takes the machine away. Standard library alone."""
 
 from __future__ import annotations
 
@@ -9,24 +8,11 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-import torch.distributed
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(Exception):
     """A signal ended the run before its end (exit code 75)."""
-
-
-class PeerLost(Exception):
-    """Another process of the run has ended, so this one cannot go on (exit code 1)."""
-
-
-def lost_peer(error: BaseException) -> bool:
-    """Whether an error is what gloo or NCCL say when another process is gone."""
-    return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and ("gloo/transport" in str(error) or "NCCL" in str(error))
-    )
 
 
 class Interruption:

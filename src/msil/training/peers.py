@@ -1,0 +1,16 @@
+"""The other processes of a run, and what it looks like when one of them is gone."""
+
+from __future__ import annotations
+
+import torch.distributed
+
+
+class PeerLost(Exception):
+    """Another process of the run has ended, so this one cannot go on (exit code 1)."""
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error is what gloo or NCCL say when another process is gone."""
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and ("gloo/transport" in str(error) or "NCCL" in str(error))
+    )
