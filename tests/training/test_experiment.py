@@ -156,6 +156,19 @@ def test_a_folder_with_other_settings_is_refused(finished: Finished, shapes: Pat
     assert (run_dir / "config.yaml").read_text() == before
 
 
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True))
+
+
+@pytest.mark.parametrize("damage", ["", "[1, 2]", "{", "\0", "[" * 100_000, BOMB])
+def test_a_damaged_settings_file_is_a_sentence(tmp_path: Path, shapes: Path, damage: str) -> None:
+    config = tiny_config(tmp_path, shapes, "run_name=mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text(damage)
+    with pytest.raises(ConfigError, match=r"mine/config\.yaml is damaged: set another run_name or delete that folder"):
+        run(config)
+    assert (tmp_path / "mine" / "config.yaml").read_text() == damage
+
+
 def test_other_devices_and_workers_are_the_same_run(finished: Finished, shapes: Path) -> None:
     config, _, _ = finished
     name = f"run_name={config.run_name}"

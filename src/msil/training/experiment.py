@@ -86,7 +86,7 @@ def _finished(run_dir: Path, values: dict[str, Any]) -> dict[str, Any] | None:
     if not settings.exists():
         return None
     try:
-        earlier = config_hash(yaml.safe_load(settings.read_bytes()))
+        earlier = config_hash(yaml.load(settings.read_bytes(), _WithoutAliases))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{settings} is damaged: set another run_name or delete that folder.") from error
     if earlier != config_hash(values):
@@ -95,6 +95,15 @@ def _finished(run_dir: Path, values: dict[str, Any]) -> dict[str, Any] | None:
             " set another run_name or delete that folder."
         )
     return read_result(run_dir) if is_finished(run_dir, config_hash(values)) else None
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """For settings as `_run` writes them: by aliases a few lines could stand for more than fits the memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("settings have no aliases")
+        return super().compose_node(parent, index)
 
 
 def _quiet() -> None:
