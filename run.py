@@ -33,7 +33,11 @@ def train(composed: DictConfig) -> float | None:
         # This job's own command, for result.json and for its processes.
         sys.argv = ["run.py", *HydraConfig.get().overrides.task, "hydra.mode=RUN"]
     interruption = Interruption()
-    interruption.take()  # already: a run that is told to stop while it starts stops at its first batch
+    with interruption.watching():  # already: a run that is told to stop while it starts stops at its first batch
+        return one_run(composed, interruption)
+
+
+def one_run(composed: DictConfig, interruption: Interruption) -> float | None:
     try:
         config = typed(composed)
         validate(config)
