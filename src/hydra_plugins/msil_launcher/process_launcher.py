@@ -89,7 +89,6 @@ class ProcessLauncher(Launcher):
                 print("\n".join(preview_lines(sweep, self.n_jobs)))
                 self._leave_nothing()
                 sys.exit(0)
-            _make(sweep.folder)
             with locked(sweep.folder):
                 return self._sweep(sweep, configs[0].logger)
         except Locked as error:
@@ -148,15 +147,6 @@ class ProcessLauncher(Launcher):
     def _record(self) -> Path:
         """Where Hydra's sweeper has left its multirun.yaml, for the next sweep to overwrite."""
         return Path(self.config.hydra.sweep.dir) / "multirun.yaml"
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the sweep's folder {folder} cannot be made ({error.strerror}): make room, or set another runs_dir."
-        ) from error
 
 
 def _report(sweep: Sweep, outcomes: Sequence[Outcome]) -> tuple[Table, bool]:

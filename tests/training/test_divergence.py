@@ -1,0 +1,160 @@
+"""Losses, gradients and pixels that are no numbers: nothing is learnt from them."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msil.cli import main
+from msil.data.module import AugmentedImages
+from msil.reporting.results import read_result
+from msil.training.divergence import TrainingDiverged
+from msil.training.experiment import run
+
+from .cases import assert_same, load, tiny_config
+from .faults import SETTINGS, before_reading, folder, last
+
+
+def break_losses(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float) -> list[list[int]]:
+    """Multiply loss_bbox by `value` in these steps (from 0); the image ids of each step."""
+    from msil.detection import Detector
+
+    real, seen = Detector.loss, []
+
+    def loss(self: Detector, images: Any, targets: Any) -> Any:
+        found = real(self, images, targets)
+        if len(seen) in steps:
+            found["loss_bbox"] = found["loss_bbox"] * value
+        seen.append([target.image_id for target in targets])
+        return found
+
+    monkeypatch.setattr(Detector, "loss", loss)
+    return seen
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_not_learnt_from(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    config = tiny_config(tmp_path, shapes, *SETTINGS)
+    ids = break_losses(monkeypatch, {2}, value)
+    with pytest.raises(TrainingDiverged) as caught:
+        run(config)
+    named = ", ".join(map(str, ids[2]))
+    assert f"at step 3 loss_bbox is {value} (images {named})" in str(caught.value)
+    assert last(config)["global_step"] == 2  # of before the step
+    path = folder(config) / "nan_batch_rank0.pt"
+    kept = load(path)
+    assert [target["image_id"] for target in kept["targets"]] == ids[2]
+    weights = last(config)["state_dict"]
+    assert_same(kept["state_dict"], {key: weights[key] for key in kept["state_dict"]})
+    # Replayed without what broke it, the batch is well again: that is what the verb says.
+    monkeypatch.undo()
+    assert main(["replay", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"training step 3, images {named}: loss_cls" in said and "all of it is finite here" in said
+    assert read_result(folder(config)) is None
+
+
+def test_a_gradient_that_is_no_number_is_not_learnt_from(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, shapes, *SETTINGS)
+    from msil.detection import Detector
+
+    real = Detector.loss
+
+    def loss(self: Detector, images: Any, targets: Any) -> Any:
+        found = real(self, images, targets)
+        # The square root's slope at 0 is infinite, its value is 0.
+        weight = self.head.cls_logits.bias
+        found["loss_cls"] = found["loss_cls"] + torch.sqrt((weight - weight.detach()).abs().sum())
+        return found
+
+    monkeypatch.setattr(Detector, "loss", loss)
+    expected = r"at step 1 the losses are finite, but the gradients of parameter head\.cls_logits\.bias are not"
+    with pytest.raises(TrainingDiverged, match=expected):
+        run(config)
+
+
+def test_pixels_that_are_no_numbers_are_named(tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(tmp_path, shapes, *SETTINGS)
+    real, ids = AugmentedImages.__getitem__, []
+
+    def reads(self: AugmentedImages, key: tuple[int, int]) -> Any:
+        image, target = real(self, key)
+        if not ids:
+            ids.append(target.image_id)
+            image = image.float() / 255
+            image[0, 0, 0] = float("nan")
+        return image, target
+
+    monkeypatch.setattr(AugmentedImages, "__getitem__", reads)
+    with pytest.raises(TrainingDiverged, match=r"at step 1 the pixels or boxes of image \d+ are not finite") as caught:
+        run(config)
+    assert f"image {ids[0]} " in str(caught.value)
+
+
+def test_three_bad_steps_in_a_row_may_be_skipped_and_no_fourth(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(tmp_path / "three", shapes, *SETTINGS, "trainer.nan_policy=skip")
+    with monkeypatch.context() as patch:
+        break_losses(patch, {1, 2, 3, 5}, float("nan"))
+        result = run(config)
+    assert (result["steps"], result["skipped_steps"]) == (8, 4)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split("; ")[-1] for line in said if "skipped" in line] == [
+        f"skipped, {count} of at most 3 in a row" for count in (1, 2, 3, 1)
+    ]
+    # Of the eight steps four were taken: the optimizer counts no other.
+    states = last(config)["optimizer_states"][0]["state"]
+    assert {int(state["step"]) for state in states.values()} == {4}
+
+    config = tiny_config(tmp_path / "four", shapes, *SETTINGS, "trainer.nan_policy=skip")
+    break_losses(monkeypatch, {1, 2, 3, 4}, float("nan"))
+    with pytest.raises(TrainingDiverged, match=r"at step 5 loss_bbox is nan .*, the 4th time in a row"):
+        run(config)
+
+
+def test_a_skipped_step_leaves_the_statistics_of_norms_alone(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward pass has moved them already: here by pixels that are no numbers, in the second of two steps."""
+    config = tiny_config(
+        tmp_path, shapes, *SETTINGS, "model.backbone.norm=bn", "trainer.nan_policy=skip", "schedule.max_steps=2"
+    )
+    real, seen = AugmentedImages.__getitem__, []
+
+    def reads(self: AugmentedImages, key: tuple[int, int]) -> Any:
+        seen.append(key)
+        image, target = real(self, key)
+        return (image.float() * (float("nan") if len(seen) > 4 else 1 / 255)), target
+
+    monkeypatch.setattr(AugmentedImages, "__getitem__", reads)
+    assert run(config)["skipped_steps"] == 1
+    state = last(config)["state_dict"]
+    counts = [value for name, value in state.items() if name.endswith("num_batches_tracked")]
+    assert counts and all(int(count) == 1 for count in counts)
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_a_full_disk_does_not_hide_that_the_numbers_broke(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, shapes, *SETTINGS, "trainer.save_every=100")
+    break_losses(monkeypatch, {2}, float("nan"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before_reading(monkeypatch, 9, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1])))
+    try:
+        with pytest.raises(
+            TrainingDiverged, match=r"at step 3 loss_bbox is nan .* there is no room to keep the batch in"
+        ):
+            run(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(folder(config).rglob("nan_batch*"))
