@@ -82,8 +82,7 @@ def fcos_assign(
     key = torch.where(owned, key[..., None, None, None], _NO_BOX)
     best = torch.full((len(boxes), count + 1), _NO_BOX, device=boxes.device)
     best.scatter_reduce_(1, point.flatten(1), key.flatten(1), "amin")
-    best = best[:, :count]
-    return torch.where(best == _NO_BOX, -1, best & 0xFFFFFFFF)
+    return _low_bits(best[:, :count])
 
 
 def atss_assign(
@@ -150,6 +149,11 @@ def atss_assign(
     best.scatter_reduce_(1, index.flatten(1), key.flatten(1), "amax")
     best = best[:, :count]
     return torch.where(best < 0, -1, slots - 1 - (best & 0xFFFFFFFF))
+
+
+def _low_bits(keys: Tensor) -> Tensor:
+    """The lower 32 bits (...) of int64 keys as numbers with a sign: a box's index, and -1 of _NO_BOX."""
+    return keys.to(torch.int32).long()
 
 
 class _Lines(NamedTuple):
