@@ -35,7 +35,9 @@ class Row:
     def line(self) -> str:
         ratio = "" if self.ratio is None else f"{self.ratio:.2f}x"
         verdict = {True: "met", False: "MISSED", None: ""}[self.met]
-        return f"{self.name:44} {self.ours:>14} {self.anchor:>14} {ratio:>8}  {self.goal:12} {verdict:6}  {self.agreement}"
+        return (
+            f"{self.name:44} {self.ours:>14} {self.anchor:>14} {ratio:>8}  {self.goal:12} {verdict:6}  {self.agreement}"
+        )
 
 
 class NotRun(Exception):

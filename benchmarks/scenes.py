@@ -22,7 +22,9 @@ def num_points(size: tuple[int, int] = IMAGE) -> int:
     return sum(height * width for height, width in map_sizes(size))
 
 
-def ground_truth(images: int, boxes: int, classes: int = 80, size: tuple[int, int] = IMAGE, seed: int = 0) -> list[Target]:
+def ground_truth(
+    images: int, boxes: int, classes: int = 80, size: tuple[int, int] = IMAGE, seed: int = 0
+) -> list[Target]:
     """`boxes` boxes in each of `images` images, sides from 8 to 600 pixels, log-uniform, as COCO's roughly are."""
     generator = torch.Generator().manual_seed(seed)
     height, width = size
@@ -36,7 +38,9 @@ def ground_truth(images: int, boxes: int, classes: int = 80, size: tuple[int, in
     return targets
 
 
-def raw_outputs(images: int, classes: int = 80, size: tuple[int, int] = IMAGE, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def raw_outputs(
+    images: int, classes: int = 80, size: tuple[int, int] = IMAGE, seed: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (N, P, K), distances (N, P, 4) in strides, centre-ness logits (N, P), as of a net early in training."""
     generator = torch.Generator().manual_seed(seed)
     points = num_points(size)

@@ -22,8 +22,11 @@ MAX_AREA = 1e8
 _NO_BOX = torch.iinfo(torch.int64).max
 
 
-def pad_ground_truth(targets: list[Target]) -> tuple[Tensor, Tensor]:
+def pad_ground_truth(targets: list[Target], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Boxes (B, G, 4) float32 and labels (B, G) int64 of a batch; padding has label -1.
+
+    device: where they are needed, by default where the targets are. Targets of the host reach a GPU by one copy of all
+    boxes and one of all labels, which nobody waits for.
 
     Labels are not checked against the classes: looking at them would make a GPU wait. The readers check them.
 
@@ -33,7 +36,16 @@ def pad_ground_truth(targets: list[Target]) -> tuple[Tensor, Tensor]:
     slots = next((size for size in (8, 16, 32, 64) if most <= size), 128 * math.ceil(most / 128))
     boxes = [F.pad(t.boxes.float(), (0, 0, 0, slots - len(t.labels))) for t in targets]
     labels = [F.pad(t.labels, (0, slots - len(t.labels)), value=-1) for t in targets]
-    return torch.stack(boxes), torch.stack(labels)
+    return to_device(torch.stack(boxes), device), to_device(torch.stack(labels), device)
+
+
+def to_device(values: Tensor, device: torch.device | None) -> Tensor:
+    """`values` on `device` (None: where they are); from the host without waiting for the copy."""
+    if device is None or values.device == device:
+        return values
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()  # an ordinary host tensor's copy would make the host wait
+    return values.to(device, non_blocking=True)
 
 
 def fcos_assign(
@@ -57,29 +69,27 @@ def fcos_assign(
     strides or None for no centre sampling, point_offset that of `grid`'s points in their cells.
     Returns matched (B, P) int64: the box's index in [0, G), or -1 for background.
     """
-    radius = center_sample_radius
-    window_y, window_x = _window(map_sizes, strides, regress_ranges, radius)
-    low, high = _range_tensors(regress_ranges, boxes.device)
-    stride = grid.strides  # (L,)
-    reach = None if radius is None else radius * stride
-    x = _axis_candidates(boxes[..., 0::2], stride, grid.widths, reach, window_x, point_offset)
-    y = _axis_candidates(boxes[..., 1::2], stride, grid.heights, reach, window_y, point_offset)
+    window = _window(map_sizes, strides, regress_ranges, center_sample_radius)
+    ranges = _make_range_tensors if torch.compiler.is_compiling() else _cached_range_tensors
+    low, high = ranges(regress_ranges, boxes.device)
+    lines = _candidate_lines(boxes, grid, center_sample_radius, window, point_offset)
 
-    # (B, G, L, window_y, window_x)
-    inside = y.inside[..., :, None] & x.inside[..., None, :]
-    largest = torch.maximum(y.largest[..., :, None], x.largest[..., None, :])
+    # (B, G, L, window of rows, window of columns)
+    inside = lines.inside[:, :, 1, :, :, None] & lines.inside[:, :, 0, :, None, :]
+    largest = torch.maximum(lines.largest[:, :, 1, :, :, None], lines.largest[:, :, 0, :, None, :])
     area = box_area(boxes)
     owned = inside & (largest >= low[:, None, None]) & (largest <= high[:, None, None])
     owned &= ((labels >= 0) & (area < MAX_AREA))[..., None, None, None]
 
-    point = grid.starts[:, None, None] + y.index[..., :, None] * grid.widths[:, None, None] + x.index[..., None, :]
+    row, column = lines.index[:, :, 1, :, :, None], lines.index[:, :, 0, :, None, :]
+    point = grid.starts[:, None, None] + row * grid.widths[:, None, None] + column
     count = len(grid.points)
     point = torch.where(owned, point, count)  # one slot more takes the candidates that own nothing
     # Bits of a non-negative float sort as the float does: one integer minimum decides by area, then by index, and
     # a minimum does not depend on the order of the writes.
     order = torch.arange(boxes.shape[1], device=boxes.device)
-    key = (area.contiguous().view(torch.int32).long() << 32) | order
-    key = torch.where(owned, key[..., None, None, None], _NO_BOX)
+    key = (area.view(torch.int32).long() << 32) | order
+    key = key[..., None, None, None].expand(point.shape)
     best = torch.full((len(boxes), count + 1), _NO_BOX, device=boxes.device)
     best.scatter_reduce_(1, point.flatten(1), key.flatten(1), "amin")
     return _low_bits(best[:, :count])
@@ -195,8 +205,8 @@ def _valid_cells(image_sizes: list[tuple[int, int]], divisor: int, grid: LevelGr
     return torch.minimum(cells, torch.stack([grid.heights, grid.widths]))
 
 
-class _Axis(NamedTuple):
-    """Candidate grid lines of every box and level along one axis, each (B, G, L, window).
+class _CandidateLines(NamedTuple):
+    """The columns and rows whose points a box can own on each level, each (B, G, 2, L, window): x, then y.
 
     index: column or row. inside: it lies in the map and inside the box (or its centre region).
     largest: the larger of the two distances to the box's sides, pixels.
@@ -207,21 +217,20 @@ class _Axis(NamedTuple):
     largest: Tensor
 
 
-def _axis_candidates(
-    sides: Tensor, stride: Tensor, cells: Tensor, reach: Tensor | None, window: int, offset: float
-) -> _Axis:
-    near, far = sides[..., 0, None], sides[..., 1, None]  # (B, G, 1)
+def _candidate_lines(
+    boxes: Tensor, grid: LevelGrid, radius: float | None, window: int, offset: float
+) -> _CandidateLines:
+    near, far = boxes[..., :2, None], boxes[..., 2:, None]  # (B, G, 2, 1)
     low, top = near, far
-    if reach is not None:
-        centre = (near + far) / 2
-        low, top = torch.maximum(centre - reach, near), torch.minimum(centre + reach, far)
-    start = torch.floor(low / stride - offset).long().clamp(min=0)  # (B, G, L)
-    index = start[..., None] + torch.arange(window, device=sides.device)
-    position = (index + offset) * stride[:, None]
-    near, far = near[..., None], far[..., None]
-    inside = (position - low[..., None] > 0) & (top[..., None] - position > 0)
-    inside &= index < cells[:, None]
-    return _Axis(index, inside, torch.maximum(position - near, far - position))
+    if radius is not None:
+        centre, reach = (near + far) / 2, radius * grid.strides
+        low, top = torch.maximum(centre - reach, near), torch.minimum(centre + reach, far)  # (B, G, 2, L)
+    start = torch.floor(low / grid.strides - offset).clamp(min=0).long()
+    index = start[..., None] + torch.arange(window, device=boxes.device)
+    position = (index + offset) * grid.strides[:, None]
+    inside = (position > low[..., None]) & (position < top[..., None])
+    inside &= index < torch.stack([grid.widths, grid.heights])[..., None]
+    return _CandidateLines(index, inside, torch.maximum(position - near[..., None], far[..., None] - position))
 
 
 def _window(
@@ -229,19 +238,21 @@ def _window(
     strides: tuple[int, ...],
     regress_ranges: tuple[tuple[float, float], ...],
     radius: float | None,
-) -> tuple[int, int]:
-    """Grid lines a box can own along y and x on any level, plus one so that rounding loses none."""
+) -> int:
+    """Rows or columns that a box can own on any level, plus one so that rounding loses none."""
     if radius is not None:
-        window = math.ceil(2 * radius) + 1
-        return window, window
-    spans = [high / stride for (_, high), stride in zip(regress_ranges, strides, strict=True)]
-    window_y = max(math.ceil(min(height, span)) for (height, _), span in zip(map_sizes, spans, strict=True))
-    window_x = max(math.ceil(min(width, span)) for (_, width), span in zip(map_sizes, spans, strict=True))
-    return window_y + 1, window_x + 1
+        return math.ceil(2 * radius) + 1
+    longest = [
+        min(max(size), high / stride)
+        for size, (_, high), stride in zip(map_sizes, regress_ranges, strides, strict=True)
+    ]
+    return max(math.ceil(length) for length in longest) + 1
 
 
-@lru_cache(maxsize=64)
-def _range_tensors(ranges: tuple[tuple[float, float], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _make_range_tensors(ranges: tuple[tuple[float, float], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):  # cached: must serve training too
         low, high = torch.tensor(ranges, dtype=torch.float32, device=device).unbind(1)
         return low, high
+
+
+_cached_range_tensors = lru_cache(maxsize=64)(_make_range_tensors)

@@ -32,8 +32,8 @@ def level_grid(
     map_sizes: (height, width) a level. offset: 0.5 in FCOS (cell centres), 0 in VFNet and ATSS.
     Cached by its arguments: the tensors must not be changed in place.
     """
-    # While a net is exported its sizes may be symbols, which no cache can hold.
-    make = _make_level_grid if torch.compiler.is_exporting() else _cached_level_grid
+    # While a net is exported or compiled its sizes may be symbols, which no cache can hold.
+    make = _make_level_grid if torch.compiler.is_compiling() else _cached_level_grid
     return make(map_sizes, strides, offset, device)
 
 
@@ -93,28 +93,45 @@ def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """IoU of boxes (..., 4) with others (..., 4), element by element -> (...), the union clamped to >= 1e-6."""
-    intersection, union = _intersection_union(boxes, others)
+    low = torch.maximum(boxes[..., :2], others[..., :2])
+    high = torch.minimum(boxes[..., 2:], others[..., 2:])
+    intersection = _area((high - low).clamp(min=0))
+    union = box_area(boxes) + box_area(others) - intersection
     return intersection / union.clamp(min=1e-6)
 
 
-def pairwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Generalised IoU (arXiv 1902.09630), element by element -> (...) in [-1, 1].
+def aligned_iou(distances: Tensor, others: Tensor) -> Tensor:
+    """IoU of boxes round one and the same point, given as left, top, right, bottom (..., 4) -> (...).
+
+    The union is clamped to >= 1e-6. IoU does not change under translation, so the point itself is not needed.
+    """
+    intersection, union = _aligned_intersection_union(distances, others)
+    return intersection / union.clamp(min=1e-6)
+
+
+def aligned_giou(distances: Tensor, others: Tensor) -> Tensor:
+    """Generalised IoU (arXiv 1902.09630) of boxes as in `aligned_iou` -> (...) in [-1, 1].
 
     Union and enclosing area are clamped to >= 1e-7, as MMDetection does (it does not add an epsilon).
     """
-    intersection, union = _intersection_union(boxes, others)
+    intersection, union = _aligned_intersection_union(distances, others)
     union = union.clamp(min=1e-7)
-    low = torch.minimum(boxes[..., :2], others[..., :2])
-    high = torch.maximum(boxes[..., 2:], others[..., 2:])
-    enclosing = (high - low).clamp(min=0).prod(dim=-1).clamp(min=1e-7)
+    enclosing = _area(_spans(torch.maximum(distances, others)).clamp(min=0)).clamp(min=1e-7)
     return intersection / union - (enclosing - union) / enclosing
 
 
-def _intersection_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    low = torch.maximum(boxes[..., :2], others[..., :2])
-    high = torch.minimum(boxes[..., 2:], others[..., 2:])
-    intersection = (high - low).clamp(min=0).prod(dim=-1)
-    return intersection, box_area(boxes) + box_area(others) - intersection
+def _aligned_intersection_union(distances: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    intersection = _area(_spans(torch.minimum(distances, others)).clamp(min=0))
+    return intersection, _area(_spans(distances)) + _area(_spans(others)) - intersection
+
+
+def _spans(distances: Tensor) -> Tensor:
+    """Left, top, right, bottom (..., 4) -> width and height (..., 2)."""
+    return distances[..., :2] + distances[..., 2:]
+
+
+def _area(spans: Tensor) -> Tensor:
+    return spans[..., 0] * spans[..., 1]
 
 
 def box_area(boxes: Tensor) -> Tensor:

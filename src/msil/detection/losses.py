@@ -6,6 +6,7 @@ The caller divides by the number of positives over all ranks. Values follow MMDe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from msil.detection.boxes import pairwise_giou, pairwise_iou
+from msil.detection.boxes import aligned_giou, aligned_iou
 
-LabelledTerm = Callable[[Tensor], tuple[Tensor, Tensor]]  # logits -> the loss of each, and its derivative
+# Logits (..., 1) of the labelled classes -> what their loss differs by from a background's, and the derivative of that.
+Correction = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 # MMDetection divides by avg_factor + float32's epsilon.
 EPSILON = torch.finfo(torch.float32).eps
@@ -32,8 +34,17 @@ def mean_across_ranks(values: Tensor, at_least: Sequence[float] = ()) -> Tensor:
         values = values.detach().clone()
         dist.all_reduce(values)
     if at_least:
-        values = torch.stack([total.clamp(min=low) for total, low in zip(values.unbind(), at_least, strict=True)])
+        limits = _make_limits if torch.compiler.is_compiling() else _cached_limits
+        values = torch.maximum(values, limits(tuple(at_least), values.device))
     return values if ranks == 1 else values / ranks
+
+
+def _make_limits(at_least: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # cached: must serve training too
+        return torch.stack([torch.full((), low, device=device) for low in at_least])  # torch.tensor(list) would wait
+
+
+_cached_limits = lru_cache(maxsize=64)(_make_limits)
 
 
 class _ClassificationLoss(torch.autograd.Function):
@@ -41,18 +52,16 @@ class _ClassificationLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, background_weight: float, gamma: float, object_term: LabelledTerm
+        ctx: Any, logits: Tensor, labels: Tensor, background_weight: float, gamma: float, correction: Correction
     ) -> Tensor:
         loss, grad = _focal_term(logits, background_weight, gamma)
         classes = logits.shape[-1]
-        mask = (labels < classes)[..., None]
+        background = (labels >= classes)[..., None]
         index = labels.clamp(max=classes - 1)[..., None]
-        labelled = logits.gather(-1, index)
-        as_background, background_grad = _focal_term(labelled, background_weight, gamma)
-        as_object, object_grad = object_term(labelled)
-        grad.scatter_add_(-1, index, torch.where(mask, object_grad - background_grad, 0))
+        more_loss, more_grad = correction(logits.gather(-1, index))
+        grad.scatter_add_(-1, index, more_grad.masked_fill_(background, 0))
         ctx.save_for_backward(grad)
-        return loss.sum() + torch.where(mask, as_object - as_background, 0).sum()
+        return loss.sum() + more_loss.masked_fill_(background, 0).sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -62,10 +71,23 @@ class _ClassificationLoss(torch.autograd.Function):
 
 def _focal_term(logits: Tensor, weight: float, gamma: float) -> tuple[Tensor, Tensor]:
     """weight * p^gamma * softplus(x) with p = sigmoid(x), and its derivative by x."""
-    p = torch.sigmoid(logits)
-    softplus = F.softplus(logits)
-    factor = weight * p.pow(gamma)
-    return factor * softplus, factor * (gamma * (1 - p) * softplus + p)
+    p, q = torch.sigmoid(logits), torch.sigmoid(-logits)  # q = 1 - p, without its rounding
+    softplus = F.softplus(logits) if logits.is_cuda else _softplus(logits, p, q)
+    factor = p.pow(gamma).mul_(weight)
+    # In place, for a CPU spends more on fresh memory than on numbers.
+    return factor * softplus, softplus.mul_(q).mul_(gamma).add_(p).mul_(factor)
+
+
+def _softplus(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """log(1 + exp(x)) of x with p = sigmoid(x) and q = sigmoid(-x), to a few units of the last place.
+
+    It is -log(q), where the rounding of a q close to 1 matters: so (Higham, Accuracy and Stability of Numerical
+    Algorithms, section 1.14.1) log(q) / (q - 1), which that rounding hardly changes, times p. On a CPU this takes a
+    quarter of the time of F.softplus, whose log1p has no fast vector form there.
+    """
+    tiny = torch.finfo(x.dtype).tiny
+    ratio = q.clamp(min=tiny).log_().div_(q - 1).nan_to_num_(nan=1.0)  # 0 / 0 at q = 1, where the limit is 1
+    return ratio.mul_(p).clamp_(min=x)  # x itself where q falls below `tiny`
 
 
 def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -74,12 +96,13 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamm
     logits (..., K); labels (...) int64 in [0, K], K meaning background.
     """
 
-    def object_term(logits: Tensor) -> tuple[Tensor, Tensor]:
-        loss, grad = _focal_term(-logits, alpha, gamma)
-        return loss, -grad
+    def correction(logits: Tensor) -> tuple[Tensor, Tensor]:
+        loss, grad = _focal_term(torch.cat([-logits, logits], dim=-1), 1.0, gamma)  # as the object, as background
+        weighted = loss[..., :1] * alpha - loss[..., 1:] * (1 - alpha)
+        return weighted, grad[..., :1] * -alpha - grad[..., 1:] * (1 - alpha)
 
     return _ClassificationLoss.apply(  # pyright: ignore[reportReturnType]
-        logits.float(), labels, 1 - alpha, gamma, object_term
+        logits.float(), labels, 1 - alpha, gamma, correction
     )
 
 
@@ -92,19 +115,21 @@ def varifocal_loss(logits: Tensor, labels: Tensor, quality: Tensor, alpha: float
     """
     target = quality.detach().float()[..., None]
 
-    def object_term(logits: Tensor) -> tuple[Tensor, Tensor]:
-        return target * (F.softplus(logits) - target * logits), target * (torch.sigmoid(logits) - target)
+    def correction(logits: Tensor) -> tuple[Tensor, Tensor]:
+        loss, grad = _focal_term(logits, alpha, gamma)  # as background
+        as_object = target * (F.softplus(logits) - target * logits)
+        return as_object - loss, target * (torch.sigmoid(logits) - target) - grad
 
     return _ClassificationLoss.apply(  # pyright: ignore[reportReturnType]
-        logits.float(), labels, alpha, gamma, object_term
+        logits.float(), labels, alpha, gamma, correction
     )
 
 
 def centerness_targets(distances: Tensor) -> Tensor:
     """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of distances (..., 4), all positive -> (...) in (0, 1]."""
-    horizontal, vertical = distances[..., 0::2], distances[..., 1::2]
-    ratio = horizontal.amin(-1) / horizontal.amax(-1) * (vertical.amin(-1) / vertical.amax(-1))
-    return ratio.sqrt()
+    first, second = distances[..., :2], distances[..., 2:]  # left and top; right and bottom
+    ratios = torch.minimum(first, second) / torch.maximum(first, second)
+    return (ratios[..., 0] * ratios[..., 1]).sqrt()
 
 
 def box_loss(distances: Tensor, targets: Tensor, weights: Tensor, kind: str) -> Tensor:
@@ -113,13 +138,12 @@ def box_loss(distances: Tensor, targets: Tensor, weights: Tensor, kind: str) -> 
     distances, targets (..., 4): left, top, right, bottom from the same point. weights (...) >= 0; where it is 0
     the predictions get a zero gradient whatever they are.
     """
-    used = (weights > 0)[..., None]
-    boxes = _around_origin(torch.where(used, distances.float(), 1))
-    others = _around_origin(torch.where(used, targets, 1))
+    unused = (weights == 0)[..., None]
+    distances, targets = distances.float().masked_fill(unused, 1), targets.masked_fill(unused, 1)
     if kind == "giou":
-        loss = 1 - pairwise_giou(boxes, others)
+        loss = 1 - aligned_giou(distances, targets)
     elif kind == "iou":
-        loss = -pairwise_iou(boxes, others).clamp(min=1e-6).log()
+        loss = -aligned_iou(distances, targets).clamp(min=1e-6).log()
     else:
         raise ValueError(f"the box loss must be iou or giou, not {kind!r}.")
     return (loss * weights).sum()
@@ -131,13 +155,7 @@ def box_quality(distances: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
 
     distances, targets (..., 4): left, top, right, bottom from the same point. positive (...) bool.
     """
-    iou = pairwise_iou(_around_origin(distances.float()), _around_origin(targets)).clamp(min=1e-6)
-    return torch.where(positive, iou, 0)
-
-
-def _around_origin(distances: Tensor) -> Tensor:
-    # IoU does not change under translation, so the point itself is not needed (and adds no rounding).
-    return torch.cat([-distances[..., :2], distances[..., 2:]], dim=-1)
+    return torch.where(positive, aligned_iou(distances.float(), targets).clamp(min=1e-6), 0)
 
 
 def centerness_loss(logits: Tensor, targets: Tensor, positive: Tensor) -> Tensor:

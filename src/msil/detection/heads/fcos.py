@@ -112,17 +112,16 @@ class FCOSHead(DenseHead):
 
         Distances of background points are those to an arbitrary box and mean nothing.
         """
-        return self._targets(predictions.map_sizes, targets)
+        return self._targets(predictions.map_sizes, *pad_ground_truth(targets, predictions.logits.device))
 
-    def _targets(self, map_sizes: tuple[tuple[int, int], ...], targets: list[Target]) -> tuple[Tensor, Tensor]:
-        boxes, labels = pad_ground_truth(targets)
+    def _targets(self, map_sizes: tuple[tuple[int, int], ...], boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         grid = level_grid(map_sizes, self.strides, self.point_offset, boxes.device)
         matched = fcos_assign(
             boxes, labels, grid, map_sizes, self.strides, self.regress_ranges, self.center_sample_radius,
             self.point_offset,
         )  # fmt: skip
         index = matched.clamp(min=0)
-        point_labels = torch.where(matched >= 0, labels.gather(1, index), self.num_classes)
+        point_labels = labels.gather(1, index).masked_fill_(matched < 0, self.num_classes)
         point_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
         distances = boxes_to_distances(grid.points, point_boxes)
         if self.norm_on_bbox:
@@ -148,10 +147,18 @@ class FCOSHead(DenseHead):
     ) -> dict[str, Tensor]:
         """As `loss`, for a part of a step's images. divisors: the whole step's, as `divisors` gives them; None: the
         part is the whole."""
-        assert predictions.centerness is not None
         if len(targets) != len(predictions.logits):
             raise ValueError(f"{len(predictions.logits)} images need as many targets, not {len(targets)}.")
-        labels, distances = self.targets(predictions, targets)
+        boxes, labels = pad_ground_truth(targets, predictions.logits.device)
+        return self.padded_loss(predictions, boxes, labels, divisors)
+
+    def padded_loss(
+        self, predictions: Predictions, boxes: Tensor, box_labels: Tensor, divisors: Tensor | None
+    ) -> dict[str, Tensor]:
+        """As `part_loss`, of ground truth as `pad_ground_truth` gives it: tensors in, tensors out, so that it can be
+        compiled."""
+        assert predictions.centerness is not None
+        labels, distances = self._targets(predictions.map_sizes, boxes, box_labels)
         positive, centerness = self._positives(labels, distances)
         if divisors is None:
             divisors = self.divisors(torch.stack([positive.sum().float(), centerness.sum()]))
@@ -167,7 +174,8 @@ class FCOSHead(DenseHead):
 
         map_sizes: (height, width) of each level, as in Predictions; the targets decide the rest.
         """
-        positive, centerness = self._positives(*self._targets(map_sizes, targets))
+        boxes, labels = pad_ground_truth(targets, self.scales.device)
+        positive, centerness = self._positives(*self._targets(map_sizes, boxes, labels))
         return torch.stack([positive.sum().float(), centerness.sum()])
 
     def divisors(self, sums: Tensor) -> Tensor:
@@ -209,7 +217,7 @@ class FCOSHead(DenseHead):
     def _positives(self, labels: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Which points are positive (N, P) bool, and their centre-ness (N, P), 0 elsewhere."""
         positive = labels < self.num_classes
-        return positive, centerness_targets(torch.where(positive[..., None], distances, 1)) * positive
+        return positive, torch.where(positive, centerness_targets(distances), 0)
 
     def _grid(self, predictions: Predictions) -> LevelGrid:
         return level_grid(predictions.map_sizes, self.strides, self.point_offset, predictions.logits.device)

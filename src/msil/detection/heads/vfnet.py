@@ -106,7 +106,7 @@ class VFNetHead(DenseHead):
         grid = self._grid(predictions)
         matched = atss_assign(boxes, labels, grid, predictions.map_sizes, image_sizes)
         index = matched.clamp(min=0)
-        point_labels = torch.where(matched >= 0, labels.gather(1, index), self.num_classes)
+        point_labels = labels.gather(1, index).masked_fill_(matched < 0, self.num_classes)
         point_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
         return point_labels, boxes_to_distances(grid.points, point_boxes)
 
