@@ -13,8 +13,9 @@ from torch import Tensor
 
 from msil.config import Config
 from msil.training import callbacks
-from msil.training.callbacks import Progress, SeedSteps, Throughput
+from msil.training.callbacks import SeedSteps, Throughput
 from msil.training.experiment import run
+from msil.training.progress import Progress
 
 from .cases import rows, tiny_config
 

@@ -99,6 +99,54 @@ def test_pixels_that_are_no_numbers_are_named(tmp_path: Path, shapes: Path, monk
     assert f"image {ids[0]} " in str(caught.value)
 
 
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizer of a GPU, on the CPU: it passes over bad steps by itself, and the host learns of them later."""
+    monkeypatch.setattr(torch.optim, "SGD", lambda *args, **options: SGD(*args, **{**options, "fused": True}))
+
+
+SGD = torch.optim.SGD
+BY_SGD = ("schedule.optimizer=sgd", "schedule.lr=0.001")
+
+
+@pytest.mark.usefixtures("fused")
+def test_a_gpu_learns_nothing_from_a_bad_step_nor_from_those_before_the_host_knows(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, shapes, *SETTINGS, *BY_SGD, "trainer.save_every=100", "schedule.eval_every=9")
+    ids = break_losses(monkeypatch, {4}, float("nan"))
+    with pytest.raises(TrainingDiverged) as caught:
+        run(config)
+    named = ", ".join(map(str, ids[4]))
+    assert f"at step 5 loss_bbox is nan (images {named})" in str(caught.value)
+    assert len(ids) == 7  # it came to light at step 7: LATE is 2
+    kept = load(folder(config) / "nan_batch_rank0.pt")
+    assert kept["step"] == 4 and [target["image_id"] for target in kept["targets"]] == ids[4]
+    # The weights are those of the first epoch's four steps, though three more were made.
+    assert last(config)["global_step"] == 4
+    weights = last(config)["state_dict"]
+    assert_same(kept["state_dict"], {key: weights[key] for key in kept["state_dict"]})
+
+
+@pytest.mark.usefixtures("fused")
+def test_a_gpu_skips_bad_steps_alone(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also the last step of all, which no later one brings to light."""
+    config = tiny_config(tmp_path, shapes, *SETTINGS, *BY_SGD, "trainer.nan_policy=skip", "model.backbone.norm=bn")
+    ids = break_losses(monkeypatch, {1, 2, 7}, float("inf"))
+    result = run(config)
+    assert (len(ids), result["steps"], result["skipped_steps"]) == (8, 8, 3)
+    said = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert [line.split(" loss_bbox")[0] for line in said] == ["at step 2", "at step 3", "at step 8"]
+    assert [line.split("; ")[-1] for line in said] == [f"skipped, {n} of at most 3 in a row" for n in (1, 2, 1)]
+    state = last(config)
+    assert state["callbacks"]["FiniteSteps"] == {"skipped": 3, "in_a_row": 1}
+    statistics = state["state_dict"]
+    counts = [int(value) for name, value in statistics.items() if name.endswith("num_batches_tracked")]
+    assert counts and set(counts) == {5}  # of eight steps five counted
+
+
 def test_three_bad_steps_in_a_row_may_be_skipped_and_no_fourth(
     tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -149,6 +150,13 @@ class EvaluationDataModule(L.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=self._pins(),
         )
+
+    def transfer_batch_to_device(
+        self, batch: tuple[list[Tensor], list[Target]], device: torch.device, dataloader_idx: int
+    ) -> tuple[list[Tensor], list[Target]]:
+        """Images go to the device, without waiting; targets stay on the host, which pads them for a whole batch."""
+        images, targets = batch
+        return [image.to(device, non_blocking=True) for image in images], targets
 
     @contextmanager
     def naming_lost_workers(self) -> Iterator[None]:

@@ -1,8 +1,7 @@
-"""What watches a training run: progress on the terminal, throughput, pictures of detections."""
+"""What watches a training run: throughput, pictures of detections; and what makes its steps random."""
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from msil.detection import Detections, Target
 from msil.reporting.figures import draw_predictions
@@ -49,8 +46,6 @@ class Throughput(Callback):
         self.seconds += now - self._since
         self.images += len(batch[0]) * trainer.world_size
         self._since = now
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
-            pl_module.log("images_per_second", self.images_per_second, batch_size=1)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter()
@@ -70,106 +65,6 @@ class Throughput(Callback):
     def total_seconds(self) -> float:
         """Wall clock of the whole run, what came before a resume included."""
         return self._earlier + time.monotonic() - self._began
-
-
-class Progress(Callback):
-    """One bar over all steps with losses, lr, images/s and time left; plain lines where there is no terminal."""
-
-    def __init__(self, throughput: Throughput, seconds_between_lines: float = 15.0) -> None:
-        self.throughput = throughput
-        self.seconds_between_lines = seconds_between_lines
-        self._bar: tqdm | None = None
-        self._last_line = 0.0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and sys.stderr.isatty():
-            total = _total_steps(pl_module)
-            self._bar = tqdm(
-                total=total,
-                initial=trainer.global_step,
-                dynamic_ncols=True,
-                unit="step",
-                bar_format="{desc} |{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
-            )
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        if not trainer.is_global_zero:
-            return
-        now = time.monotonic()
-        if self._bar is not None:
-            self._bar.set_description_str(f"epoch {trainer.current_epoch + 1}/{_epochs(pl_module)}", refresh=False)
-            if trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
-                self._bar.set_postfix_str(self._numbers(trainer), refresh=False)
-            self._bar.update(trainer.global_step - self._bar.n)
-        elif now - self._last_line >= self.seconds_between_lines:
-            self._last_line = now
-            total = _total_steps(pl_module)
-            left = (total - trainer.global_step) * len(batch[0]) * trainer.world_size
-            remaining = tqdm.format_interval(left / max(self.throughput.images_per_second, 1e-9))
-            print(
-                f"epoch {trainer.current_epoch + 1}/{_epochs(pl_module)}, step {trainer.global_step}/{total}:"
-                f" {self._numbers(trainer)}, {remaining} left",
-                flush=True,
-            )
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
-            return
-        names = ("AP", "AP50", "AP75", "VOC_AP")
-        metrics = trainer.callback_metrics
-        scores = "  ".join(f"{name} {100 * float(metrics[name]):.1f}" for name in names if name in metrics)
-        tqdm.write(f"epoch {trainer.current_epoch + 1}: {scores}", file=sys.stdout)
-        sys.stdout.flush()
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._close()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def _numbers(self, trainer: L.Trainer) -> str:
-        metrics = trainer.callback_metrics
-        losses = ", ".join(
-            f"{name.removeprefix('loss_')} {float(metrics[name]):.3f}" for name in metrics if name.startswith("loss")
-        )
-        return f"{losses}, lr {float(metrics['lr']):.1e}, {self.throughput.images_per_second:.1f} images/s"
-
-
-class EvaluationProgress(Callback):
-    """One bar over the images of an evaluation without training; nothing where there is no terminal."""
-
-    def __init__(self, images: int) -> None:
-        self.images = images
-        self._bar: tqdm | None = None
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and sys.stderr.isatty():
-            self._bar = tqdm(total=self.images, dynamic_ncols=True, unit="image", desc="evaluating")
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        if self._bar is not None:
-            self._bar.update(min(len(batch[0]) * trainer.world_size, self.images - self._bar.n))
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._close()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
 
 class PredictionPictures(Callback):
@@ -222,13 +117,3 @@ class SeedSteps(Callback):
     ) -> None:
         words = (self.seed, trainer.global_step, trainer.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
-
-
-def _epochs(module: L.LightningModule) -> int:
-    assert isinstance(module, DetectionModule)
-    return module.schedule.epochs
-
-
-def _total_steps(module: L.LightningModule) -> int:
-    assert isinstance(module, DetectionModule)
-    return module.total_steps

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from collections import deque
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,25 @@ from torch import Tensor
 
 from msil.config import NaNPolicy
 from msil.files import lacks_space, replacing
+from msil.training.later import Later
 from msil.training.module import Batch, DetectionModule
 
 SKIPS_IN_A_ROW = 3
+LATE = 2  # steps that the host may be ahead of the device
 
 
 class TrainingDiverged(Exception):
     """The loss or a gradient is no longer a finite number (exit code 70)."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step whose numbers were looked at. bad: 1 where one is not finite, else 0."""
+
+    number: int
+    batch: Batch
+    losses: dict[str, Tensor]
+    bad: Later
 
 
 class FiniteSteps(Callback):
@@ -32,6 +45,9 @@ class FiniteSteps(Callback):
     batch and the weights to run_dir/nan_batch_rank<r>.pt for `msil replay`; nan_policy=skip goes on with the next batch
     and stops at the fourth such step in a row. Under 16-mixed infinite gradients are the loss scaler's to deal with:
     only losses are looked at.
+
+    With a fused optimizer (a GPU's) the device itself passes over the step, and with nan_policy=stop over all that come
+    after it; the host, which must not wait, learns of it LATE steps later, and of the gradients only that they broke.
     """
 
     def __init__(self, run_dir: Path, policy: NaNPolicy) -> None:
@@ -41,6 +57,8 @@ class FiniteSteps(Callback):
         self._in_a_row = 0
         self._batch: Batch | None = None
         self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._broken: Tensor | None = None  # on the device: 1 from the first bad step on
+        self._waiting: deque[_Step] = deque()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -53,23 +71,57 @@ class FiniteSteps(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        assert isinstance(pl_module, DetectionModule)
+        assert isinstance(pl_module, DetectionModule) and self._batch is not None
         gradients = [] if trainer.precision == "16-mixed" else _gradients(pl_module)
-        if _all_finite(list(pl_module.shared_losses.values()), gradients):
-            self._in_a_row = 0
-            return
-        for buffer, before in self._statistics:
-            buffer.copy_(before)
+        bad = _bad(list(pl_module.shared_losses.values()), gradients)
+        later = trainer.precision != "16-mixed" and optimizer.defaults.get("fused", False)
+        if later:
+            if self.policy is NaNPolicy.stop:
+                bad = self._broken = bad if self._broken is None else torch.maximum(bad, self._broken)
+            optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
+            for buffer, before in self._statistics:
+                buffer.copy_(torch.where(bad > 0, before, buffer))
+        self._waiting.append(_Step(trainer.global_step + 1, self._batch, pl_module.own_losses, Later(bad[None])))
+        self._look(trainer, pl_module, optimizer, waiting=LATE if later else 0)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._look(trainer, pl_module, None)
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look(trainer, pl_module, None)
+
+    def _look(
+        self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer | None, waiting: int = 0
+    ) -> None:
+        """At all steps but the last `waiting`. optimizer: the one that is about to take the last of them, if it would
+        take a bad one too."""
+        assert isinstance(module, DetectionModule)
+        while len(self._waiting) > waiting:
+            step = self._waiting.popleft()
+            if step.bad.read()[0] == 0:
+                self._in_a_row = 0
+            else:
+                self._pass_over(trainer, module, step, optimizer if waiting == 0 else None)
+
+    def _pass_over(
+        self, trainer: L.Trainer, module: DetectionModule, step: _Step, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """Skip a bad step, or stop. optimizer: None where the device has passed over it already."""
         self._in_a_row += 1
-        reports = _gathered(self._report(trainer, pl_module))
-        told = _told(reports, trainer.global_step + 1)
+        gradients = [] if optimizer is None else _broken_gradients(module)
+        told = _told(_gathered(_report(step, gradients)), step.number)
+        if optimizer is not None:
+            for buffer, before in self._statistics:
+                buffer.copy_(before)
         if self.policy is NaNPolicy.skip and self._in_a_row <= SKIPS_IN_A_ROW:
             self.skipped += 1
-            optimizer.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
             if trainer.is_global_zero:
                 print(f"{told}; skipped, {self._in_a_row} of at most {SKIPS_IN_A_ROW} in a row", file=sys.stderr)
             return
-        kept = self._keep_batch(trainer, pl_module)
+        kept = self._keep_batch(trainer, module, step)
         again = f", the {self._in_a_row}th time in a row" if self._in_a_row > SKIPS_IN_A_ROW else ""
         raise TrainingDiverged(
             f"{told}{again}. The weights were left as they were; {kept}."
@@ -77,12 +129,12 @@ class FiniteSteps(Callback):
             " single batches with trainer.nan_policy=skip."
         )
 
-    def _keep_batch(self, trainer: L.Trainer, module: DetectionModule) -> str:
+    def _keep_batch(self, trainer: L.Trainer, module: DetectionModule, step: _Step) -> str:
         """Where the batch is, in words; a full disk must not hide what this is all about."""
         path = self.run_dir / f"nan_batch_rank{trainer.global_rank}.pt"
         try:
             with replacing(path) as temporary, temporary.open("xb") as file:
-                torch.save(self._replay(trainer, module), file)
+                torch.save(_replay(module, step), file)
         except (OSError, RuntimeError) as error:
             if not lacks_space(error):
                 raise
@@ -95,48 +147,52 @@ class FiniteSteps(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
-    def _report(self, trainer: L.Trainer, module: DetectionModule) -> dict[str, Any]:
-        """This process's part of what went wrong."""
-        assert self._batch is not None
-        images, targets = self._batch
-        return {
-            "losses": {name: float(value) for name, value in module.own_losses.items()},
-            "image_ids": [target.image_id for target in targets],
-            "inputs": [
-                target.image_id
-                for image, target in zip(images, targets, strict=True)
-                if not _all_finite([image.float(), target.boxes], [])
-            ],
-            "gradients": [
-                name
-                for name, parameter in module.detector.named_parameters()
-                if parameter.grad is not None and not _all_finite([], [parameter.grad])
-            ],
-        }
 
-    def _replay(self, trainer: L.Trainer, module: DetectionModule) -> dict[str, Any]:
-        """What torch.load(weights_only=True) reads: a run's checkpoint without the optimizer, and the batch."""
-        assert self._batch is not None
-        images, targets = self._batch
-        return {
-            "msil": module.describe,
-            "state_dict": {f"detector.{key}": value for key, value in module.detector.state_dict().items()},
-            "step": trainer.global_step,
-            "images": [image.cpu() for image in images],
-            "targets": [asdict(target.to("cpu")) for target in targets],
-            "losses": {name: float(value) for name, value in module.own_losses.items()},
-        }
+def _report(step: _Step, gradients: list[str]) -> dict[str, Any]:
+    """This process's part of what went wrong. gradients: names of the parameters whose gradients are not finite."""
+    images, targets = step.batch
+    return {
+        "losses": {name: float(value) for name, value in step.losses.items()},
+        "image_ids": [target.image_id for target in targets],
+        "inputs": [
+            target.image_id
+            for image, target in zip(images, targets, strict=True)
+            if not (torch.isfinite(image).all() and torch.isfinite(target.boxes).all())
+        ],
+        "gradients": gradients,
+    }
+
+
+def _replay(module: DetectionModule, step: _Step) -> dict[str, Any]:
+    """What torch.load(weights_only=True) reads: a run's checkpoint without the optimizer, and the batch."""
+    images, targets = step.batch
+    return {
+        "msil": module.describe,
+        "state_dict": {f"detector.{key}": value for key, value in module.detector.state_dict().items()},
+        "step": step.number - 1,
+        "images": [image.cpu() for image in images],
+        "targets": [asdict(target.to("cpu")) for target in targets],
+        "losses": {name: float(value) for name, value in step.losses.items()},
+    }
+
+
+def _broken_gradients(module: DetectionModule) -> list[str]:
+    return [
+        name
+        for name, parameter in module.detector.named_parameters()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    ]
 
 
 def _gradients(module: L.LightningModule) -> list[Tensor]:
     return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
 
 
-def _all_finite(values: list[Tensor], gradients: list[Tensor]) -> bool:
+def _bad(values: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """1 if one of the numbers is not finite, else 0: a float32 scalar on their device."""
     # A norm over all of them is finite only if each number is: one number to look at.
     norms = [torch.nn.utils.get_total_norm(gradients)] if gradients else []
-    finite = torch.stack([torch.isfinite(value).all() for value in [*values, *norms]]).all()
-    return bool(finite.cpu().numpy())  # on a CPU without waiting for anything
+    return 1 - torch.isfinite(torch.stack([*values, *norms])).all().float()
 
 
 def _gathered(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -166,10 +222,8 @@ def _told(reports: list[dict[str, Any]], step: int) -> str:
         return f"at step {step} {named} ({_listed(images, 'image')})"
     every = [image for report in reports for image in report["image_ids"]]
     parameters = reports[0]["gradients"]
-    return (
-        f"at step {step} the losses are finite, but the gradients of {_listed(parameters, 'parameter')} are not"
-        f" ({_listed(every, 'image')})"
-    )
+    named = f"the gradients of {_listed(parameters, 'parameter')}" if parameters else "some gradients"
+    return f"at step {step} the losses are finite, but {named} are not ({_listed(every, 'image')})"
 
 
 def _listed(names: list[Any], kind: str, most: int = 8) -> str:

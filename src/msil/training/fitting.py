@@ -20,15 +20,17 @@ from msil.interruption import Interruption
 from msil.reporting.figures import draw_curves
 from msil.reporting.results import write_json
 from msil.training.averaging import AveragedWeights
-from msil.training.callbacks import PredictionPictures, Progress, SeedSteps, Throughput
+from msil.training.callbacks import PredictionPictures, SeedSteps, Throughput
 from msil.training.checkpoint import LAST, PREVIOUS, SaveLast, StopEvaluation, best_checkpoint, resume_point
 from msil.training.divergence import FiniteSteps
 from msil.training.loggers import dashboard_loggers, has_dashboard
 from msil.training.memory import Sizes
 from msil.training.metrics_file import MetricsFile
 from msil.training.module import DetectionModule
+from msil.training.progress import Progress
 from msil.training.record import common, evaluated
 from msil.training.setup import make_datamodule, make_metrics, make_trainer
+from msil.training.step_log import StepLog
 
 
 def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: Interruption) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
         describe={"config": values, "classes": list(train.classes), "category_ids": list(train.category_ids)},
     )
     throughput = Throughput()
+    step_log = StepLog(throughput)
     loggers = [MetricsFile(run_dir, resume_step), *dashboard_loggers(config, values, run_dir, resume_step)]
     sizes, finite = Sizes(), FiniteSteps(run_dir, config.trainer.nan_policy)
     callbacks: list[Any] = [
@@ -60,11 +63,12 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
         SeedSteps(config.seed),
         throughput,
         finite,
+        step_log,
         StopEvaluation(interruption),
         PredictionPictures(run_dir / "predictions.png", train.classes),
     ]
     if config.trainer.progress_bar:
-        callbacks.append(Progress(throughput))
+        callbacks.append(Progress(step_log))
     if config.schedule.ema is not None:
         callbacks.append(AveragedWeights(config.schedule.ema))
     checkpoints = run_dir / "checkpoints"

@@ -71,8 +71,8 @@ class DetectionModule(L.LightningModule):
         # A rank's terms are its share of a sum divided by the mean over ranks: only their mean is the step's loss.
         values = mean_across_ranks(torch.stack(list(self.own_losses.values())))
         self.shared_losses = dict(zip(losses, values, strict=True))
-        self.log_dict({"loss": values.sum(), **self.shared_losses}, batch_size=len(images))
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(images))
+        # For trainer.callback_metrics; step_log.py writes them to the loggers.
+        self.log_dict({"loss": values.sum(), **self.shared_losses}, batch_size=len(images), logger=False)
         return total
 
     def step_loss(self, images: list[Tensor], targets: list[Target]) -> tuple[dict[str, Tensor], Tensor]:
@@ -142,13 +142,23 @@ class DetectionModule(L.LightningModule):
         )
         # The group of plain weights first: its lr is the one shown and logged.
         groups.sort(key=lambda group: (group["lr"] != lr, group["weight_decay"] != schedule.weight_decay))
+        # A fused optimizer passes over a bad step by itself: see divergence.py. Under 16-mixed the loss scaler does.
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        fused = True if on_gpu and self.trainer.precision != "16-mixed" else None
         match schedule.optimizer:
             case OptimizerName.sgd:
-                optimizer = torch.optim.SGD(groups, lr=lr, momentum=schedule.momentum)
+                optimizer = torch.optim.SGD(groups, lr=lr, momentum=schedule.momentum, fused=fused)
             case OptimizerName.adamw:
-                optimizer = torch.optim.AdamW(groups, lr=lr)
+                optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning clips by norm too, but under bf16-mixed refuses to for every fused optimizer.
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(self.detector.parameters(), gradient_clip_val)
 
     def lr_factor(self, step: int) -> float:
         """What the base lr is multiplied by at optimizer step `step` (from 0)."""

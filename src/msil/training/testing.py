@@ -18,11 +18,12 @@ from msil.config import Config, weights_name
 from msil.evaluation.upload import DetectionCollector, check_upload, upload_entries, write_upload
 from msil.interruption import Interruption
 from msil.reporting.results import write_json
-from msil.training.callbacks import EvaluationProgress, PredictionPictures
+from msil.training.callbacks import PredictionPictures
 from msil.training.checkpoint import StopEvaluation
 from msil.training.loggers import dashboard_loggers, has_dashboard
 from msil.training.memory import Sizes
 from msil.training.module import DetectionModule
+from msil.training.progress import EvaluationProgress
 from msil.training.record import common, evaluated
 from msil.training.setup import make_metrics, make_test_datamodule, make_trainer
 
