@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msil.detection import FCOSHead, VFNetHead
-from msil.detection.assign import atss_assign
+from msil.detection.assign import atss_assign, ground_truth
 from msil.detection.boxes import level_grid
 
 from .cases import (
@@ -174,22 +174,18 @@ def test_whole_step_from_the_images(head: str, device: str) -> None:
     assert syncs.found == (SIZES_COPY[device] if head == "vfnet" else [])
 
 
-class OfAGPU(Tensor):
-    """A tensor that says that it is on a GPU."""
-
-    is_cuda = property(lambda self: True)  # pyright: ignore[reportAssignmentType]
-
-
-def test_the_sizes_of_the_images_are_pinned_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pinned = []
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self: pinned.append(self.tolist()) or self)
-    boxes, labels = torch.tensor([[[8.0, 8, 90, 90]]] * 2), torch.tensor([[0], [0]])
-    grid = level_grid(MAP_SIZES, STRIDES, 0.0, torch.device("cpu"))
-    here = atss_assign(boxes, labels, grid, MAP_SIZES, IMAGE_SIZES)
-    assert not pinned
-    there = atss_assign(boxes, labels, grid._replace(strides=grid.strides.as_subclass(OfAGPU)), MAP_SIZES, IMAGE_SIZES)
-    assert pinned == [[[256, 320], [224, 288]]]  # rounded up to 32
-    assert torch.equal(there.as_subclass(Tensor), here)
+def test_ground_truth_goes_to_a_gpu_from_pinned_memory_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three copies, however many images: any other copy to a GPU makes the host wait."""
+    pinned, moved = [], []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: pinned.append(id(self)) or self)
+    monkeypatch.setattr(Tensor, "to", lambda self, *to, **how: moved.append((id(self), to, how)) or self)
+    gpu = torch.device("cuda")
+    truth = ground_truth(random_targets([3, 0, 1], 256, 320, 5), [(256, 320), (200, 300), (64, 64)], gpu)
+    assert [(where, to, how) for where, to, how in moved if gpu in to] == [
+        (id(part), (gpu,), {"non_blocking": True}) for part in truth
+    ]
+    assert pinned == [id(part) for part in truth]
+    assert truth.boxes.shape == (3, 8, 4) and truth.sizes.tolist() == [[256, 320], [200, 300], [64, 64]]
 
 
 def test_the_operators_of_atss_do_not_grow_with_the_batch() -> None:

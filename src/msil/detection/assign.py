@@ -22,6 +22,24 @@ MAX_AREA = 1e8
 _NO_BOX = torch.iinfo(torch.int64).max
 
 
+class GroundTruth(NamedTuple):
+    """The ground truth of a batch as tensors of the device: all that assignment and loss know of it.
+
+    boxes (B, G, 4), labels (B, G): as of `pad_ground_truth`. sizes: (B, 2) int64 height, width of the images before
+    their padding, pixels; None for a head to which a point in the padding is a point like any other.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    sizes: Tensor | None
+
+
+def ground_truth(targets: list[Target], image_sizes: list[tuple[int, int]] | None, device: torch.device) -> GroundTruth:
+    """B targets and as many (height, width) -> GroundTruth on `device`; nobody waits for the copies."""
+    boxes, labels = pad_ground_truth(targets, device)
+    return GroundTruth(boxes, labels, None if image_sizes is None else to_device(torch.tensor(image_sizes), device))
+
+
 def pad_ground_truth(targets: list[Target], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Boxes (B, G, 4) float32 and labels (B, G) int64 of a batch; padding has label -1.
 
@@ -100,7 +118,7 @@ def atss_assign(
     labels: Tensor,
     grid: LevelGrid,
     map_sizes: tuple[tuple[int, int], ...],
-    image_sizes: list[tuple[int, int]],
+    image_sizes: list[tuple[int, int]] | Tensor,
     topk: int = 9,
     anchor_scale: int = 8,
     size_divisor: int = 32,
@@ -116,9 +134,12 @@ def atss_assign(
     Points beyond an image's own size, rounded up to size_divisor, are none of its candidates, though the batch is
     padded to its largest image.
 
-    boxes (B, G, 4), labels (B, G) with -1 for padding, image_sizes B pairs (height, width) in pixels.
+    boxes (B, G, 4), labels (B, G) with -1 for padding, image_sizes B pairs (height, width) in pixels, as a list or as
+    int64 (B, 2).
     Returns matched (B, P) int64: the box's index in [0, G), or -1 for background.
     """
+    if not isinstance(image_sizes, Tensor):
+        image_sizes = to_device(torch.tensor(image_sizes), boxes.device)
     valid = _valid_cells(image_sizes, size_divisor, grid)  # (B, 2, L)
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
     # The nearest `topk` points lie in a window of topk x topk cells, wherever the centre is: a row or a column that
@@ -195,12 +216,9 @@ def _mean_plus_deviation(values: Tensor, counted: Tensor) -> Tensor:
     return mean + (spread / (count - 1)).sqrt()
 
 
-def _valid_cells(image_sizes: list[tuple[int, int]], divisor: int, grid: LevelGrid) -> Tensor:
+def _valid_cells(image_sizes: Tensor, divisor: int, grid: LevelGrid) -> Tensor:
     """Rows and columns (B, 2, L) of each level whose points lie in the image's own size, rounded up to `divisor`."""
-    padded = torch.tensor([[math.ceil(side / divisor) * divisor for side in size] for size in image_sizes])
-    if grid.strides.is_cuda:
-        padded = padded.pin_memory()  # so that the copy does not make the host wait
-    padded = padded.to(grid.strides.device, non_blocking=True)
+    padded = torch.ceil(image_sizes / divisor) * divisor  # (B, 2)
     cells = torch.ceil(padded[..., None] / grid.strides).long()
     return torch.minimum(cells, torch.stack([grid.heights, grid.widths]))
 

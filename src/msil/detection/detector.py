@@ -89,6 +89,7 @@ class Detector(nn.Module):
         self.test_scales = None if test_scales is None else tuple(test_scales)
         self.test_flip = test_flip
         self.channel_order = channel_order
+        self.channels_last = True
         self.image_mean: Tensor
         self.image_std: Tensor
         self.register_buffer("image_mean", torch.tensor(image_mean), persistent=False)
@@ -96,16 +97,39 @@ class Detector(nn.Module):
 
     def forward(self, images: list[Tensor], pad_to: tuple[int, int] = (0, 0)) -> Predictions:
         """N images (3, H, W) -> raw Predictions over the padded batch; pad_to: at least so high and wide."""
-        return self.head(self.pyramid(images, pad_to))
+        return self.net(self.batch(images, pad_to))
+
+    def net(self, batch: Tensor) -> Predictions:
+        """A batch (N, 3, H, W) as `batch` makes it -> raw Predictions: the part with the weights."""
+        return self.head(self.fpn(self.backbone(batch)))
 
     def pyramid(self, images: list[Tensor], pad_to: tuple[int, int] = (0, 0)) -> list[Tensor]:
         """N images (3, H, W) -> P3..P7, (N, C, H / stride, W / stride) of the padded batch."""
+        return self.fpn(self.backbone(self.batch(images, pad_to)))
+
+    def batch(self, images: list[Tensor], pad_to: tuple[int, int] = (0, 0)) -> Tensor:
+        """N images (3, H, W) -> (N, 3, H, W) float32, normalised and padded with zeros, H and W multiples of 32."""
         if self.channel_order == "bgr":
             images = [image.flip(0) for image in images]
         batch = batch_images(
             [normalize(image, self.image_mean, self.image_std) for image in images], STRIDE, at_least=pad_to
         )
-        return self.fpn(self.backbone(batch.contiguous(memory_format=torch.channels_last)))
+        return batch.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+
+    def lay_out(self, *, channels_last: bool) -> None:
+        """Choose how feature maps lie in memory: channels last (the default, and faster), or channel by channel."""
+        self.channels_last = channels_last
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+
+    def compile_parts(self) -> None:
+        """From now on run `net` and the head's loss through torch.compile, each for itself.
+
+        It costs up to minutes when a size of batch, of ground truth (8, 16, 32, 64, 128... boxes) or a mode comes for
+        the first time, and pays in long runs. Keys of the state dict stay as they are.
+        """
+        self.net = torch.compile(self.net)
+        self.head.padded_loss = torch.compile(self.head.padded_loss)
 
     def loss(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         """N images and their N targets in the images' pixels -> the head's loss terms, scalars."""

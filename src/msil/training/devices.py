@@ -10,6 +10,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
+from msil.config import TrainerConfig
+from msil.detection import Detector
 from msil.errors import ConfigError
 
 NO_GPU = (
@@ -33,6 +35,13 @@ def choose_accelerator(wanted: str, *, require_gpu: bool, cuda: bool, mps: bool)
             " trainer.accelerator=cpu trainer.require_gpu=false."
         )
     return "cpu", NO_GPU
+
+
+def prepare(detector: Detector, trainer: TrainerConfig) -> None:
+    """Set a detector up for speed as trainer.channels_last and trainer.compile say; what it computes stays the same."""
+    detector.lay_out(channels_last=trainer.channels_last)
+    if trainer.compile:
+        detector.compile_parts()
 
 
 def count_on_cpu(devices: int | str) -> int:

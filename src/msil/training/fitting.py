@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from msil.analysis.record import write_record
@@ -22,6 +21,7 @@ from msil.reporting.results import write_json
 from msil.training.averaging import AveragedWeights
 from msil.training.callbacks import PredictionPictures, SeedSteps, Throughput
 from msil.training.checkpoint import LAST, PREVIOUS, SaveLast, StopEvaluation, best_checkpoint, resume_point
+from msil.training.devices import prepare
 from msil.training.divergence import FiniteSteps
 from msil.training.loggers import dashboard_loggers, has_dashboard
 from msil.training.memory import Sizes
@@ -44,7 +44,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
         notes = load_weights(detector, config.model.weights, train.classes, to_train=True)
         if rank_zero_only.rank == 0:
             print("; ".join([f"starting from {config.model.weights}", *notes]))
-    detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    prepare(detector, config.trainer)
     module = DetectionModule(
         detector,
         make_metrics(config, val),

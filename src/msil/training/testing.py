@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from msil.analysis.record import write_record
@@ -20,6 +19,7 @@ from msil.interruption import Interruption
 from msil.reporting.results import write_json
 from msil.training.callbacks import PredictionPictures
 from msil.training.checkpoint import StopEvaluation
+from msil.training.devices import prepare
 from msil.training.loggers import dashboard_loggers, has_dashboard
 from msil.training.memory import Sizes
 from msil.training.module import DetectionModule
@@ -45,7 +45,7 @@ def test(config: Config, values: dict[str, Any], run_dir: Path, interruption: In
     notes = load_weights(detector, config.model.weights, data.classes, to_train=False)
     if rank_zero_only.rank == 0:
         print("; ".join([f"testing {config.model.weights} on {config.data.name.value} {split}", *notes]))
-    detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    prepare(detector, config.trainer)
     collector = DetectionCollector(data.ground_truth(), data.category_ids)
     module = DetectionModule(
         detector,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msil.detection.assign import fcos_assign, pad_ground_truth
+from msil.detection.assign import GroundTruth, fcos_assign, ground_truth, pad_ground_truth
 from msil.detection.boxes import LevelGrid, boxes_to_distances, distances_to_boxes, level_grid
 from msil.detection.heads.base import DenseHead, build_msil, flatten_levels, init_normal
 from msil.detection.losses import (
@@ -149,16 +149,15 @@ class FCOSHead(DenseHead):
         part is the whole."""
         if len(targets) != len(predictions.logits):
             raise ValueError(f"{len(predictions.logits)} images need as many targets, not {len(targets)}.")
-        boxes, labels = pad_ground_truth(targets, predictions.logits.device)
-        return self.padded_loss(predictions, boxes, labels, divisors)
+        truth = ground_truth(targets, None, predictions.logits.device)
+        return self.padded_loss(predictions, truth, divisors)
 
     def padded_loss(
-        self, predictions: Predictions, boxes: Tensor, box_labels: Tensor, divisors: Tensor | None
+        self, predictions: Predictions, truth: GroundTruth, divisors: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """As `part_loss`, of ground truth as `pad_ground_truth` gives it: tensors in, tensors out, so that it can be
-        compiled."""
+        """As `part_loss`: tensors in, tensors out, so that it can be compiled or captured."""
         assert predictions.centerness is not None
-        labels, distances = self._targets(predictions.map_sizes, boxes, box_labels)
+        labels, distances = self._targets(predictions.map_sizes, truth.boxes, truth.labels)
         positive, centerness = self._positives(labels, distances)
         if divisors is None:
             divisors = self.divisors(torch.stack([positive.sum().float(), centerness.sum()]))

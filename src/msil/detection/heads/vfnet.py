@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msil.detection.assign import atss_assign, pad_ground_truth
+from msil.detection.assign import GroundTruth, atss_assign, ground_truth
 from msil.detection.boxes import LevelGrid, boxes_to_distances, distances_to_boxes, level_grid
 from msil.detection.heads.base import ConvNormAct, DenseHead, build_msil, flatten_levels, init_normal
 from msil.detection.losses import EPSILON, box_loss, box_quality, mean_across_ranks, varifocal_loss
@@ -102,12 +102,15 @@ class VFNetHead(DenseHead):
 
         Distances of background points are those to an arbitrary box and mean nothing.
         """
-        boxes, labels = pad_ground_truth(targets)
+        return self._targets(predictions, ground_truth(targets, image_sizes, predictions.logits.device))
+
+    def _targets(self, predictions: Predictions, truth: GroundTruth) -> tuple[Tensor, Tensor]:
+        assert truth.sizes is not None
         grid = self._grid(predictions)
-        matched = atss_assign(boxes, labels, grid, predictions.map_sizes, image_sizes)
+        matched = atss_assign(truth.boxes, truth.labels, grid, predictions.map_sizes, truth.sizes)
         index = matched.clamp(min=0)
-        point_labels = labels.gather(1, index).masked_fill_(matched < 0, self.num_classes)
-        point_boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        point_labels = truth.labels.gather(1, index).masked_fill_(matched < 0, self.num_classes)
+        point_boxes = truth.boxes.gather(1, index[..., None].expand(-1, -1, 4))
         return point_labels, boxes_to_distances(grid.points, point_boxes)
 
     def loss(
@@ -131,14 +134,21 @@ class VFNetHead(DenseHead):
     ) -> dict[str, Tensor]:
         """As `loss`, for a part of a step's images. divisors: the whole step's, as `divisors` gives them; None: the
         part is the whole."""
-        initial, refined = predictions.initial_distances, predictions.distances
-        assert initial is not None
         if not len(targets) == len(image_sizes) == len(predictions.logits):
             raise ValueError(
                 f"{len(predictions.logits)} images need as many targets and sizes, not {len(targets)} and "
                 f"{len(image_sizes)}."
             )
-        labels, distances = self.targets(predictions, targets, image_sizes)
+        truth = ground_truth(targets, image_sizes, predictions.logits.device)
+        return self.padded_loss(predictions, truth, divisors)
+
+    def padded_loss(
+        self, predictions: Predictions, truth: GroundTruth, divisors: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """As `part_loss`: tensors in, tensors out, so that it can be compiled or captured."""
+        initial, refined = predictions.initial_distances, predictions.distances
+        assert initial is not None
+        labels, distances = self._targets(predictions, truth)
         positive, initial_iou, refined_iou = self._qualities(predictions, labels, distances)
         if divisors is None:
             divisors = self.divisors(torch.stack([positive.sum().float(), initial_iou.sum(), refined_iou.sum()]))
