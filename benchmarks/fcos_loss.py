@@ -1,4 +1,4 @@
-"""P2: FCOS's assignment, loss and its gradients against torchvision's, 22,400 points and 60 boxes in each of two images.
+"""P2: FCOS's assignment, loss and gradients against torchvision's, 22,400 points, 60 boxes in each of two images.
 
     python -m benchmarks.fcos_loss
 

@@ -17,6 +17,7 @@ from msil.config import (
     Mode,
     ModelConfig,
     Style,
+    TrainerConfig,
 )
 from msil.errors import ConfigError
 
@@ -90,6 +91,7 @@ def validate(config: Config) -> None:
     _check_data(config.data)
     _check_schedule(config)
     _check_accumulation(config)
+    _check_graphs(config.trainer)
     _check_devices(config.trainer.devices)
     if config.trainer.require_gpu and config.trainer.accelerator == "cpu":
         raise ConfigError("trainer.require_gpu=true contradicts trainer.accelerator=cpu: leave out one of them.")
@@ -205,6 +207,21 @@ def _check_accumulation(config: Config) -> None:
         raise ConfigError(
             f"trainer.accumulate={parts} parts need at least as many images a step, but data.batch_size={images}."
         )
+
+
+def _check_graphs(trainer: TrainerConfig) -> None:
+    """What can be known before the devices are; see training/graphs.py for the rest."""
+    if not trainer.cuda_graph:
+        return
+    others = {
+        "trainer.accumulate": trainer.accumulate > 1,
+        "trainer.precision=16-mixed": trainer.precision == "16-mixed",
+    }
+    for name, given in others.items():
+        if given:
+            raise ConfigError(f"trainer.cuda_graph=true does not go with {name}: leave out one of them.")
+    if trainer.accelerator == "cpu":
+        raise ConfigError("trainer.cuda_graph=true needs an NVIDIA GPU, not trainer.accelerator=cpu: leave it out.")
 
 
 def _check_devices(devices: int | str) -> None:

@@ -52,6 +52,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
         steps_per_epoch=datamodule.steps_per_epoch,
         batch_size=config.data.batch_size,
         accumulate=config.trainer.accumulate,
+        cuda_graph=config.trainer.cuda_graph,
         describe={"config": values, "classes": list(train.classes), "category_ids": list(train.category_ids)},
     )
     throughput = Throughput()

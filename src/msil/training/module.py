@@ -15,6 +15,7 @@ from msil.detection.losses import mean_across_ranks
 from msil.errors import ConfigError
 from msil.evaluation.coco import CocoMetric
 from msil.evaluation.detections import DetectionMetric
+from msil.training.graphs import GraphedSteps, check_graphs
 from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
 from msil.training.steps import SharedPadding, loss_by_parts
 
@@ -26,6 +27,7 @@ class DetectionModule(L.LightningModule):
 
     steps_per_epoch: optimizer steps an epoch. batch_size: images a step over all devices (scales the lr).
     accumulate: parts that this process takes its images of a step in; see msil.training.steps.
+    cuda_graph: replay steps from CUDA graphs; see msil.training.graphs.
     describe: plain values saved into every checkpoint under "msil" (settings, classes), enough to rebuild the net.
     """
 
@@ -39,6 +41,7 @@ class DetectionModule(L.LightningModule):
         batch_size: int,
         describe: Mapping[str, Any],
         accumulate: int = 1,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
         self.detector = detector
@@ -48,6 +51,8 @@ class DetectionModule(L.LightningModule):
         self.batch_size = batch_size
         self.describe = dict(describe)
         self.accumulate = accumulate
+        self.cuda_graph = cuda_graph
+        self.graphed: GraphedSteps | None = None
         self.final_evaluation = False  # the reported numbers come from pycocotools itself
         self.final_metrics: dict[str, float] = {}
         self.evaluated_at_step: int | None = None
@@ -63,6 +68,9 @@ class DetectionModule(L.LightningModule):
                 f"data.batch_size={self.batch_size} gives each of {self.trainer.world_size} devices {images}."
             )
         self.shared_padding = SharedPadding()
+        if self.cuda_graph:
+            check_graphs(self.trainer, self.detector)
+            self.graphed = GraphedSteps(self.detector)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
@@ -77,13 +85,15 @@ class DetectionModule(L.LightningModule):
 
     def step_loss(self, images: list[Tensor], targets: list[Target]) -> tuple[dict[str, Tensor], Tensor]:
         """This process's loss terms, and their sum to go backward through; earlier parts' gradients are there."""
-        if self.accumulate > 1:
+        if self.graphed is not None:
+            losses = self.graphed(images, targets)
+        elif self.accumulate > 1:
             self.trainer.optimizers[0].zero_grad()
             pad_to = self.shared_padding(images)
             return loss_by_parts(
                 self.detector, images, targets, parts=self.accumulate, pad_to=pad_to, backward=self.backward_of_part
             )
-        if self.trainer.world_size > 1:
+        elif self.trainer.world_size > 1:
             losses = self.detector.part_loss(images, targets, pad_to=self.shared_padding(images), divisors=None)
         else:
             losses = self.detector.loss(images, targets)
@@ -99,9 +109,13 @@ class DetectionModule(L.LightningModule):
         with torch.autocast(loss.device.type, enabled=False):  # as outside training_step
             (loss if scaler is None else scaler.scale(loss)).backward()
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.graphed is None:  # a graph has been backward already
+            super().backward(loss, *args, **kwargs)
+
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        # Lightning calls this after training_step: by then the earlier parts' gradients are there.
-        if self.accumulate == 1:
+        # Lightning calls this after training_step: by then the earlier parts' gradients, or a graph's, are there.
+        if self.accumulate == 1 and self.graphed is None:
             optimizer.zero_grad()
 
     def on_validation_epoch_start(self) -> None:
