@@ -10,6 +10,7 @@ where the image is no multiple of 64.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -66,7 +67,7 @@ def measure() -> Iterator[Row]:
         differing = int((found != expected).sum())
         positive = int((expected >= 0).sum())
         assert differing == 0, f"{differing} indices differ"
-        seconds = interleaved({"ours": lambda: ours(targets), "anchor": lambda: theirs(dicts)}, calls=10)
+        seconds = interleaved({"ours": partial(ours, targets), "anchor": partial(theirs, dicts)}, calls=10)
         yield faster(
             f"P1 FCOS assignment, 2 x {boxes} boxes", seconds["ours"], seconds["anchor"], goal,
             f"0 of {found.numel():,} indices differ ({positive} positive)",

@@ -10,6 +10,7 @@ box loss by centre-ness, so that term is compared, forward and backward, with ou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -48,8 +49,9 @@ def loss_of(head: FCOSHead, outputs: list[Tensor], targets: list[Target]) -> Los
     return head.loss(Predictions(logits, distances, map_sizes(), centerness), targets, [])
 
 
-def with_gradients(losses: Losses, outputs: list[Tensor]) -> tuple[Losses, tuple[Tensor, ...]]:
-    return losses, torch.autograd.grad(sum(losses.values(), torch.zeros(())), outputs)
+def step(loss: Callable[..., Losses], outputs: list[Tensor], targets: list[Any]) -> tuple[Tensor, ...]:
+    """Losses and their gradients by the outputs."""
+    return torch.autograd.grad(torch.stack(list(loss(outputs, targets).values())).sum(), outputs)
 
 
 def unweighted_box_loss(head: FCOSHead, outputs: list[Tensor], targets: list[Target]) -> Tensor:
@@ -91,14 +93,11 @@ def measure() -> Iterator[Row]:
         reference = theirs(outputs, dicts)
         agreements = [check(ours, reference, outputs, targets) for ours in (head, compiled)]
 
-        def step(ours: FCOSHead, targets: list[Target] = targets) -> Callable[[], object]:
-            return lambda: with_gradients(loss_of(ours, outputs, targets), outputs)
-
         seconds = interleaved(
             {
-                "eager": step(head),
-                "compiled": step(compiled),
-                "anchor": lambda dicts=dicts: with_gradients(theirs(outputs, dicts), outputs),
+                "eager": partial(step, partial(loss_of, head), outputs, targets),
+                "compiled": partial(step, partial(loss_of, compiled), outputs, targets),
+                "anchor": partial(step, theirs, outputs, dicts),
             }
         )
         for way, goal, agreement in zip(("eager", "compiled"), goals, agreements, strict=True):

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from benchmarks.operators import HostSyncs
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from msil.detection import FCOSHead, VFNetHead
 from msil.detection.assign import atss_assign, ground_truth
@@ -30,63 +30,8 @@ from .cases import (
 )
 
 HEADS = [*FORMS, "vfnet"]
-# All that VFNet's step may wait for: its images' sizes, numbers of the host, go to the device. As one copy that is not
-# waited for, from memory that is pinned where the device is a GPU.
-SIZES_COPY = {
-    "cpu": ["aten.lift_fresh.default"],
-    "meta": ["aten.lift_fresh.default", "aten._to_copy.default, non_blocking"],
-}
-
-# Operators whose result's shape or value the host has to know.
-WAITING = {
-    "aten::_local_scalar_dense",  # .item(), float(), bool(), `if tensor`
-    "aten::item",
-    "aten::is_nonzero",
-    "aten::equal",
-    "aten::nonzero",
-    "aten::nonzero_numpy",
-    "aten::argwhere",
-    "aten::masked_select",
-    "aten::unique_dim",
-    "aten::unique_consecutive",
-    "aten::_unique",
-    "aten::_unique2",
-    "aten::bincount",
-    "aten::lift_fresh",  # torch.tensor(list): a copy from unpinned memory waits
-}
-
-
-class HostSyncs(TorchDispatchMode):
-    """Names of the operators that would wait, and the number of all operators, forward and backward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.operators = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        self.operators += 1
-        name = func._schema.name
-        if name in WAITING or self._masks(name, args) or self._counts(func) or self._moves(name, args, kwargs):
-            self.found.append(f"{func}, non_blocking" if kwargs.get("non_blocking") else str(func))
-        return func(*args, **kwargs)
-
-    @staticmethod
-    def _masks(name: str, args: tuple) -> bool:
-        if name not in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
-            return False
-        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-
-    @staticmethod
-    def _counts(func) -> bool:
-        return func is torch.ops.aten.repeat_interleave.Tensor
-
-    @staticmethod
-    def _moves(name: str, args: tuple, kwargs: dict) -> bool:
-        if name == "aten::_to_copy":
-            return kwargs.get("device") is not None and torch.device(kwargs["device"]).type != args[0].device.type
-        return name == "aten::copy_" and args[0].device.type != args[1].device.type
+# VFNet's step takes its images' sizes to the device, by a copy that nobody waits for; to a GPU from pinned memory.
+SIZES_COPY = {"cpu": [], "meta": ["aten._to_copy.default, non_blocking"]}
 
 
 def mask_assignment(x: Tensor) -> None:

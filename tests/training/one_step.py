@@ -40,8 +40,9 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.step.clipped = gradients(pl_module)
         self.step.weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
-        metrics = trainer.callback_metrics
-        self.step.logged = {name: float(metrics[name]) for name in metrics if name.startswith("loss")}
+        assert isinstance(pl_module, DetectionModule)
+        losses = {name: float(value) for name, value in pl_module.shared_losses.items()}
+        self.step.logged = {"loss": sum(losses.values()), **losses}
 
 
 def gradients(module: L.LightningModule) -> dict[str, Tensor]:

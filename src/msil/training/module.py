@@ -78,9 +78,8 @@ class DetectionModule(L.LightningModule):
         self.own_losses = {name: value.detach() for name, value in losses.items()}
         # A rank's terms are its share of a sum divided by the mean over ranks: only their mean is the step's loss.
         values = mean_across_ranks(torch.stack(list(self.own_losses.values())))
+        # step_log.py writes them to the loggers; Lightning's own log() would wait for the device.
         self.shared_losses = dict(zip(losses, values, strict=True))
-        # For trainer.callback_metrics; step_log.py writes them to the loggers.
-        self.log_dict({"loss": values.sum(), **self.shared_losses}, batch_size=len(images), logger=False)
         return total
 
     def step_loss(self, images: list[Tensor], targets: list[Target]) -> tuple[dict[str, Tensor], Tensor]:
@@ -109,9 +108,9 @@ class DetectionModule(L.LightningModule):
         with torch.autocast(loss.device.type, enabled=False):  # as outside training_step
             (loss if scaler is None else scaler.scale(loss)).backward()
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    def backward(self, loss: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         if self.graphed is None:  # a graph has been backward already
-            super().backward(loss, *args, **kwargs)
+            loss.backward()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         # Lightning calls this after training_step: by then the earlier parts' gradients, or a graph's, are there.
