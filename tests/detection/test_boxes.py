@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from msil.detection.boxes import (
+    aligned_giou,
+    aligned_iou,
     box_area,
     boxes_to_distances,
     clip_boxes,
     distances_to_boxes,
     level_grid,
-    pairwise_giou,
     pairwise_iou,
 )
 
@@ -61,7 +63,20 @@ def test_boxes_are_clipped_to_the_image_they_belong_to() -> None:
     assert clipped[1].tolist() == [[0, 0, 50, 60], [70, 80, 85, 95]]
 
 
-@pytest.mark.parametrize(("name", "overlap"), [("iou", pairwise_iou), ("giou", pairwise_giou)])
+def from_origin(boxes: Tensor) -> Tensor:
+    """Boxes as left, top, right, bottom from the point (0, 0)."""
+    return torch.cat([-boxes[..., :2], boxes[..., 2:]], dim=-1)
+
+
+def iou(boxes: Tensor, others: Tensor) -> Tensor:
+    return aligned_iou(from_origin(boxes), from_origin(others))
+
+
+def giou(boxes: Tensor, others: Tensor) -> Tensor:
+    return aligned_giou(from_origin(boxes), from_origin(others))
+
+
+@pytest.mark.parametrize(("name", "overlap"), [("iou", pairwise_iou), ("iou", iou), ("giou", giou)])
 def test_overlaps_of_the_reference(golden, name: str, overlap) -> None:
     case = golden("primitives")
     boxes, others = case["box_in/pred"], case["box_in/target"]  # disjoint, empty and equal ones among them
@@ -73,12 +88,13 @@ def test_overlaps_by_hand() -> None:
     box = torch.tensor([0.0, 0.0, 4.0, 4.0])
     other = torch.tensor([2.0, 2.0, 6.0, 4.0])
     # areas 16 and 8, common 2 * 2 = 4, union 20, enclosing 6 * 4 = 24
-    torch.testing.assert_close(pairwise_iou(box, other), torch.tensor(4 / 20))
-    torch.testing.assert_close(pairwise_giou(box, other), torch.tensor(4 / 20 - (24 - 20) / 24))
+    for overlap in (pairwise_iou, iou):
+        torch.testing.assert_close(overlap(box, other), torch.tensor(4 / 20))
+    torch.testing.assert_close(giou(box, other), torch.tensor(4 / 20 - (24 - 20) / 24))
     # far apart: nothing common, union 32, enclosing 104 * 4 = 416
     far = torch.tensor([100.0, 0.0, 104.0, 4.0])
-    torch.testing.assert_close(pairwise_giou(box, far), torch.tensor(-(416 - 32) / 416))
+    torch.testing.assert_close(giou(box, far), torch.tensor(-(416 - 32) / 416))
     empty = torch.zeros(4)
-    assert pairwise_iou(empty, empty) == 0  # 0 over the clamp
-    assert torch.isfinite(pairwise_giou(empty, empty))
+    assert pairwise_iou(empty, empty) == iou(empty, empty) == 0  # 0 over the clamp
+    assert torch.isfinite(giou(empty, empty))
     assert box_area(torch.tensor([[1.0, 2.0, 4.0, 7.0], [4.0, 2.0, 1.0, 7.0]])).tolist() == [15, -15]

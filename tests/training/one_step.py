@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from msil.config import Config
 from msil.detection import Target
+from msil.training.module import DetectionModule
 
 from .cases import module_of
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msil.detection.boxes import LevelGrid, box_area, boxes_to_distances, pairwise_iou
+from msil.detection.boxes import LevelGrid, box_area, boxes_to_distances, pairwise_iou, vector
 from msil.detection.structures import Target
 
 # Points whose smallest box is as large as this stay background, as in MMDetection.
@@ -276,8 +276,7 @@ def _window(
 
 def _make_range_tensors(ranges: tuple[tuple[float, float], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):  # cached: must serve training too
-        low, high = torch.tensor(ranges, dtype=torch.float32, device=device).unbind(1)
-        return low, high
+        return vector([low for low, _ in ranges], device), vector([high for _, high in ranges], device)
 
 
 _cached_range_tensors = lru_cache(maxsize=64)(_make_range_tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -54,18 +55,18 @@ def _make_level_grid(
         return LevelGrid(
             torch.cat(points),
             torch.cat(point_strides),
-            _vector([float(stride) for stride in strides], device),
-            _vector([height for height, _ in map_sizes], device),
-            _vector([width for _, width in map_sizes], device),
-            _vector(starts, device),
+            vector([float(stride) for stride in strides], device),
+            vector([height for height, _ in map_sizes], device),
+            vector([width for _, width in map_sizes], device),
+            vector(starts, device),
         )
 
 
 _cached_level_grid = lru_cache(maxsize=1024)(_make_level_grid)  # COCO at 800 x 1333 has some 300 padded sizes
 
 
-def _vector(values: list[int] | list[float], device: torch.device) -> Tensor:
-    # Filled on the device: torch.tensor(values) would be copied from the host, which waits for a GPU.
+def vector(values: Sequence[int] | Sequence[float], device: torch.device) -> Tensor:
+    """Numbers as a tensor (V,) of the device, filled there: torch.tensor(values) would wait for a copy to a GPU."""
     return torch.stack([torch.full((), value, device=device) for value in values])
 
 

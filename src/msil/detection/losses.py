@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from msil.detection.boxes import aligned_giou, aligned_iou
+from msil.detection.boxes import aligned_giou, aligned_iou, vector
 
 # Logits (..., 1) of the labelled classes -> what their loss differs by from a background's, and the derivative of that.
 Correction = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -41,7 +41,7 @@ def mean_across_ranks(values: Tensor, at_least: Sequence[float] = ()) -> Tensor:
 
 def _make_limits(at_least: tuple[float, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # cached: must serve training too
-        return torch.stack([torch.full((), low, device=device) for low in at_least])  # torch.tensor(list) would wait
+        return vector(at_least, device)
 
 
 _cached_limits = lru_cache(maxsize=64)(_make_limits)
