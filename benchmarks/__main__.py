@@ -1,0 +1,122 @@
+"""All benchmarks one after the other; results into benchmarks/results.json and the table of docs/performance.md.
+
+    python -m benchmarks                 # all; those that need a GPU or a package that is not there say so
+    python -m benchmarks star_convolution frozen_norm
+
+Each runs in a process of its own on one thread. What did not run keeps the results that it had, with their date and
+machine. Exits with 1 if one of them failed: results that do not agree are an error, a goal that is missed is a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results.json"
+DOCUMENT = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- python -m benchmarks writes from here -->", "<!-- to here -->"
+
+# In the order of their goals, P1 to P14 and G1 to G5.
+BENCHMARKS = (
+    "fcos_assignment", "fcos_loss", "vfnet_loss", "host_syncs", "kernels", "star_convolution", "training_step",
+    "evaluation_forward", "postprocessing", "msil_cost", "coco_evaluation", "loading", "frozen_norm", "start_up",
+    "gpu_training",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    names = parser.parse_args().names or BENCHMARKS
+    unknown = sorted(set(names) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    failed = []
+    started = time.monotonic()
+    for name in names:
+        outcome = measured(name)
+        if outcome is None:
+            failed.append(name)
+        elif "rows" in outcome:
+            results[name] = {**outcome, **machine()}
+        else:
+            results.setdefault(name, outcome)
+    kept = {name: results[name] for name in BENCHMARKS if name in results}
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    write_table(DOCUMENT, kept)
+    print(f"{time.monotonic() - started:.0f} s; written: {RESULTS.relative_to(ROOT)}, {DOCUMENT.relative_to(ROOT)}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def measured(name: str) -> dict[str, Any] | None:
+    """What a benchmark's process leaves: its rows, or why it did not run; None if it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.json"
+        command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}", "--json", str(path)]
+        began = time.monotonic()
+        code = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+        if code != 0 or not path.exists():
+            return None
+        return {**json.loads(path.read_text()), "seconds": round(time.monotonic() - began)}
+
+
+def machine() -> dict[str, str]:
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision")]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{_processor()}, one thread",
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+    }
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def write_table(document: Path, results: dict[str, Any]) -> None:
+    """Replaces what stands between the marks of `document`."""
+    text = document.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN, 1)
+    _, after = rest.split(END, 1)
+    document.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}", encoding="utf-8")
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = [
+        "| what | ours | anchor | ratio | goal | | agreement of the results |",
+        "|---|--:|--:|--:|---|---|---|",
+    ]
+    for name, outcome in results.items():
+        for row in outcome.get("rows", []):
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}x"
+            verdict = {True: "met", False: "**missed**", None: ""}[row["met"]]
+            cells = [row["name"], row["ours"], row["anchor"], ratio, row["goal"], verdict, row["agreement"]]
+            lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        if "not_run" in outcome:
+            lines.append(f"| {name} | | | | | not measured yet | {outcome['not_run']} |")
+    machines = dict.fromkeys(
+        f"{outcome['date']}, {outcome['machine']}, {outcome['versions']}"
+        for outcome in results.values()
+        if "machine" in outcome
+    )
+    return "\n".join(lines) + "\n\nMeasured: " + "; ".join(machines) + "."
+
+
+if __name__ == "__main__":
+    main()

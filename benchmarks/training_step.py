@@ -1,0 +1,83 @@
+"""P7: a training step of FCOS with ResNet-50 on the CPU, batch 2 at 320 px, against torchvision's FCOS as shipped.
+
+    python -m benchmarks.training_step
+
+Both from images to weights: normalising, padding, forward, loss, backward, SGD; with frozen BatchNorm, stem and first
+stage frozen, as both have it with pretrained weights; 80 classes. Ours is plain FCOS (model.msil.apply=none) with
+trainer.channels_last on and, beside it, off. The nets hold the same weights, and their predictions before the step are
+compared. Their losses are not: torchvision puts points at corners and does not weigh its box loss;
+benchmarks/fcos_loss.py compares loss and gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+
+from benchmarks.compare import Row, faster, interleaved, run
+from benchmarks.nets import detector_like, torchvision_fcos
+from benchmarks.scenes import ground_truth
+from msil.detection import Detector, Target
+
+SIZE = (320, 320)
+
+
+def optimizer_of(net: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
+
+
+def our_step(net: Detector, optimizer: torch.optim.Optimizer, images: list[Tensor], targets: list[Target]) -> None:
+    losses = net.loss(images, targets)
+    optimizer.zero_grad()
+    torch.stack(list(losses.values())).sum().backward()
+    optimizer.step()
+
+
+def their_step(
+    net: FCOS, optimizer: torch.optim.Optimizer, images: list[Tensor], targets: list[dict[str, Tensor]]
+) -> None:
+    losses: Any = net(images, targets)
+    optimizer.zero_grad()
+    sum(losses.values()).backward()
+    optimizer.step()
+
+
+def measure() -> Iterator[Row]:
+    theirs = torchvision_fcos(SIZE)
+    last, first = (detector_like(theirs, channels_last=last) for last in (True, False))
+    images = [torch.randint(256, (3, *SIZE), dtype=torch.uint8) for _ in range(2)]
+    floats = [image / 255 for image in images]
+    targets = ground_truth(images=2, boxes=7, size=SIZE)
+    dicts = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
+    agreement = compared(last, theirs, images, floats)
+    theirs.train()
+    ways: dict[str, Callable[[], object]] = {
+        "last": partial(our_step, last, optimizer_of(last), images, targets),
+        "first": partial(our_step, first, optimizer_of(first), images, targets),
+        "anchor": partial(their_step, theirs, optimizer_of(theirs), floats, dicts),
+    }
+    seconds = interleaved(ways)
+    yield faster("P7 FCOS R50 training step", seconds["last"], seconds["anchor"], 1.25, agreement)
+    yield faster("P7 the same, channels_last=false", seconds["first"], seconds["anchor"], None, "the same weights")
+
+
+@torch.no_grad()
+def compared(ours: Detector, theirs: FCOS, images: list[Tensor], floats: list[Tensor]) -> str:
+    """Asserts that both nets predict the same of the same images."""
+    predictions = ours.eval()(images)
+    ours.train()
+    theirs.eval()
+    batch, _ = theirs.transform(floats)
+    outputs = theirs.head(list(theirs.backbone(batch.tensors).values()))
+    difference = float((predictions.logits - outputs["cls_logits"]).abs().max())
+    assert difference < 1e-3, difference
+    return f"logits of the same weights to {difference:.0e}"
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)
