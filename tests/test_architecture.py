@@ -34,7 +34,7 @@ READERS = (
     "msil.detection.preprocess",
 )
 TEXTS = ("results", "paper", "regenerated", "comparisons", "tables", "paper_tables", "captions", "formats")
-PURE = ("boxes", "structures", "assign", "losses", "postprocess")
+PURE = ("boxes", "structures", "assign", "losses", "postprocess", "host", "nms")
 
 
 @dataclass

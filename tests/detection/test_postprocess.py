@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from benchmarks.operators import HostSyncs
 from torch import Tensor
 
-from msil.detection import Detections, Predictions
+from msil.detection import Detections, Predictions, postprocess
+from msil.detection.nms import batched_nms, settled_nms
 from msil.detection.postprocess import detections_from_candidates, select_candidates
 
 from .cases import MAP_SIZES, small_head
@@ -137,3 +139,91 @@ def test_an_image_is_not_changed_by_its_neighbours(norm_on_bbox: bool) -> None:
         height, width = sizes[image]
         assert (found.boxes >= 0).all() and (found.boxes <= Tensor([width, height, width, height])).all()
         assert (found.scores.diff() <= 0).all() and len(found.scores) <= 100
+
+
+def crowd(images: int, count: int, spread: float, classes: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes of about 40 px around points of a square `spread` wide: the smaller it is, the more they overlap."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(images, count, 2, generator=generator) * spread
+    size = 30 + 20 * torch.rand(images, count, 2, generator=generator)
+    scores = 0.05 + 0.9 * torch.rand(images, count, generator=generator)
+    return torch.cat([corner, corner + size], -1), scores, torch.randint(classes, (images, count), generator=generator)
+
+
+@pytest.mark.parametrize("map_sizes", [((20, 30),), ((12, 10), (6, 5), (1, 1))])
+def test_the_selection_is_the_best_of_all_pairs(map_sizes: tuple[tuple[int, int], ...]) -> None:
+    """Against a sort of all pairs of each level; logits without ties, the limit above and below a level's points."""
+    points = sum(height * width for height, width in map_sizes)
+    logits = torch.randperm(2 * points * 7, generator=torch.Generator().manual_seed(1)).view(2, points, 7) / 1000.0
+    for limit in (1, 40, 1000):
+        scores, chosen, labels = select_candidates(logits, map_sizes, 0.9, limit)
+        column, start = 0, 0
+        for height, width in map_sizes:
+            level = logits[:, start : start + height * width].flatten(1)
+            values, index = level.sort(dim=1, descending=True)
+            count = min(limit, level.shape[1])
+            columns = slice(column, column + count)
+            expected = values[:, :count].sigmoid()
+            assert torch.equal(scores[:, columns], torch.where(expected > 0.9, expected, 0))
+            assert torch.equal(chosen[:, columns], start + index[:, :count] // 7)
+            assert torch.equal(labels[:, columns], index[:, :count] % 7)
+            column, start = column + count, start + height * width
+        assert column == scores.shape[1]
+
+
+@pytest.mark.parametrize("spread", [1000.0, 300.0, 60.0], ids=["apart", "mixed", "on one heap"])
+@pytest.mark.parametrize("limit", [5, 100, 400])
+def test_looking_at_the_best_first_loses_nothing(spread: float, limit: int) -> None:
+    """Against one NMS of all candidates. On one heap fewer stay than are asked for, so all have to be looked at."""
+    boxes, scores, labels = crowd(2, 1500, spread, 3)
+    limits = {"nms_thresh": 0.5, "detections_per_img": limit}
+    found = detections_from_candidates(boxes, scores, labels, [(2000, 2000)] * 2, **limits)
+    for image in range(2):
+        best = batched_nms(boxes[image], scores[image], labels[image], 0.5)[:limit]
+        assert torch.equal(found[image].boxes, boxes[image][best])
+        assert torch.equal(found[image].scores, scores[image][best])
+        assert torch.equal(found[image].labels, labels[image][best])
+    assert spread > 60 or limit < 100 or len(found[0].scores) < limit
+
+
+@pytest.mark.parametrize("spread", [1000.0, 300.0, 60.0])
+def test_a_whole_batch_together_gives_the_same(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
+    """What a GPU does, against torchvision's NMS, image by image."""
+    boxes, scores, labels = crowd(3, 700, spread, 3)
+    scores[1, 20:] = 0  # an image with few candidates, and one with none
+    scores[2] = 0
+    limits = {"nms_thresh": 0.5, "detections_per_img": 50}
+    one_by_one = detections_from_candidates(boxes, scores, labels, [(2000, 2000)] * 3, **limits)
+    monkeypatch.setattr(postprocess, "_thinned_one_by_one", postprocess._thinned_together)
+    together = detections_from_candidates(boxes, scores, labels, [(2000, 2000)] * 3, **limits)
+    for ours, theirs in zip(together, one_by_one, strict=True):
+        for name in ("boxes", "scores", "labels"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+    assert len(together[0].scores) > 5 and len(together[2].scores) == 0
+
+
+def test_a_long_chain_is_not_settled_and_goes_to_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes 10 px wide, each 3 px right of the one before: neighbours overlap by 7 / 13 = 0.54, the next but one by
+    4 / 16 = 0.25. Every second stays, and whether the last does is decided by all before it."""
+    left = 3.0 * torch.arange(60)
+    boxes = torch.stack([left, torch.zeros(60), left + 10, torch.full((60,), 10.0)], dim=1)[None]
+    scores, labels = torch.linspace(0.9, 0.1, 60)[None], torch.zeros(1, 60, dtype=torch.int64)
+    kept, settled = settled_nms(boxes, labels, 0.5)
+    assert kept[0, :16].tolist() == [True, False] * 8
+    assert settled.tolist() == [False]
+    assert settled_nms(boxes[:, :8], labels[:, :8], 0.5)[1].tolist() == [True]
+    monkeypatch.setattr(postprocess, "_thinned_one_by_one", postprocess._thinned_together)
+    (found,) = detections_from_candidates(boxes, scores, labels, [(300, 300)], **{**THRESHOLDS, "nms_thresh": 0.5})
+    assert torch.equal(found.boxes, boxes[0, ::2])
+
+
+@pytest.mark.parametrize("way", ["_thinned_one_by_one", "_thinned_together"])
+@pytest.mark.parametrize("images", [1, 5])
+def test_the_host_waits_once_a_batch(monkeypatch: pytest.MonkeyPatch, way: str, images: int) -> None:
+    boxes, scores, labels = crowd(images, 400, 1000.0, 3)
+    monkeypatch.setattr(postprocess, "_thinned_one_by_one", getattr(postprocess, way))
+    read, tolist = [], Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: read.append(self.shape) or tolist(self))
+    with HostSyncs() as syncs:
+        detections_from_candidates(boxes, scores, labels, [(2000, 2000)] * images, **THRESHOLDS)
+    assert (len(read), syncs.found) == (1, [])

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msil.detection.boxes import LevelGrid, box_area, boxes_to_distances, pairwise_iou, vector
+from msil.detection.host import sizes_tensor, to_device
 from msil.detection.structures import Target
 
 # Points whose smallest box is as large as this stay background, as in MMDetection.
@@ -37,14 +38,7 @@ class GroundTruth(NamedTuple):
 def ground_truth(targets: list[Target], image_sizes: list[tuple[int, int]] | None, device: torch.device) -> GroundTruth:
     """B targets and as many (height, width) -> GroundTruth on `device`; nobody waits for the copies."""
     boxes, labels = pad_ground_truth(targets, device)
-    return GroundTruth(boxes, labels, None if image_sizes is None else _sizes(image_sizes, device))
-
-
-def _sizes(image_sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
-    """(B, 2) int64 on `device`."""
-    sizes = torch.empty((len(image_sizes), 2), dtype=torch.int64)
-    sizes.numpy()[:] = image_sizes  # of the host: nothing that counts copies to a device takes it for one
-    return to_device(sizes, device)
+    return GroundTruth(boxes, labels, None if image_sizes is None else sizes_tensor(image_sizes, device))
 
 
 def pad_ground_truth(targets: list[Target], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -62,15 +56,6 @@ def pad_ground_truth(targets: list[Target], device: torch.device | None = None) 
     boxes = [F.pad(t.boxes.float(), (0, 0, 0, slots - len(t.labels))) for t in targets]
     labels = [F.pad(t.labels, (0, slots - len(t.labels)), value=-1) for t in targets]
     return to_device(torch.stack(boxes), device), to_device(torch.stack(labels), device)
-
-
-def to_device(values: Tensor, device: torch.device | None) -> Tensor:
-    """`values` on `device` (None: where they are); from the host without waiting for the copy."""
-    if device is None or values.device == device:
-        return values
-    if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()  # an ordinary host tensor's copy would make the host wait
-    return values.to(device, non_blocking=True)
 
 
 def fcos_assign(
@@ -146,7 +131,7 @@ def atss_assign(
     Returns matched (B, P) int64: the box's index in [0, G), or -1 for background.
     """
     if not isinstance(image_sizes, Tensor):
-        image_sizes = _sizes(image_sizes, boxes.device)
+        image_sizes = sizes_tensor(image_sizes, boxes.device)
     valid = _valid_cells(image_sizes, size_divisor, grid)  # (B, 2, L)
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
     # The nearest `topk` points lie in a window of topk x topk cells, wherever the centre is: a row or a column that

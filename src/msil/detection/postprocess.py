@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torchvision.ops
 from torch import Tensor
 
 from msil.detection.boxes import clip_boxes
+from msil.detection.host import sizes_tensor
+from msil.detection.nms import batched_nms, settled_nms
 from msil.detection.structures import Detections
+
+# What the NMS keeps of the best candidates does not depend on the rest: so it looks first at 3 times as many as there are
+# detections asked for, then, if those were too few, at 10 times as many, and at all of them last.
+SHARES = (3, 10)
 
 
 def select_candidates(
@@ -15,23 +20,34 @@ def select_candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best (point, class) pairs of each level whose class probability exceeds `score_thresh`.
 
-    logits (N, P, K). Returns scores (N, C) with 0 where a level had fewer, points (N, C) in [0, P), labels (N, C),
-    C = sum over levels of min(topk_candidates, points * K). One point may give several classes.
+    logits (N, P, K). Returns scores (N, C) float32 with 0 where a level had fewer, points (N, C) in [0, P), labels
+    (N, C), C = sum over levels of min(topk_candidates, points * K). One point may give several classes.
     """
-    num_classes = logits.shape[-1]
     scores, points, labels = [], [], []
     start = 0
     for height, width in map_sizes:
         count = height * width
-        probability = logits[:, start : start + count].flatten(1).sigmoid()
-        probability = torch.where(probability > score_thresh, probability, 0)
-        # sym_min is min, also for the symbolic sizes of an export.
-        best, index = probability.topk(torch.sym_min(topk_candidates, count * num_classes), dim=1)
-        scores.append(best)
-        points.append(start + index // num_classes)
-        labels.append(index % num_classes)
+        best, point, label = _best_pairs(logits[:, start : start + count], topk_candidates)
+        probability = best.float().sigmoid()
+        scores.append(torch.where(probability > score_thresh, probability, 0))
+        points.append(start + point)
+        labels.append(label)
         start += count
     return torch.cat(scores, 1), torch.cat(points, 1), torch.cat(labels, 1)
+
+
+def _best_pairs(logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The highest min(limit, P * K) of logits (N, P, K), falling: values, points and classes, (N, C) each.
+
+    They lie in the `limit` points of the highest maxima: a pair of any other point has as many above it. So the long
+    list of all pairs is never sorted.
+    """
+    count, classes = logits.shape[1:]
+    chosen = logits.amax(-1).topk(torch.sym_min(limit, count), dim=1).indices  # sym_min is min, also of symbols
+    # Whole rows, which torch.gather would collect number by number.
+    pairs = torch.stack([image.index_select(0, rows) for image, rows in zip(logits, chosen, strict=True)]).flatten(1)
+    best, index = pairs.topk(torch.sym_min(limit, count * classes), dim=1)
+    return best, chosen.gather(1, index // classes), index % classes
 
 
 def detections_from_candidates(
@@ -46,27 +62,58 @@ def detections_from_candidates(
     """Clip to the images, drop empty boxes, suppress overlaps above `nms_thresh` class by class, keep the best.
 
     boxes (N, C, 4), scores (N, C) with 0 for "no candidate", labels (N, C); image_sizes N pairs (height, width).
+    The host waits for the device once a batch, however large that is.
     """
-    sizes = torch.tensor(image_sizes, dtype=boxes.dtype, device=boxes.device)
-    boxes = clip_boxes(boxes, sizes)
+    boxes = clip_boxes(boxes, sizes_tensor(image_sizes, boxes.device).to(boxes.dtype))
     real = (scores > 0) & (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
-    detections = []
-    for image_boxes, image_scores, image_labels, kept in zip(boxes, scores, labels, real, strict=True):
-        image_boxes, image_scores, image_labels = image_boxes[kept], image_scores[kept], image_labels[kept]
-        best = batched_nms(image_boxes, image_scores, image_labels, nms_thresh)[:detections_per_img]
-        detections.append(Detections(image_boxes[best], image_scores[best], image_labels[best]))
-    return detections
+    if torch.compiler.is_exporting():
+        return [
+            _chosen(*image, batched_nms(*image, nms_thresh)[:detections_per_img])
+            for image in ((b[k], s[k], c[k]) for b, s, c, k in zip(boxes, scores, labels, real, strict=True))
+        ]
+    scores, order = torch.where(real, scores, 0).sort(dim=1, descending=True, stable=True)
+    boxes, labels = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
+    thinned = _thinned_together if boxes.is_cuda else _thinned_one_by_one
+    return thinned(boxes, scores, labels, nms_thresh, detections_per_img)
 
 
-@torch.library.custom_op("msil::batched_nms", mutates_args=())
-def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float) -> Tensor:
-    """torchvision.ops.batched_nms, as one operator: it branches on the number of boxes, which an export cannot follow.
+def _thinned_one_by_one(
+    boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, limit: int
+) -> list[Detections]:
+    """torchvision's NMS of each image. Boxes (N, C, 4), scores and labels (N, C), falling, 0 for no candidate."""
+    counts = (scores > 0).sum(1).tolist()  # the wait
+    return [
+        _thinned(image_boxes[:count], image_scores[:count], image_labels[:count], nms_thresh, limit)
+        for image_boxes, image_scores, image_labels, count in zip(boxes, scores, labels, counts, strict=True)
+    ]
 
-    boxes (C, 4), scores (C,), labels (C,) -> indices of the boxes kept, by descending score.
-    """
-    return torchvision.ops.batched_nms(boxes, scores, labels, nms_thresh)
+
+def _thinned_together(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, limit: int) -> list[Detections]:
+    """The same of all images at once, in fixed shapes, for a device that should not be waited for."""
+    candidates, most = (scores > 0).sum(1), SHARES[-1] * limit
+    kept, settled = settled_nms(boxes[:, :most], labels[:, :most], nms_thresh)
+    kept &= scores[:, :most] > 0
+    place = torch.arange(kept.shape[1], device=kept.device)
+    best = torch.where(kept, place, len(place)).sort(dim=1).values[:, :limit]  # the kept ones' places, rising
+    counts = kept.sum(1).clamp(max=limit)
+    complete = settled & ((counts == limit) | (candidates <= most))
+    numbers = torch.stack([counts, candidates, complete], dim=1).tolist()  # the wait
+    return [
+        _chosen(boxes[image], scores[image], labels[image], best[image, :count])
+        if done
+        else _thinned(boxes[image, :some], scores[image, :some], labels[image, :some], nms_thresh, limit)
+        for image, (count, some, done) in enumerate(numbers)
+    ]
 
 
-@batched_nms.register_fake
-def _(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float) -> Tensor:
-    return labels.new_empty(torch.library.get_ctx().new_dynamic_size())
+def _thinned(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, limit: int) -> Detections:
+    """The first `limit` detections of one image; boxes (C, 4), scores (C,) falling, labels (C,)."""
+    for count in (*(share * limit for share in SHARES if share * limit < len(boxes)), len(boxes)):
+        best = batched_nms(boxes[:count], scores[:count], labels[:count], nms_thresh)[:limit]
+        if len(best) == limit:
+            break
+    return _chosen(boxes, scores, labels, best)
+
+
+def _chosen(boxes: Tensor, scores: Tensor, labels: Tensor, index: Tensor) -> Detections:
+    return Detections(boxes[index], scores[index], labels[index])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from msil.detection.postprocess import batched_nms
+from msil.detection.nms import batched_nms
 from msil.detection.structures import Detections
 
 

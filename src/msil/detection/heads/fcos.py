@@ -201,7 +201,7 @@ class FCOSHead(DenseHead):
         """
         assert predictions.centerness is not None
         scores, points, labels = select_candidates(
-            predictions.logits.float(), predictions.map_sizes, score_thresh, topk_candidates
+            predictions.logits, predictions.map_sizes, score_thresh, topk_candidates
         )
         grid = self._grid(predictions)
         distances = predictions.distances.gather(1, points[..., None].expand(-1, -1, 4))

@@ -193,7 +193,7 @@ class VFNetHead(DenseHead):
         topk_candidates: (point, class) pairs a level that enter the NMS.
         """
         scores, points, labels = select_candidates(
-            predictions.logits.float(), predictions.map_sizes, score_thresh, topk_candidates
+            predictions.logits, predictions.map_sizes, score_thresh, topk_candidates
         )
         distances = predictions.distances.gather(1, points[..., None].expand(-1, -1, 4))
         boxes = distances_to_boxes(self._grid(predictions).points[points], distances)
