@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
+from msil.detection.folding import fold_norms
 from msil.detection.weights import differences, imagenet_state_dict, load_state_dict_file
 from msil.errors import WeightsError
 
@@ -38,9 +39,9 @@ class ResNet(nn.Module):
         (Detectron's). The keys and shapes are the same, so weights of the other style load and give another net.
         resnet50 and resnet101 alone have bottlenecks.
     norm: "bn", trainable BatchNorm; "gn", GroupNorm with 32 groups; "eval_bn", BatchNorm with fixed statistics and
-        trainable scale and shift, always in eval mode (MMDetection's norm_eval); "frozen_bn", BatchNorm with all of
-        it fixed. Default: "frozen_bn" with weights, "gn" without. The last two normalise nothing unless statistics are
-        loaded.
+        trainable scale and shift, always in eval mode (MMDetection's norm_eval); "frozen_bn", BatchNorm with all of it
+        fixed, computed inside the convolution before it. Default: "frozen_bn" with weights, "gn" without. The last two
+        of the four normalise nothing unless statistics are loaded.
     frozen_stages: 0, none; 1, the stem and layer1; ... 4, everything. Frozen parameters require no gradient, and
         frozen norms stay in eval mode whatever `train` says. Default: 1 with weights, 0 without.
 
@@ -75,6 +76,8 @@ class ResNet(nn.Module):
             )
         # One class: the fc layer is thrown away, so it is not worth its usual size.
         net = resnet.ResNet(block, layers, num_classes=1, norm_layer=NORMS[norm])
+        if norm == "frozen_bn":
+            fold_norms(net)
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         if style == "caffe":

@@ -10,8 +10,8 @@ from msil.detection.host import sizes_tensor
 from msil.detection.nms import batched_nms, settled_nms
 from msil.detection.structures import Detections
 
-# What the NMS keeps of the best candidates does not depend on the rest: so it looks first at 3 times as many as there are
-# detections asked for, then, if those were too few, at 10 times as many, and at all of them last.
+# What the NMS keeps of the best candidates does not depend on the rest: so it looks first at 3 times as many as there
+# are detections asked for, then, if those were too few, at 10 times as many, and at all of them last.
 SHARES = (3, 10)
 
 
