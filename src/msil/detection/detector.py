@@ -122,12 +122,17 @@ class Detector(nn.Module):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
 
-    def compile_parts(self) -> None:
+    def compile_parts(self, *, frozen: bool = False) -> None:
         """From now on run `net` and the head's loss through torch.compile, each for itself.
 
         It costs up to minutes when a size of batch, of ground truth (8, 16, 32, 64, 128... boxes) or a mode comes for
         the first time, and pays in long runs. Keys of the state dict stay as they are.
+
+        frozen: the weights will not change any more, so that what is computed without gradients can hold them in the
+            order that the machine likes best. Holds for all that this process compiles from now on.
         """
+        if frozen:
+            torch._inductor.config.freezing = True
         self.net = torch.compile(self.net)
         self.head.padded_loss = torch.compile(self.head.padded_loss)
 

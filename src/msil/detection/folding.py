@@ -35,6 +35,16 @@ class FoldedConv2d(nn.Conv2d):
 class FoldedNorm(FrozenBatchNorm2d):
     """A frozen norm that the convolution before it has applied already."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def scale_and_bias(self) -> tuple[Tensor, Tensor]:
+        """What the norm multiplies each channel by, and what it then adds, (C,) each."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
     def forward(self, features: Tensor) -> Tensor:
         return features
 
@@ -55,4 +65,4 @@ def fold_norms(net: resnet.ResNet) -> None:
 def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
     # The same objects under new classes: weights, buffers and hooks stay what they are.
     conv.__class__, norm.__class__ = FoldedConv2d, FoldedNorm
-    conv.norm = (norm,)  # pyright: ignore[reportAttributeAccessIssue]
+    conv.norm = (norm,)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]

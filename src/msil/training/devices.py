@@ -37,11 +37,14 @@ def choose_accelerator(wanted: str, *, require_gpu: bool, cuda: bool, mps: bool)
     return "cpu", NO_GPU
 
 
-def prepare(detector: Detector, trainer: TrainerConfig) -> None:
-    """Set a detector up for speed as trainer.channels_last and trainer.compile say; what it computes stays the same."""
+def prepare(detector: Detector, trainer: TrainerConfig, *, frozen: bool = False) -> None:
+    """Set a detector up for speed as trainer.channels_last and trainer.compile say; what it computes stays the same.
+
+    frozen: as in Detector.compile_parts.
+    """
     detector.lay_out(channels_last=trainer.channels_last)
     if trainer.compile:
-        detector.compile_parts()
+        detector.compile_parts(frozen=frozen)
 
 
 def count_on_cpu(devices: int | str) -> int:

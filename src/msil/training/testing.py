@@ -45,7 +45,7 @@ def test(config: Config, values: dict[str, Any], run_dir: Path, interruption: In
     notes = load_weights(detector, config.model.weights, data.classes, to_train=False)
     if rank_zero_only.rank == 0:
         print("; ".join([f"testing {config.model.weights} on {config.data.name.value} {split}", *notes]))
-    prepare(detector, config.trainer)
+    prepare(detector, config.trainer, frozen=True)
     collector = DetectionCollector(data.ground_truth(), data.category_ids)
     module = DetectionModule(
         detector,
