@@ -2,9 +2,9 @@
 
     python -m benchmarks.evaluation_forward
 
-From the normalised batch to raw outputs (backbone, FPN, head), without gradients; frozen BatchNorm, 80 classes, the same
-weights. Ours is plain FCOS, compiled as mode=test trainer.compile=true does (for weights that stay) and eager, both
-channels last; the compilation is not counted.
+From the normalised batch to raw outputs (backbone, FPN, head), without gradients; frozen BatchNorm, 80 classes, the
+same weights. Ours is plain FCOS, compiled as mode=test trainer.compile=true does (for weights that stay) and eager,
+both channels last; the compilation is not counted.
 """
 
 from __future__ import annotations

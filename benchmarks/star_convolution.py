@@ -1,61 +1,55 @@
-"""The star convolution's gathers against torchvision's operator, forward and backward, on one CPU thread.
+"""P6: VFNet's star convolution by gathers against torchvision's deform_conv2d, forward and backward.
 
-    python benchmarks/star_convolution.py
+    python -m benchmarks.star_convolution
 
-Both sides in one process, interleaved; medians of CPU seconds. Prints the largest difference of output and gradients,
-relative to the largest value.
+256 channels on a map of 40 x 56 cells, one image; output and all gradients are compared, relative to the largest value.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
+from benchmarks.compare import Row, faster, interleaved, relative_difference, run
 from msil.detection.starconv import gathered_conv
 
-SIZES = ((2, 64, 16, 16), (1, 256, 40, 56), (2, 256, 10, 14))  # images, channels, height, width
-REPEATS = 7
+Convolution = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def operator(features: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     return deform_conv2d(features, offsets, weight, padding=(1, 1))
 
 
-def timed(conv: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> tuple[float, list[Tensor]]:
-    """CPU seconds of forward and backward, and the output with the inputs' gradients."""
-    started = time.process_time()
-    out = conv(*inputs)
-    grads = torch.autograd.grad(out, inputs, grad)
-    return time.process_time() - started, [out.detach(), *grads]
+def step(convolution: Convolution, inputs: list[Tensor], gradient: Tensor) -> list[Tensor]:
+    """The output, and the gradients by features, offsets and weight."""
+    out = convolution(*inputs)
+    return [out.detach(), *torch.autograd.grad(out, inputs, gradient)]
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    print("images x channels x height x width   ours ms   operator ms   ratio   difference")
-    for batch, channels, height, width in SIZES:
-        torch.manual_seed(0)
-        features = torch.randn(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
-        inputs = [features, 3 * torch.randn(batch, 18, height, width), 0.05 * torch.randn(channels, channels, 3, 3)]
-        inputs = [tensor.requires_grad_() for tensor in inputs]
-        grad = torch.randn(batch, channels, height, width)
-        seconds: dict[str, list[float]] = {"ours": [], "operator": []}
-        results: dict[str, list[Tensor]] = {}
-        for _ in range(REPEATS):
-            for name, conv in (("ours", gathered_conv), ("operator", operator)):
-                taken, results[name] = timed(conv, inputs, grad)
-                seconds[name].append(taken)
-        ours, theirs = (1000 * statistics.median(seconds[name]) for name in ("ours", "operator"))
-        pairs = zip(results["ours"], results["operator"], strict=True)
-        difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-        assert difference < 1e-5
-        size = f"{batch} x {channels} x {height} x {width}"
-        print(f"{size:35}  {ours:8.1f}  {theirs:12.1f}  {theirs / ours:6.1f}  {difference:.1e}", flush=True)
+def check(convolution: Convolution, inputs: list[Tensor], gradient: Tensor) -> str:
+    pairs = zip(step(convolution, inputs, gradient), step(operator, inputs, gradient), strict=True)
+    worst = max(relative_difference(mine, other) for mine, other in pairs)
+    assert worst < 1e-5, worst
+    return f"output and gradients to {worst:.0e}"
+
+
+def measure() -> Iterator[Row]:
+    torch.manual_seed(0)
+    features = torch.randn(1, 256, 40, 56).contiguous(memory_format=torch.channels_last)
+    tensors = [features, 3 * torch.randn(1, 18, 40, 56), 0.05 * torch.randn(256, 256, 3, 3)]
+    inputs, gradient = [tensor.requires_grad_() for tensor in tensors], torch.randn(1, 256, 40, 56)
+    ways = {"eager": gathered_conv, "compiled": torch.compile(gathered_conv)}
+    agreements = [check(way, inputs, gradient) for way in ways.values()]
+    seconds = interleaved(
+        {name: partial(step, way, inputs, gradient) for name, way in {**ways, "anchor": operator}.items()}
+    )
+    for way, goal, agreement in zip(ways, (2.5, 4.5), agreements, strict=True):
+        yield faster(f"P6 star convolution, {way}", seconds[way], seconds["anchor"], goal, agreement)
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

@@ -132,7 +132,9 @@ class Detector(nn.Module):
             order that the machine likes best. Holds for all that this process compiles from now on.
         """
         if frozen:
-            torch._inductor.config.freezing = True
+            import torch._inductor.config as inductor  # late: it takes a second
+
+            inductor.freezing = True
         self.net = torch.compile(self.net)
         self.head.padded_loss = torch.compile(self.head.padded_loss)
 
