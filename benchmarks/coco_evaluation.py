@@ -1,0 +1,140 @@
+"""P11: from a metric's collected detections to COCO's 12 numbers, 5000 images with 500,000 detections of 80 classes.
+
+    python -m benchmarks.coco_evaluation
+
+Both sides begin with the tensors that CocoMetric has collected, 8 images an update, and with the ground truth as COCO's
+dict; both end with the 12 numbers. Ours is what a run computes after every epoch (msil.evaluation.fast), the anchor
+what it computes once at its end: pycocotools, on dicts without the polygon a detection that its own loadRes adds.
+pycocotools takes so long that there are 2 rounds and no warm-up.
+
+Peak memory: what the resident set of a forked process grows by from before the evaluation to its highest during it
+(getrusage's ru_maxrss), each side in a process of its own. Detections and ground truth are there before and not in it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.compare import Row, faster, interleaved, run
+from msil.detection import Detections
+from msil.evaluation.coco import STATS, CocoMetric
+
+IMAGES, PER_IMAGE, CLASSES = 5000, 100, 80
+SIZE = (640.0, 480.0)  # width, height
+CROWD = 0.012  # of the boxes, as in COCO's val2017
+
+
+def ground_truth(images: int = IMAGES, seed: int = 0) -> dict[str, Any]:
+    """COCO's dict of images with 0 to 14 boxes of 2 to 4 classes and of log-uniform sides."""
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for image_id in range(1, images + 1):
+        classes = rng.choice(CLASSES, rng.integers(2, 5), replace=False)
+        for _ in range(rng.integers(0, 15)):
+            sides = np.exp(rng.uniform(np.log(8), np.log(400), 2))
+            corner = rng.uniform(0, 1, 2) * (np.array(SIZE) - sides)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(rng.choice(classes)) + 1,
+                    "bbox": np.concatenate([corner, sides]).round(2).tolist(),
+                    "area": float(sides.prod() * rng.uniform(0.4, 1)),  # of the object's outline
+                    "iscrowd": int(rng.random() < CROWD),
+                }
+            )
+    return {
+        "images": [
+            {"id": i, "width": SIZE[0], "height": SIZE[1], "file_name": f"{i}.jpg"} for i in range(1, images + 1)
+        ],
+        "categories": [{"id": c, "name": f"class {c}"} for c in range(1, CLASSES + 1)],
+        "annotations": annotations,
+    }
+
+
+def detections(truth: dict[str, Any], seed: int = 1) -> list[Detections]:
+    """100 an image by descending score: every box up to three times, moved and now and then mislabelled, and others
+    of low scores, three of four in the classes that the image has."""
+    rng = np.random.default_rng(seed)
+    boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in truth["images"]}
+    classes: dict[int, list[int]] = {image["id"]: [] for image in truth["images"]}
+    for annotation in truth["annotations"]:
+        boxes[annotation["image_id"]].append(annotation["bbox"])
+        classes[annotation["image_id"]].append(annotation["category_id"] - 1)
+    found = []
+    for image_id, xywh in boxes.items():
+        times = rng.integers(0, 4, len(xywh))
+        near = np.repeat(np.array(xywh).reshape(-1, 4), times, axis=0)
+        sides = np.exp(rng.uniform(np.log(8), np.log(400), (PER_IMAGE - len(near), 2)))
+        false = np.concatenate([rng.uniform(0, 1, sides.shape) * (np.array(SIZE) - sides), sides], axis=1)
+        near += rng.normal(0, 0.07, near.shape) * near[:, [2, 3, 2, 3]]
+        every = np.concatenate([near, false])
+        present = classes[image_id] or list(range(CLASSES))
+        labels = np.concatenate(
+            [np.repeat(np.array(classes[image_id], dtype=np.int64), times), rng.choice(present, len(false))]
+        ).astype(np.int64)
+        mislabelled = rng.random(PER_IMAGE) < np.where(np.arange(PER_IMAGE) < len(near), 0.1, 0.25)
+        labels[mislabelled] = rng.integers(0, CLASSES, mislabelled.sum())
+        scores = np.concatenate([rng.beta(4, 2, len(near)), rng.beta(1, 8, len(false))]).astype(np.float32)
+        order = np.argsort(-scores)
+        xyxy = np.concatenate([every[:, :2], every[:, :2] + every[:, 2:]], axis=1)[order].astype(np.float32)
+        found.append(Detections(*(torch.from_numpy(x) for x in (xyxy, scores[order], labels[order]))))
+    return found
+
+
+def collected(truth: dict[str, Any], found: list[Detections]) -> CocoMetric:
+    """A metric at the end of an evaluation."""
+    metric = CocoMetric(truth, [category["id"] for category in truth["categories"]])
+    for first in range(0, len(found), 8):
+        batch = found[first : first + 8]
+        metric.update(batch, list(range(first + 1, first + 1 + len(batch))))
+    return metric
+
+
+def peak_memory(way: Callable[[], object]) -> int:
+    """MB that a process grows by while it does this."""
+    context = multiprocessing.get_context("fork")  # nothing is sent: the process has the detections already
+    result = context.SimpleQueue()
+
+    def measure() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        way()
+        result.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+    process = context.Process(target=measure)
+    process.start()
+    grown = result.get()
+    process.join()
+    return grown // 1024
+
+
+def measure() -> Iterator[Row]:
+    truth = ground_truth()
+    metric = collected(truth, detections(truth))
+    numbers: dict[str, np.ndarray] = {}
+
+    def evaluate(way: str) -> None:
+        numbers[way] = np.array(list(metric.statistics(final=way == "anchor").values()))
+
+    ways = {way: lambda way=way: evaluate(way) for way in ("ours", "anchor")}
+    peaks = {name: peak_memory(way) for name, way in ways.items()}
+    seconds = interleaved(ways, repeats=2, warmup=0)
+    assert len(numbers["ours"]) == len(STATS) and np.isfinite(numbers["anchor"]).all()
+    difference = float(np.abs(numbers["ours"] - numbers["anchor"]).max())
+    assert difference <= 1e-8, f"a number differs by {difference:.1e}"
+    yield faster(
+        "P11 COCO evaluation, 500,000 detections", seconds["ours"], seconds["anchor"], 7,
+        f"12 numbers differ by {difference:.0e} (AP {numbers['anchor'][0]:.3f}); 2 rounds",
+    )  # fmt: skip
+    yield Row("P11 its peak memory", f"{peaks['ours']} MB", f"{peaks['anchor']} MB",
+              peaks["anchor"] / max(peaks["ours"], 1), "", None, "on top of the detections and the ground truth")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)
