@@ -8,7 +8,7 @@ transforms of torchvision's detection reference (PILToTensor, RandomHorizontalFl
 model's own GeneralizedRCNNTransform, which normalises and resizes in float, for one image at a time. A second row adds
 our net's normalisation and padding, so that both sides end with the batch.
 
-With data.device_transforms the workers only decode and draw, here in batches of 8; the last row has what that leaves of
+With data.device_transforms the workers only decode and draw, here a batch of 16; the last row has what that leaves of
 decoding's speed. The files are made here: smooth noise of many scales and grain, at Pillow's quality 90, some 140 kB
 each, as COCO's are. Both decoders are libjpeg-turbo.
 """
@@ -115,7 +115,7 @@ def measure() -> Iterator[Row]:
             }
         ) | interleaved(
             {
-                "postponed": lambda: [gather([postponed[0, i] for i in half]) for half in (every[:8], every[8:])],
+                "postponed": lambda: gather([postponed[0, i] for i in every]),
                 "decoded": lambda: [decode_only(dataset, i) for i in every],
             },
             repeats=31,
