@@ -118,7 +118,7 @@ def measure() -> Iterator[Row]:
                 "postponed": lambda: gather([postponed[0, i] for i in every]),
                 "decoded": lambda: [decode_only(dataset, i) for i in every],
             },
-            repeats=31,
+            repeats=101,
         )
         took = {name: value / IMAGES for name, value in seconds.items()}
 
