@@ -184,6 +184,7 @@ class DataConfig:
     max_size: int = MISSING  # the long side's limit, pixels
     multiscale: list[int] | None = MISSING  # [low, high] of the short side in training; null: min_size
     flip: float = MISSING  # probability of a horizontal flip in training
+    device_transforms: bool = MISSING  # resize and flip training images on the device, not in the loader processes
     workers: int = MISSING  # loader processes a device
     strict: bool = MISSING  # refuse boxes that would be clipped or dropped
     on_bad_image: OnBadImage = MISSING  # in training; evaluation never skips
@@ -270,6 +271,7 @@ STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18_scratch"}
 # What changes where or how fast a run happens, not what it computes.
 NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
               "data.on_bad_image",  # what was skipped is counted in result.json
+              "data.device_transforms",  # on a CPU every pixel is the same, a GPU rounds some of them by 1 of 255
               "model.weights")  # of these, weights_sha256 counts  # fmt: skip
 
 

@@ -35,6 +35,17 @@ def test_resize_does_not_antialias() -> None:
     assert resize(row(200, 0, 8, 200, 200, 40, 0, 200), (1, 2))[0].tolist() == [[4, 20]]
 
 
+@pytest.mark.parametrize("size", [(90, 121), (31, 20), (64, 200), (40, 50)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_resize_of_a_decoders_layout_is_the_same_and_stays_in_it(size: tuple[int, int], dtype: torch.dtype) -> None:
+    pixels = torch.randint(0, 256, (3, 40, 50), generator=torch.Generator().manual_seed(0)).to(dtype)
+    interleaved = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # red, green, blue of a pixel side by side
+    resized = resize(interleaved, size)
+    torch.testing.assert_close(resized, resize(pixels, size), rtol=0, atol=0 if dtype == torch.uint8 else 1e-4)
+    assert resized.permute(1, 2, 0).is_contiguous()
+    assert torch.equal(interleaved, pixels)
+
+
 def test_resize_keeps_the_type_and_an_image_of_that_size() -> None:
     assert resize(row(0, 1, dtype=torch.float32), (2, 4)).dtype == torch.float32
     assert resize(row(0, 1), (3, 5)).dtype == torch.uint8

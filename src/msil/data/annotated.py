@@ -95,8 +95,10 @@ class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
         self._labels = boxes.labels[order]
         self._areas = boxes.areas[order]
         self._ignored = boxes.ignored[order]
-        self._clipped = checked.clipped[order].astype(np.float32)
-        self._trained = checked.trained[order] & (train_on_ignored | ~self._ignored)
+        trained = checked.trained[order] & (train_on_ignored | ~self._ignored)
+        self._trained_starts = np.append(0, np.cumsum(trained))[self._starts]
+        self._trained_boxes = checked.clipped[order][trained].astype(np.float32)
+        self._trained_labels = self._labels[trained]
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -106,9 +108,9 @@ class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
         image = read_image(self.path(index), int(self._orientations[index]))
         if tuple(image.shape[1:]) != size:
             raise DataError(f"image file {self.path(index)} is no longer of the size that it had at the start: restart")
-        rows = self._training_rows(index)
-        boxes = torch.from_numpy(self._clipped[rows])
-        labels = torch.from_numpy(self._labels[rows])
+        rows = slice(self._trained_starts[index], self._trained_starts[index + 1])
+        boxes = torch.from_numpy(self._trained_boxes[rows].copy())
+        labels = torch.from_numpy(self._trained_labels[rows].copy())
         return image, Target(boxes, labels, self.image_id(index), size)
 
     def path(self, index: int) -> Path:
@@ -124,7 +126,7 @@ class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
 
     def has_boxes(self, index: int) -> bool:
         """Whether the image has a box to train on."""
-        return self._training_rows(index).size > 0
+        return bool(self._trained_starts[index] < self._trained_starts[index + 1])
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
         """COCO's dict of this split, to score against: images (id, width, height, file_name), categories (id, name) and
@@ -154,10 +156,6 @@ class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
             {"id": category_id, "name": name} for category_id, name in zip(self.category_ids, self.classes, strict=True)
         ]
         return {"images": images, "categories": categories, "annotations": annotations}
-
-    def _training_rows(self, index: int) -> Array:
-        start, stop = self._starts[index], self._starts[index + 1]
-        return start + np.flatnonzero(self._trained[start:stop])
 
 
 def _no_boxes() -> BoxList:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from msil.errors import DataError
@@ -51,17 +53,36 @@ class ImageHeader:
 
 def read_header(path: Path) -> ImageHeader:
     """Raises DataError, naming the file, if it is missing, empty, no image that we read, or of too many pixels."""
+    header, _ = _read_file(path, whole=False)
+    return header
+
+
+def read_content(path: Path) -> tuple[ImageHeader, NDArray[np.uint8]]:
+    """The header and all bytes of a file, which are read only once the header is known to be good. Raises the same."""
+    return _read_file(path, whole=True)
+
+
+def _read_file(path: Path, whole: bool) -> tuple[ImageHeader, NDArray[np.uint8]]:
+    content = np.zeros(0, dtype=np.uint8)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a named pipe would wait forever
             raise OSError("it is no file")
         with open(path, "rb") as file:
-            header = _read(file)
+            header = _accepted(_read(file), path)
+            if whole:
+                content = np.empty(file.seek(0, os.SEEK_END), dtype=np.uint8)
+                file.seek(0)
+                content = content[: file.readinto(content.data)]
     except FileNotFoundError:
         raise DataError(f"image file {path} is missing: put it there, or take it out of the annotations") from None
     except Image.DecompressionBombError:  # of Pillow's own limit, above ours
         raise DataError(_too_large(path, "far too many pixels")) from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file system can hold
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a name that no file system can hold
         raise DataError(f"image file {path} cannot be read ({error}): mend it or its name") from None
+    return header, content
+
+
+def _accepted(header: ImageHeader | None, path: Path) -> ImageHeader:
     if header is None:
         empty = path.stat().st_size == 0
         reason = "is empty (0 bytes)" if empty else f"has no valid header of a {FORMATS} file"

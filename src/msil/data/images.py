@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, read_file
+from torchvision.io import ImageReadMode, decode_image
 
-from msil.data.headers import read_header
+from msil.data.headers import read_content
 from msil.errors import DataError
 
-BMP_START = (0x42, 0x4D)
-PNG_START = (0x89, 0x50, 0x4E, 0x47)
-TIFF_STARTS = ((0x49, 0x49), (0x4D, 0x4D))
+BMP_START = b"BM"
+PNG_START = b"\x89PNG"
+TIFF_STARTS = (b"II", b"MM")
 
 
 def read_image(path: Path, orientation: int | None = None) -> Tensor:
@@ -36,17 +36,17 @@ def read_image(path: Path, orientation: int | None = None) -> Tensor:
     Raises DataError, naming the file, if it is missing, truncated, damaged, of an unknown kind, or of too many pixels
     (more than headers.LARGEST): the header is looked at before anything is decoded.
     """
-    header = read_header(path)
+    header, content = read_content(path)
     if orientation is None:
         orientation = header.orientation
     try:
-        data = read_file(str(path))
-        if tuple(data[:4].tolist()) == PNG_START:
-            _check_png(data)
-        if tuple(data[:2].tolist()) in (BMP_START, *TIFF_STARTS):
+        start = content[:4].tobytes()
+        if start == PNG_START:
+            _check_png(content.tobytes())
+        if start[:2] in (BMP_START, *TIFF_STARTS):
             image = _decode_by_pillow(path)
         else:
-            image = decode_image(data, mode=ImageReadMode.RGB)
+            image = decode_image(torch.from_numpy(content), mode=ImageReadMode.RGB)
     # torchvision raises RuntimeError; Pillow the rest, SyntaxError and MemoryError for damaged headers included
     except (RuntimeError, OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
         reason = re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0] if str(error) else type(error).__name__)
@@ -61,9 +61,8 @@ def read_image(path: Path, orientation: int | None = None) -> Tensor:
     return upright(image, orientation)
 
 
-def _check_png(data: Tensor) -> None:
+def _check_png(content: bytes) -> None:
     """Raises ValueError where a chunk's checksum is wrong; torchvision's decoder would crash the process there."""
-    content = data.numpy().tobytes()
     start = 8
     while start + 12 <= len(content):
         length = int.from_bytes(content[start : start + 4], "big")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from msil.data.coco import CocoDataset
 from msil.data.sampler import TrainingBatches, evaluation_share, image_generator
 from msil.data.shapes import write_shapes
 from msil.data.skipping import SkippedImages
-from msil.data.transforms import training_transform
+from msil.data.transforms import Augmentation, Untransformed, draw_augmentation, transform_boxes, transform_image
 from msil.data.voc import VOCDataset
 from msil.data.workers import Reading, WatchedImages, lost_worker, outlive_signals
 from msil.detection.structures import Target
@@ -188,8 +189,10 @@ class DetectionDataModule(EvaluationDataModule):
     short side of at least 32 px are trained on.
 
     batch_size: images a training step over all processes. seed: of order and augmentation.
-    min_size, max_size, multiscale, flip: as in training_transform. skip_bad_images: go on with another image in place
-    of one that can no longer be read, see SkippedImages. The rest: as in EvaluationDataModule.
+    min_size, max_size, multiscale, flip: as in draw_augmentation. device_transforms: the loader gives the files' pixels
+    (Untransformed), and they are resized and mirrored once they are on the device that trains; the draws, the boxes
+    and on a CPU every pixel are the same. skip_bad_images: go on with another image in place of one that can no longer
+    be read, see SkippedImages. The rest: as in EvaluationDataModule.
 
     Raises DataError if there is nothing to train on, ConfigError if the processes cannot share the images evenly.
     """
@@ -206,6 +209,7 @@ class DetectionDataModule(EvaluationDataModule):
         max_size: int,
         multiscale: tuple[int, int] | None = None,
         flip: float = 0.5,
+        device_transforms: bool = False,
         skip_bad_images: bool = False,
         workers: int = 0,
         eval_images: int | None = None,
@@ -214,9 +218,8 @@ class DetectionDataModule(EvaluationDataModule):
         self.train = train
         self.batch_size = batch_size
         self.seed = seed
-        self.transform = partial(
-            training_transform, min_size=min_size, max_size=max_size, multiscale=multiscale, flip=flip
-        )
+        self.device_transforms = device_transforms
+        self.draw = partial(draw_augmentation, min_size=min_size, max_size=max_size, multiscale=multiscale, flip=flip)
         self.train_indices = [
             i for i in range(len(train)) if train.has_boxes(i) and min(train.image_size(i)) >= MIN_TRAINING_SIDE
         ]
@@ -268,46 +271,84 @@ class DetectionDataModule(EvaluationDataModule):
         if self.trainer is not None:
             # Workers begin to prefetch before Lightning sets the epoch, so a resumed run must start in the right one.
             batches.start_at(self.trainer.global_step)
+        gather = partial(collate_untransformed, draw=self.draw, seed=self.seed)
+        images = AugmentedImages(
+            self.train, self.draw, self.seed,
+            postponed=self.device_transforms, reading=self._readings[1], skipped=self.skipped,
+        )  # fmt: skip
         return DataLoader(
-            AugmentedImages(self.train, self.transform, self.seed, reading=self._readings[1], skipped=self.skipped),
+            images,
             batch_sampler=batches,
             num_workers=self.workers,
-            collate_fn=collate,
+            collate_fn=gather if self.device_transforms else collate,
             worker_init_fn=outlive_signals,
             persistent_workers=self.workers > 0,
             pin_memory=self._pins(),
         )
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Lightning calls this with every batch on its device, before anybody sees it."""
+        if not isinstance(batch, Untransformed):
+            return batch
+        pairs = zip(batch.images, batch.augmentations, strict=True)
+        return [transform_image(image, augmentation) for image, augmentation in pairs], batch.targets
 
-class AugmentedImages(Dataset[tuple[Tensor, Target]]):
+
+class AugmentedImages(Dataset[Any]):
     """A data set seen through its training transform; indexed by (epoch, image index).
 
-    reading: where reads are noted. skipped: what stands in for an image that cannot be read; None: a DataError.
+    draw: draw_augmentation, but for height, width and generator. postponed: give (image, Target, key) as they are in
+    place of (image, Target); `collate_untransformed` does the rest. reading: where reads are noted. skipped: what
+    stands in for an image that cannot be read; None: a DataError.
     """
 
     def __init__(
         self,
         dataset: AnnotatedImages,
-        transform: partial[tuple[Tensor, Target]],
+        draw: partial[Augmentation],
         seed: int,
         *,
+        postponed: bool = False,
         reading: Reading | None = None,
         skipped: SkippedImages | None = None,
     ) -> None:
         self.dataset = dataset
-        self.transform = transform
+        self.draw = draw
         self.seed = seed
+        self.postponed = postponed
         self.reading = reading
         self.skipped = skipped
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target]:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+        _, index = key
         if self.reading is not None:
             self.reading.begins(index)
         image, target = self.dataset[index] if self.skipped is None else self.skipped.read(index)
-        return self.transform(image, target, image_generator(self.seed, epoch, index))
+        if self.postponed:
+            return image, target, key
+        target, augmentation = augment_target(target, key, self.draw, self.seed)
+        return transform_image(image, augmentation), target
+
+
+def augment_target(
+    target: Target, key: tuple[int, int], draw: partial[Augmentation], seed: int
+) -> tuple[Target, Augmentation]:
+    """What is drawn for the image `key` (epoch, image index), and the target of the image after it."""
+    augmentation = draw(*target.size, image_generator(seed, *key))
+    return replace(target, boxes=transform_boxes(target.boxes, target.size, augmentation)), augmentation
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
     """A list of (image, Target) -> images and targets as two lists; images keep their own sizes."""
     return [image for image, _ in samples], [target for _, target in samples]
+
+
+def collate_untransformed(
+    samples: list[tuple[Tensor, Target, tuple[int, int]]], *, draw: partial[Augmentation], seed: int
+) -> Untransformed:
+    """A list of (image, Target, key) -> the images as they are, beside the targets of what they will be.
+
+    It draws for a whole batch: between two images that are decoded, each small step costs several times as much.
+    """
+    pairs = [augment_target(target, key, draw, seed) for _, target, key in samples]
+    return Untransformed([image for image, _, _ in samples], [target for target, _ in pairs], [a for _, a in pairs])

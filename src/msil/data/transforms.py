@@ -1,9 +1,14 @@
-"""What happens to a training image after reading: resize to the recipe's short side, flip. Boxes go along."""
+"""What happens to a training image after reading: resize to the recipe's short side, flip. Boxes go along.
+
+What is done is drawn first, from the image's own random stream; pixels and boxes are two functions of it, so that the
+pixels can wait for the device that trains (data.device_transforms).
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,17 +16,33 @@ from msil.detection.preprocess import resize, resized_size
 from msil.detection.structures import Target
 
 
-def training_transform(
-    image: Tensor,
-    target: Target,
+class Augmentation(NamedTuple):
+    """What is done to one image: resized to (height, width), and perhaps mirrored: left and right exchanged."""
+
+    height: int
+    width: int
+    mirrored: bool
+
+
+class Untransformed(NamedTuple):
+    """A training batch whose pixels are still those of the files; the targets are those of the transformed images."""
+
+    images: list[Tensor]
+    targets: list[Target]
+    augmentations: list[Augmentation]
+
+
+def draw_augmentation(
+    height: int,
+    width: int,
     generator: torch.Generator,
     *,
     min_size: int,
     max_size: int,
     multiscale: tuple[int, int] | None,
     flip: float,
-) -> tuple[Tensor, Target]:
-    """Resized and perhaps mirrored image (3, h, w) uint8 and its boxes.
+) -> Augmentation:
+    """For an image of height x width pixels.
 
     min_size: short side in pixels; with `multiscale` (low, high) it is drawn uniformly from low..high instead.
     max_size: limit of the long side. flip: probability of mirroring. All chance comes from `generator`.
@@ -29,24 +50,29 @@ def training_transform(
     if multiscale is not None:
         low, high = multiscale
         min_size = int(torch.randint(low, high + 1, (), generator=generator))
-    image, target = resize_with_boxes(image, target, min_size, max_size)
-    if float(torch.rand((), generator=generator)) < flip:
-        image, target = mirror(image, target)
-    return image, target
-
-
-def resize_with_boxes(image: Tensor, target: Target, min_size: int, max_size: int) -> tuple[Tensor, Target]:
-    """Keeps the aspect ratio but for the rounding of each side; boxes are scaled by axis and clipped to the image."""
-    height, width = image.shape[-2:]
     size = resized_size(height, width, min_size, max_size)
-    x, y = size[1] / width, size[0] / height
-    boxes = target.boxes * target.boxes.new_tensor([x, y, x, y])
-    boxes = torch.stack([boxes[:, i].clamp(max=size[1 - i % 2]) for i in range(4)], dim=1)  # rounding may pass the edge
-    return resize(image, size), replace(target, boxes=boxes)
+    return Augmentation(*size, mirrored=float(torch.rand((), generator=generator)) < flip)
 
 
-def mirror(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """Left and right exchanged: x becomes width - x."""
-    x1, y1, x2, y2 = target.boxes.unbind(dim=1)
-    width = image.shape[-1]
-    return image.flip(-1), replace(target, boxes=torch.stack([width - x2, y1, width - x1, y2], dim=1))
+def transform_image(image: Tensor, augmentation: Augmentation) -> Tensor:
+    """(3, H, W) uint8, on any device -> (3, h, w) uint8. A GPU rounds exactly: its values may differ by 1."""
+    # Mirrored first: the same picture, from fewer pixels where training images are made larger.
+    image = image.flip(-1) if augmentation.mirrored else image
+    return resize(image, (augmentation.height, augmentation.width))
+
+
+def transform_boxes(boxes: Tensor, size: tuple[int, int], augmentation: Augmentation) -> Tensor:
+    """Boxes (M, 4) of an image of `size` (height, width), scaled by axis, clipped and perhaps mirrored with it.
+
+    Each axis has its own scale: the aspect ratio is kept but for the rounding of each side.
+    """
+    height, width, mirrored = augmentation
+    x, y = width / size[1], height / size[0]
+    # NumPy: after a picture has gone through the caches, each small operation of torch takes longer than all of this.
+    moved = boxes.numpy() * np.array([x, y, x, y], dtype=np.float32)
+    np.minimum(
+        moved, np.array([width, height, width, height], dtype=np.float32), out=moved
+    )  # rounding may pass the edge
+    if mirrored:  # x becomes width - x
+        moved[:, [0, 2]] = width - moved[:, [2, 0]]
+    return torch.from_numpy(moved)

@@ -7,12 +7,11 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from faster_coco_eval import COCO as FastCOCO
-from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from msil.evaluation.detections import CollectedDetections, DetectionMetric, covered_ground_truth
+from msil.evaluation.fast import fast_stats
 
 # In the order of pycocotools' `stats`; AP and AR without a number are averaged over the IoUs 0.50:0.95:0.05.
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -33,7 +32,7 @@ class CocoMetric(DetectionMetric):
 
         Without any detection they are 0. With several processes, all of them must call this. Raises as `collected`.
         """
-        stats = self._stats(final=False)
+        stats = self.statistics(final=False)
         return {name: stats[name] for name in STATS[:6]}
 
     def compute_final(self) -> dict[str, float]:
@@ -42,15 +41,18 @@ class CocoMetric(DetectionMetric):
         With several processes, all of them must call this. Raises as `collected`.
         """
         with self.sync_context():
-            return self._stats(final=True)
+            return self.statistics(final=True)
 
-    def _stats(self, final: bool) -> dict[str, float]:
+    def statistics(self, final: bool) -> dict[str, float]:
+        """The 12 numbers over what is collected here, by pycocotools if `final`, else by faster-coco-eval."""
         found = self.collected()
         if len(found.image_ids) == 0:
             return dict.fromkeys(STATS, float("nan"))
-        ground_truth = covered_ground_truth(self.ground_truth, found.image_ids, self.category_ids)
-        results = coco_results(found, ground_truth, self.category_ids)
-        stats = pycocotools_stats(ground_truth, results) if final else fast_stats(ground_truth, results)
+        if final:
+            ground_truth = covered_ground_truth(self.ground_truth, found.image_ids, self.category_ids)
+            stats = pycocotools_stats(ground_truth, coco_results(found, ground_truth, self.category_ids))
+        else:
+            stats = fast_stats(self.ground_truth, found, self.category_ids)
         return {name: float("nan") if value == -1 else value for name, value in zip(STATS, stats, strict=True)}
 
 
@@ -71,15 +73,6 @@ def indexed(dataset: dict[str, Any]) -> COCO:
     api.dataset = dataset
     api.createIndex()
     return api
-
-
-def fast_stats(ground_truth: dict[str, Any], results: dict[str, Any]) -> list[float]:
-    """The same 12 numbers by faster-coco-eval. Writes flags into both dicts."""
-    evaluation = COCOeval_faster(FastCOCO(ground_truth), FastCOCO(results), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    return [float(value) for value in evaluation.stats]
 
 
 def coco_results(

@@ -23,7 +23,7 @@ Result = Mapping[str, Any]
 # What changes where or how fast a run happens, not what it computes (of the trainer, precision does); and what tells a
 # table's rows apart.
 WHERE = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
-         "data.on_bad_image", "model.weights")  # fmt: skip
+         "data.on_bad_image", "data.device_transforms", "model.weights")  # fmt: skip
 ROW = ("model.head", "model.backbone", "model.msil", "schedule.warmup_factor")  # a head brings its warm-up's start
 
 # Where a net of the paper is not in a setting, this one of ours takes its row.

@@ -96,6 +96,7 @@ def make_datamodule(config: Config) -> DetectionDataModule:
         max_size=data.max_size,
         multiscale=low_high,
         flip=data.flip,
+        device_transforms=data.device_transforms,
         skip_bad_images=data.on_bad_image is OnBadImage.skip,
         workers=data.workers,
         eval_images=config.schedule.eval_images,

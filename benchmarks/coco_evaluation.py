@@ -1,0 +1,146 @@
+"""P11: from a metric's collected detections to COCO's 12 numbers, 5000 images with 500,000 detections of 80 classes.
+
+    python -m benchmarks.coco_evaluation
+
+Both sides begin with the tensors that CocoMetric has collected, 8 images an update, and with the ground truth as COCO's
+dict; both end with the 12 numbers. Ours is what a run computes after every epoch (msil.evaluation.fast), the anchor
+what it computes once at its end: pycocotools, on dicts without the polygon a detection that its own loadRes adds.
+pycocotools takes so long that there are 2 rounds and no warm-up.
+
+Peak memory: what the resident set grows by to its highest during an evaluation (getrusage's ru_maxrss); detections and
+ground truth are there before and not in it. Ours is measured in a forked process, the anchor in its first round, on top
+of the highest that this process had reached before: what it took, or a little less.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.compare import Row, faster, interleaved, run
+from msil.detection import Detections
+from msil.evaluation.coco import STATS, CocoMetric
+
+IMAGES, PER_IMAGE, CLASSES = 5000, 100, 80
+SIZE = (640.0, 480.0)  # width, height
+CROWD = 0.012  # of the boxes, as in COCO's val2017
+
+
+def ground_truth(images: int = IMAGES, seed: int = 0) -> dict[str, Any]:
+    """COCO's dict of images with 0 to 14 boxes of 2 to 4 classes and of log-uniform sides."""
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for image_id in range(1, images + 1):
+        classes = rng.choice(CLASSES, rng.integers(2, 5), replace=False)
+        for _ in range(rng.integers(0, 15)):
+            sides = np.exp(rng.uniform(np.log(8), np.log(400), 2))
+            corner = rng.uniform(0, 1, 2) * (np.array(SIZE) - sides)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(rng.choice(classes)) + 1,
+                    "bbox": np.concatenate([corner, sides]).round(2).tolist(),
+                    "area": float(sides.prod() * rng.uniform(0.4, 1)),  # of the object's outline
+                    "iscrowd": int(rng.random() < CROWD),
+                }
+            )
+    return {
+        "images": [
+            {"id": i, "width": SIZE[0], "height": SIZE[1], "file_name": f"{i}.jpg"} for i in range(1, images + 1)
+        ],
+        "categories": [{"id": c, "name": f"class {c}"} for c in range(1, CLASSES + 1)],
+        "annotations": annotations,
+    }
+
+
+def detections(truth: dict[str, Any], seed: int = 1) -> list[Detections]:
+    """100 an image by descending score: every box up to three times, moved and now and then mislabelled, and others
+    of low scores, three of four in the classes that the image has."""
+    rng = np.random.default_rng(seed)
+    boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in truth["images"]}
+    classes: dict[int, list[int]] = {image["id"]: [] for image in truth["images"]}
+    for annotation in truth["annotations"]:
+        boxes[annotation["image_id"]].append(annotation["bbox"])
+        classes[annotation["image_id"]].append(annotation["category_id"] - 1)
+    found = []
+    for image_id, xywh in boxes.items():
+        times = rng.integers(0, 4, len(xywh))
+        near = np.repeat(np.array(xywh).reshape(-1, 4), times, axis=0)
+        sides = np.exp(rng.uniform(np.log(8), np.log(400), (PER_IMAGE - len(near), 2)))
+        false = np.concatenate([rng.uniform(0, 1, sides.shape) * (np.array(SIZE) - sides), sides], axis=1)
+        near += rng.normal(0, 0.07, near.shape) * near[:, [2, 3, 2, 3]]
+        every = np.concatenate([near, false])
+        present = classes[image_id] or list(range(CLASSES))
+        labels = np.concatenate(
+            [np.repeat(np.array(classes[image_id], dtype=np.int64), times), rng.choice(present, len(false))]
+        ).astype(np.int64)
+        mislabelled = rng.random(PER_IMAGE) < np.where(np.arange(PER_IMAGE) < len(near), 0.1, 0.25)
+        labels[mislabelled] = rng.integers(0, CLASSES, mislabelled.sum())
+        scores = np.concatenate([rng.beta(4, 2, len(near)), rng.beta(1, 8, len(false))]).astype(np.float32)
+        order = np.argsort(-scores)
+        xyxy = np.concatenate([every[:, :2], every[:, :2] + every[:, 2:]], axis=1)[order].astype(np.float32)
+        found.append(Detections(*(torch.from_numpy(x) for x in (xyxy, scores[order], labels[order]))))
+    return found
+
+
+def collected(truth: dict[str, Any], found: list[Detections]) -> CocoMetric:
+    """A metric at the end of an evaluation."""
+    metric = CocoMetric(truth, [category["id"] for category in truth["categories"]])
+    for first in range(0, len(found), 8):
+        batch = found[first : first + 8]
+        metric.update(batch, list(range(first + 1, first + 1 + len(batch))))
+    return metric
+
+
+def grown_by(way: Callable[[], object]) -> int:
+    """MB by which this process's peak of memory grows while it does this."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    way()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+
+
+def grown_by_elsewhere(way: Callable[[], object]) -> int:
+    """The same of a process that starts with what this one holds now, and has no peak behind it."""
+    context = multiprocessing.get_context("fork")
+    result = context.SimpleQueue()
+    process = context.Process(target=lambda: result.put(grown_by(way)))
+    process.start()
+    process.join()
+    return result.get()
+
+
+def measure() -> Iterator[Row]:
+    truth = ground_truth()
+    metric = collected(truth, detections(truth))
+    numbers: dict[str, np.ndarray] = {}
+    peaks: list[int] = []
+
+    def ours() -> None:
+        numbers["ours"] = np.array(list(metric.statistics(final=False).values()))
+
+    def anchor() -> None:
+        numbers["anchor"] = np.array(list(metric.statistics(final=True).values()))
+
+    peak = grown_by_elsewhere(ours)
+    seconds = interleaved({"ours": ours, "anchor": lambda: peaks.append(grown_by(anchor))}, repeats=2, warmup=0)
+    assert len(numbers["ours"]) == len(STATS) and np.isfinite(numbers["anchor"]).all()
+    difference = float(np.abs(numbers["ours"] - numbers["anchor"]).max())
+    assert difference <= 1e-8, f"a number differs by {difference:.1e}"
+    yield faster(
+        "P11 COCO evaluation, 500,000 detections", seconds["ours"], seconds["anchor"], 7,
+        f"12 numbers differ by {difference:.0e} (AP {numbers['anchor'][0]:.3f}); 2 rounds",
+    )  # fmt: skip
+    yield Row(
+        "P11 its peak memory", f"{peak} MB", f"{peaks[0]} MB", peaks[0] / max(peak, 1), "", None,
+        "on top of the detections and the ground truth",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)
