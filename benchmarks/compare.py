@@ -71,9 +71,10 @@ def faster(name: str, ours: float, anchor: float, at_least: float | None, agreem
                agreement)  # fmt: skip
 
 
-def counted(name: str, ours: int, anchor: int | str, at_most: int, agreement: str) -> Row:
-    """A row about a number that is to be small."""
-    return Row(name, f"{ours}", f"{anchor}", None, f"<= {at_most}", ours <= at_most, agreement)
+def counted(name: str, ours: int, anchor: int | str, at_most: int | None, agreement: str) -> Row:
+    """A row about a number that is to be small. at_most: what is asked for, or None."""
+    goal, met = ("", None) if at_most is None else (f"<= {at_most}", ours <= at_most)
+    return Row(name, f"{ours}", f"{anchor}", None, goal, met, agreement)
 
 
 def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.compare import NotRun
+from msil.detection import Target
 
 MISSING = (
     'MMDetection is not installed ({reason}): pip install -e ".[benchmarks]" -c constraints.txt brings mmdet 3.3.0 and '
@@ -61,6 +62,12 @@ def vfnet_head(classes: int) -> Any:
     return _built("VFNetHead", classes, use_atss=True, use_vfl=True)
 
 
+def fcos_head(classes: int) -> Any:
+    """An mmdet FCOSHead in its improved form, as ours is by default. Raises NotRun without MMDetection."""
+    tricks = {"center_sampling": True, "centerness_on_reg": True, "norm_on_bbox": True}
+    return _built("FCOSHead", classes, loss_bbox={"type": "GIoULoss", "loss_weight": 1.0}, **tricks)
+
+
 def _built(name: str, classes: int, **settings: Any) -> Any:
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
@@ -71,3 +78,11 @@ def _built(name: str, classes: int, **settings: Any) -> Any:
         raise NotRun(MISSING.format(reason=error)) from None
     assigner = ConfigDict(assigner={"type": "ATSSAssigner", "topk": 9}, allowed_border=-1, pos_weight=-1, debug=False)
     return getattr(dense_heads, name)(num_classes=classes, in_channels=256, train_cfg=assigner, **settings)
+
+
+def instances(targets: list[Target], size: tuple[int, int]) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Ground truth and image descriptions as MMDetection's heads take them. size: (height, width) of all images."""
+    from mmengine.structures import InstanceData  # pyright: ignore[reportMissingImports]
+
+    described = [{"img_shape": size, "pad_shape": size, "batch_input_shape": size, "scale_factor": (1.0, 1.0)}]
+    return [InstanceData(bboxes=t.boxes, labels=t.labels) for t in targets], described * len(targets)
