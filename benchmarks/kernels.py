@@ -2,10 +2,10 @@
 
     python -m benchmarks.kernels
 
-Kernels are dispatched operators that are neither views nor allocations, counted on the CPU; from the raw outputs and the
-padded ground truth of a batch to the losses. Asserted: as many for 1, 2 and 8 images and for 0, 1, 7, 60 and 200 boxes.
-MMDetection's heads (extra `benchmarks`) are counted in the same way at 2 images with 60 boxes. For the backward pass,
-which has no goal, the second row counts both.
+Kernels are dispatched operators that are neither views nor allocations, counted on the CPU; from the raw outputs and
+the padded ground truth of a batch to the losses. Asserted: as many for 1, 2 and 8 images and for 0, 1, 7, 60 and 200
+boxes. MMDetection's heads (extra `benchmarks`) are counted in the same way at 2 images with 60 boxes. For the backward
+pass, which has no goal, the second row counts both.
 """
 
 from __future__ import annotations

@@ -222,6 +222,10 @@ def test_box_losses_by_hand() -> None:
     # IoU 16 / 36, and the enclosing box is the outer one, so GIoU is the same
     torch.testing.assert_close(box_loss(inner, outer, weights, "iou"), torch.tensor(-1.5 * math.log(16 / 36)))
     torch.testing.assert_close(box_loss(inner, outer, weights, "giou"), torch.tensor(1.5 * (1 - 16 / 36)))
+    # Two sets of predictions, the second of them right and without a weight at its second point: each its own sum.
+    sets, weights = torch.stack([inner, outer]), torch.tensor([[1.0, 0.5], [1.0, 0.0]])
+    expected = torch.tensor([1.5 * (1 - 16 / 36), 0.0])
+    torch.testing.assert_close(box_loss(sets, outer, weights, "giou"), expected)
 
 
 @pytest.mark.parametrize("kind", ["iou", "giou"])

@@ -21,6 +21,7 @@ from msil.detection.structures import Target
 # Points whose smallest box is as large as this stay background, as in MMDetection.
 MAX_AREA = 1e8
 _NO_BOX = torch.iinfo(torch.int64).max
+_LOW_BITS = 0xFFFFFFFF
 
 
 class GroundTruth(NamedTuple):
@@ -132,55 +133,51 @@ def atss_assign(
     """
     if not isinstance(image_sizes, Tensor):
         image_sizes = sizes_tensor(image_sizes, boxes.device)
-    valid = _valid_cells(image_sizes, size_divisor, grid)  # (B, 2, L)
-    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
     # The nearest `topk` points lie in a window of topk x topk cells, wherever the centre is: a row or a column that
     # holds one holds all the nearer ones of that row or column too.
-    window_y = min(topk, max(height for height, _ in map_sizes))
-    window_x = min(topk, max(width for _, width in map_sizes))
-    stride = grid.strides
-    y = _nearest_lines(centre[..., 1], stride, valid[:, 0], window_y)
-    x = _nearest_lines(centre[..., 0], stride, valid[:, 1], window_x)
+    window = min(topk, max(max(size) for size in map_sizes))
+    lines = _nearest_lines(boxes, _valid_cells(image_sizes, size_divisor, grid), grid.strides, window)
 
-    # (B, G, L, window_y * window_x)
-    distance = (y.distance[..., :, None] ** 2 + x.distance[..., None, :] ** 2).flatten(-2)
-    exists = (y.exists[..., :, None] & x.exists[..., None, :]).flatten(-2)
+    # (B, G, L, window * window), row by row
+    squares = lines.distance.square()
+    distance = (squares[:, :, 1, :, :, None] + squares[:, :, 0, :, None, :]).flatten(-2)
+    exists = (lines.exists[:, :, 1, :, :, None] & lines.exists[:, :, 0, :, None, :]).flatten(-2)
     # Bits of a non-negative float sort as the float does: the position below them makes every key another one.
     place = torch.arange(distance.shape[-1], device=boxes.device)
     key = torch.where(exists, distance.view(torch.int32).long() << 32 | place, _NO_BOX)
     nearest = key.topk(min(topk, len(place)), largest=False).values  # (B, G, L, topk)
     is_candidate = nearest != _NO_BOX
-    place = nearest & 0xFFFFFFFF
-    row = y.index.gather(-1, (place // window_x).clamp(max=window_y - 1))
-    column = x.index.gather(-1, place % window_x)
+    place = (nearest & _LOW_BITS).clamp(max=len(place) - 1)
+    row = lines.index[:, :, 1].gather(-1, place // window)
+    column = lines.index[:, :, 0].gather(-1, place % window)
 
-    point = torch.stack([column, row], dim=-1) * stride[:, None, None]
-    half = (anchor_scale / 2 * stride)[:, None, None]
+    stride = grid.strides[:, None, None]
+    point = torch.stack([column, row], dim=-1) * stride
+    half = anchor_scale / 2 * stride
     target = boxes[:, :, None, None]
     iou = pairwise_iou(torch.cat([point - half, point + half], dim=-1), target)
     inside = boxes_to_distances(point, target).amin(-1) > 0.01
     positive = is_candidate & inside & (iou >= _mean_plus_deviation(iou, is_candidate)[..., None, None])
     positive &= (labels >= 0)[..., None, None]
 
-    count = len(grid.points)
+    count, slots = len(grid.points), boxes.shape[1]
     index = grid.starts[:, None] + row * grid.widths[:, None] + column
     index = torch.where(positive, index, count)  # one slot more takes the candidates that own nothing
-    slots = boxes.shape[1]
-    last = torch.arange(slots - 1, -1, -1, device=boxes.device)[:, None, None]
-    key = torch.where(positive, iou.view(torch.int32).long() << 32 | last, -1)
-    best = torch.full((len(boxes), count + 1), -1, device=boxes.device)
+    # One integer maximum decides by IoU, then for the first box, whose complement is the largest.
+    complement = torch.arange(_LOW_BITS, _LOW_BITS - slots, -1, device=boxes.device)[:, None, None]
+    key = iou.view(torch.int32).long() << 32 | complement
+    best = torch.zeros((len(boxes), count + 1), dtype=torch.int64, device=boxes.device)
     best.scatter_reduce_(1, index.flatten(1), key.flatten(1), "amax")
-    best = best[:, :count]
-    return torch.where(best < 0, -1, slots - 1 - (best & 0xFFFFFFFF))
+    return ~_low_bits(best[:, :count])  # -1 where nothing was written
 
 
 def _low_bits(keys: Tensor) -> Tensor:
-    """The lower 32 bits (...) of int64 keys as numbers with a sign: a box's index, and -1 of _NO_BOX."""
+    """The lower 32 bits (...) of int64 keys as numbers with a sign: -1 of _NO_BOX."""
     return keys.to(torch.int32).long()
 
 
 class _Lines(NamedTuple):
-    """The grid lines nearest to every box's centre along one axis, each (B, G, L, window).
+    """The columns and rows nearest to every box's centre, each (B, G, 2, L, window): x, then y.
 
     index: column or row. distance: from the centre, pixels. exists: it is one of the image's own.
     """
@@ -190,10 +187,10 @@ class _Lines(NamedTuple):
     exists: Tensor
 
 
-def _nearest_lines(centre: Tensor, stride: Tensor, cells: Tensor, window: int) -> _Lines:
-    """centre (B, G) in pixels, stride (L,), cells (B, L): how many lines the image has."""
-    centre = centre[..., None]  # (B, G, 1)
-    cells = cells[:, None]  # (B, 1, L)
+def _nearest_lines(boxes: Tensor, cells: Tensor, stride: Tensor, window: int) -> _Lines:
+    """cells (B, 2, L): how many columns and rows the image has on each level. stride (L,)."""
+    centre = ((boxes[..., :2] + boxes[..., 2:]) / 2)[..., None]  # (B, G, 2, 1)
+    cells = cells[:, None]  # (B, 1, 2, L)
     start = torch.ceil(centre / stride - window / 2)  # of two equally far lines the first
     start = torch.minimum(start, cells - window).clamp(min=0).long()
     index = start[..., None] + torch.arange(window, device=centre.device)
@@ -209,10 +206,10 @@ def _mean_plus_deviation(values: Tensor, counted: Tensor) -> Tensor:
 
 
 def _valid_cells(image_sizes: Tensor, divisor: int, grid: LevelGrid) -> Tensor:
-    """Rows and columns (B, 2, L) of each level whose points lie in the image's own size, rounded up to `divisor`."""
-    padded = torch.ceil(image_sizes / divisor) * divisor  # (B, 2)
-    cells = torch.ceil(padded[..., None] / grid.strides).long()
-    return torch.minimum(cells, torch.stack([grid.heights, grid.widths]))
+    """Columns and rows (B, 2, L) of each level whose points lie in the image's own size, rounded up to `divisor`."""
+    padded = torch.ceil(image_sizes.flip(1) / divisor) * divisor  # (B, 2): width, height
+    cells = torch.ceil(padded[..., None] / grid.strides)
+    return torch.minimum(cells, torch.stack([grid.widths, grid.heights]))
 
 
 class _CandidateLines(NamedTuple):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from msil.detection.boxes import aligned_giou, aligned_iou, vector
 
-# Logits (..., 1) of the labelled classes -> what their loss differs by from a background's, and the derivative of that.
-Correction = Callable[[Tensor], tuple[Tensor, Tensor]]
+# Logits (..., 1) at the labelled classes -> the loss of each as an object's, and its derivative.
+ObjectTerm = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 # MMDetection divides by avg_factor + float32's epsilon.
 EPSILON = torch.finfo(torch.float32).eps
@@ -48,20 +48,21 @@ _cached_limits = lru_cache(maxsize=64)(_make_limits)
 
 
 class _ClassificationLoss(torch.autograd.Function):
-    """The background term over all logits, then a correction at each labelled one; the gradient in the same pass."""
+    """The background term over all logits, replaced at each labelled one; the gradient in the same pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, background_weight: float, gamma: float, correction: Correction
+        ctx: Any, logits: Tensor, labels: Tensor, background_weight: float, gamma: float, object_term: ObjectTerm
     ) -> Tensor:
         loss, grad = _focal_term(logits, background_weight, gamma)
         classes = logits.shape[-1]
         background = (labels >= classes)[..., None]
         index = labels.clamp(max=classes - 1)[..., None]
-        more_loss, more_grad = correction(logits.gather(-1, index))
-        grad.scatter_add_(-1, index, more_grad.masked_fill_(background, 0))
+        as_object, object_grad = object_term(logits.gather(-1, index))
+        more = (as_object - loss.gather(-1, index)).masked_fill_(background, 0)
+        grad.scatter_(-1, index, torch.where(background, grad.gather(-1, index), object_grad))
         ctx.save_for_backward(grad)
-        return loss.sum() + more_loss.masked_fill_(background, 0).sum()
+        return loss.sum() + more.sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -96,13 +97,12 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamm
     logits (..., K); labels (...) int64 in [0, K], K meaning background.
     """
 
-    def correction(logits: Tensor) -> tuple[Tensor, Tensor]:
-        loss, grad = _focal_term(torch.cat([-logits, logits], dim=-1), 1.0, gamma)  # as the object, as background
-        weighted = loss[..., :1] * alpha - loss[..., 1:] * (1 - alpha)
-        return weighted, grad[..., :1] * -alpha - grad[..., 1:] * (1 - alpha)
+    def object_term(logits: Tensor) -> tuple[Tensor, Tensor]:
+        loss, grad = _focal_term(-logits, alpha, gamma)
+        return loss, -grad
 
     return _ClassificationLoss.apply(  # pyright: ignore[reportReturnType]
-        logits.float(), labels, 1 - alpha, gamma, correction
+        logits.float(), labels, 1 - alpha, gamma, object_term
     )
 
 
@@ -115,13 +115,11 @@ def varifocal_loss(logits: Tensor, labels: Tensor, quality: Tensor, alpha: float
     """
     target = quality.detach().float()[..., None]
 
-    def correction(logits: Tensor) -> tuple[Tensor, Tensor]:
-        loss, grad = _focal_term(logits, alpha, gamma)  # as background
-        as_object = target * (F.softplus(logits) - target * logits)
-        return as_object - loss, target * (torch.sigmoid(logits) - target) - grad
+    def object_term(logits: Tensor) -> tuple[Tensor, Tensor]:
+        return target * (F.softplus(logits) - target * logits), target * (torch.sigmoid(logits) - target)
 
     return _ClassificationLoss.apply(  # pyright: ignore[reportReturnType]
-        logits.float(), labels, alpha, gamma, correction
+        logits.float(), labels, alpha, gamma, object_term
     )
 
 
@@ -136,8 +134,10 @@ def box_loss(distances: Tensor, targets: Tensor, weights: Tensor, kind: str) -> 
     """Weighted sum of the IoU ("iou": -log IoU, clamped to >= 1e-6) or GIoU ("giou": 1 - GIoU) loss -> scalar.
 
     distances, targets (..., 4): left, top, right, bottom from the same point. weights (...) >= 0; where it is 0
-    the predictions get a zero gradient whatever they are.
+    the predictions get a zero gradient whatever they are. Of several sets of predictions for the same targets,
+    distances (S, ..., 4) and weights (S, ...), each has its own sum -> (S,).
     """
+    summed = tuple(range(1 - targets.dim(), 0))
     unused = (weights == 0)[..., None]
     distances, targets = distances.float().masked_fill(unused, 1), targets.masked_fill(unused, 1)
     if kind == "giou":
@@ -146,14 +146,15 @@ def box_loss(distances: Tensor, targets: Tensor, weights: Tensor, kind: str) -> 
         loss = -aligned_iou(distances, targets).clamp(min=1e-6).log()
     else:
         raise ValueError(f"the box loss must be iou or giou, not {kind!r}.")
-    return (loss * weights).sum()
+    return (loss * weights).sum(dim=summed)
 
 
 @torch.no_grad()
 def box_quality(distances: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
     """IoU of the predicted with the true box at each positive point, at least 1e-6; 0 elsewhere; without gradient.
 
-    distances, targets (..., 4): left, top, right, bottom from the same point. positive (...) bool.
+    distances, targets (..., 4): left, top, right, bottom from the same point. positive (...) bool. Several sets of
+    predictions for the same targets: distances (S, ..., 4) -> (S, ...).
     """
     return torch.where(positive, aligned_iou(distances.float(), targets).clamp(min=1e-6), 0)
 

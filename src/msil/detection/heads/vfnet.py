@@ -146,17 +146,14 @@ class VFNetHead(DenseHead):
         self, predictions: Predictions, truth: GroundTruth, divisors: Tensor | None = None
     ) -> dict[str, Tensor]:
         """As `part_loss`: tensors in, tensors out, so that it can be compiled or captured."""
-        initial, refined = predictions.initial_distances, predictions.distances
-        assert initial is not None
         labels, distances = self._targets(predictions, truth)
-        positive, initial_iou, refined_iou = self._qualities(predictions, labels, distances)
+        boxes = self._boxes(predictions)
+        positive, qualities = self._qualities(boxes, labels, distances)
         if divisors is None:
-            divisors = self.divisors(torch.stack([positive.sum().float(), initial_iou.sum(), refined_iou.sum()]))
-        num_pos, initial_sum, refined_sum = divisors.unbind()
-        initial_loss = box_loss(initial, distances, initial_iou, "giou") / initial_sum
-        refined_loss = box_loss(refined, distances, refined_iou, "giou") / refined_sum
+            divisors = self.divisors(self._sums(positive, qualities))
+        initial_loss, refined_loss = (box_loss(boxes, distances, qualities, "giou") / divisors[1:]).unbind()
         return {
-            "loss_cls": varifocal_loss(predictions.logits, labels, refined_iou) / num_pos,
+            "loss_cls": varifocal_loss(predictions.logits, labels, qualities[1]) / divisors[0],
             "loss_bbox": BBOX_WEIGHT * initial_loss,
             "loss_bbox_rf": BBOX_REFINED_WEIGHT * refined_loss,
         }
@@ -167,8 +164,7 @@ class VFNetHead(DenseHead):
         Arguments as in `loss`.
         """
         labels, distances = self.targets(predictions, targets, image_sizes)
-        positive, initial_iou, refined_iou = self._qualities(predictions, labels, distances)
-        return torch.stack([positive.sum().float(), initial_iou.sum(), refined_iou.sum()])
+        return self._sums(*self._qualities(self._boxes(predictions), labels, distances))
 
     def divisors(self, sums: Tensor) -> Tensor:
         """(3,): what this rank's loss terms are divided by, so that their mean over all ranks is the whole step's.
@@ -201,12 +197,20 @@ class VFNetHead(DenseHead):
             boxes, scores, labels, image_sizes, nms_thresh=nms_thresh, detections_per_img=detections_per_img
         )
 
-    def _qualities(self, predictions: Predictions, labels: Tensor, distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which points are positive (N, P) bool, and their initial and refined boxes' IoU (N, P), 0 elsewhere."""
+    @staticmethod
+    def _boxes(predictions: Predictions) -> Tensor:
+        """The initial and the refined distances, (2, N, P, 4): what is done to both is done at once."""
         assert predictions.initial_distances is not None
+        return torch.stack([predictions.initial_distances, predictions.distances])
+
+    def _qualities(self, boxes: Tensor, labels: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """Which points are positive (N, P) bool, and the IoU of both boxes (2, N, P) there, 0 elsewhere."""
         positive = labels < self.num_classes
-        initial_iou = box_quality(predictions.initial_distances, distances, positive)
-        return positive, initial_iou, box_quality(predictions.distances, distances, positive)
+        return positive, box_quality(boxes, distances, positive)
+
+    @staticmethod
+    def _sums(positive: Tensor, qualities: Tensor) -> Tensor:
+        return torch.cat([positive.sum()[None], qualities.sum(dim=(1, 2))])
 
     def _initial(self, reg_feat: Tensor, level: int) -> Tensor:
         """The first guess of left, top, right, bottom (N, 4, H, W), pixels."""
