@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import wandb
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -19,6 +18,7 @@ from msil.interruption import Interruption
 from msil.lock import locked
 from msil.reporting.results import is_finished, read_result
 from msil.training.fitting import train
+from msil.training.loggers import finish_dashboards
 from msil.training.memory import OutOfMemory, is_out_of_memory
 from msil.training.peers import PeerLost, lost_peer
 from msil.training.testing import test
@@ -74,10 +74,10 @@ def _run(config: Config, run_dir: Path, interruption: Interruption) -> dict[str,
                 case Mode.test:
                     return test(config, values, run_dir, interruption)
         except BaseException:
-            wandb.finish(exit_code=1)  # a sweep's next run must not go on in this one
+            finish_dashboards(exit_code=1)  # a sweep's next run must not go on in this one
             raise
         finally:
-            wandb.finish()
+            finish_dashboards()
 
 
 def _finished(run_dir: Path, values: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import wandb
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from msil.config import Config, LoggerConfig, LoggerName
-from msil.training import wandb_run
 
 TENSORBOARD_FOLDER = "tensorboard"
 # Of result.json, beside the metrics: what a run is read by in a dashboard's table of runs.
@@ -38,6 +37,9 @@ def wandb_logger(
     config: LoggerConfig, run_dir: Path, run_name: str, values: Mapping[str, Any], *, job_type: str
 ) -> WandbLogger:
     """A W&B logger that needs neither account nor network: without them it writes offline and says so once."""
+    # Late, as every import of wandb here: it takes half a second that runs without it need not wait for.
+    from msil.training import wandb_run
+
     # Begun here, not by Lightning: it would ask for an offline run by an environment variable that W&B, once asked
     # about the login, no longer reads.
     run = wandb_run.begin(config, run_dir, run_name, values, job_type=job_type, group=config.group)
@@ -66,6 +68,8 @@ def log_pictures(loggers: Sequence[Any], pictures: Mapping[str, np.ndarray], ste
     """Show pictures, uint8 (H, W, 3), by their names wherever pictures can be shown."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
+            import wandb
+
             shown = {name: wandb.Image(Image.fromarray(picture)) for name, picture in pictures.items()}
             logger.log_metrics(shown, step=step)  # pyright: ignore[reportArgumentType]
         elif isinstance(logger, TensorBoardLogger):
@@ -82,6 +86,14 @@ def log_result(loggers: Sequence[Any], result: Mapping[str, Any], step: int) -> 
         elif isinstance(logger, TensorBoardLogger):
             text = "\n".join(f"{name}: {value}" for name, value in numbers.items())
             logger.experiment.add_text("result", _indented(text), step)
+
+
+def finish_dashboards(exit_code: int | None = None) -> None:
+    """End W&B's run, if one has begun. exit_code: 1 for a run that failed."""
+    if "wandb" in sys.modules:
+        import wandb
+
+        wandb.finish(exit_code=exit_code)
 
 
 def _indented(text: str) -> str:
