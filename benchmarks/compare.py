@@ -20,7 +20,7 @@ class Row:
     """One measured goal, or with `met` None a measurement that has none.
 
     ours, anchor: as they are to be read, with their unit; anchor is empty where there is nothing to compare with.
-    ratio: how many times better ours is, or None for counts. goal: in words, e.g. ">= 60x".
+    ratio: how many times better ours is (of P10: how many times as long it takes), or None for counts. goal: in words, e.g. ">= 60x".
     agreement: what was asserted about the results of both sides, in this very run.
     """
 
@@ -67,7 +67,7 @@ def faster(name: str, ours: float, anchor: float, at_least: float | None, agreem
     """A row about two times in seconds. at_least: the ratio asked for, or None."""
     ratio = anchor / ours
     goal = "" if at_least is None else f">= {at_least:g}x"
-    return Row(name, _seconds(ours), _seconds(anchor), ratio, goal, None if at_least is None else ratio >= at_least,
+    return Row(name, seconds_said(ours), seconds_said(anchor), ratio, goal, None if at_least is None else ratio >= at_least,
                agreement)  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
 
 
-def _seconds(value: float) -> str:
+def seconds_said(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.2f} ms"
 
 
