@@ -92,6 +92,8 @@ def _processor() -> str:
 def write_table(document: Path, results: dict[str, Any]) -> None:
     """Replaces what stands between the marks of `document`."""
     text = document.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        sys.exit(f"{document} lacks the lines {BEGIN} and {END}; put them where the table is to stand.")
     before, rest = text.split(BEGIN, 1)
     _, after = rest.split(END, 1)
     document.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}", encoding="utf-8")

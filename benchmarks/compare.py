@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ class Row:
     """One measured goal, or with `met` None a measurement that has none.
 
     ours, anchor: as they are to be read, with their unit; anchor is empty where there is nothing to compare with.
-    ratio: how many times better ours is (of P10: how many times as long it takes), or None for counts. goal: in words, e.g. ">= 60x".
-    agreement: what was asserted about the results of both sides, in this very run.
+    ratio: how many times better ours is (of P10: how many times as long it takes), or None for counts.
+    goal: in words, e.g. ">= 60x". agreement: what was asserted about the results of both sides, in this very run.
     """
 
     name: str
@@ -45,7 +45,7 @@ class NotRun(Exception):
 
 
 def interleaved(
-    ways: dict[str, Callable[[], object]], *, repeats: int = REPEATS, calls: int = 1, warmup: int = 1
+    ways: Mapping[str, Callable[[], object]], *, repeats: int = REPEATS, calls: int = 1, warmup: int = 1
 ) -> dict[str, float]:
     """Median CPU seconds of one call of each way, over `repeats` rounds in which each has its turn.
 
@@ -67,8 +67,8 @@ def faster(name: str, ours: float, anchor: float, at_least: float | None, agreem
     """A row about two times in seconds. at_least: the ratio asked for, or None."""
     ratio = anchor / ours
     goal = "" if at_least is None else f">= {at_least:g}x"
-    return Row(name, seconds_said(ours), seconds_said(anchor), ratio, goal, None if at_least is None else ratio >= at_least,
-               agreement)  # fmt: skip
+    met = None if at_least is None else ratio >= at_least
+    return Row(name, seconds_said(ours), seconds_said(anchor), ratio, goal, met, agreement)
 
 
 def counted(name: str, ours: int, anchor: int | str, at_most: int | None, agreement: str) -> Row:

@@ -25,7 +25,7 @@ from benchmarks.vfnet_loss import as_maps
 from msil.detection import FCOSHead, Predictions, VFNetHead
 from msil.detection.assign import ground_truth as padded
 
-SIZE = (256, 320)
+SIZE: tuple[int, int] = (256, 320)
 GOALS = {"FCOS": 160, "VFNet": 200}
 
 

@@ -11,7 +11,7 @@ first stage frozen, channels last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -57,7 +57,7 @@ def measure() -> Iterator[Row]:
         yield from rows("evaluation forward", ways)
 
 
-def rows(what: str, ways: dict[int | None, Callable[[], object]]) -> Iterator[Row]:
+def rows(what: str, ways: Mapping[int | None, Callable[[], object]]) -> Iterator[Row]:
     counted = {size: flops(way) for size, way in ways.items()}
     seconds = interleaved({str(size): way for size, way in ways.items()})
     plain = seconds["None"]

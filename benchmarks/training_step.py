@@ -43,7 +43,7 @@ def their_step(
 ) -> None:
     losses: Any = net(images, targets)
     optimizer.zero_grad()
-    sum(losses.values()).backward()
+    torch.stack(list(losses.values())).sum().backward()
     optimizer.step()
 
 
