@@ -1,7 +1,8 @@
-"""Counts what a computation asks of the device: kernels, and what the host would have to wait for."""
+"""What a computation asks of the device: kernels, what the host would have to wait for, time by operator."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -39,6 +40,22 @@ class Kernels(TorchDispatchMode):
     @property
     def count(self) -> int:
         return len(self.names)
+
+
+class Seconds(TorchDispatchMode):
+    """CPU seconds in the named operators, forward and backward."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = {f"aten::{name}" for name in names}
+        self.total = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        began = time.process_time()
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name in self.names:
+            self.total += time.process_time() - began
+        return result
 
 
 # Operators whose result's shape or value the host has to know.
