@@ -58,9 +58,14 @@ class _ClassificationLoss(torch.autograd.Function):
         classes = logits.shape[-1]
         background = (labels >= classes)[..., None]
         index = labels.clamp(max=classes - 1)[..., None]
-        as_object, object_grad = object_term(logits.gather(-1, index))
-        more = (as_object - loss.gather(-1, index)).masked_fill_(background, 0)
-        grad.scatter_(-1, index, torch.where(background, grad.gather(-1, index), object_grad))
+        labelled = logits.gather(-1, index)
+        if torch.compiler.is_compiling():  # gathered, they would keep the compiler from fusing the whole term
+            as_background, background_grad = _focal_term(labelled, background_weight, gamma)
+        else:
+            as_background, background_grad = loss.gather(-1, index), grad.gather(-1, index)
+        as_object, object_grad = object_term(labelled)
+        more = (as_object - as_background).masked_fill_(background, 0)
+        grad.scatter_(-1, index, torch.where(background, background_grad, object_grad))
         ctx.save_for_backward(grad)
         return loss.sum() + more.sum()
 
@@ -86,9 +91,10 @@ def _softplus(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
     Algorithms, section 1.14.1) log(q) / (q - 1), which that rounding hardly changes, times p. On a CPU this takes a
     quarter of the time of F.softplus, whose log1p has no fast vector form there.
     """
-    tiny = torch.finfo(x.dtype).tiny
-    ratio = q.clamp(min=tiny).log_().div_(q - 1).nan_to_num_(nan=1.0)  # 0 / 0 at q = 1, where the limit is 1
-    return ratio.mul_(p).clamp_(min=x)  # x itself where q falls below `tiny`
+    limits = torch.finfo(x.dtype)
+    q = q.clamp(min=limits.tiny, max=1 - limits.eps / 2)  # below 1, or it were 0 / 0 where the limit is 1
+    below = q - 1
+    return q.log_().div_(below).mul_(p).clamp_(min=x)  # x itself where q falls below `tiny`
 
 
 def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
