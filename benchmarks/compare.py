@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 REPEATS = 7
+MANY = 21  # of what takes a fraction of a second: other work on the machine moves short times most
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 
 From the normalised batch to raw outputs (backbone, FPN, head), without gradients; frozen BatchNorm, 80 classes, the
 same weights. Ours is plain FCOS, compiled as mode=test trainer.compile=true does (for weights that stay) and eager,
-both channels last; the compilation is not counted.
+both channels last; the compilation is not counted. Two more rows: how close the convolutions come to the rate of one
+large matrix product, which is what a core gives at best.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from torchvision.models.detection import FCOS
 
 from benchmarks.compare import Row, faster, interleaved, relative_difference, run
+from benchmarks.limits import flops, matrix_product, rates
 from benchmarks.nets import detector_like, torchvision_fcos
 from msil.detection import Detector
 
@@ -53,11 +55,15 @@ def measure() -> Iterator[Row]:
             "compiled": partial(compiled.net, batch),
             "eager": partial(eager.net, batch),
             "anchor": partial(theirs_of, net, plain),
+            "product": matrix_product(),
         }
     )
     for way, goal, agreement in zip(("compiled", "eager"), (1.35, None), agreements, strict=True):
         name = f"P8 FCOS R50 evaluation forward, {way}"
         yield faster(name, seconds[way], seconds["anchor"], goal, agreement)
+    work = flops(partial(eager.net, batch))
+    yield rates("P8 its rate, compiled", work, seconds["compiled"], seconds["product"])
+    yield rates("P8 torchvision's rate", work, seconds["anchor"], seconds["product"])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.fcos import FCOSHead as TorchvisionHead
 
-from benchmarks.compare import Row, faster, interleaved, run
+from benchmarks.compare import MANY, Row, faster, interleaved, run
 from benchmarks.fcos_assignment import anchors, as_dicts
 from benchmarks.scenes import ground_truth, map_sizes, raw_outputs
 from msil.detection import FCOSHead, Predictions, Target
@@ -98,7 +98,8 @@ def measure() -> Iterator[Row]:
                 "eager": partial(step, partial(loss_of, head), outputs, targets),
                 "compiled": partial(step, partial(loss_of, compiled), outputs, targets),
                 "anchor": partial(step, theirs, outputs, dicts),
-            }
+            },
+            repeats=MANY,
         )
         for way, goal, agreement in zip(("eager", "compiled"), goals, agreements, strict=True):
             name = f"P2 FCOS assignment + loss, {way}, 2 x {boxes} boxes"

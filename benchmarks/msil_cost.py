@@ -16,9 +16,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.compare import Row, interleaved, run, seconds_said
+from benchmarks.limits import flops
 from benchmarks.scenes import ground_truth
 from msil.detection import Detector, Target, build_detector
 
@@ -37,12 +37,6 @@ def detector_with(kernel_size: int | None) -> Detector:
 
 def training(detector: Detector, images: list[Tensor], targets: list[Target]) -> None:
     torch.stack(list(detector.loss(images, targets).values())).sum().backward()
-
-
-def flops(call: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
 
 
 def measure() -> Iterator[Row]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from benchmarks.compare import Row, faster, interleaved, relative_difference, run
+from benchmarks.compare import MANY, Row, faster, interleaved, relative_difference, run
 from msil.detection.starconv import gathered_conv
 
 Convolution = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -45,7 +45,8 @@ def measure() -> Iterator[Row]:
     ways = {"eager": gathered_conv, "compiled": torch.compile(gathered_conv)}
     agreements = [check(way, inputs, gradient) for way in ways.values()]
     seconds = interleaved(
-        {name: partial(step, way, inputs, gradient) for name, way in {**ways, "anchor": operator}.items()}
+        {name: partial(step, way, inputs, gradient) for name, way in {**ways, "anchor": operator}.items()},
+        repeats=MANY,
     )
     for way, goal, agreement in zip(ways, (2.5, 4.5), agreements, strict=True):
         yield faster(f"P6 star convolution, {way}", seconds[way], seconds["anchor"], goal, agreement)

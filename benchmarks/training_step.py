@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import FCOS
 
 from benchmarks.compare import Row, faster, interleaved, run
+from benchmarks.limits import flops, matrix_product, rates
 from benchmarks.nets import detector_like, torchvision_fcos
 from benchmarks.operators import Seconds
 from benchmarks.scenes import ground_truth
@@ -68,22 +68,14 @@ def measure() -> Iterator[Row]:
         "first": partial(our_step, first, optimizer_of(first), images, targets),
         "anchor": partial(their_step, theirs, optimizer_of(theirs), floats, dicts),
     }
-    seconds = interleaved(ways)
+    seconds = interleaved({**ways, "product": matrix_product()})
     yield faster("P7 FCOS R50 training step", seconds["last"], seconds["anchor"], 1.25, agreement)
     yield faster("P7 the same, channels_last=false", seconds["first"], seconds["anchor"], None, "the same weights")
-    yield from bounds(ways["last"], seconds)
-
-
-def bounds(step: Callable[[], object], seconds: dict[str, float]) -> Iterator[Row]:
-    with FlopCounterMode(display=False) as counter:
-        step()
-    work = counter.get_total_flops() / 1e9
-    shares = statistics.median(convolutions(step) for _ in range(3))
-    taken = shares * seconds["last"]
-    said = f"{100 * shares:.0f} % of the step"
+    share = statistics.median(convolutions(ways["last"]) for _ in range(3))
+    taken = share * seconds["last"]
+    said = f"{100 * share:.0f} % of the step"
     yield faster("P7 only the convolutions of our step", taken, seconds["anchor"], None, said)
-    rate, limit = f"{work / taken:.0f} GFLOP/s", f"{matrix_product():.0f} GFLOP/s"
-    yield Row("P7 their rate, a matrix product's", rate, limit, None, "", None, f"{work:.0f} GFLOP a step")
+    yield rates("P7 the rate of these convolutions", flops(ways["last"]), taken, seconds["product"])
 
 
 def convolutions(step: Callable[[], object]) -> float:
@@ -92,12 +84,6 @@ def convolutions(step: Callable[[], object]) -> float:
     with Seconds("convolution", "convolution_backward") as spent:
         step()
     return spent.total / (time.process_time() - began)
-
-
-def matrix_product(size: int = 2048) -> float:
-    """GFLOP/s of the product of two square matrices."""
-    first, second = torch.rand(size, size), torch.rand(size, size)
-    return 2 * size**3 / interleaved({"mm": partial(torch.mm, first, second)})["mm"] / 1e9
 
 
 @torch.no_grad()

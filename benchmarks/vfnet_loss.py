@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.compare import Row, faster, interleaved, run
+from benchmarks.compare import MANY, Row, faster, interleaved, run
 from benchmarks.mmdetection import instances, vfnet_head
 from benchmarks.scenes import IMAGE, STRIDES, ground_truth, map_sizes, raw_outputs
 from msil.detection import Predictions, Target, VFNetHead
@@ -86,7 +86,7 @@ def measure() -> Iterator[Row]:
         }
         expected = ways["anchor"]()
         agreements = [check(ways[way](), expected) for way in ("eager", "compiled")]
-        seconds = interleaved(ways)
+        seconds = interleaved(ways, repeats=MANY)
         for way, goal, agreement in zip(("eager", "compiled"), goals, agreements, strict=True):
             name = f"P3 VFNet assignment + loss, {way}, 2 x {boxes} boxes"
             yield faster(name, seconds[way], seconds["anchor"], goal, agreement)
