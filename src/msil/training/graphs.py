@@ -103,7 +103,8 @@ class Capture:
                 step(inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Not "global": the data loader's thread that pins memory would break the capture, and the capture it.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             losses = step(inputs)
 
         def replay() -> dict[str, Tensor]:
