@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
@@ -50,7 +52,7 @@ def main() -> None:
         if outcome is None:
             failed.append(name)
         elif "rows" in outcome:
-            results[name] = {**outcome, **machine()}
+            results[name] = {**outcome, **machine(name)}
         else:
             results.setdefault(name, outcome)
     kept = {name: results[name] for name in BENCHMARKS if name in results}
@@ -73,11 +75,13 @@ def measured(name: str) -> dict[str, Any] | None:
         return {**json.loads(path.read_text()), "seconds": round(time.monotonic() - began)}
 
 
-def machine() -> dict[str, str]:
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision")]
+def machine(name: str) -> dict[str, str]:
+    """Where a benchmark ran, and when."""
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", "torchvision")]
+    device = f"{_processor()}, one thread" if not name.startswith("gpu") else torch.cuda.get_device_name()
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{_processor()}, one thread",
+        "machine": device,
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
     }
 

@@ -1,155 +1,208 @@
-"""What gpu_training.py times: our training through Lightning's Trainer, torchvision's in its plain loop."""
+"""Steps of both sides, each a Way: ours as short fits of a run's own module, callbacks and trainer."""
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision.models.detection import FCOS
 
-from benchmarks.host_syncs import settings
-from benchmarks.nets import torchvision_fcos
-from benchmarks.scenes import ground_truth
-from benchmarks.wall_clock import WallClock
-from msil.config import NaNPolicy
-from msil.detection import Detector, Target
-from msil.training.callbacks import Throughput
+from benchmarks.gpu_setup import Clock, Scene, Setup, Way
+from msil.config import Config, NaNPolicy, register, to_config
+from msil.data.module import EvaluationDataModule
+from msil.detection import Detections, Detector
+from msil.training.callbacks import SeedSteps, Throughput
+from msil.training.devices import prepare
 from msil.training.divergence import FiniteSteps
-from msil.training.module import DetectionModule
+from msil.training.metrics_file import MetricsFile
+from msil.training.module import Batch, DetectionModule
+from msil.training.setup import make_trainer
 from msil.training.step_log import StepLog
 
-# Steps before the clock starts: compilers, a graph's capture and convolutions that try algorithms come first.
-WARM_UP = 5
-LR = 1e-4
+CONF = Path(__file__).resolve().parents[1] / "conf"
+LEARNING_RATE = 1e-3  # for 16 images a step, before the warm-up: the nets hold random weights
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What is trained on what. size: (height, width) of every image. steps: of one turn on the clock."""
+class Repeated:
+    """The same batch, `times` times over."""
 
-    device: str = "cuda"
-    size: tuple[int, int] = (800, 1344)
-    boxes: int = 7
-    rounds: int = 7
-    steps: int = 10
+    def __init__(self, batch: Batch, times: int) -> None:
+        self.batch = batch
+        self.times = times
 
-    def images(self, count: int) -> list[Tensor]:
-        """uint8 (3, H, W), on the device."""
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (count, 3, *self.size), dtype=torch.uint8, generator=generator)
-        return list(images.to(self.device))
+    def __len__(self) -> int:
+        return self.times
 
-    def targets(self, count: int) -> list[Target]:
-        """On the host, as a run's are."""
-        return ground_truth(images=count, boxes=self.boxes, size=self.size)
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.repeat(self.batch, self.times)
 
 
-@dataclass
-class Way:
-    """One way to train. turn(): seconds of one step, of Setup.steps after WARM_UP; losses(): of the last step."""
+class RepeatedData(L.LightningDataModule):
+    """Brings its batch to the device as a run's data module does."""
 
-    turn: Callable[[], float]
-    losses: Callable[[], dict[str, float]]
+    transfer_batch_to_device = EvaluationDataModule.transfer_batch_to_device  # pyright: ignore
+
+    def __init__(self, batch: Batch, times: int) -> None:
+        super().__init__()
+        self.batches = Repeated(batch, times)
+
+    def train_dataloader(self) -> Repeated:
+        return self.batches
 
 
-class _Timer(Callback):
-    def __init__(self, clock: WallClock, steps: int) -> None:
-        self.clock, self.steps = clock, steps
+class Stopwatch(Callback):
+    """Times `steps` steps behind `uncounted` ones, and keeps the losses of the first and the last. Give it last."""
+
+    def __init__(self, clock: Clock, uncounted: int, steps: int) -> None:
+        self.clock = clock
+        self.uncounted = uncounted
+        self.steps = steps
         self.seconds = 0.0
+        self.losses: list[dict[str, Tensor]] = []
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        if batch_idx == WARM_UP:
-            self.clock.start()
+        if batch_idx == self.uncounted:
+            self.seconds = -self.clock.now()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step == WARM_UP + self.steps:
-            self.seconds = self.clock.stop() / self.steps
-
-
-class _Batches(L.LightningDataModule):
-    """The same batch again and again; it is on the device, and its targets stay on the host, as in a run."""
-
-    def __init__(self, images: list[Tensor], targets: list[Target], steps: int) -> None:
-        super().__init__()
-        self.batches = [(images, targets)] * steps
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.batches, batch_size=None, collate_fn=lambda batch: batch)  # pyright: ignore
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DetectionModule)
+        if batch_idx == self.uncounted + self.steps - 1:
+            self.seconds = (self.seconds + self.clock.now()) / self.steps
+            self.losses.append(pl_module.shared_losses)
+        elif batch_idx == 0:
+            self.losses.append(pl_module.shared_losses)
 
 
-def our_training(
-    setup: Setup, detector: Detector, images: int, *, precision: str, compiled: bool = False, cuda_graph: bool = False
-) -> Way:
-    """Every callback of a run that works in a step is there; nothing else is: no evaluation, no checkpoint."""
-    folder = Path(tempfile.mkdtemp())
-    schedule = replace(settings(folder, "schedule=1x").schedule, lr=LR, base_batch_size=None, warmup_steps=0)
-    if compiled:
-        detector.compile_parts()
-    module = DetectionModule(
-        detector.to(setup.device), [], schedule, steps_per_epoch=10**6, batch_size=images, describe={},
-        cuda_graph=cuda_graph,
-    )  # fmt: skip
-    batches = _Batches(setup.images(images), setup.targets(images), WARM_UP + setup.steps)
+class OurTraining:
+    """Each call is a fit of a few steps with a run's module, callbacks, metrics.csv and trainer.
 
-    def turn() -> float:
-        timer, throughput = _Timer(WallClock(setup.device), setup.steps), Throughput()
-        callbacks = [throughput, FiniteSteps(folder, NaNPolicy.stop), StepLog(throughput), timer]
-        trainer = L.Trainer(
-            accelerator="gpu" if setup.device == "cuda" else "cpu", devices=1, precision=precision,  # pyright: ignore
-            callbacks=callbacks, max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False, default_root_dir=folder,
-        )  # fmt: skip
-        trainer.fit(module, datamodule=batches)
-        return timer.seconds
+    overrides: settings, such as trainer.compile=true. The weights go on from call to call.
+    losses: of the first call's first and last step.
+    """
 
-    return Way(turn, lambda: {name: float(value) for name, value in module.shared_losses.items()})
+    def __init__(self, detector: Detector, scene: Scene, setup: Setup, *overrides: str) -> None:
+        self.setup = setup
+        self.scene = scene
+        self.clock = Clock(torch.device(setup.device))
+        self.config = settings(setup, len(scene.images), *overrides)
+        self.steps = setup.steps_of(len(scene.images))
+        prepare(detector, self.config.trainer)
+        self.module = DetectionModule(
+            detector,
+            [],
+            self.config.schedule,
+            steps_per_epoch=1000,
+            batch_size=len(scene.images),
+            cuda_graph=self.config.trainer.cuda_graph,
+            describe={},
+        )
+        self.losses: list[dict[str, float]] = []
+
+    def __call__(self) -> float:
+        watch = Stopwatch(self.clock, self.setup.uncounted, self.steps)
+        self.fit(watch)
+        if not self.losses:
+            self.losses = [{name: float(value) for name, value in step.items()} for step in watch.losses]
+        return watch.seconds
+
+    def fit(self, watch: Callback) -> None:
+        self.clock.settle()
+        throughput = Throughput()
+        batches = RepeatedData((self.scene.images, self.scene.targets), self.setup.uncounted + self.steps)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            callbacks = [
+                SeedSteps(0), throughput, FiniteSteps(folder, NaNPolicy.stop), StepLog(throughput), watch,
+            ]  # fmt: skip
+            trainer = make_trainer(
+                self.config, folder, loggers=[MetricsFile(folder, None)], callbacks=callbacks, total_steps=1000
+            )
+            trainer.callbacks.remove(trainer.checkpoint_callback)  # pyright: ignore
+            try:
+                trainer.fit(self.module, datamodule=batches)
+            finally:
+                self.module.graphed = None  # its memory, for the next way's turn
 
 
-def their_training(setup: Setup, net: FCOS, images: int, *, better: bool) -> Way:
-    """torchvision's reference loop, float images and targets on the device. better: bf16 and channels last."""
-    net = net.to(setup.device).train()
-    if better:
-        net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    floats = [image / 255 for image in setup.images(images)]
-    dicts = [
-        {"boxes": target.boxes.to(setup.device), "labels": target.labels.to(setup.device)}
-        for target in setup.targets(images)
-    ]
-    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=LR, momentum=0.9)
-    last: dict[str, Tensor] = {}
+Step = Callable[[], Any]
+
+
+def turns_of(step: Step, setup: Setup, batch: int) -> Way:
+    """Turns of a plain function that takes `batch` images."""
+    clock = Clock(torch.device(setup.device))
+    return partial(clock.seconds_of, step, uncounted=setup.uncounted, steps=setup.steps_of(batch))
+
+
+def their_training(net: FCOS, scene: Scene, setup: Setup, *, mixed: bool) -> Step:
+    """A step of torchvision's reference training, without its reading the loss for the log.
+
+    mixed: under bf16 autocast and in channels_last, else as it comes.
+    """
+    net = laid_out(net, setup, mixed=mixed).train()
+    weights = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=1e-6, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
-        with torch.autocast(setup.device, torch.bfloat16, enabled=better):
-            losses: Any = net(floats, dicts)
+        with autocast(setup, mixed):
+            losses: Any = net(scene.floats, scene.dicts)
+            total: Any = sum(losses.values())
         optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
+        total.backward()
         optimizer.step()
-        last.update(losses)
 
-    def turn() -> float:
-        for _ in range(WARM_UP):
-            step()
-        clock = WallClock(setup.device)
-        clock.start()
-        for _ in range(setup.steps):
-            step()
-        return clock.stop() / setup.steps
-
-    return Way(turn, lambda: {name: float(value) for name, value in last.items()})
+    return step
 
 
-def shipped(setup: Setup) -> FCOS:
-    return torchvision_fcos(setup.size)
+def their_inference(net: FCOS, scene: Scene, setup: Setup, *, mixed: bool) -> Step:
+    net = laid_out(net, setup, mixed=mixed).eval()
+
+    def step() -> Any:
+        with torch.inference_mode(), autocast(setup, mixed):
+            return net(scene.floats)
+
+    return step
+
+
+def our_inference(detector: Detector, scene: Scene, setup: Setup, *overrides: str) -> Step:
+    """Detector.predict as an evaluation calls it: mode=test, trainer.precision=bf16-mixed and `overrides`."""
+    detector = detector.to(setup.device).eval()
+    prepare(detector, settings(setup, len(scene.images), *overrides).trainer, frozen=True)
+
+    def step() -> list[Detections]:
+        with torch.inference_mode(), autocast(setup, True):
+            return detector.predict(scene.images)
+
+    return step
+
+
+def autocast(setup: Setup, mixed: bool) -> torch.autocast:
+    return torch.autocast(torch.device(setup.device).type, torch.bfloat16, enabled=mixed)
+
+
+def laid_out(net: FCOS, setup: Setup, *, mixed: bool) -> FCOS:
+    net.to(setup.device)
+    return net.to(memory_format=torch.channels_last) if mixed else net  # pyright: ignore[reportCallIssue]
+
+
+def settings(setup: Setup, batch: int, *overrides: str) -> Config:
+    """The paper's schedule with ResNet-50 at this batch size and precision."""
+    register()
+    given = [
+        "schedule=1x", "schedule.epochs=1", f"schedule.lr={LEARNING_RATE}", f"data.batch_size={batch}",
+        f"trainer.accelerator={'gpu' if setup.on_gpu else 'cpu'}", f"trainer.precision={setup.precision}",
+    ]  # fmt: skip
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
+        return to_config(compose("config", [*given, *overrides]))
