@@ -70,9 +70,8 @@ def transform_boxes(boxes: Tensor, size: tuple[int, int], augmentation: Augmenta
     x, y = width / size[1], height / size[0]
     # NumPy: after a picture has gone through the caches, each small operation of torch takes longer than all of this.
     moved = boxes.numpy() * np.array([x, y, x, y], dtype=np.float32)
-    np.minimum(
-        moved, np.array([width, height, width, height], dtype=np.float32), out=moved
-    )  # rounding may pass the edge
+    edges = np.array([width, height, width, height], dtype=np.float32)
+    np.minimum(moved, edges, out=moved)  # rounding may pass the edge
     if mirrored:  # x becomes width - x
         moved[:, [0, 2]] = width - moved[:, [2, 0]]
     return torch.from_numpy(moved)
