@@ -77,7 +77,7 @@ class _ClassificationLoss(torch.autograd.Function):
 
 def _focal_term(logits: Tensor, weight: float, gamma: float) -> tuple[Tensor, Tensor]:
     """weight * p^gamma * softplus(x) with p = sigmoid(x), and its derivative by x."""
-    p, q = torch.sigmoid(logits), torch.sigmoid(-logits)  # q = 1 - p, without its rounding
+    p, q = torch.sigmoid(logits), (-logits).sigmoid_()  # q = 1 - p, without its rounding
     softplus = F.softplus(logits) if logits.is_cuda else _softplus(logits, p, q)
     factor = p.pow(gamma).mul_(weight)
     return factor * softplus, torch.addcmul(p, softplus, q, value=gamma).mul_(factor)
