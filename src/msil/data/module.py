@@ -153,11 +153,11 @@ class EvaluationDataModule(L.LightningDataModule):
         )
 
     def transfer_batch_to_device(
-        self, batch: tuple[list[Tensor], list[Target]], device: torch.device, dataloader_idx: int
-    ) -> tuple[list[Tensor], list[Target]]:
+        self, batch: tuple[list[Tensor], list[Target]] | Untransformed, device: torch.device, dataloader_idx: int
+    ) -> tuple[list[Tensor], list[Target]] | Untransformed:
         """Images go to the device, without waiting; targets stay on the host, which pads them for a whole batch."""
-        images, targets = batch
-        return [image.to(device, non_blocking=True) for image in images], targets
+        images = [image.to(device, non_blocking=True) for image in batch[0]]
+        return batch._replace(images=images) if isinstance(batch, Untransformed) else (images, batch[1])
 
     @contextmanager
     def naming_lost_workers(self) -> Iterator[None]:
