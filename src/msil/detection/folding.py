@@ -19,17 +19,9 @@ class FoldedConv2d(nn.Conv2d):
 
     def forward(self, features: Tensor) -> Tensor:
         (norm,) = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        scale, bias = norm.scale_and_bias()
         weight = self.weight * scale[:, None, None, None]
-        return F.conv2d(
-            features,
-            weight,
-            norm.bias - norm.running_mean * scale,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-        )
+        return F.conv2d(features, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class FoldedNorm(FrozenBatchNorm2d):
