@@ -156,7 +156,7 @@ class DetectionModule(L.LightningModule):
         # The group of plain weights first: its lr is the one shown and logged.
         groups.sort(key=lambda group: (group["lr"] != lr, group["weight_decay"] != schedule.weight_decay))
         # A fused optimizer passes over a bad step by itself: see divergence.py. Under 16-mixed the loss scaler does.
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        on_gpu = next(self.parameters()).is_cuda
         fused = True if on_gpu and self.trainer.precision != "16-mixed" else None
         match schedule.optimizer:
             case OptimizerName.sgd:
