@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -134,6 +135,48 @@ def test_a_killed_worker_is_told_by_pid_signal_and_file(data: DetectionDataModul
         " after, perhaps for want of memory: lower data.workers or data.batch_size; the same command continues"
         " after the last checkpoint."
     )
+
+
+SECOND_RUN = """
+import os, signal, sys
+from pathlib import Path
+import lightning as L
+import torch
+from msil.data.coco import CocoDataset
+from msil.data.module import DetectionDataModule
+
+class Module(L.LightningModule):
+    def training_step(self, batch):
+        return None
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+
+class Kill(L.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        os.kill(trainer.fit_loop._combined_loader._iterator.iterators[0]._workers[1].pid, signal.SIGKILL)
+
+train = CocoDataset(sys.argv[1], "train")
+for callbacks in [], [Kill()]:
+    data = DetectionDataModule(
+        train, train, batch_size=4, eval_batch_size=4, seed=0, min_size=32, max_size=32, workers=2
+    )
+    trainer = L.Trainer(
+        max_epochs=1, limit_val_batches=0, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, use_distributed_sampler=False, callbacks=callbacks, default_root_dir=sys.argv[1],
+    )
+    with data.naming_lost_workers():
+        trainer.fit(Module(), datamodule=data)
+"""
+
+
+def test_a_second_run_in_the_same_process_learns_what_killed_a_worker(root: Path) -> None:
+    """As in a multirun. In its own process, since torch sets its signal handler once in a process."""
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND_RUN, str(root)], capture_output=True, text=True, timeout=90, check=False
+    )
+    told = r"DataError: loader worker process \d+ was killed by a signal \(Killed\) while it read"
+    assert re.search(told, done.stderr), done.stderr
 
 
 def test_other_errors_pass_as_they_are(data: DetectionDataModule) -> None:

@@ -21,7 +21,7 @@ from msil.data.shapes import write_shapes
 from msil.data.skipping import SkippedImages
 from msil.data.transforms import Augmentation, Untransformed, draw_augmentation, transform_boxes, transform_image
 from msil.data.voc import VOCDataset
-from msil.data.workers import Reading, WatchedImages, lost_worker, outlive_signals
+from msil.data.workers import Reading, WatchedImages, heed_dead_workers, lost_worker, outlive_signals
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError
 
@@ -136,6 +136,9 @@ class EvaluationDataModule(L.LightningDataModule):
         self.workers = workers
         self._readings = [Reading(val, workers)]
         self.num_eval = len(val) if eval_images is None else min(eval_images, len(val))
+
+    def setup(self, stage: str) -> None:
+        heed_dead_workers()
 
     def val_dataloader(self) -> DataLoader:
         rank, world_size = self._place()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from msil.data.annotated import AnnotatedImages
 from msil.detection.structures import Target
@@ -58,6 +59,15 @@ class WatchedImages(Dataset[tuple[Tensor, Target]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         self.reading.begins(index)
         return self.dataset[index]
+
+
+def heed_dead_workers() -> None:
+    """Have torch tell of workers that die; to be called before Lightning sets the signal handlers of a run.
+
+    torch sets its handler once a process, with the first worker. When its run ends, Lightning puts back the handlers
+    that it found: without this call a second run in the same process would not learn what killed a worker.
+    """
+    signal_handling._set_SIGCHLD_handler()
 
 
 def lost_worker(error: BaseException, readings: Sequence[Reading]) -> DataError | None:
