@@ -164,6 +164,49 @@ def test_varifocal_loss_by_hand() -> None:
     assert grad[0, 0].item() == pytest.approx(0.75 * (0.25 * math.log(2) + 0.125))
 
 
+SURE = [(1.0, -6.0), (3.0, -8.0), (6.0, -8.0), (12.0, -16.0)]  # logits of objects and of background
+
+
+def sure_logits(at_objects: float, elsewhere: float) -> tuple[Tensor, Tensor]:
+    """Of 500 objects on 20,000 points, and the labels: as background each of them would cost far more than all do."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.full((20_000,), 10)
+    labels[:500] = 3
+    logits = elsewhere + 0.5 * torch.randn(20_000, 10, generator=generator)
+    logits[:500, 3] += at_objects - elsewhere
+    return logits, labels
+
+
+@pytest.mark.parametrize(("at_objects", "elsewhere"), SURE)
+def test_focal_loss_of_a_net_that_is_sure(at_objects: float, elsewhere: float) -> None:
+    logits, labels = sure_logits(at_objects, elsewhere)
+    one_hot = F.one_hot(labels, 11)[:, :10].double()
+    expected = torchvision_focal_loss(logits.double(), one_hot, reduction="sum")
+    torch.testing.assert_close(sigmoid_focal_loss(logits, labels).double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("at_objects", "elsewhere"), SURE)
+@pytest.mark.parametrize("quality", [0.7, 0.999, 1.0])
+def test_varifocal_loss_of_a_net_that_is_sure(at_objects: float, elsewhere: float, quality: float) -> None:
+    logits, labels = sure_logits(at_objects, elsewhere)
+    qualities = torch.full((20_000,), quality)
+    expected = varifocal_by_autograd(logits.double(), labels, qualities.double(), 0.75, 2.0)
+    torch.testing.assert_close(varifocal_loss(logits, labels, qualities).double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.slow
+def test_compiled_losses_of_a_net_that_is_sure() -> None:
+    focal, varifocal = torch.compile(sigmoid_focal_loss), torch.compile(varifocal_loss)
+    for at_objects, elsewhere in SURE:
+        logits, labels = sure_logits(at_objects, elsewhere)
+        qualities = torch.full((20_000,), 0.999)
+        for compiled, eager in (
+            (focal(logits, labels), sigmoid_focal_loss(logits, labels)),
+            (varifocal(logits, labels, qualities), varifocal_loss(logits, labels, qualities)),
+        ):
+            torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("x", [-100.0, -30.0, 30.0, 100.0])
 def test_varifocal_loss_stays_finite(x: float) -> None:
     labels, quality = torch.tensor([0, 2]), torch.tensor([0.7, 0.0])

@@ -59,15 +59,18 @@ class _ClassificationLoss(torch.autograd.Function):
         background = (labels >= classes)[..., None]
         index = labels.clamp(max=classes - 1)[..., None]
         labelled = logits.gather(-1, index)
-        if torch.compiler.is_compiling():  # gathered, they would keep the compiler from fusing the whole term
-            as_background, background_grad = _focal_term(labelled, background_weight, gamma)
-        else:
-            as_background, background_grad = loss.gather(-1, index), grad.gather(-1, index)
         as_object, object_grad = object_term(labelled)
-        more = (as_object - as_background).masked_fill_(background, 0)
+        # Replaced and not corrected by a difference: of a net that is sure this would cancel all digits of the sum.
+        if torch.compiler.is_compiling():  # what is gathered or scattered would keep it from being one pass
+            _, background_grad = _focal_term(labelled, background_weight, gamma)
+            replaced = torch.arange(classes, device=logits.device) == labels[..., None]
+            total = loss.masked_fill(replaced, 0).sum() + as_object.masked_fill(background, 0).sum()
+        else:
+            background_grad = grad.gather(-1, index)
+            total = loss.scatter_(-1, index, torch.where(background, loss.gather(-1, index), as_object)).sum()
         grad.scatter_(-1, index, torch.where(background, background_grad, object_grad))
         ctx.save_for_backward(grad)
-        return loss.sum() + more.sum()
+        return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -121,7 +124,8 @@ def varifocal_loss(logits: Tensor, labels: Tensor, quality: Tensor, alpha: float
     target = quality.detach().float()[..., None]
 
     def object_term(logits: Tensor) -> tuple[Tensor, Tensor]:
-        return target * (F.softplus(logits) - target * logits), target * (torch.sigmoid(logits) - target)
+        entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return target * entropy, target * (torch.sigmoid(logits) - target)
 
     return _ClassificationLoss.apply(  # pyright: ignore[reportReturnType]
         logits.float(), labels, alpha, gamma, object_term
