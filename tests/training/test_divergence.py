@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,44 @@ def test_a_gpu_skips_bad_steps_alone(
     statistics = state["state_dict"]
     counts = [int(value) for name, value in statistics.items() if name.endswith("num_batches_tracked")]
     assert counts and set(counts) == {5}  # of eight steps five counted
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_gpu_learns_nothing_after_the_fourth_bad_step_in_a_row(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    """Nor from the good step 8, which begins before the host knows. Also where the four are of a continued run."""
+    settings = (*SETTINGS, *BY_SGD, "trainer.nan_policy=skip", "trainer.save_every=100", "schedule.eval_every=9")
+    config = tiny_config(tmp_path, shapes, *settings)
+    bad = {3, 4, 5, 6}
+    if resumed:
+        with monkeypatch.context() as patch:
+            break_losses(patch, bad, float("nan"))
+            before_reading(patch, 18, partial(signal.raise_signal, signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
+                run(config)
+        bad = {number - 4 for number in bad}
+    ids = break_losses(monkeypatch, bad, float("nan"))
+    with pytest.raises(TrainingDiverged, match=r"at step 7 loss_bbox is nan .*, the 4th time in a row"):
+        run(config)
+    assert len(ids) == (4 if resumed else 8)
+    # The weights are those of the first epoch's end, whose last step was the first of the four.
+    state = last(config)
+    assert state["global_step"] == 4 and state["callbacks"]["FiniteSteps"] == {"skipped": 1, "in_a_row": 1}
+    kept = load(folder(config) / "nan_batch_rank0.pt")["state_dict"]
+    assert_same(kept, {key: state["state_dict"][key] for key in kept})
+
+
+@pytest.mark.usefixtures("fused")
+def test_a_gpu_may_skip_the_very_first_step(tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused optimizer makes its momentum of uninitialised memory, and leaves it so when it passes over a step."""
+    config = tiny_config(tmp_path, shapes, *SETTINGS, *BY_SGD, "trainer.nan_policy=skip")
+    break_losses(monkeypatch, {0}, float("nan"))
+    monkeypatch.setattr(torch, "empty_like", lambda values, **options: torch.full_like(values, 1e6, **options))
+    result = run(config)
+    assert (result["steps"], result["skipped_steps"]) == (8, 1)
+    assert max(float(value.abs().max()) for value in last(config)["state_dict"].values()) < 100
 
 
 def test_three_bad_steps_in_a_row_may_be_skipped_and_no_fourth(

@@ -46,8 +46,9 @@ class FiniteSteps(Callback):
     and stops at the fourth such step in a row. Under 16-mixed infinite gradients are the loss scaler's to deal with:
     only losses are looked at.
 
-    With a fused optimizer (a GPU's) the device itself passes over the step, and with nan_policy=stop over all that come
-    after it; the host, which must not wait, learns of it LATE steps later, and of the gradients only that they broke.
+    With a fused optimizer (a GPU's) the device itself passes over the step, and over all that come after one that the
+    run has to stop for; the host, which must not wait, learns of it LATE steps later, and of the gradients only that
+    they broke.
     """
 
     def __init__(self, run_dir: Path, policy: NaNPolicy) -> None:
@@ -57,7 +58,8 @@ class FiniteSteps(Callback):
         self._in_a_row = 0
         self._batch: Batch | None = None
         self._statistics: list[tuple[Tensor, Tensor]] = []
-        self._broken: Tensor | None = None  # on the device: 1 from the first bad step on
+        self._most_in_a_row = SKIPS_IN_A_ROW if policy is NaNPolicy.skip else 0
+        self._bad_in_a_row: Tensor | None = None  # on the device, which is ahead of the host
         self._waiting: deque[_Step] = deque()
 
     def on_train_batch_start(
@@ -76,13 +78,18 @@ class FiniteSteps(Callback):
         bad = _bad(list(pl_module.shared_losses.values()), gradients)
         later = trainer.precision != "16-mixed" and optimizer.defaults.get("fused", False)
         if later:
-            if self.policy is NaNPolicy.stop:
-                bad = self._broken = bad if self._broken is None else torch.maximum(bad, self._broken)
-            optimizer.found_inf = bad  # pyright: ignore[reportAttributeAccessIssue]
+            passed_over = self._passed_over(bad)
+            optimizer.found_inf = passed_over  # pyright: ignore[reportAttributeAccessIssue]
             for buffer, before in self._statistics:
-                buffer.copy_(torch.where(bad > 0, before, buffer))
+                buffer.copy_(torch.where(passed_over > 0, before, buffer))
         self._waiting.append(_Step(trainer.global_step + 1, self._batch, pl_module.own_losses, Later(bad[None])))
         self._look(trainer, pl_module, optimizer, waiting=LATE if later else 0)
+
+    def _passed_over(self, bad: Tensor) -> Tensor:
+        """1 where the device leaves this step out: it is bad, or one before it was that the host will stop for."""
+        before = torch.full_like(bad, self._in_a_row) if self._bad_in_a_row is None else self._bad_in_a_row
+        self._bad_in_a_row = torch.where(before > self._most_in_a_row, before, (before + 1) * bad)
+        return torch.maximum(bad, (self._bad_in_a_row > self._most_in_a_row).float())
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._look(trainer, pl_module, None)
@@ -114,12 +121,12 @@ class FiniteSteps(Callback):
         if optimizer is not None:
             for buffer, before in self._statistics:
                 buffer.copy_(before)
-        if self.policy is NaNPolicy.skip and self._in_a_row <= SKIPS_IN_A_ROW:
+        if self._in_a_row <= self._most_in_a_row:
             self.skipped += 1
             if optimizer is not None:
                 optimizer.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
             if trainer.is_global_zero:
-                print(f"{told}; skipped, {self._in_a_row} of at most {SKIPS_IN_A_ROW} in a row", file=sys.stderr)
+                print(f"{told}; skipped, {self._in_a_row} of at most {self._most_in_a_row} in a row", file=sys.stderr)
             return
         kept = self._keep_batch(trainer, module, step)
         again = f", the {self._in_a_row}th time in a row" if self._in_a_row > SKIPS_IN_A_ROW else ""

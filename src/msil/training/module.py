@@ -16,7 +16,7 @@ from msil.errors import ConfigError
 from msil.evaluation.coco import CocoMetric
 from msil.evaluation.detections import DetectionMetric
 from msil.training.graphs import GraphedSteps, check_graphs
-from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
+from msil.training.optim import cosine_decay_at, parameter_groups, start_momentum, step_decay_at, warmup_factor_at
 from msil.training.steps import SharedPadding, loss_by_parts
 
 Batch = tuple[list[Tensor], list[Target]]
@@ -161,6 +161,8 @@ class DetectionModule(L.LightningModule):
         match schedule.optimizer:
             case OptimizerName.sgd:
                 optimizer = torch.optim.SGD(groups, lr=lr, momentum=schedule.momentum, fused=fused)
+                if optimizer.defaults["fused"]:
+                    start_momentum(optimizer)
             case OptimizerName.adamw:
                 optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
