@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +31,7 @@ from msil.detection.weights import differences, load_state_dict_file
 from msil.errors import WeightsError
 
 STRIDE = 32  # of the backbone's deepest map: images are padded to a multiple of it
+MOST_GRAPHS = 64  # of each compiled part; small images of mixed sizes took 25 in all
 Limits = tuple[int, int] | None  # short side and limit of the long side, pixels; None: as it is
 
 FULL_MSIL: Mapping[str, Any] = MappingProxyType({"align": True, "separate": True, "apply": "both"})
@@ -125,18 +127,22 @@ class Detector(nn.Module):
     def compile_parts(self, *, frozen: bool = False) -> None:
         """From now on run `net` and the head's loss through torch.compile, each for itself.
 
-        It costs up to minutes when a size of batch, of ground truth (8, 16, 32, 64, 128... boxes) or a mode comes for
-        the first time, and pays in long runs. Keys of the state dict stay as they are.
+        It costs up to minutes when a mode, or a size that differs in kind from those before (the second of image, batch
+        or ground truth; a map one cell wide), comes for the first time, and pays in long runs. Keys of the state dict
+        stay as they are. What this process compiles from now on may be compiled MOST_GRAPHS times: PyTorch's own limit
+        is 8, beyond which it would go on eagerly.
 
         frozen: the weights will not change any more, so that what is computed without gradients can hold them in the
             order that the machine likes best. Holds for all that this process compiles from now on.
         """
-        if frozen:
-            import torch._inductor.config as inductor  # late: it takes a second
+        import torch._dynamo.config as dynamo  # late: it takes a second
+        import torch._inductor.config as inductor
 
-            inductor.freezing = True
-        self.net = torch.compile(self.net)
-        self.head.padded_loss = torch.compile(self.head.padded_loss)
+        dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
+        inductor.freezing = inductor.freezing or frozen
+        # Not the methods of this detector: a copy of it has to get its own.
+        self.net = partial(torch.compile(type(self).net), self)
+        self.head.padded_loss = partial(torch.compile(type(self.head).padded_loss), self.head)
 
     def loss(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         """N images and their N targets in the images' pixels -> the head's loss terms, scalars."""
