@@ -235,7 +235,7 @@ class TrainerConfig:
     # For speed alone; docs/performance.md has what each of them brings.
     channels_last: bool = MISSING  # feature maps with their channels side by side in memory
     compile: bool = MISSING  # torch.compile of the net and of its loss
-    cuda_graph: bool = MISSING  # a training step as one CUDA graph for each size of batch
+    cuda_graph: bool = MISSING  # forward, loss and backward of a step as one CUDA graph for each size of batch
     require_gpu: bool = MISSING  # refuse to run without one, instead of saying so and taking the CPU
 
 

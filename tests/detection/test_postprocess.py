@@ -202,6 +202,20 @@ def test_a_whole_batch_together_gives_the_same(monkeypatch: pytest.MonkeyPatch, 
     assert len(together[0].scores) > 5 and len(together[2].scores) == 0
 
 
+@pytest.mark.parametrize("way", ["_thinned_one_by_one", "_thinned_together"])
+def test_what_comes_after_a_long_heap_is_found(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Two are asked for. The 30 best lie on one another, more than are looked at first; the last two apart."""
+    boxes = torch.tensor([[10.0, 10, 50, 50]]).repeat(32, 1)
+    boxes[30:] += torch.tensor([[100.0], [200.0]])
+    scores, labels = torch.linspace(0.9, 0.1, 32)[None], torch.zeros(1, 32, dtype=torch.int64)
+    assert postprocess.SHARES[-1] * 2 < 30
+    monkeypatch.setattr(postprocess, "_thinned_one_by_one", getattr(postprocess, way))
+    (found,) = detections_from_candidates(
+        boxes[None], scores, labels, [(400, 400)], nms_thresh=0.5, detections_per_img=2
+    )
+    assert torch.equal(found.boxes, boxes[[0, 30]]) and torch.equal(found.scores, scores[0, [0, 30]])
+
+
 def test_a_long_chain_is_not_settled_and_goes_to_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes 10 px wide, each 3 px right of the one before: neighbours overlap by 7 / 13 = 0.54, the next but one by
     4 / 16 = 0.25. Every second stays, and whether the last does is decided by all before it."""

@@ -1,17 +1,24 @@
-"""A missing GPU, and who starts a run's processes."""
+"""A missing GPU, what a run computes with, and who starts its processes."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from torch import Tensor
 
 from msil.config import Config
+from msil.detection import build_detector
 from msil.errors import ConfigError
 from msil.training.devices import NO_GPU, choose_accelerator, cluster_environment, count_on_cpu
+from msil.training.experiment import run
 from msil.training.setup import make_trainer
 from msil.validate import validate
 
@@ -32,6 +39,51 @@ def test_without_a_gpu_the_cpu_is_taken_aloud_or_refused(wanted: str, mps: bool)
     assert choose_accelerator(wanted, require_gpu=False, cuda=False, mps=mps) == ("cpu", NO_GPU)
     with pytest.raises(ConfigError, match="no GPU was found"):
         choose_accelerator(wanted, require_gpu=True, cuda=False, mps=mps)
+
+
+@pytest.mark.parametrize("switch", [False, True])
+def test_a_run_is_laid_out_and_compiled_as_its_settings_say(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, switch: bool
+) -> None:
+    """trainer.channels_last and trainer.compile; a compiler that compiles nothing notes what goes through it."""
+    passed: dict[str, list[bool]] = {}
+
+    def compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def compiled(part: Any, batch: Any, *arguments: Any) -> Any:
+            layouts = passed.setdefault(function.__qualname__, [])
+            if isinstance(batch, Tensor):
+                layouts.append(batch.is_contiguous(memory_format=torch.channels_last))
+            return function(part, batch, *arguments)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    settings = (f"trainer.channels_last={str(switch).lower()}", "trainer.compile=true")
+    run(tiny_config(tmp_path, shapes, *settings))
+    assert set(passed) == {"Detector.net", "FCOSHead.padded_loss"}
+    assert set(passed["Detector.net"]) == {switch}
+
+
+def test_without_the_switch_nothing_is_compiled(tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", None)
+    run(tiny_config(tmp_path, shapes))
+
+
+def test_a_copy_of_a_compiled_detector_is_compiled_too_and_has_its_own_weights() -> None:
+    torch.manual_seed(0)
+    detector = build_detector("fcos", "resnet10", 4, channels=16, num_convs=1, norm_groups=4, msil=None).eval()
+    batch = torch.rand(1, 3, 64, 64)
+    calls: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function: lambda part, x: calls.append(part) or function(part, x))
+        detector.compile_parts()
+    copied = copy.deepcopy(detector)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+        assert copied.net(batch).logits.abs().max() == 0 < detector.net(batch).logits.abs().max()
+    assert [call is copied for call in calls] == [True, False]
 
 
 @pytest.mark.parametrize("wanted", ["cpu", "mps"])

@@ -70,6 +70,7 @@ def test_losses_and_gradients_are_those_of_plain_steps(head: str) -> None:
     recorder = Recorder()
     graphed = GraphedSteps(detector, recorder)
     where = None
+    earlier: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     # Two sizes of images, in turn; 9 boxes take the next number of slots.
     for number, (side, boxes) in enumerate([(64, 3), (96, 3), (64, 1), (64, 9), (96, 2)]):
         images = [torch.full((3, 64, side), 10 * number + i, dtype=torch.uint8) for i in range(2)]
@@ -80,6 +81,7 @@ def test_losses_and_gradients_are_those_of_plain_steps(head: str) -> None:
         where = where or addresses
         assert addresses == where
         assert not any(value.requires_grad for value in losses.values())
+        earlier.append((losses, {name: value.clone() for name, value in losses.items()}))
 
         plain = small_detector(head)
         plain.load_state_dict(detector.state_dict())
@@ -88,6 +90,8 @@ def test_losses_and_gradients_are_those_of_plain_steps(head: str) -> None:
         assert_same(losses, {name: value.detach() for name, value in expected.items()})
         assert_same(found, gradients(plain))
     assert (len(recorder.recorded), recorder.replayed) == (3, 5)
+    for losses, as_given in earlier:  # they are read late: no later step may write over them
+        assert_same(losses, as_given)
 
 
 def test_sizes_beyond_the_limit_are_computed_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ class EvaluationDataModule(L.LightningDataModule):
 class DetectionDataModule(EvaluationDataModule):
     """Loaders over two data sets, to train on the one and to evaluate on the other.
 
-    Training images are resized and perhaps mirrored (see training_transform); only those with a usable box and a
+    Training images are resized and perhaps mirrored (see draw_augmentation); only those with a usable box and a
     short side of at least 32 px are trained on.
 
     batch_size: images a training step over all processes. seed: of order and augmentation.

@@ -1,4 +1,7 @@
-"""A training step as a CUDA graph: what the host would launch a thousand times a step, it launches once."""
+"""Forward, loss and backward of a step as a CUDA graph: what the host would launch a thousand times, it launches once.
+
+What the host still launches itself: the batch, the look at NaN, the limit of the gradient, the optimizer.
+"""
 
 from __future__ import annotations
 
