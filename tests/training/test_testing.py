@@ -72,8 +72,8 @@ def test_it_is_compiled_for_weights_that_stay(
 ) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(Detector, "compile_parts", lambda self, *, frozen=False: asked.append(frozen))
-    for setting in ("trainer.compile=true", "trainer.compile=false"):
-        evaluated(tiny_config(tmp_path / setting, shapes, "mode=test", checkpoint(finished), setting))
+    for switch in ("true", "false"):
+        evaluated(tiny_config(tmp_path / switch, shapes, "mode=test", checkpoint(finished), f"trainer.compile={switch}"))
     assert asked == [True]
 
 
