@@ -73,7 +73,9 @@ def test_it_is_compiled_for_weights_that_stay(
     asked: list[bool] = []
     monkeypatch.setattr(Detector, "compile_parts", lambda self, *, frozen=False: asked.append(frozen))
     for switch in ("true", "false"):
-        evaluated(tiny_config(tmp_path / switch, shapes, "mode=test", checkpoint(finished), f"trainer.compile={switch}"))
+        evaluated(
+            tiny_config(tmp_path / switch, shapes, "mode=test", checkpoint(finished), f"trainer.compile={switch}")
+        )
     assert asked == [True]
 
 
