@@ -4,9 +4,13 @@
 
 Ours is a step of `python run.py` with the paper's SGD, all callbacks included, from the batch to what is logged of it
 (here after every step). torchvision's is that of its reference training: losses, their sum read for the log and the
-check for NaN, backward, SGD. Waits are counted on the CPU, by the operators whose result's value or shape the host has
-to know; of a real GPU the same is asked by benchmarks/gpu_training.py, under set_sync_debug_mode("error"). Also
-asserted: on torch's meta device, whose tensors have no values, a step of the net and its loss runs through.
+check for NaN, backward, SGD. MMDetection's (extra `benchmarks`) is its VFNet head's loss alone, forward and backward.
+
+Waits are counted on the CPU, by the operators whose result's value or shape the host has to know. The step takes the
+way that it takes on a GPU: with a fused optimizer, and with numbers that arrive a step later (msil.training.later); a
+look at one in its own step counts as a wait. Of a real GPU the same is asked by benchmarks/gpu_training.py, under
+set_sync_debug_mode("error"). Also asserted: on torch's meta device, whose tensors have no values, a step of the net and
+its loss runs through.
 """
 
 from __future__ import annotations
@@ -22,16 +26,21 @@ import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from torchvision.models.detection import fcos_resnet50_fpn
 
-from benchmarks.compare import Row, counted, run
+from benchmarks.compare import NotRun, Row, counted, run
+from benchmarks.mmdetection import instances, vfnet_head
 from benchmarks.operators import HostSyncs
-from benchmarks.scenes import ground_truth
+from benchmarks.scenes import IMAGE, ground_truth
+from benchmarks.vfnet_loss import IMAGES, outputs, theirs_of
 from msil.config import Config, register, to_config
 from msil.detection import build_detector
-from msil.training import experiment
+from msil.training import divergence, experiment, step_log
+from msil.training.later import Later
 from msil.training.module import DetectionModule
 
+SGD = torch.optim.SGD
 CONF = Path(__file__).resolve().parents[1] / "conf"
 SMALL = (
     "data.num_train=16", "data.num_val=4", "data.batch_size=4", "schedule.epochs=2", "schedule.eval_every=2",
@@ -44,18 +53,39 @@ class Counting(Callback):
 
     def __init__(self) -> None:
         self.syncs: list[list[str]] = []
-        self._counter: HostSyncs | None = None
+        self.step: HostSyncs | None = None  # of the step that is under way
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._counter = HostSyncs()
-        self._counter.__enter__()
+        self.step = HostSyncs()
+        self.step.__enter__()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        assert self._counter is not None
-        self._counter.__exit__(None, None, None)
-        self.syncs.append(self._counter.found)
+        assert self.step is not None
+        self.step.__exit__(None, None, None)
+        self.syncs.append(self.step.found)
+        self.step = None
+
+
+def underway(counting: Counting) -> type[Later]:
+    """Numbers that arrive when the step is over in which they were made."""
+
+    class Underway(Later):
+        def __init__(self, values: Tensor) -> None:
+            super().__init__(values)
+            self.made_in = counting.step
+
+        @property
+        def here(self) -> bool:
+            return self.made_in is not counting.step
+
+        def read(self) -> list[float]:
+            if self.made_in is not None and not self.here:
+                self.made_in.found.append("Later.read")
+            return super().read()
+
+    return Underway
 
 
 def settings(folder: Path, *overrides: str) -> Config:
@@ -66,12 +96,19 @@ def settings(folder: Path, *overrides: str) -> Config:
         )
 
 
+def fused_sgd(*arguments: Any, **options: Any) -> torch.optim.SGD:
+    return SGD(*arguments, **{**options, "fused": True})
+
+
 def ours(*overrides: str) -> list[list[str]]:
     """The waits of each of eight steps."""
     counting = Counting()
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(DetectionModule, "configure_callbacks", lambda self: [counting]),
+        mock.patch.object(divergence, "Later", underway(counting)),
+        mock.patch.object(step_log, "Later", underway(counting)),
+        mock.patch.object(torch.optim, "SGD", fused_sgd),
     ):
         experiment.run(settings(Path(folder), *overrides))
     return counting.syncs
@@ -82,6 +119,7 @@ def torchvision_step() -> list[str]:
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
     images = [torch.rand(3, 64, 64) for _ in range(2)]
     targets = [{"boxes": t.boxes, "labels": t.labels} for t in ground_truth(images=2, boxes=3, size=(64, 64))]
+    net.transform.torch_choice = lambda k: k[0]  # drawn on the host, where nobody waits for a GPU
     with HostSyncs() as counter:
         losses = net(images, targets)
         total = sum(losses.values())
@@ -89,6 +127,19 @@ def torchvision_step() -> list[str]:
         optimizer.zero_grad()
         total.backward()  # pyright: ignore
         optimizer.step()
+    return counter.found
+
+
+def mmdetection_loss() -> list[str] | None:
+    """None without MMDetection."""
+    try:
+        head = vfnet_head(80)
+    except NotRun:
+        return None
+    tensors, truth = outputs(), instances(ground_truth(IMAGES, 7), IMAGE)
+    with HostSyncs() as counter:
+        losses = theirs_of(head, tensors, truth)
+        torch.stack(list(losses.values())).sum().backward()
     return counter.found
 
 
@@ -105,14 +156,15 @@ def _listed(syncs: list[str]) -> str:
 
 
 def measure() -> Iterator[Row]:
-    theirs = torchvision_step()
-    print("torchvision's:", _listed(theirs))
-    for head in ("fcos", "vfnet"):
+    anchors = {"fcos": torchvision_step(), "vfnet": mmdetection_loss()}
+    for head, theirs in anchors.items():
+        if theirs is not None:
+            print(f"the anchor's of {head}: {_listed(theirs)}")
         on_meta(head)
         steps = ours(f"model/head={head}")
-        anchor = len(theirs) if head == "fcos" else ""
         worst = max(steps, key=len)
         words = f"each of {len(steps)} steps of run.py {_listed(worst)}; a step ran on meta"
+        anchor = "" if theirs is None else len(theirs)
         yield counted(f"P4 host syncs of a {head} training step", len(worst), anchor, 0, words)
 
 

@@ -78,26 +78,41 @@ WAITING = {
 
 
 class HostSyncs(TorchDispatchMode):
-    """Names of the operators that would wait, and the number of all operators, forward and backward."""
+    """Names of the operators that would wait, and the number of all operators, forward and backward.
+
+    A Python number that is written into a tensor (`x[:2] = 0`, `x[mask] = 0`) travels with the kernel: nobody waits.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
         self.operators = 0
+        self._number: torch.Tensor | None = None  # the last one that was made of a Python number
+        self._place = 0  # in `found`
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.operators += 1
         name = func._schema.name
-        if name in WAITING or self._masks(name, args) or self._counts(func) or self._moves(name, args, kwargs):
+        writes_number = name in ("aten::fill_", "aten::index_put_") and args[-1] is self._number
+        if writes_number:
+            del self.found[self._place]
+            self._number = None
+        masks = self._masks(name, args, writes_number)
+        if name in WAITING or masks or self._counts(func) or self._moves(name, args, kwargs):
             self.found.append(f"{func}, non_blocking" if kwargs.get("non_blocking") else str(func))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if name == "aten::lift_fresh" and result.dim() == 0:
+            self._number, self._place = result, len(self.found) - 1
+        return result
 
     @staticmethod
-    def _masks(name: str, args: tuple) -> bool:
+    def _masks(name: str, args: tuple, writes_number: bool) -> bool:
+        """Whether an index is a mask, whose number of places is the shape of what is read or written."""
         if name not in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
             return False
-        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        masks = [index.dtype in (torch.bool, torch.uint8) for index in args[1] if index is not None]
+        return any(masks) and not (writes_number and all(masks))
 
     @staticmethod
     def _counts(func: Any) -> bool:
