@@ -4,7 +4,7 @@
 
 From the normalised batch to raw outputs (backbone, FPN, head), without gradients; frozen BatchNorm, 80 classes, the
 same weights. Ours is plain FCOS, compiled as mode=test trainer.compile=true does (for weights that stay) and eager,
-both channels last; the compilation is not counted. Two more rows: how close the convolutions come to the rate of one
+both channels last, and eager without; the compilation is not counted. Two more rows: how close the convolutions come to the rate of one
 large matrix product, which is what a core gives at best.
 """
 
@@ -46,6 +46,7 @@ def check(ours: Detector, net: FCOS, batch: Tensor) -> str:
 def measure() -> Iterator[Row]:
     net = torchvision_fcos(SIZE).eval()
     eager, compiled = detector_like(net).eval(), detector_like(net).eval()
+    first = detector_like(net, channels_last=False).eval()
     compiled.compile_parts(frozen=True)
     plain = torch.randn(1, 3, *SIZE)
     batch = plain.contiguous(memory_format=torch.channels_last)
@@ -54,6 +55,7 @@ def measure() -> Iterator[Row]:
         {
             "compiled": partial(compiled.net, batch),
             "eager": partial(eager.net, batch),
+            "first": partial(first.net, plain),
             "anchor": partial(theirs_of, net, plain),
             "product": matrix_product(),
         }
@@ -61,6 +63,8 @@ def measure() -> Iterator[Row]:
     for way, goal, agreement in zip(("compiled", "eager"), (1.35, None), agreements, strict=True):
         name = f"P8 FCOS R50 evaluation forward, {way}"
         yield faster(name, seconds[way], seconds["anchor"], goal, agreement)
+    name = "P8 the same, eager, channels_last=false"
+    yield faster(name, seconds["first"], seconds["anchor"], None, check(first, net, plain))
     work = flops(partial(eager.net, batch))
     yield rates("P8 its rate, compiled", work, seconds["compiled"], seconds["product"])
     yield rates("P8 torchvision's rate", work, seconds["anchor"], seconds["product"])
