@@ -87,23 +87,16 @@ def measure() -> Iterator[Row]:
     outputs = [tensor.requires_grad_() for tensor in raw_outputs(images=2)]
     head, compiled = FCOSHead(80, point_offset=0.0), FCOSHead(80, point_offset=0.0)
     compiled.padded_loss = torch.compile(compiled.padded_loss)
-    for boxes, goals in ((60, (5, 10)), (7, (None, None))):
+    for boxes, heads in ((60, {"eager": (head, 5), "compiled": (compiled, 10)}), (7, {"eager": (head, None)})):
         targets = ground_truth(images=2, boxes=boxes)
         dicts = as_dicts(targets)
         reference = theirs(outputs, dicts)
-        agreements = [check(ours, reference, outputs, targets) for ours in (head, compiled)]
-
-        seconds = interleaved(
-            {
-                "eager": partial(step, partial(loss_of, head), outputs, targets),
-                "compiled": partial(step, partial(loss_of, compiled), outputs, targets),
-                "anchor": partial(step, theirs, outputs, dicts),
-            },
-            repeats=MANY,
-        )
-        for way, goal, agreement in zip(("eager", "compiled"), goals, agreements, strict=True):
+        agreements = {way: check(ours, reference, outputs, targets) for way, (ours, _) in heads.items()}
+        ways = {way: partial(step, partial(loss_of, ours), outputs, targets) for way, (ours, _) in heads.items()}
+        seconds = interleaved({**ways, "anchor": partial(step, theirs, outputs, dicts)}, repeats=MANY)
+        for way, (_, goal) in heads.items():
             name = f"P2 FCOS assignment + loss, {way}, 2 x {boxes} boxes"
-            yield faster(name, seconds[way], seconds["anchor"], goal, agreement)
+            yield faster(name, seconds[way], seconds["anchor"], goal, agreements[way])
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ trainer.channels_last on and, beside it, off. The nets hold the same weights, an
 compared. Their losses are not: torchvision puts points at corners and does not weigh its box loss;
 benchmarks/fcos_loss.py compares loss and gradients.
 
-What trainer.channels_last brings is also shown of smaller nets with MSIL, with it against without it.
-
 What bounds the goal, by timing every operator: the convolutions of our step, forward and backward, without the rest;
 and their rate beside that of one large matrix product.
 """
@@ -26,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 
-from benchmarks.compare import Row, faster, interleaved, relative_difference, run
+from benchmarks.compare import Row, faster, interleaved, run
 from benchmarks.limits import flops, matrix_product, rates
 from benchmarks.nets import detector_like, torchvision_fcos
 from benchmarks.operators import Seconds
 from benchmarks.scenes import ground_truth
-from msil.detection import Detector, Target, build_detector
+from msil.detection import Detector, Target
 
 SIZE = (320, 320)
 
@@ -78,27 +76,6 @@ def measure() -> Iterator[Row]:
     said = f"{100 * share:.0f} % of the step"
     yield faster("P7 only the convolutions of our step", taken, seconds["anchor"], None, said)
     yield rates("P7 the rate of these convolutions", flops(ways["last"]), taken, seconds["product"])
-    yield layouts("resnet10", channels=64, images=8, side=128)
-    yield layouts("resnet18", channels=64, images=2, side=256)
-
-
-def layouts(backbone: str, channels: int, images: int, side: int) -> Row:
-    """trainer.channels_last against without it: a whole step of FCOS+MSIL on square images."""
-    torch.manual_seed(0)
-    nets = [build_detector("fcos", backbone, 4, channels=channels) for _ in range(2)]
-    nets[1].load_state_dict(nets[0].state_dict())
-    batch = [torch.randint(256, (3, side, side), dtype=torch.uint8) for _ in range(images)]
-    targets = ground_truth(images=images, boxes=4, classes=4, size=(side, side))
-    totals = []
-    for net, last in zip(nets, (True, False), strict=True):
-        net.lay_out(channels_last=last)
-        totals.append(torch.stack(list(net.loss(batch, targets).values())).sum().detach())
-    difference = relative_difference(*totals)
-    assert difference < 1e-5, difference
-    last, first = (partial(our_step, net, optimizer_of(net), batch, targets) for net in nets)
-    seconds = interleaved({"last": last, "first": first})
-    name = f"P7 channels_last, {images} x {side} px, {backbone}"
-    return faster(name, seconds["last"], seconds["first"], None, f"losses to {difference:.0e}")
 
 
 def convolutions(step: Callable[[], object]) -> float:

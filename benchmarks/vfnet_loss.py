@@ -76,20 +76,16 @@ def measure() -> Iterator[Row]:
     eager, compiled = VFNetHead(80), VFNetHead(80)
     compiled.padded_loss = torch.compile(compiled.padded_loss)
     tensors = outputs()
-    for boxes, goals in ((60, (4.5, 9)), (7, (None, None))):
+    for boxes, heads in ((60, {"eager": (eager, 4.5), "compiled": (compiled, 9)}), (7, {"eager": (eager, None)})):
         targets = ground_truth(IMAGES, boxes)
-        truth = instances(targets, IMAGE)
-        ways = {
-            "eager": partial(step, partial(ours_of, eager), tensors, targets),
-            "compiled": partial(step, partial(ours_of, compiled), tensors, targets),
-            "anchor": partial(step, partial(theirs_of, reference), tensors, truth),
-        }
-        expected = ways["anchor"]()
-        agreements = [check(ways[way](), expected) for way in ("eager", "compiled")]
-        seconds = interleaved(ways, repeats=MANY)
-        for way, goal, agreement in zip(("eager", "compiled"), goals, agreements, strict=True):
+        anchor = partial(step, partial(theirs_of, reference), tensors, instances(targets, IMAGE))
+        ways = {way: partial(step, partial(ours_of, ours), tensors, targets) for way, (ours, _) in heads.items()}
+        expected = anchor()
+        agreements = {way: check(ours(), expected) for way, ours in ways.items()}
+        seconds = interleaved({**ways, "anchor": anchor}, repeats=MANY)
+        for way, (_, goal) in heads.items():
             name = f"P3 VFNet assignment + loss, {way}, 2 x {boxes} boxes"
-            yield faster(name, seconds[way], seconds["anchor"], goal, agreement)
+            yield faster(name, seconds[way], seconds["anchor"], goal, agreements[way])
 
 
 if __name__ == "__main__":
