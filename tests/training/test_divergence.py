@@ -177,6 +177,28 @@ def test_a_gpu_learns_nothing_after_the_fourth_bad_step_in_a_row(
 
 
 @pytest.mark.usefixtures("fused")
+def test_a_gpu_goes_on_with_nan_policy_stop_after_skipped_steps(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of four steps says that the last of them was skipped; the four after it are good."""
+    settings = (*SETTINGS, *BY_SGD, "trainer.save_every=100")
+    skipping = tiny_config(tmp_path, shapes, *settings, "trainer.nan_policy=skip")
+    with monkeypatch.context() as patch:
+        break_losses(patch, {3}, float("nan"))
+        before_reading(patch, 18, partial(signal.raise_signal, signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            run(skipping)
+    before = last(skipping)
+    assert before["callbacks"]["FiniteSteps"]["in_a_row"] == 1
+    stopping = tiny_config(tmp_path, shapes, *settings, "trainer.nan_policy=stop")
+    run(stopping)
+    after = last(stopping)
+    assert (after["global_step"], after["callbacks"]["FiniteSteps"]) == (8, {"skipped": 1, "in_a_row": 0})
+    name = "detector.head.cls_logits.weight"
+    assert not torch.equal(after["state_dict"][name], before["state_dict"][name])
+
+
+@pytest.mark.usefixtures("fused")
 def test_a_gpu_may_skip_the_very_first_step(tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fused optimizer makes its momentum of uninitialised memory, and leaves it so when it passes over a step."""
     config = tiny_config(tmp_path, shapes, *SETTINGS, *BY_SGD, "trainer.nan_policy=skip")

@@ -87,7 +87,9 @@ class FiniteSteps(Callback):
 
     def _passed_over(self, bad: Tensor) -> Tensor:
         """1 where the device leaves this step out: it is bad, or one before it was that the host will stop for."""
-        before = torch.full_like(bad, self._in_a_row) if self._bad_in_a_row is None else self._bad_in_a_row
+        before = self._bad_in_a_row
+        if before is None:  # a run that was continued with nan_policy=stop may come with some that were skipped
+            before = torch.full_like(bad, min(self._in_a_row, self._most_in_a_row))
         self._bad_in_a_row = torch.where(before > self._most_in_a_row, before, (before + 1) * bad)
         return torch.maximum(bad, (self._bad_in_a_row > self._most_in_a_row).float())
 
