@@ -2,72 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-
-
-class LevelGrid(NamedTuple):
-    """The grid of points of every pyramid level, as tensors over P points or L levels.
-
-    points: (P, 2) float32 x, y in pixels of the padded input. point_strides: (P,) float32.
-    strides: (L,) float32. heights, widths, starts: (L,) int64, `starts` being the level's first point.
-    """
-
-    points: Tensor
-    point_strides: Tensor
-    strides: Tensor
-    heights: Tensor
-    widths: Tensor
-    starts: Tensor
-
-
-def level_grid(
-    map_sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], offset: float, device: torch.device
-) -> LevelGrid:
-    """Points at ((x + offset) * stride, (y + offset) * stride), level by level, row-major inside a level.
-
-    map_sizes: (height, width) a level. offset: 0.5 in FCOS (cell centres), 0 in VFNet and ATSS.
-    Cached by its arguments: the tensors must not be changed in place.
-    """
-    # While a net is exported or compiled its sizes may be symbols, which no cache can hold.
-    make = _make_level_grid if torch.compiler.is_compiling() else _cached_level_grid
-    return make(map_sizes, strides, offset, device)
-
-
-def _make_level_grid(
-    map_sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], offset: float, device: torch.device
-) -> LevelGrid:
-    # Cached tensors outlive the call, so they must be ordinary ones even if made under inference_mode.
-    with torch.inference_mode(False):
-        points, point_strides, starts, count = [], [], [], 0
-        for (height, width), stride in zip(map_sizes, strides, strict=True):
-            y = (torch.arange(height, dtype=torch.float32, device=device) + offset) * stride
-            x = (torch.arange(width, dtype=torch.float32, device=device) + offset) * stride
-            grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-            points.append(torch.stack([grid_x.flatten(), grid_y.flatten()], dim=1))
-            point_strides.append(torch.full((height * width,), float(stride), device=device))
-            starts.append(count)
-            count += height * width
-        return LevelGrid(
-            torch.cat(points),
-            torch.cat(point_strides),
-            vector([float(stride) for stride in strides], device),
-            vector([height for height, _ in map_sizes], device),
-            vector([width for _, width in map_sizes], device),
-            vector(starts, device),
-        )
-
-
-_cached_level_grid = lru_cache(maxsize=1024)(_make_level_grid)  # COCO at 800 x 1333 has some 300 padded sizes
-
-
-def vector(values: Sequence[int] | Sequence[float], device: torch.device) -> Tensor:
-    """Numbers as a tensor (V,) of the device, filled there: torch.tensor(values) would wait for a copy to a GPU."""
-    return torch.stack([torch.full((), value, device=device) for value in values])
 
 
 def distances_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
@@ -78,6 +14,11 @@ def distances_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
 def boxes_to_distances(points: Tensor, boxes: Tensor) -> Tensor:
     """points (..., 2) and boxes (..., 4) -> left, top, right, bottom (..., 4); negative for a point outside."""
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
+
+
+def edges(boxes: Tensor) -> Tensor:
+    """Boxes (..., 4) as distances from the origin, -x1 -y1 x2 y2: what `aligned_iou` and `aligned_giou` take."""
+    return torch.cat([-boxes[..., :2], boxes[..., 2:]], dim=-1)
 
 
 def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:

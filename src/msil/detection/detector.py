@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -12,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msil.detection.backbone import ResNet
+from msil.detection.backbone import build_backbone
 from msil.detection.fpn import FPN
-from msil.detection.heads.fcos import FCOSHead
-from msil.detection.heads.vfnet import VFNetHead
+from msil.detection.heads import DenseHead, HeadOptions, build_head
 from msil.detection.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -33,6 +30,7 @@ from msil.errors import WeightsError
 STRIDE = 32  # of the backbone's deepest map: images are padded to a multiple of it
 MOST_GRAPHS = 64  # of each compiled part; small images of mixed sizes took 25 in all
 Limits = tuple[int, int] | None  # short side and limit of the long side, pixels; None: as it is
+Images = Tensor | Sequence[Tensor]
 
 FULL_MSIL: Mapping[str, Any] = MappingProxyType({"align": True, "separate": True, "apply": "both"})
 
@@ -40,26 +38,26 @@ FULL_MSIL: Mapping[str, Any] = MappingProxyType({"align": True, "separate": True
 class Detector(nn.Module):
     """backbone -> FPN -> head, with pre- and post-processing.
 
-    Images are lists of tensors (3, H, W), RGB, uint8 or float in 0..1, of any sizes; their channels are put into
-    `channel_order` ("rgb" or "bgr"), normalised by image_mean and image_std (in that order, 0..255 units), and padded
-    to the batch's largest size, rounded up to 32.
+    Images are tensors (3, H, W), RGB, uint8 or float in 0..1, of any sizes; their channels are put into `channel_order`
+    ("rgb" or "bgr"), normalised by image_mean and image_std (in that order, 0..255 units; None: the backbone's own),
+    and padded to the batch's largest size, rounded up to 32.
     min_size, max_size: if given, `predict` first resizes each image so that its short side is min_size and its
         long side at most max_size. None: images are taken as they are.
-    score_thresh, nms_thresh, topk_candidates, detections_per_img: as in FCOSHead.detect.
-    test_scales, test_flip: `predict` looks at each image at each of these short sides in place of min_size, the long
-        side's limit in proportion to max_size, and mirrored too; see msil.detection.views. None, False: once.
+    score_thresh, nms_thresh, topk_candidates, detections_per_img: as in DenseHead.detect.
+    test_scales, test_flip: `predict` takes each image at each of these short sides in place of min_size, the limit of
+        the long side in proportion to max_size, and mirrored too; see msil.detection.views. None, False: once.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         fpn: nn.Module,
-        head: FCOSHead | VFNetHead,
+        head: DenseHead,
         *,
         min_size: int | None = None,
         max_size: int | None = None,
-        image_mean: Sequence[float] = IMAGENET_MEAN,
-        image_std: Sequence[float] = IMAGENET_STD,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
         channel_order: str = "rgb",
         score_thresh: float = 0.05,
         nms_thresh: float = 0.6,
@@ -75,9 +73,11 @@ class Detector(nn.Module):
             raise ValueError(f"test_scales must be short sides in pixels beside min_size, not {test_scales}.")
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order must be rgb or bgr, not {channel_order!r}.")
-        if len(image_mean) != 3 or len(image_std) != 3 or min(image_std) <= 0:
+        mean = image_mean if image_mean is not None else getattr(backbone, "image_mean", IMAGENET_MEAN)
+        std = image_std if image_std is not None else getattr(backbone, "image_std", IMAGENET_STD)
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(
-                f"image_mean and image_std must be three numbers, the latter above 0, not {image_mean} and {image_std}."
+                f"image_mean and image_std must be three numbers, the latter above 0, not {mean} and {std}."
             )
         self.backbone = backbone
         self.fpn = fpn
@@ -94,28 +94,26 @@ class Detector(nn.Module):
         self.channels_last = True
         self.image_mean: Tensor
         self.image_std: Tensor
-        self.register_buffer("image_mean", torch.tensor(image_mean), persistent=False)
-        self.register_buffer("image_std", torch.tensor(image_std), persistent=False)
+        self.register_buffer("image_mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("image_std", torch.tensor(std), persistent=False)
 
-    def forward(self, images: list[Tensor], pad_to: tuple[int, int] = (0, 0)) -> Predictions:
-        """N images (3, H, W) -> raw Predictions over the padded batch; pad_to: at least so high and wide."""
-        return self.net(self.batch(images, pad_to))
+    def forward(self, images: list[Tensor]) -> Predictions:
+        """N images (3, H, W) -> raw Predictions over the padded batch."""
+        return self.net(self.batch(images))
 
     def net(self, batch: Tensor) -> Predictions:
         """A batch (N, 3, H, W) as `batch` makes it -> raw Predictions: the part with the weights."""
         return self.head(self.fpn(self.backbone(batch)))
 
-    def pyramid(self, images: list[Tensor], pad_to: tuple[int, int] = (0, 0)) -> list[Tensor]:
+    def pyramid(self, images: list[Tensor]) -> list[Tensor]:
         """N images (3, H, W) -> P3..P7, (N, C, H / stride, W / stride) of the padded batch."""
-        return self.fpn(self.backbone(self.batch(images, pad_to)))
+        return self.fpn(self.backbone(self.batch(images)))
 
-    def batch(self, images: list[Tensor], pad_to: tuple[int, int] = (0, 0)) -> Tensor:
+    def batch(self, images: list[Tensor]) -> Tensor:
         """N images (3, H, W) -> (N, 3, H, W) float32, normalised and padded with zeros, H and W multiples of 32."""
         if self.channel_order == "bgr":
             images = [image.flip(0) for image in images]
-        batch = batch_images(
-            [normalize(image, self.image_mean, self.image_std) for image in images], STRIDE, at_least=pad_to
-        )
+        batch = batch_images([normalize(image, self.image_mean, self.image_std) for image in images], STRIDE)
         return batch.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
     def lay_out(self, *, channels_last: bool) -> None:
@@ -144,48 +142,29 @@ class Detector(nn.Module):
         self.net = partial(torch.compile(type(self).net), self)
         self.head.padded_loss = partial(torch.compile(type(self.head).padded_loss), self.head)
 
-    def loss(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        """N images and their N targets in the images' pixels -> the head's loss terms, scalars."""
-        return self.head.loss(self(images), targets, image_sizes(images))
+    def loss(self, images: Images, targets: Sequence[Target | Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The head's loss terms, scalars, of N images and their N targets.
 
-    def part_loss(
-        self, images: list[Tensor], targets: list[Target], *, pad_to: tuple[int, int], divisors: Tensor | None
-    ) -> dict[str, Tensor]:
-        """As `loss`, for a part of a step's images: the parts' terms add up to the step's, and so do their gradients.
-
-        pad_to: the largest (height, width) of the step's images, for points in the padding count too. divisors: the
-        head's `divisors` of the sum of all parts' `loss_sums`; None: this rank has no other part.
+        images: as in `predict`. targets: Target, or torchvision's dicts {"boxes": (M, 4), "labels": (M,)}, in the
+        images' pixels, with labels in [0, num_classes).
+        Raises ValueError for anything else.
         """
-        return self.head.part_loss(self(images, pad_to), targets, image_sizes(images), divisors)
+        images = image_list(images)
+        return self.head.loss(self(images), list(map(as_target, targets)), image_sizes(images))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the training before each step; epoch counts from 0."""
+        self.head.set_epoch(epoch)
 
     @torch.no_grad()
-    def loss_sums(self, images: list[Tensor], targets: list[Target], *, pad_to: tuple[int, int]) -> Tensor:
-        """What the head's `divisors` are made of, for a part of a step's images as in `part_loss`.
-
-        FCOS's come from the targets. VFNet's need the predicted boxes: a forward pass without gradients, which leaves
-        the running statistics of norms alone.
-        """
-        sizes = image_sizes(images)
-        if isinstance(self.head, FCOSHead):
-            height, width = common_size([*sizes, pad_to], STRIDE)
-            maps = tuple((math.ceil(height / stride), math.ceil(width / stride)) for stride in self.head.strides)
-            return self.head.sums(maps, targets)
-        norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-        statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
-        try:
-            return self.head.sums(self(images, pad_to), targets, sizes)
-        finally:
-            for buffer, before in statistics:
-                buffer.copy_(before)
-
-    @torch.no_grad()
-    def predict(self, images: list[Tensor]) -> list[Detections]:
-        """N images (3, H, W) -> N Detections in the pixels of those images. Runs in eval mode and leaves the mode
-        as it was.
+    def predict(self, images: Images) -> list[Detections]:
+        """One image (3, H, W), a batch (N, 3, H, W) or a list of N images of any sizes -> N Detections in the pixels of
+        those images. Runs in eval mode and leaves the mode as it was.
 
         What is found in an image does not depend on the others: only images that are padded to the same size go
-        through the net together.
+        through the net together. Raises ValueError for anything else than such images.
         """
+        images = image_list(images)
         if not images:
             return []
         modes = [(module, module.training) for module in self.modules()]
@@ -257,99 +236,81 @@ def _resized(image: Tensor, limits: Limits) -> Tensor:
     return resize(image, resized_size(image.shape[-2], image.shape[-1], *limits))
 
 
+def image_list(images: Images) -> list[Tensor]:
+    """One image (3, H, W), a batch (N, 3, H, W) or a sequence of images (3, H, W) as a list of images.
+
+    Raises ValueError, saying what is wrong, for anything else.
+    """
+    if isinstance(images, Tensor) and images.dim() not in (3, 4):
+        raise ValueError(f"images must be (3, H, W), (N, 3, H, W) or a list of (3, H, W), not {tuple(images.shape)}.")
+    if isinstance(images, Tensor):
+        return [images] if images.dim() == 3 else list(images)
+    if not isinstance(images, Sequence) or isinstance(images, str):
+        raise ValueError(f"images must be a tensor or a list of tensors (3, H, W), not {type(images).__name__}.")
+    for number, image in enumerate(images):
+        if not isinstance(image, Tensor) or image.dim() != 3:
+            found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"image {number} must be a tensor (3, H, W), not {found}.")
+    return list(images)
+
+
+def as_target(target: Target | Mapping[str, Tensor]) -> Target:
+    """A Target, or torchvision's dict with "boxes" and "labels", as a Target. Raises ValueError for anything else."""
+    if isinstance(target, Target):
+        return target
+    if not isinstance(target, Mapping) or not {"boxes", "labels"} <= target.keys():
+        found = f"a dict with {sorted(target)}" if isinstance(target, Mapping) else type(target).__name__
+        raise ValueError(f'a target must be a Target or a dict with "boxes" (M, 4) and "labels" (M,), not {found}.')
+    return Target(target["boxes"], target["labels"])
+
+
+def fpn_of(backbone: nn.Module, head: DenseHead) -> FPN:
+    """The pyramid between a backbone and a head, in the head's variant."""
+    options = head.options
+    return FPN(
+        backbone.out_channels,  # pyright: ignore[reportArgumentType]
+        head.channels,
+        extra_convs=options.extra_convs,
+        relu_before_extra_convs=options.relu_before_extra_convs,
+    )
+
+
 def build_detector(
-    head: str = "fcos",
-    backbone: str = "resnet50",
+    head: str | HeadOptions | DenseHead = "fcos",
+    backbone: str | Any | nn.Module = "resnet50",
     num_classes: int = 80,
     *,
-    msil: Mapping[str, Any] | None = FULL_MSIL,
-    weights: str | None = None,
-    backbone_weights: str | None = None,
-    frozen_stages: int | None = None,
-    norm: str | None = None,
-    style: str = "pytorch",
+    msil: nn.Module | Mapping[str, Any] | None = FULL_MSIL,
     channels: int = 256,
-    num_convs: int | None = None,
-    norm_groups: int = 32,
-    conv_bias: bool | None = None,
-    center_sampling: bool | None = None,
-    center_sample_radius: float | None = None,
-    centerness_on_reg: bool | None = None,
-    norm_on_bbox: bool | None = None,
-    loss_bbox: str | None = None,
-    point_offset: float | None = None,
-    init: str | None = None,
+    weights: str | None = None,
     min_size: int | None = None,
     max_size: int | None = None,
-    image_mean: Sequence[float] = IMAGENET_MEAN,
-    image_std: Sequence[float] = IMAGENET_STD,
-    channel_order: str = "rgb",
-    score_thresh: float = 0.05,
-    nms_thresh: float = 0.6,
-    topk_candidates: int = 1000,
-    detections_per_img: int = 100,
-    test_scales: Sequence[int] | None = None,
-    test_flip: bool = False,
 ) -> Detector:
-    """A Detector by name.
+    """A Detector of a head, a backbone and an FPN between them.
 
-    head: "fcos" or "vfnet". backbone: "resnet10", "resnet18", "resnet34", "resnet50" or "resnet101".
-    msil: keyword arguments of MSIL (channels aside), by default the full block; None, or apply="none": the plain
-        detector.
+    head: a name such as "fcos", "vfnet", "retinanet", "atss", "gfl", "tood"; a head's options, e.g.
+        FCOSHead.Options(num_convs=2); or a DenseHead, which then has its classes and block already.
+    backbone: a name such as "resnet50" or "timm:convnext_tiny"; ResNetOptions or TimmOptions; or an nn.Module with
+        out_channels (3 numbers) and forward(images) -> [C3, C4, C5] at strides 8, 16, 32. See msil.detection.backbone.
+    num_classes: K. channels: of the FPN and the head.
+    msil: keyword arguments of MSIL (channels aside), by default the full block; a module of one's own from (cls_feat,
+        reg_feat) to the same two shapes; None, or apply="none": the plain detector.
     weights: file with a Detector's state dict (or a checkpoint of a run), loaded after building. Whether the other
-        settings are those that it was trained with cannot be seen from a state dict alone:
+        settings are those that it was trained with does not show in a state dict alone:
         msil.checkpoints.load.load_detector reads them from the file too.
-    backbone_weights, frozen_stages, norm, style: as ResNet's weights, frozen_stages, norm and style.
-    channels: of the FPN and the head.
-    num_convs ... init: as in FCOSHead or VFNetHead; None, the head's default.
-    The rest: as in Detector.
+    min_size, max_size: as in Detector.
 
-    Raises ValueError for an unknown name or an option that the head does not have, WeightsError for weights that are
-    missing or do not fit.
+    Raises ValueError for an unknown name or an option outside its limits, WeightsError for weights that are missing or
+    do not fit.
     """
-    options = {
-        "num_convs": num_convs,
-        "conv_bias": conv_bias,
-        "center_sampling": center_sampling,
-        "center_sample_radius": center_sample_radius,
-        "centerness_on_reg": centerness_on_reg,
-        "norm_on_bbox": norm_on_bbox,
-        "loss_bbox": loss_bbox,
-        "point_offset": point_offset,
-        "init": init,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    match head:
-        case "fcos":
-            head_class = FCOSHead
-        case "vfnet":
-            head_class = VFNetHead
-        case _:
-            raise ValueError(f"unknown head {head!r}; known: fcos, vfnet.")
-    foreign = given.keys() - inspect.signature(head_class).parameters.keys()
-    if foreign:
-        raise ValueError(f"the head {head} has no option {', '.join(sorted(foreign))}: leave it out.")
-    body = ResNet(backbone, weights=backbone_weights, norm=norm, frozen_stages=frozen_stages, style=style)
-    detector = Detector(
-        body,
-        FPN(body.out_channels, channels),
-        head_class(num_classes, channels, norm_groups=norm_groups, msil=msil, **given),
-        min_size=min_size,
-        max_size=max_size,
-        image_mean=image_mean,
-        image_std=image_std,
-        channel_order=channel_order,
-        score_thresh=score_thresh,
-        nms_thresh=nms_thresh,
-        topk_candidates=topk_candidates,
-        detections_per_img=detections_per_img,
-        test_scales=test_scales,
-        test_flip=test_flip,
-    )
+    body = build_backbone(backbone)
+    if not isinstance(head, DenseHead):
+        head = build_head(head, num_classes, channels, msil)
+    built = Detector(body, fpn_of(body, head), head, min_size=min_size, max_size=max_size)
     if weights is not None:
         state = load_state_dict_file(weights)
-        found = differences(detector.state_dict(), state)
+        found = differences(built.state_dict(), state)
         if found:
             raise WeightsError(f"{weights} does not fit this detector: it {found}; build the detector that it is of.")
-        detector.load_state_dict(state)
-    return detector
+        built.load_state_dict(state)
+    return built

@@ -14,7 +14,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from msil.detection.boxes import aligned_giou, aligned_iou, vector
+from msil.detection.boxes import aligned_giou, aligned_iou
+from msil.detection.priors import vector
 
 # Logits (..., 1) at the labelled classes -> the loss of each as an object's, and its derivative.
 ObjectTerm = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -52,17 +53,27 @@ class _ClassificationLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, background_weight: float, gamma: float, object_term: ObjectTerm
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        ignored: Tensor | None,
+        background_weight: float,
+        gamma: float,
+        object_term: ObjectTerm,
     ) -> Tensor:
         loss, grad = _focal_term(logits, background_weight, gamma)
+        if ignored is not None:  # none of them has a label
+            loss, grad = loss.masked_fill_(ignored[..., None], 0), grad.masked_fill_(ignored[..., None], 0)
         classes = logits.shape[-1]
         background = (labels >= classes)[..., None]
         index = labels.clamp(max=classes - 1)[..., None]
         labelled = logits.gather(-1, index)
         as_object, object_grad = object_term(labelled)
-        # Replaced and not corrected by a difference: of a net that is sure this would cancel all digits of the sum.
+        # Replaced and not corrected by a difference, which would cancel all digits of the sum of saturated logits.
         if torch.compiler.is_compiling():  # what is gathered or scattered would keep it from being one pass
             _, background_grad = _focal_term(labelled, background_weight, gamma)
+            if ignored is not None:
+                background_grad = background_grad.masked_fill(ignored[..., None], 0)
             replaced = torch.arange(classes, device=logits.device) == labels[..., None]
             total = loss.masked_fill(replaced, 0).sum() + as_object.masked_fill(background, 0).sum()
         else:
@@ -73,9 +84,9 @@ class _ClassificationLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * grad_outputs[0], None, None, None, None
+        return grad * grad_outputs[0], None, None, None, None, None
 
 
 def _focal_term(logits: Tensor, weight: float, gamma: float) -> tuple[Tensor, Tensor]:
@@ -99,10 +110,13 @@ def _softplus(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
     return q.log_().div_(below).mul_(p).clamp_(min=x)  # x itself where q falls below `tiny`
 
 
-def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Sum of the focal loss (arXiv 1708.02002) over all points and classes -> scalar.
+def sigmoid_focal_loss(
+    logits: Tensor, labels: Tensor, ignored: Tensor | None = None, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Sum of the focal loss (arXiv 1708.02002) over all priors and classes -> scalar.
 
-    logits (..., K); labels (...) int64 in [0, K], K meaning background.
+    logits (..., K); labels (...) int64 in [0, K], K meaning background; ignored (...) bool: background priors that do
+    not count.
     """
 
     def object_term(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,16 +124,24 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamm
         return loss, -grad
 
     return _ClassificationLoss.apply(  # pyright: ignore[reportReturnType]
-        logits.float(), labels, 1 - alpha, gamma, object_term
+        logits.float(), labels, ignored, 1 - alpha, gamma, object_term
     )
 
 
-def varifocal_loss(logits: Tensor, labels: Tensor, quality: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
-    """Sum of the varifocal loss (arXiv 2008.13367, eq. 2) over all points and classes -> scalar.
+def varifocal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    quality: Tensor,
+    ignored: Tensor | None = None,
+    *,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+) -> Tensor:
+    """Sum of the varifocal loss (arXiv 2008.13367, eq. 2) over all priors and classes -> scalar.
 
-    q * BCE(p, q) at a point's class, alpha * p^gamma * BCE(p, 0) everywhere else; the gradient passes through the
-    weight p^gamma too. logits (..., K); labels (...) int64 in [0, K], K meaning background; quality (...) the targets q
-    in (0, 1] at the points that are no background, without gradient.
+    q * BCE(p, q) at a prior's class, alpha * p^gamma * BCE(p, 0) everywhere else; the gradient passes through the
+    weight p^gamma too. logits, labels, ignored as in `sigmoid_focal_loss`; quality (...) the targets q in (0, 1] at the
+    priors that are not background, without gradient.
     """
     target = quality.detach().float()[..., None]
 
@@ -128,8 +150,49 @@ def varifocal_loss(logits: Tensor, labels: Tensor, quality: Tensor, alpha: float
         return target * entropy, target * (torch.sigmoid(logits) - target)
 
     return _ClassificationLoss.apply(  # pyright: ignore[reportReturnType]
-        logits.float(), labels, alpha, gamma, object_term
+        logits.float(), labels, ignored, alpha, gamma, object_term
     )
+
+
+def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, ignored: Tensor | None = None) -> Tensor:
+    """Sum of the quality focal loss (arXiv 2006.04388, eq. 5, beta 2) over all priors and classes -> scalar.
+
+    |q - p|^2 * BCE(p, q) at a prior's class, p^2 * BCE(p, 0) everywhere else; the gradient passes through both
+    weights. Arguments as in `varifocal_loss`, q in [0, 1].
+    """
+    target = quality.detach().float()[..., None]
+
+    def object_term(logits: Tensor) -> tuple[Tensor, Tensor]:
+        entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
+        error = p - target
+        return error.square() * entropy, error * (2 * p * q * entropy + error.square())
+
+    return _ClassificationLoss.apply(  # pyright: ignore[reportReturnType]
+        logits.float(), labels, ignored, 1.0, 2.0, object_term
+    )
+
+
+def distribution_focal_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of the distribution focal loss (arXiv 2006.04388, eq. 6) over the four sides -> scalar.
+
+    Cross-entropy to the two whole numbers next to a target, by its nearness to each. logits (..., 4 (n + 1)): of each
+    side over 0 ... n. targets (..., 4) in strides, clamped to [0, n - 0.1]. weights (...) >= 0; where it is 0 the
+    predictions get a zero gradient.
+    """
+    logits = logits.float().unflatten(-1, (4, -1))
+    targets = targets.clamp(0, logits.shape[-1] - 1 - 0.1)
+    logits = logits.masked_fill((weights == 0)[..., None, None], 0)
+    lower = targets.floor()
+    near = torch.stack([lower + 1 - targets, targets - lower], dim=-1)
+    index = torch.stack([lower, lower + 1], dim=-1).long()
+    entropy = -logits.log_softmax(-1).gather(-1, index)
+    return ((entropy * near).sum((-2, -1)) * weights).sum()
+
+
+def l1_loss(predicted: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """Sum of |predicted - targets| (..., 4) where counted (...) bool -> scalar."""
+    return (predicted.float() - targets).masked_fill(~counted[..., None], 0).abs().sum()
 
 
 def centerness_targets(distances: Tensor) -> Tensor:
@@ -142,9 +205,9 @@ def centerness_targets(distances: Tensor) -> Tensor:
 def box_loss(distances: Tensor, targets: Tensor, weights: Tensor, kind: str) -> Tensor:
     """Weighted sum of the IoU ("iou": -log IoU, clamped to >= 1e-6) or GIoU ("giou": 1 - GIoU) loss -> scalar.
 
-    distances, targets (..., 4): left, top, right, bottom from the same point. weights (...) >= 0; where it is 0
-    the predictions get a zero gradient whatever they are. Of several sets of predictions for the same targets,
-    distances (S, ..., 4) and weights (S, ...), each has its own sum -> (S,).
+    distances, targets (..., 4): left, top, right, bottom from the same point, or `edges` of boxes. weights (...) >= 0;
+    where it is 0 the predictions get a zero gradient whatever they are. Of several sets of predictions for the same
+    targets, distances (S, ..., 4) and weights (S, ...), each has its own sum -> (S,).
     """
     summed = tuple(range(1 - targets.dim(), 0))
     unused = (weights == 0)[..., None]
@@ -162,7 +225,7 @@ def box_loss(distances: Tensor, targets: Tensor, weights: Tensor, kind: str) -> 
 def box_quality(distances: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
     """IoU of the predicted with the true box at each positive point, at least 1e-6; 0 elsewhere; without gradient.
 
-    distances, targets (..., 4): left, top, right, bottom from the same point. positive (...) bool. Several sets of
+    distances, targets (..., 4): as in `box_loss`. positive (...) bool. Several sets of
     predictions for the same targets: distances (S, ..., 4) -> (S, ...).
     """
     return torch.where(positive, aligned_iou(distances.float(), targets).clamp(min=1e-6), 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,30 +18,30 @@ SHARES = (3, 10)
 
 
 def select_candidates(
-    logits: Tensor, map_sizes: tuple[tuple[int, int], ...], score_thresh: float, topk_candidates: int
+    logits: Tensor, level_sizes: Sequence[int], score_thresh: float, topk_candidates: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best (point, class) pairs of each level whose class probability exceeds `score_thresh`.
+    """The best (prior, class) pairs of each level whose class probability exceeds `score_thresh`.
 
-    logits (N, P, K). Returns scores (N, C) float32 with 0 where a level had fewer, points (N, C) in [0, P), labels
-    (N, C), C = sum over levels of min(topk_candidates, points * K). One point may give several classes.
+    logits (N, P, K), level_sizes: priors of each level. Returns scores (N, C) float32 with 0 where a level had fewer,
+    priors (N, C) in [0, P), labels (N, C), C = sum over levels of min(topk_candidates, priors * K). One prior may give
+    several classes.
     """
-    scores, points, labels = [], [], []
+    scores, priors, labels = [], [], []
     start = 0
-    for height, width in map_sizes:
-        count = height * width
-        best, point, label = _best_pairs(logits[:, start : start + count], topk_candidates)
+    for count in level_sizes:
+        best, prior, label = _best_pairs(logits[:, start : start + count], topk_candidates)
         probability = best.float().sigmoid()
         scores.append(torch.where(probability > score_thresh, probability, 0))
-        points.append(start + point)
+        priors.append(start + prior)
         labels.append(label)
         start += count
-    return torch.cat(scores, 1), torch.cat(points, 1), torch.cat(labels, 1)
+    return torch.cat(scores, 1), torch.cat(priors, 1), torch.cat(labels, 1)
 
 
 def _best_pairs(logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The highest min(limit, P * K) of logits (N, P, K), falling: values, points and classes, (N, C) each.
+    """The highest min(limit, P * K) of logits (N, P, K), falling: values, priors and classes, (N, C) each.
 
-    They lie in the `limit` points of the highest maxima: a pair of any other point has as many above it. So the long
+    They lie in the `limit` priors of the highest maxima: a pair of any other prior has as many above it. So the long
     list of all pairs is never sorted.
     """
     count, classes = logits.shape[1:]
@@ -58,13 +60,15 @@ def detections_from_candidates(
     *,
     nms_thresh: float,
     detections_per_img: int,
+    clip: bool = True,
 ) -> list[Detections]:
     """Clip to the images, drop empty boxes, suppress overlaps above `nms_thresh` class by class, keep the best.
 
     boxes (N, C, 4), scores (N, C) with 0 for "no candidate", labels (N, C); image_sizes N pairs (height, width).
-    The host waits for the device once a batch, however large that is.
+    One host sync a batch, of any size. clip: False leaves boxes as they are (TOOD).
     """
-    boxes = clip_boxes(boxes, sizes_tensor(image_sizes, boxes.device).to(boxes.dtype))
+    if clip:
+        boxes = clip_boxes(boxes, sizes_tensor(image_sizes, boxes.device).to(boxes.dtype))
     real = (scores > 0) & (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
     if torch.compiler.is_exporting():
         return [

@@ -59,17 +59,17 @@ def normalize(
     return (pixels - mean) / std
 
 
-def batch_images(images: Sequence[Tensor], divisor: int = 32, at_least: tuple[int, int] = (0, 0)) -> Tensor:
+def batch_images(images: Sequence[Tensor], divisor: int = 32) -> Tensor:
     """Normalised images (3, H_i, W_i) -> one batch (N, 3, H, W), padded with zeros at the right and the bottom.
 
-    H and W are the batch's largest, or those of `at_least` where they are larger, rounded up to multiples of `divisor`.
+    H and W are the batch's largest, rounded up to multiples of `divisor`.
     Zeros after normalisation are the mean colour, which is what MMDetection pads with.
 
     Raises ValueError for an empty list.
     """
     if not images:
         raise ValueError("a batch needs at least one image.")
-    height, width = common_size([(image.shape[-2], image.shape[-1]) for image in images] + [at_least], divisor)
+    height, width = common_size([(image.shape[-2], image.shape[-1]) for image in images], divisor)
     batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
     for slot, image in zip(batch, images, strict=True):
         slot[:, : image.shape[-2], : image.shape[-1]] = image

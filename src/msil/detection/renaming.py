@@ -1,7 +1,7 @@
 """State dicts of MMDetection and torchvision in our names: pure functions of names and tensors.
 
-The same tensor is the same parameter in all three; only its name differs. MMDetection: the heads FCOSHead and
-VFNetHead of 2.x and 3.x, and FCOSHead's names of 1.x. torchvision: fcos_resnet50_fpn.
+The same tensor is the same parameter in all three; only its name differs. MMDetection: the heads of 2.x and 3.x, and
+FCOSHead's names of 1.x. torchvision: fcos_resnet50_fpn.
 """
 
 from __future__ import annotations
@@ -61,10 +61,38 @@ _VFNET: Rules = (
     (r"vfnet_cls\.(weight|bias)", r"cls_logits.\1"),
     (r"scales_refine\.(\d+)\.scale", r"scales_refine[\1]"),
 )
+_ATSS: Rules = (
+    (r"atss_cls\.(weight|bias)", r"cls_logits.\1"),
+    (r"atss_reg\.(weight|bias)", r"bbox_reg.\1"),
+    (r"atss_centerness\.(weight|bias)", r"bbox_ctrness.\1"),
+)
+_GFL: Rules = (
+    (r"gfl_cls\.(weight|bias)", r"cls_logits.\1"),
+    (r"gfl_reg\.(weight|bias)", r"bbox_reg.\1"),
+)
+_RETINA: Rules = (
+    (r"retina_cls\.(weight|bias)", r"cls_logits.\1"),
+    (r"retina_reg\.(weight|bias)", r"bbox_reg.\1"),
+)
+_TOOD: Rules = (
+    (r"inter_convs\.(\d+)\.conv\.(weight|bias)", r"inter_convs.\1.conv.\2"),
+    (r"inter_convs\.(\d+)\.gn\.(weight|bias)", r"inter_convs.\1.norm.\2"),
+    (r"(cls|reg)_decomp\.layer_attention\.([02])\.(weight|bias)", r"\1_decomp.layer_attention.\2.\3"),
+    (r"(cls|reg)_decomp\.reduction_conv\.conv\.(weight|bias)", r"\1_decomp.reduction.conv.\2"),
+    (r"(cls|reg)_decomp\.reduction_conv\.gn\.(weight|bias)", r"\1_decomp.reduction.norm.\2"),
+    (r"cls_prob_module\.([02])\.(weight|bias)", r"cls_prob.\1.\2"),
+    (r"reg_offset_module\.([02])\.(weight|bias)", r"reg_offset.\1.\2"),
+    (r"tood_cls\.(weight|bias)", r"cls_logits.\1"),
+    (r"tood_reg\.(weight|bias)", r"bbox_reg.\1"),
+)
+# MMDetection's heads by its own names, and the keys that each has alone.
+_HEADS = {
+    "FCOSHead": _FCOS, "VFNetHead": _VFNET, "ATSSHead": _ATSS, "GFLHead": _GFL, "TOODHead": _TOOD, "RetinaHead": _RETINA
+}  # fmt: skip
 _MMDET = (
     Part("backbone.", "backbone.", _BACKBONE),
     Part("neck.", "fpn.", ((r"(lateral_convs|fpn_convs)\.(\d+)\.conv\.(weight|bias)", r"\1.\2.\3"),)),
-    Part("bbox_head.", "head.", (*_TOWERS, *_FCOS, *_VFNET)),
+    Part("bbox_head.", "head.", (*_TOWERS, *(rule for rules in _HEADS.values() for rule in rules))),
 )
 
 
@@ -105,7 +133,7 @@ _TORCHVISION = (
 
 
 def from_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of MMDetection's FCOS or VFNet, or of its backbone, neck or head alone, in our keys.
+    """State dict of one of MMDetection's detectors, or of its backbone, neck or head alone, in our keys.
 
     Keys with the prefixes backbone., neck. and bbox_head. come back with backbone., fpn. and head., for a Detector.
     Keys without prefix must all be of one part and come back without prefix, for a ResNet, an FPN, an FCOSHead or a
@@ -210,13 +238,14 @@ def _part_of(keys: list[str]) -> Part:
 
 
 def _check_one_head(keys: list[str]) -> None:
-    """The two heads share names on our side, so that one would overwrite the other."""
-    fcos, vfnet = (
-        next((key for key in keys if _name(Part("", "", rules), key.removeprefix("bbox_head.")) is not _UNKNOWN), None)
-        for rules in (_FCOS, _VFNET)
-    )
-    if fcos is not None and vfnet is not None:
-        raise WeightsError(f"the key {fcos} is of FCOSHead and {vfnet} of VFNetHead: give the state dict of one head.")
+    """The heads share names on our side, so that one would overwrite the other."""
+    found = {}
+    for name, rules in _HEADS.items():
+        part = Part("", "", rules)
+        found[name] = next((key for key in keys if _name(part, key.removeprefix("bbox_head.")) is not _UNKNOWN), None)
+    (first, key), (second, other) = ([(n, k) for n, k in found.items() if k is not None] + [("", None)] * 2)[:2]
+    if key is not None and other is not None:
+        raise WeightsError(f"the key {key} is of {first} and {other} of {second}: give the state dict of one head.")
 
 
 def _renamed(state_dict: Mapping[str, Tensor], names: Mapping[str, str | None]) -> dict[str, Tensor]:
@@ -245,6 +274,6 @@ def _renamed(state_dict: Mapping[str, Tensor], names: Mapping[str, str | None]) 
 
 def _unknown_to_mmdet(key: str) -> WeightsError:
     return WeightsError(
-        f"the key {key} is none of MMDetection's ResNet, FPN, FCOSHead or VFNetHead (conv and GroupNorm towers): "
+        f"the key {key} is none of MMDetection's ResNet, FPN or {', '.join(_HEADS)} (conv and GroupNorm towers): "
         "only state dicts of these can be converted."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +15,14 @@ class Target:
 
     boxes: (M, 4) float32, x1 y1 x2 y2, x2 > x1 and y2 > y1; width is x2 - x1.
     labels: (M,) int64 in [0, num_classes).
-    image_id: the data set's id of the image.
-    size: (height, width) of the image file after its EXIF rotation, before any resizing.
+    image_id: the data set's id of the image; evaluation needs it, the loss does not.
+    size: (height, width) of the image file after its EXIF rotation, before any resizing; likewise.
     """
 
     boxes: Tensor
     labels: Tensor
-    image_id: int
-    size: tuple[int, int]
+    image_id: int = -1
+    size: tuple[int, int] = (0, 0)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         return Target(
@@ -32,30 +33,38 @@ class Target:
         )
 
 
+class Level(NamedTuple):
+    """Raw outputs of a dense head on one pyramid level, A priors a cell: logits (N, A K, H, W), box (N, A D, H, W) with
+    the D channels of the box coder, quality (N, A, H, W), first_box as box."""
+
+    logits: Tensor
+    box: Tensor
+    quality: Tensor | None = None
+    first_box: Tensor | None = None
+
+
 @dataclass
 class Predictions:
-    """Raw outputs of a dense head over all points of all levels, P = sum of h * w over `map_sizes`.
-
-    Points run level by level (P3 first), row-major inside a level.
+    """Raw outputs of a dense head over all P priors: level by level (P3 first), row-major inside a level, a cell's
+    priors side by side.
 
     logits: (N, P, K) classification logits, before the sigmoid.
-    distances: (N, P, 4) left, top, right, bottom from the point to the box's sides, in pixels of the padded input,
-        or in units of the level's stride if the head normalises by it.
+    box: (N, P, D) what the head's box coder decodes.
     map_sizes: (height, width) of each level's feature map.
-    centerness: (N, P) centre-ness logits, or None for heads without that branch (VFNet).
-    initial_distances: (N, P, 4) as `distances`, before their refinement, or None for heads without one (FCOS).
+    quality: (N, P) logits of a factor of the score (centre-ness), or None for heads without that branch.
+    first_box: (N, P, D) as `box`, before its refinement, or None for heads without one.
     """
 
     logits: Tensor
-    distances: Tensor
+    box: Tensor
     map_sizes: tuple[tuple[int, int], ...]
-    centerness: Tensor | None = None
-    initial_distances: Tensor | None = None
+    quality: Tensor | None = None
+    first_box: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Predictions:
-        centerness = None if self.centerness is None else self.centerness.to(device)
-        initial = None if self.initial_distances is None else self.initial_distances.to(device)
-        return Predictions(self.logits.to(device), self.distances.to(device), self.map_sizes, centerness, initial)
+        quality = None if self.quality is None else self.quality.to(device)
+        first = None if self.first_box is None else self.first_box.to(device)
+        return Predictions(self.logits.to(device), self.box.to(device), self.map_sizes, quality, first)
 
 
 @dataclass

@@ -1,0 +1,105 @@
+"""Ground truth as tensors, and what an assigner gives back. Fixed shapes, no host synchronisation."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from msil.detection.host import sizes_tensor, to_device
+from msil.detection.priors import Priors
+from msil.detection.structures import Target
+
+BACKGROUND, IGNORED = -1, -2
+LOW_BITS = 0xFFFFFFFF
+
+
+class GroundTruth(NamedTuple):
+    """The ground truth of a batch as tensors of one device. B images, G padded boxes an image.
+
+    boxes (B, G, 4), labels (B, G), -1 for padding: see `pad_ground_truth`. sizes (B, 2) int64: height, width of the
+    images before the batch's padding, pixels.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    sizes: Tensor
+
+
+class Match(NamedTuple):
+    """Which box each prior learns.
+
+    index (B, P) int64: a box in [0, G), BACKGROUND or IGNORED. metric (B, P) float32 in [0, 1]: how well a positive
+    prior is aligned with its box, 0 elsewhere; None for assigners without such a measure.
+    """
+
+    index: Tensor
+    metric: Tensor | None = None
+
+
+class Assigner(Protocol):
+    """(priors, truth) -> Match. scores (B, P, K) probabilities and boxes (B, P, 4) in pixels, both detached: what the
+    head predicts, for assigners that depend on it."""
+
+    def __call__(
+        self, priors: Priors, truth: GroundTruth, scores: Tensor | None = None, boxes: Tensor | None = None
+    ) -> Match: ...
+
+
+def ground_truth(targets: list[Target], image_sizes: list[tuple[int, int]], device: torch.device) -> GroundTruth:
+    """B targets and as many (height, width) -> GroundTruth on `device`; the copies are asynchronous."""
+    return GroundTruth(*pad_ground_truth(targets, device), sizes_tensor(image_sizes, device))
+
+
+def pad_ground_truth(targets: list[Target], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Boxes (B, G, 4) float32 and labels (B, G) int64 of a batch; padding has label -1.
+
+    device: where they are needed, by default where the targets are. Targets of the host reach a GPU by one asynchronous
+    copy of all boxes and one of all labels.
+
+    Labels are not compared with the number of classes, which would synchronise with a GPU: the readers check them.
+
+    G is 8, 16, 32, 64, 128 or a multiple of 128: few different shapes, so that compiled or captured graphs are reused.
+    """
+    most = max(len(target.labels) for target in targets)
+    slots = next((size for size in (8, 16, 32, 64) if most <= size), 128 * math.ceil(most / 128))
+    boxes = [F.pad(t.boxes.float(), (0, 0, 0, slots - len(t.labels))) for t in targets]
+    labels = [F.pad(t.labels, (0, slots - len(t.labels)), value=-1) for t in targets]
+    return to_device(torch.stack(boxes), device), to_device(torch.stack(labels), device)
+
+
+def ordered_key(values: Tensor, rank: Tensor) -> Tensor:
+    """int64 keys that sort by non-negative float32 values (...), then by rank (...) int64 in [0, 2^32).
+
+    The bits of a non-negative float sort as the float does; minima and maxima of integers do not depend on the order
+    in which they are written.
+    """
+    return values.view(torch.int32).long() << 32 | rank
+
+
+def low_bits(keys: Tensor) -> Tensor:
+    """The lower 32 bits (...) of int64 keys as signed numbers."""
+    return keys.to(torch.int32).long()
+
+
+def best_box(index: Tensor, iou: Tensor, count: int) -> Tensor:
+    """The box of highest IoU of every prior that several boxes claim, of equal ones the first.
+
+    index (B, G, ...): the priors that a box claims, `count` where it claims none. iou (B, G, ...) in [0, 1].
+    Returns (B, count) int64: a box in [0, G), or BACKGROUND.
+    """
+    slots = index.shape[1]
+    # One integer maximum decides by IoU, then for the first box, whose complement is the largest.
+    complement = torch.arange(LOW_BITS, LOW_BITS - slots, -1, device=index.device)
+    key = ordered_key(iou, complement.view(slots, *[1] * (index.dim() - 2)))
+    best = torch.zeros((len(index), count + 1), dtype=torch.int64, device=index.device)
+    best.scatter_reduce_(1, index.flatten(1), key.flatten(1), "amax")
+    return ~low_bits(best[:, :count])  # -1 where nothing was written
+
+
+def require_one_prior_a_cell(name: str, priors: Priors) -> None:
+    if priors.grid.per_cell != 1:
+        raise ValueError(f"{name} needs one prior a cell, not {priors.grid.per_cell}.")
