@@ -19,7 +19,7 @@ from msil.config import Config, register
 from msil.errors import UserError
 from msil.interruption import Interruption, Preempted
 from msil.lock import Locked, locked
-from msil.overrides import check_command_line, typed
+from msil.overrides import check_command_line, settled, typed
 from msil.reporting.results import read_result
 from msil.sweep.orphans import end_with_parent
 from msil.sweep.ranks import devices_here, run_ranks, started_from_outside
@@ -125,7 +125,7 @@ def prepare() -> None:
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     # conf/hydra/launcher gives values to the settings of plugins that have the same names, on purpose.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
-    register()
+    register(settled)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePath
@@ -24,48 +24,9 @@ class Apply(StrEnum):
     both = "both"
 
 
-class BackboneName(StrEnum):
-    resnet10 = "resnet10"
-    resnet18 = "resnet18"
-    resnet34 = "resnet34"
-    resnet50 = "resnet50"
-    resnet101 = "resnet101"
-
-
-class NormName(StrEnum):
-    bn = "bn"
-    gn = "gn"
-    eval_bn = "eval_bn"
-    frozen_bn = "frozen_bn"
-
-
-class Style(StrEnum):
-    """Where a ResNet's bottleneck has its stride: on the 3x3 convolution (torchvision) or the first 1x1 (Caffe)."""
-
-    pytorch = "pytorch"
-    caffe = "caffe"
-
-
 class ChannelOrder(StrEnum):
     rgb = "rgb"
     bgr = "bgr"
-
-
-class HeadName(StrEnum):
-    fcos = "fcos"
-    vfnet = "vfnet"
-
-
-class BoxLoss(StrEnum):
-    giou = "giou"
-    iou = "iou"
-
-
-class Init(StrEnum):
-    """VFNet's weights at the start: its authors' repository's, or MMDetection 3's."""
-
-    authors = "authors"
-    mmdet = "mmdet"
 
 
 class Mode(StrEnum):
@@ -115,50 +76,31 @@ class LoggerName(StrEnum):
 
 
 @dataclass
-class BackboneConfig:
-    name: BackboneName = MISSING
-    weights: str | None = MISSING  # null: from scratch; imagenet: a download; else a torchvision ResNet file
-    frozen_stages: int | None = MISSING  # null: 1 (stem and stage 1) with weights, 0 without
-    norm: NormName | None = MISSING  # null: frozen_bn with weights, gn without
-    style: Style = MISSING
-
-
-@dataclass
-class HeadConfig:
-    """Below norm_groups, null where the head of that name has no such setting."""
-
-    name: HeadName = MISSING
-    num_convs: int = MISSING
-    norm_groups: int = MISSING
-    conv_bias: bool | None = MISSING  # fcos
-    center_sampling: bool | None = MISSING  # fcos
-    center_sample_radius: float | None = MISSING  # fcos
-    centerness_on_reg: bool | None = MISSING  # fcos
-    norm_on_bbox: bool | None = MISSING  # fcos
-    loss_bbox: BoxLoss | None = MISSING  # fcos
-    point_offset: float | None = MISSING  # fcos: 0.5, points in the middle of their cells; 0, torchvision's corners
-    init: Init | None = MISSING  # vfnet
-
-
-@dataclass
 class MSILConfig:
     align: bool = MISSING
     separate: bool = MISSING
     apply: Apply = MISSING
     kernel_size: int = MISSING  # 3 or 1
     reduction: int = MISSING  # of the channel attention's hidden layer
+    # Another block in its place: an importable class, block(channels, **options), see docs/extending.md
+    block: str | None = MISSING
+    options: dict[str, Any] | None = MISSING
 
 
 @dataclass
 class ModelConfig:
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
+    backbone: dict[str, Any] = field(default_factory=dict)  # name, and the fields of msil.detection.backbone's options
+    head: dict[str, Any] = field(default_factory=dict)  # name, and the fields of that head's Options
     msil: MSILConfig = field(default_factory=MSILConfig)
+    # A whole detector of torchvision's in the place of head, backbone and channels
+    detector: str | None = MISSING
+    detector_weights: str | None = MISSING  # null: from scratch; imagenet: the backbone's
     weights: str | None = MISSING  # null; else a file of a whole detector: an imported one or a run's checkpoint
     weights_sha256: str | None = MISSING  # of that file; filled in, so that another content is another run
     channels: int = MISSING  # of the FPN and the head
-    image_mean: list[float] = MISSING  # of the net's three input channels in their order, of 0..255
-    image_std: list[float] = MISSING
+    # Of the net's input channels in their order, of 0..255; null: the backbone's own
+    image_mean: list[float] | None = MISSING
+    image_std: list[float] | None = MISSING
     channel_order: ChannelOrder = MISSING  # what the net takes; images are read as RGB
     # null: 0.05, 0.6, 1000 and 100; with model.weights, what the file says
     score_thresh: float | None = MISSING
@@ -206,10 +148,11 @@ class ScheduleConfig:
     base_batch_size: int | None = MISSING  # lr is for so many images a step and scales linearly; null: lr as it is
     momentum: float = MISSING  # sgd
     weight_decay: float = MISSING
-    bias_lr_factor: float = MISSING  # of biases outside norm layers
-    bias_weight_decay: float = MISSING  # of every bias
+    # The next three: null, of the head's published recipe
+    bias_lr_factor: float | None = MISSING  # of biases outside norm layers
+    bias_weight_decay: float | None = MISSING  # of every bias
+    warmup_factor: float | None = MISSING  # of the lr at step 0; rises linearly
     warmup_steps: int = MISSING
-    warmup_factor: float = MISSING  # of the lr at step 0; rises linearly
     decay: Decay = MISSING
     milestones: list[int] = MISSING  # epochs after which the lr drops (decay: step)
     gamma: float = MISSING
@@ -226,8 +169,8 @@ class TrainerConfig:
     num_nodes: int = MISSING
     strategy: str = MISSING
     precision: str = MISSING
-    # Parts in which a device takes its images of a step, one after the other: less memory and the same step (but for
-    # norm=bn, whose statistics are then those of a part). VFNet pays with one more forward pass.
+    # Parts in which a device takes its images of a step, one after the other, for less memory; the step's loss is the
+    # mean of the parts' losses.
     accumulate: int = MISSING
     progress_bar: bool = MISSING
     save_every: int = MISSING  # steps between two checkpoints inside an epoch; one is saved after every epoch anyway
@@ -306,7 +249,31 @@ def default_run_name(values: Mapping[str, Any]) -> str:
     if values["mode"] == "test":
         split = values["data"]["split"] or values["data"]["val_split"]
         return "_".join(["test", values["data"]["name"], split, weights_name(model["weights"]), config_hash(values)])
-    msil = model["msil"]
+    names = [
+        values["data"]["name"],
+        *detector_names(model),
+        block_name(model["msil"]),
+        *([] if model["weights"] is None else [f"from-{weights_name(model['weights'])}"]),
+        values["schedule"]["name"],
+        f"s{values['seed']}",
+        config_hash(values),
+    ]
+    return "_".join(str(name) for name in names)
+
+
+def detector_names(model: Mapping[str, Any]) -> list[str]:
+    """fcos, resnet10; or of torchvision's detectors their one name."""
+    if model.get("detector"):
+        return [model["detector"]]
+    return [model["head"]["name"], PurePath(model["backbone"]["name"]).name]
+
+
+def block_name(msil: Mapping[str, Any]) -> str:
+    """plain, msil-both, msil-cls-noalign-k1, or the class name of a block of the user's own."""
+    if str(msil["apply"]) == "none":
+        return "plain"
+    if msil.get("block"):
+        return msil["block"].rpartition(".")[2]
     parts = ["msil", str(msil["apply"])]
     if not msil["align"]:
         parts.append("noalign")
@@ -314,18 +281,7 @@ def default_run_name(values: Mapping[str, Any]) -> str:
         parts.append("noseparate")
     if msil["kernel_size"] != 3:
         parts.append(f"k{msil['kernel_size']}")
-    block = "plain" if str(msil["apply"]) == "none" else "-".join(parts)
-    names = [
-        values["data"]["name"],
-        model["head"]["name"],
-        model["backbone"]["name"],
-        block,
-        *([] if model["weights"] is None else [f"from-{weights_name(model['weights'])}"]),
-        values["schedule"]["name"],
-        f"s{values['seed']}",
-        config_hash(values),
-    ]
-    return "_".join(str(name) for name in names)
+    return "-".join(parts)
 
 
 def weights_name(path: str | None) -> str:
@@ -345,56 +301,47 @@ def plain(config: DictConfig | Config) -> dict[str, Any]:
 
 
 def to_config(node: DictConfig) -> Config:
-    """The composed settings as dataclasses, interpolations resolved and Hydra's own part left out; see `settled`.
+    """The composed settings as dataclasses, interpolations resolved and Hydra's own part left out. What the file in
+    model.weights says of its net is not in it yet: see msil.checkpoints.settle.
 
-    Raises OmegaConf's errors for a value that is missing, of the wrong type or not resolvable, WeightsError for a file
-    in model.weights that is missing or unreadable.
+    Raises OmegaConf's errors for a value that is missing, of the wrong type or not resolvable.
     """
-    return settled(as_composed(node))
-
-
-def as_composed(node: DictConfig) -> Config:
-    """As `to_config`, before model.weights is looked at."""
     values = copy.deepcopy(node)
     with read_write(values), open_dict(values):
         values.pop("hydra", None)
+    return _typed(values)
+
+
+def _typed(values: DictConfig) -> Config:
     config = OmegaConf.to_object(values)
     assert isinstance(config, Config)
+    if config.model.detector is not None:  # it has a head and a backbone of its own
+        config.model.head, config.model.backbone = {}, {}
     return config
 
 
-def settled(config: Config) -> Config:
-    """`config` itself, or with the net that the file in model.weights holds. Raises WeightsError for that file."""
-    if config.model.weights is None:
-        return config
-    from msil.checkpoints.settle import settled as with_file  # late: it needs torch
+def register(settle: Callable[[Config], Config] = lambda config: config) -> None:
+    """Make `schema` known to Hydra, `${run_name:}` and `${backbones:}` to OmegaConf. Safe to call twice.
 
-    return with_file(config)
+    settle: what the name of a run with model.weights is made of; see msil.checkpoints.settle.
+    """
 
+    def run_name(*, _root_: DictConfig) -> str:
+        """Resolves every setting of the root but run_name itself, and Hydra's own, then names them."""
+        given = {key: _root_[key] for key in Config.__dataclass_fields__ if key != "run_name"}
+        values = {
+            key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+            for key, node in given.items()
+        }
+        merged = OmegaConf.merge(OmegaConf.structured(Config), {**values, "run_name": ""})
+        assert isinstance(merged, DictConfig)
+        return default_run_name(plain(settle(_typed(merged))))
 
-def register() -> None:
-    """Make `schema` known to Hydra, `${run_name:}` and `${backbones:}` to OmegaConf. Safe to call twice."""
     ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("backbones", _resolve_backbones, replace=True)
 
 
 def _resolve_backbones(schedule: str, *names: str) -> str:
     """The choices of a table's sweep over model/backbone: the paper's, or under a quick schedule what stands in."""
     return ",".join(STAND_INS[name] if schedule in FROM_SCRATCH else name for name in names)
-
-
-def _resolve_run_name(*, _root_: DictConfig) -> str:
-    """Resolves every setting of the root but run_name itself, and Hydra's own, then names them."""
-    values = {}
-    for key in Config.__dataclass_fields__:
-        if key != "run_name":
-            node = _root_[key]
-            values[key] = (
-                OmegaConf.to_container(node, resolve=True, enum_to_str=True) if OmegaConf.is_config(node) else node
-            )
-    if values["model"]["weights"] is not None:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), {**values, "run_name": ""}))
-        assert isinstance(config, Config)
-        values = plain(settled(config))
-    return default_run_name(values)

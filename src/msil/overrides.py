@@ -9,12 +9,13 @@ import difflib
 import itertools
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,15 +23,16 @@ from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from msil.config import Config, as_composed, to_config
+from msil.config import Config, to_config
 from msil.errors import ConfigError, UserError
 from msil.sweep.launchers import check_launcher
 from msil.untrusted import refuse_code
 from msil.validate import validate
 
+# Their settings depend on the choice: a head's, a backbone's own.
+OPEN_GROUPS = ("model.head", "model.backbone")
 # OmegaConf's messages end in lines about its internals, Hydra's in its search path and the advice to use `+`.
 _INTERNALS = ("full_key:", "object_type=", "reference_type=", "To append to", "Config search path")
 
@@ -97,17 +99,29 @@ def check_weights(config: DictConfig, keys: Sequence[str]) -> None:
     if config.model.weights is not None:
         from msil.checkpoints.settle import check_typed  # late: it needs torch
 
-        check_typed(_resolved(config, as_composed), keys)
+        check_typed(_resolved(config), keys)
 
 
 def typed(config: DictConfig) -> Config:
-    """As msil.config.to_config, but a value that is missing, mistyped or not resolvable is a ConfigError."""
-    return _resolved(config, to_config)
+    """As msil.config.to_config, with the net of the file in model.weights; a value that is missing, mistyped or not
+    resolvable is a ConfigError."""
+    return settled(_resolved(config))
 
 
-def _resolved(config: DictConfig, read: Callable[[DictConfig], Config]) -> Config:
+def settled(config: Config) -> Config:
+    """`config` with the net of the file in model.weights. Raises WeightsError for that file."""
+    if config.model.weights is None:
+        return config
+    from msil.checkpoints.settle import settled as with_file  # late: it needs torch
+
+    return with_file(config)
+
+
+def _resolved(config: DictConfig) -> Config:
     try:
-        return read(config)
+        return to_config(config)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} must be given, as {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         cause: BaseException | None = error
         while cause is not None:
@@ -126,7 +140,7 @@ def check_overrides(lines: Sequence[str], folders: Sequence[Path]) -> list[Overr
     parsed = [_parse(line) for line in lines]
     for override in parsed:
         if not override.is_hydra_override():
-            _check_override(override, groups)
+            _check_override(override, groups, folders)
     return parsed
 
 
@@ -147,8 +161,20 @@ def settings(owner: type = Config, prefix: str = "") -> dict[str, tuple[type, st
     for name, hint in get_type_hints(owner).items():
         if is_dataclass(hint):
             found.update(settings(typing.cast(type, hint), f"{prefix}{name}."))
-        else:
+        elif prefix + name not in OPEN_GROUPS:
             found[prefix + name] = (owner, name, hint)
+    return found
+
+
+def chosen_settings(folders: Sequence[Path]) -> dict[str, tuple[type, str, Any]]:
+    """The settings that stand only in the files of the choices of a group, as `settings`; of any type."""
+    found: dict[str, tuple[type, str, Any]] = {}
+    for folder, section in itertools.product(folders, OPEN_GROUPS):
+        for file in sorted(folder.joinpath(*section.split(".")).glob("*.yaml")):
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            for name in section.split(".") if section.split(".")[0] in values else ():  # @package _global_
+                values = values.get(name) or {}
+            found |= {f"{section}.{name}": (dict, name, Any) for name in values if name != "defaults"}
     return found
 
 
@@ -194,9 +220,9 @@ def _parse(line: str) -> Override:
         ) from error
 
 
-def _check_override(override: Override, groups: dict[str, list[str]]) -> None:
+def _check_override(override: Override, groups: dict[str, list[str]], folders: Sequence[Path]) -> None:
     key = override.key_or_group
-    leaves = settings()
+    leaves = settings() | chosen_settings(folders)
     sections = {name.rpartition(".")[0] for name in leaves} - {""}
     known = key in groups or key in leaves or key in sections
     if not known:
@@ -268,6 +294,8 @@ def _check_value(key: str, value: Any, leaves: dict[str, tuple[type, str, Any]],
     if isinstance(value, str) and "${" in value:
         return
     owner, name, hint = leaves[key]
+    if hint is Any:  # of a head or a backbone, which checks it
+        return
     try:
         OmegaConf.structured(owner)[name] = value
     except OmegaConfBaseException as error:
@@ -307,5 +335,13 @@ def _compose(overrides: Sequence[Override], folders: Sequence[Path], name: str =
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3", job_name="run"):
             return compose(name, lines, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        for override in overrides:
+            key = override.key_or_group
+            if key in str(error) and key.startswith(tuple(f"{section}." for section in OPEN_GROUPS)):
+                section, _, name = key.rpartition(".")
+                group = section.replace(".", "/")
+                raise ConfigError(
+                    f"{key} has no meaning for this {group}: conf/{group}/ has each one's settings."
+                ) from error
         raise ConfigError(one_line(error)) from error

@@ -7,16 +7,13 @@ import math
 from typing import Any
 
 from msil.config import (
-    BackboneName,
     Config,
     DataConfig,
     DataName,
     Decay,
-    HeadConfig,
     LoggerName,
     Mode,
     ModelConfig,
-    Style,
     TrainerConfig,
 )
 from msil.errors import ConfigError
@@ -29,10 +26,6 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("model.nms_thresh", 0, 1),
     ("model.topk_candidates", 1, math.inf),
     ("model.detections_per_img", 1, math.inf),
-    ("model.backbone.frozen_stages", 0, 4),
-    ("model.head.point_offset", 0, 0.5),
-    ("model.head.num_convs", 1, math.inf),
-    ("model.head.norm_groups", 1, math.inf),
     ("model.msil.reduction", 1, math.inf),
     ("data.batch_size", 1, math.inf),
     ("data.eval_batch_size", 1, math.inf),
@@ -59,18 +52,13 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("trainer.save_every", 1, math.inf),
     ("trainer.accumulate", 1, math.inf),
 )
-POSITIVE = ("schedule.lr", "schedule.gamma", "schedule.grad_clip", "model.head.center_sample_radius")
+POSITIVE = ("schedule.lr", "schedule.gamma", "schedule.grad_clip")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "model.msil.kernel_size": (1, 3),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.strategy": ("auto", "ddp"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
-HEAD_SETTINGS = {
-    "fcos": ("conv_bias", "center_sampling", "center_sample_radius", "centerness_on_reg", "norm_on_bbox", "loss_bbox",
-             "point_offset"),
-    "vfnet": ("init",),
-}  # fmt: skip
 ONLY_SHAPES = ("num_train", "num_val", "image_size", "seed")
 
 
@@ -115,48 +103,49 @@ def _check_range(path: str, value: float | None, low: float, high: float) -> Non
 
 def _check_model(config: Config) -> None:
     model = config.model
-    _check_head(model.head)
     _check_normalisation(model)
     scales = model.test_scales
     if scales is not None and (not scales or min(scales) < 32 or len(set(scales)) < len(scales)):
         raise ConfigError(
             f"model.test_scales={scales} must be short sides of at least 32 pixels, none twice, e.g. [480,640,800]."
         )
-    bottleneck = model.backbone.name in (BackboneName.resnet50, BackboneName.resnet101)
-    if model.backbone.style == Style.caffe and not bottleneck:
-        raise ConfigError(f"model.backbone.style=caffe is for resnet50 and resnet101, not {model.backbone.name.value}.")
-    if model.channels % model.head.norm_groups:
-        raise ConfigError(
-            f"model.channels={model.channels} must be a multiple of model.head.norm_groups={model.head.norm_groups}."
-        )
     if model.msil.reduction > model.channels:
         raise ConfigError(
             f"model.msil.reduction={model.msil.reduction} must not exceed model.channels={model.channels}."
         )
-    if model.backbone.frozen_stages and model.backbone.weights is None and model.weights is None:
+    frozen = model.backbone.get("frozen_stages")
+    if frozen and model.backbone.get("weights") is None and model.weights is None:
         raise ConfigError(
-            f"model.backbone.frozen_stages={model.backbone.frozen_stages} would freeze random weights: "
-            "give model.backbone.weights too, or leave frozen_stages at null."
+            f"model.backbone.frozen_stages={frozen} would freeze random weights: give model.backbone.weights too, or "
+            "leave frozen_stages at null."
         )
+    if model.detector is not None:
+        _check_torchvision(model)
+    elif model.detector_weights is not None:
+        raise ConfigError("model.detector_weights is for model=torchvision; set model.backbone.weights.")
+    # Late: torch takes seconds, which the checks above need not wait for.
+    from msil.checkpoints.assemble import check_model
 
-
-def _check_head(head: HeadConfig) -> None:
-    for name in HEAD_SETTINGS["fcos"] + HEAD_SETTINGS["vfnet"]:
-        value = getattr(head, name)
-        if name in HEAD_SETTINGS[head.name.value]:
-            if value is None:
-                raise ConfigError(f"model.head.{name} must have a value for model.head.name={head.name.value}.")
-        elif value is not None:
-            raise ConfigError(f"model.head.{name}={value} has no meaning for model.head.name={head.name.value}.")
+    check_model(model)
 
 
 def _check_normalisation(model: ModelConfig) -> None:
     for name in ("image_mean", "image_std"):
         values = getattr(model, name)
+        if values is None:
+            continue
         if len(values) != 3 or not all(math.isfinite(value) for value in values):
             raise ConfigError(f"model.{name}={values} must be three numbers, one a channel.")
-    if min(model.image_std) <= 0:
+    if model.image_std is not None and min(model.image_std) <= 0:
         raise ConfigError(f"model.image_std={model.image_std} must be above 0.")
+
+
+def _check_torchvision(model: ModelConfig) -> None:
+    for name in ("test_scales", "test_flip", "topk_candidates"):
+        if getattr(model, name):
+            raise ConfigError(f"model.{name} has no effect with model=torchvision: leave it out.")
+    if model.detector_weights not in (None, "imagenet"):
+        raise ConfigError(f"model.detector_weights={model.detector_weights} must be imagenet or null.")
 
 
 def _check_mode(config: Config) -> None:

@@ -1,39 +1,54 @@
-"""From settings to a detector."""
+"""From settings to a detector. What a head's or a backbone's own settings may be stands with that head or backbone."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from msil.config import ModelConfig
-from msil.detection import Detector, build_detector
+import torch
+from torch import nn
+
+from msil.config import Apply, ModelConfig
+from msil.detection import Detector
+from msil.detection.backbone import BACKBONES, ResNetOptions, TimmOptions, build_backbone
+from msil.detection.detector import fpn_of
+from msil.detection.heads import HeadOptions, build_head, head_class
+from msil.detection.torchvision_detector import TorchvisionDetector
+from msil.errors import ConfigError
+
+Options = TypeVar("Options")
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 
 
-def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, max_size: int) -> Detector:
-    """The Detector that `model` describes, resizing images to min_size and max_size in predict.
+def detector_from_config(
+    model: ModelConfig, num_classes: int, min_size: int, max_size: int
+) -> Detector | TorchvisionDetector:
+    """The detector that `model` describes, resizing images to min_size and max_size in predict.
 
-    model.weights is not read here: see msil.checkpoints.load.
+    model.weights is not read here: see msil.checkpoints.load. Raises ConfigError for settings that cannot be built.
     """
-    backbone, head, msil = model.backbone, model.head, model.msil
-    return build_detector(
-        str(head.name),
-        str(backbone.name),
-        num_classes,
-        msil={**dataclasses.asdict(msil), "apply": str(msil.apply)},
-        backbone_weights=backbone.weights,
-        frozen_stages=backbone.frozen_stages,
-        norm=None if backbone.norm is None else str(backbone.norm),
-        style=str(backbone.style),
-        channels=model.channels,
-        num_convs=head.num_convs,
-        norm_groups=head.norm_groups,
-        conv_bias=head.conv_bias,
-        center_sampling=head.center_sampling,
-        center_sample_radius=head.center_sample_radius,
-        centerness_on_reg=head.centerness_on_reg,
-        norm_on_bbox=head.norm_on_bbox,
-        loss_bbox=None if head.loss_bbox is None else str(head.loss_bbox),
-        point_offset=head.point_offset,
-        init=None if head.init is None else str(head.init),
+    if model.detector is not None:
+        return TorchvisionDetector(
+            model.detector,
+            num_classes,
+            backbone_weights=model.detector_weights,
+            msil=None if model.msil.apply == Apply.none else _switches(model),
+            min_size=min_size,
+            max_size=max_size,
+            score_thresh=model.score_thresh,
+            nms_thresh=model.nms_thresh,
+            detections_per_img=model.detections_per_img,
+        )
+    backbone = build_backbone(backbone_options(model.backbone))
+    head = build_head(head_options(model.head), num_classes, model.channels, _interaction(model))
+    return Detector(
+        backbone,
+        fpn_of(backbone, head),
+        head,
         min_size=min_size,
         max_size=max_size,
         image_mean=model.image_mean,
@@ -46,3 +61,123 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
         test_scales=model.test_scales,
         test_flip=bool(model.test_flip),
     )
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises ConfigError for settings of the head, the backbone or the block that cannot be built; builds none of the
+    first two."""
+    if model.detector is not None:
+        return
+    groups = head_options(model.head).norm_groups
+    if groups is not None and model.channels % groups:
+        raise ConfigError(f"model.channels={model.channels} must be a multiple of model.head.norm_groups={groups}.")
+    backbone_options(model.backbone)
+    _interaction(model)
+
+
+def head_options(values: Mapping[str, Any]) -> HeadOptions:
+    """model.head as the options of the head of that name."""
+    try:
+        kind = head_class(str(values.get("name"))).Options
+    except ValueError as error:
+        raise ConfigError(f"model.head.name: {error}") from error
+    return _typed(kind, values, "model.head", ("name",))
+
+
+def backbone_options(values: Mapping[str, Any]) -> ResNetOptions | TimmOptions:
+    """model.backbone as the options of its kind."""
+    kind = str(values.get("kind", "resnet"))
+    if kind not in BACKBONES:
+        raise ConfigError(f"model.backbone.kind={kind} must be one of {', '.join(BACKBONES)}.")
+    return _typed(BACKBONES[kind], values, "model.backbone", ("kind",))
+
+
+def _typed(kind: type[Options], values: Mapping[str, Any], where: str, beside: tuple[str, ...]) -> Options:
+    """`values` as an object of the dataclass `kind`; those of `beside` are not its fields."""
+    hints = get_type_hints(kind)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    given = {}
+    for name, value in values.items():
+        if name in fields:
+            given[name] = _converted(value, fields[name], f"{where}.{name}")
+        elif name not in beside and value is not None:  # files of earlier versions have null for other heads' settings
+            raise ConfigError(f"{where}.{name}={value} has no meaning for {where}.name={values.get('name')}.")
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise ConfigError(f"{where}.{error}") from error
+
+
+def _converted(value: Any, hint: Any, name: str) -> Any:
+    """`value` with lists as tuples. Raises ConfigError if it is not of the type."""
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_converted(item, get_args(hint)[0], name) for item in value)
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if type(value) in kinds or (type(value) is int and float in kinds):
+        return value
+    wanted = " or ".join(_WORDS.get(kind, "a list") for kind in kinds)
+    raise ConfigError(f"{name}={'null' if value is None else value} must be {wanted}.")
+
+
+def _switches(model: ModelConfig) -> dict[str, Any]:
+    msil = model.msil
+    if msil.block is not None:
+        raise ConfigError("model.msil.block has no effect with model=torchvision: leave it out.")
+    return {"align": msil.align, "separate": msil.separate, "apply": str(msil.apply),
+            "kernel_size": msil.kernel_size, "reduction": msil.reduction}  # fmt: skip
+
+
+def _interaction(model: ModelConfig) -> nn.Module | dict[str, Any] | None:
+    """The block: MSIL's switches, or a block of the user's own, tried once."""
+    msil = model.msil
+    if msil.block is None:
+        if msil.options is not None:
+            raise ConfigError("model.msil.options are the arguments of model.msil.block: give that too.")
+        return _switches(model)
+    changed = [name for name, usual in _USUAL.items() if getattr(msil, name) != usual]
+    if msil.apply == Apply.none:
+        return None
+    if changed:
+        raise ConfigError(
+            f"model.msil.{changed[0]}={getattr(msil, changed[0])} is a switch of MSIL and has no effect on "
+            f"model.msil.block={msil.block}: leave it out, or give such settings under model.msil.options."
+        )
+    block = _load(msil.block, model.channels, msil.options or {})
+    features = torch.zeros(2, model.channels, 4, 6)
+    training = block.training
+    try:
+        with torch.no_grad():
+            found = block.eval()(features, features)
+    except Exception as error:
+        raise ConfigError(
+            f"model.msil.block={msil.block} fails on two features {tuple(features.shape)}: {error}"
+        ) from error
+    finally:
+        block.train(training)
+    shapes = [tuple(getattr(map_, "shape", ())) for map_ in found] if isinstance(found, tuple | list) else []
+    if shapes != [tuple(features.shape)] * 2:
+        given = f"shapes {shapes}" if shapes else type(found).__name__
+        raise ConfigError(
+            f"model.msil.block={msil.block} must return two features of the shape of its inputs, "
+            f"{tuple(features.shape)}, not {given}."
+        )
+    return block
+
+
+_USUAL = {"align": True, "separate": True, "apply": Apply.both, "kernel_size": 3, "reduction": 16}
+
+
+def _load(path: str, channels: int, options: Mapping[str, Any]) -> nn.Module:
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: no dot
+        raise ConfigError(
+            f"model.msil.block={path} cannot be imported ({error}): give package.module.Class, importable from here."
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ConfigError(f"model.msil.block={path} must be a class of nn.Module.")
+    try:
+        return kind(channels, **options)
+    except Exception as error:  # whatever a constructor raises
+        raise ConfigError(f"model.msil.block={path} cannot be built with {channels} channels: {error}") from error

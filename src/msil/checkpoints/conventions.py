@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-from msil.config import (
-    Apply,
-    BackboneConfig,
-    BackboneName,
-    BoxLoss,
-    ChannelOrder,
-    HeadConfig,
-    HeadName,
-    Init,
-    ModelConfig,
-    MSILConfig,
-    NormName,
-    Style,
-)
+from msil.config import Apply, ChannelOrder, ModelConfig, MSILConfig
 from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 DETECTRON_MEAN = (102.9801, 115.9465, 122.7717)  # BGR, of the first Detectron's ResNets
@@ -112,29 +100,19 @@ def norm_of(style: str, head: str) -> str:
 def model_config(settings: Settings) -> ModelConfig:
     """The settings of a whole detector without MSIL (whose other switches are as in the paper)."""
     backbone, head, images, selection = settings.backbone, settings.head, settings.images, settings.selection
-    form = head.form
     return ModelConfig(
-        backbone=BackboneConfig(
-            name=BackboneName(backbone.name),
-            weights=None,
-            frozen_stages=backbone.frozen_stages,
-            norm=NormName(backbone.norm),
-            style=Style(backbone.style),
+        backbone=dataclasses.asdict(backbone) | {"weights": None},
+        head={
+            "name": head.name,
+            "num_convs": head.num_convs,
+            "norm_groups": head.norm_groups,
+            **({} if head.form is None else dataclasses.asdict(head.form)),
+        },
+        msil=MSILConfig(
+            align=True, separate=True, apply=Apply.none, kernel_size=3, reduction=16, block=None, options=None
         ),
-        head=HeadConfig(
-            name=HeadName(head.name),
-            num_convs=head.num_convs,
-            norm_groups=head.norm_groups,
-            conv_bias=form and form.conv_bias,
-            center_sampling=form and form.center_sampling,
-            center_sample_radius=form and form.center_sample_radius,
-            centerness_on_reg=form and form.centerness_on_reg,
-            norm_on_bbox=form and form.norm_on_bbox,
-            loss_bbox=form and BoxLoss(form.loss_bbox),
-            point_offset=form and form.point_offset,
-            init=Init.authors if head.name == "vfnet" else None,
-        ),
-        msil=MSILConfig(align=True, separate=True, apply=Apply.none, kernel_size=3, reduction=16),
+        detector=None,
+        detector_weights=None,
         weights=None,
         channels=head.channels,
         image_mean=list(images.mean),

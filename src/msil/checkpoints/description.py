@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 
-from msil.config import BackboneConfig, ModelConfig, NormName
-from msil.errors import WeightsError
+from msil.checkpoints.assemble import backbone_options
+from msil.config import ModelConfig
+from msil.errors import ConfigError, WeightsError
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,9 @@ def _of_run(own: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def explicit(backbone: BackboneConfig) -> BackboneConfig:
+def explicit(backbone: Mapping[str, Any]) -> dict[str, Any]:
     """The same backbone without weights of its own to read: what they decide is written out."""
-    norm, frozen = backbone.norm, backbone.frozen_stages
-    if norm is None:
-        norm = NormName.gn if backbone.weights is None else NormName.frozen_bn
-    if frozen is None:
-        frozen = 0 if backbone.weights is None else 1
-    return dataclasses.replace(backbone, weights=None, norm=norm, frozen_stages=frozen)
+    return {**backbone, "weights": None, **backbone_options(backbone).decided()} if backbone else {}
 
 
 def _parse(read: Callable[[], Mapping[str, Any]], path: Path) -> Description:
@@ -116,7 +112,7 @@ def _parse(read: Callable[[], Mapping[str, Any]], path: Path) -> Description:
             tuple(values["category_ids"]),
             str(values["source"]),
         )
-    except (OmegaConfBaseException, KeyError, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, ConfigError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
             f"{path} was written by another version of msil and does not describe a detector of this one ({reason}): "

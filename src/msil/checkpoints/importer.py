@@ -320,7 +320,7 @@ def _check_fit(path: Path, tensors: Mapping[str, Tensor], description: Descripti
     }
     wrong = ", and ".join(f"{what} {_listed(keys)}" for what, keys in found.items() if keys)
     if wrong:
-        backbone, head = description.model.backbone.name, description.model.head.name
+        backbone, head = description.model.backbone["name"], description.model.head["name"]
         raise WeightsError(
             f"{path} is not a whole {head} on {backbone}: it {wrong} (in our names), so nothing is written; take the "
             "checkpoint of such a detector, undamaged."

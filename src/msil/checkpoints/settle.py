@@ -7,9 +7,10 @@ import hashlib
 import os
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 from msil.checkpoints.description import explicit, read_description
-from msil.config import Config, DataName, HeadName, Mode, ModelConfig
+from msil.config import Config, DataName, Mode, ModelConfig
 from msil.errors import ConfigError
 
 # Of a group that was typed, what has to agree with the file; the rest of the group's values are only its defaults.
@@ -18,8 +19,6 @@ _IDENTITY = {
     "model/head": ("head.name", "head.centerness_on_reg", "head.norm_on_bbox"),
 }
 
-# Of the published recipes, as conf/model/head has it: a file's head brings its own.
-WARMUP = {HeadName.fcos: 1 / 3, HeadName.vfnet: 0.1}
 DETECTION = ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img", "test_scales", "test_flip")
 
 
@@ -43,14 +42,9 @@ def settled(config: Config) -> Config:
     )
     backbone = explicit(model.backbone)
     if config.mode == Mode.train and description is not None:
-        own = typed.backbone
-        norm = backbone.norm if own.norm is None else own.norm
-        frozen = backbone.frozen_stages if own.frozen_stages is None else own.frozen_stages
-        backbone = dataclasses.replace(backbone, norm=norm, frozen_stages=frozen)
+        own = {name: typed.backbone.get(name) for name in ("norm", "frozen_stages")}
+        backbone |= {name: value for name, value in own.items() if value is not None}
         model = dataclasses.replace(model, msil=typed.msil)
-        if config.schedule.warmup_factor == WARMUP[typed.head.name]:  # it came with the head of the command
-            schedule = dataclasses.replace(config.schedule, warmup_factor=WARMUP[model.head.name])
-            config = dataclasses.replace(config, schedule=schedule)
     data = config.data
     if config.mode == Mode.test and description is not None and data.name == DataName.voc and data.classes is None:
         # VOC's layout lists no classes, and the usual twenty need not be the file's.
@@ -89,9 +83,9 @@ def check_typed(composed: Config, keys: Sequence[str]) -> None:
 
 
 def _at(model: ModelConfig, path: str) -> object:
-    value: object = model
+    value: Any = model
     for name in path.split("."):
-        value = getattr(value, name)
+        value = value.get(name) if isinstance(value, dict) else getattr(value, name)
     return value
 
 

@@ -38,7 +38,7 @@ class GraphedSteps:
     def __init__(self, detector: Detector, record: Recorder | None = None) -> None:
         self.detector = detector
         self.record = record or Capture()
-        self._replays: dict[tuple[torch.Size, ...], tuple[Inputs, Replay]] = {}
+        self._replays: dict[tuple[object, ...], tuple[Inputs, Replay]] = {}
         self._parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
 
     def __call__(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
@@ -47,7 +47,8 @@ class GraphedSteps:
         truth = ground_truth(targets, image_sizes(images), batch.device)
         assert truth.sizes is not None
         inputs = [batch, truth.boxes, truth.labels, truth.sizes]
-        key = tuple(tensor.shape for tensor in inputs)
+        # TOOD assigns otherwise after its warm-up.
+        key = (*(tensor.shape for tensor in inputs), getattr(self.detector.head, "warmup", None))
         if key not in self._replays:
             if len(self._replays) == MOST_GRAPHS:
                 return self._step(inputs)

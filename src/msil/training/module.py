@@ -17,7 +17,7 @@ from msil.evaluation.coco import CocoMetric
 from msil.evaluation.detections import DetectionMetric
 from msil.training.graphs import GraphedSteps, check_graphs
 from msil.training.optim import cosine_decay_at, parameter_groups, start_momentum, step_decay_at, warmup_factor_at
-from msil.training.steps import SharedPadding, loss_by_parts
+from msil.training.steps import loss_by_parts
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -67,13 +67,13 @@ class DetectionModule(L.LightningModule):
                 f"trainer.accumulate={self.accumulate} parts need at least as many images a step on each device, but "
                 f"data.batch_size={self.batch_size} gives each of {self.trainer.world_size} devices {images}."
             )
-        self.shared_padding = SharedPadding()
         if self.cuda_graph:
             check_graphs(self.trainer, self.detector)
             self.graphed = GraphedSteps(self.detector)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
+        self.detector.set_epoch(self.current_epoch)
         losses, total = self.step_loss(images, targets)
         self.own_losses = {name: value.detach() for name, value in losses.items()}
         # A rank's terms are its share of a sum divided by the mean over ranks: only their mean is the step's loss.
@@ -88,12 +88,7 @@ class DetectionModule(L.LightningModule):
             losses = self.graphed(images, targets)
         elif self.accumulate > 1:
             self.trainer.optimizers[0].zero_grad()
-            pad_to = self.shared_padding(images)
-            return loss_by_parts(
-                self.detector, images, targets, parts=self.accumulate, pad_to=pad_to, backward=self.backward_of_part
-            )
-        elif self.trainer.world_size > 1:
-            losses = self.detector.part_loss(images, targets, pad_to=self.shared_padding(images), divisors=None)
+            return loss_by_parts(self.detector, images, targets, parts=self.accumulate, backward=self.backward_of_part)
         else:
             losses = self.detector.loss(images, targets)
         return losses, torch.stack(list(losses.values())).sum()
@@ -150,8 +145,8 @@ class DetectionModule(L.LightningModule):
             self.detector,
             lr=lr,
             weight_decay=schedule.weight_decay,
-            bias_lr_factor=schedule.bias_lr_factor,
-            bias_weight_decay=schedule.bias_weight_decay,
+            bias_lr_factor=self.of_recipe("bias_lr_factor"),
+            bias_weight_decay=self.of_recipe("bias_weight_decay"),
         )
         # The group of plain weights first: its lr is the one shown and logged.
         groups.sort(key=lambda group: (group["lr"] != lr, group["weight_decay"] != schedule.weight_decay))
@@ -178,13 +173,19 @@ class DetectionModule(L.LightningModule):
     def lr_factor(self, step: int) -> float:
         """What the base lr is multiplied by at optimizer step `step` (from 0)."""
         schedule = self.schedule
-        warmup = warmup_factor_at(step, warmup_steps=schedule.warmup_steps, warmup_factor=schedule.warmup_factor)
+        factor = self.of_recipe("warmup_factor")
+        warmup = warmup_factor_at(step, warmup_steps=schedule.warmup_steps, warmup_factor=factor)
         match schedule.decay:
             case Decay.step:
                 epoch = step // self.steps_per_epoch
                 return warmup * step_decay_at(epoch, milestones=schedule.milestones, gamma=schedule.gamma)
             case Decay.cosine:
                 return warmup * cosine_decay_at(step, total_steps=self.total_steps)
+
+    def of_recipe(self, name: str) -> float:
+        """A setting of the schedule that, if null, is that of the head's published recipe."""
+        value = getattr(self.schedule, name)
+        return self.detector.recipe[name] if value is None else value
 
     @property
     def total_steps(self) -> int:
