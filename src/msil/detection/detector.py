@@ -152,6 +152,11 @@ class Detector(nn.Module):
         images = image_list(images)
         return self.head.loss(self(images), list(map(as_target, targets)), image_sizes(images))
 
+    @property
+    def recipe(self) -> Mapping[str, float]:
+        """Of the head's published recipe: warmup_factor, bias_lr_factor and bias_weight_decay."""
+        return self.head.recipe
+
     def set_epoch(self, epoch: int) -> None:
         """Called by the training before each step; epoch counts from 0."""
         self.head.set_epoch(epoch)
