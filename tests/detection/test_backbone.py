@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -12,7 +14,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from msil.detection.backbone import ResNet
+from msil.detection.backbone import (
+    ResNet,
+    ResNetOptions,
+    TimmOptions,
+    backbone_options,
+    build_backbone,
+)
 from msil.detection.weights import from_mmdet
 from msil.errors import WeightsError
 
@@ -254,3 +262,101 @@ def test_weights_of_another_depth_are_named(tmp_path: Path) -> None:
 def test_unknown_settings_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ResNet(**arguments)
+
+
+def test_names_and_options_build_the_same_net() -> None:
+    with torch.device("meta"):
+        by_name = build_backbone("resnet50")
+        caffe = build_backbone(ResNetOptions("resnet50", norm="eval_bn", frozen_stages=2, style="caffe"))
+        expected = ResNet("resnet50", norm="eval_bn", frozen_stages=2, style="caffe")
+    assert isinstance(by_name, ResNet)
+    assert any(isinstance(m, nn.GroupNorm) for m in by_name.modules())
+    assert by_name.image_mean == (123.675, 116.28, 103.53)
+    for part in (nn.Conv2d, nn.BatchNorm2d):
+        pairs = [
+            [(key, getattr(m, "stride", None), m.training) for key, m in net.named_modules() if isinstance(m, part)]
+            for net in (caffe, expected)
+        ]
+        assert pairs[0] == pairs[1]
+    assert [p.requires_grad for p in caffe.parameters()] == [p.requires_grad for p in expected.parameters()]
+
+
+def test_options_of_plain_values() -> None:
+    assert backbone_options({}) == ResNetOptions("resnet50")
+    values = {"name": "resnet18", "weights": "imagenet", "frozen_stages": 2, "norm": "bn", "style": "pytorch"}
+    assert dataclasses.asdict(backbone_options(values)) == values
+    values = {"name": "convnext_tiny", "weights": None, "frozen_stages": 0, "norm": None}
+    options = backbone_options({"kind": "timm", **values})
+    assert isinstance(options, TimmOptions)
+    assert dataclasses.asdict(options) == values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"frozen_stages": 7}, r"^frozen_stages=7 must be from 0 to 4\.$"),
+        ({"kind": "timm", "name": "convnext_tiny", "frozen_stages": -1}, r"^frozen_stages=-1 must be from 0 to 4\.$"),
+        ({"name": "resnet51"}, r"^name=resnet51 must be one of resnet10, resnet18, .*\.$"),
+        ({"norm": "ln"}, r"^norm=ln must be one of bn, gn, eval_bn, frozen_bn\.$"),
+        ({"kind": "timm", "name": "convnext_tiny", "norm": "gn"}, r"^norm=gn must be one of bn, eval_bn, frozen_bn\.$"),
+        ({"style": "tensorflow"}, r"^style=tensorflow must be one of pytorch, caffe\.$"),
+        ({"name": "resnet18", "style": "caffe"}, r"^style=caffe is for .* not for resnet18\.$"),
+        ({"frozenstages": 1}, r"^frozenstages is not a field of a resnet backbone: did you mean frozen_stages\?$"),
+        ({"kind": "timm", "name": "x", "style": "caffe"}, r"^style is not a field of a timm backbone: it has name, "),
+        ({"kind": "timm"}, r"^name is missing"),
+        ({"kind": "detectron"}, r"^kind=detectron must be one of resnet, timm\.$"),
+    ],
+)
+def test_options_outside_their_limits_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        backbone_options(values)
+
+
+class Own(nn.Module):
+    """torchvision's MobileNetV3-Small: features 3, 8 and 12 are the last of strides 8, 16 and 32."""
+
+    out_channels: Any = (24, 48, 576)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torchvision.models.mobilenet_v3_small(num_classes=1).features
+        self.features[0][1].eval()  # pyright: ignore[reportIndexIssue]
+
+    def forward(self, images: Tensor) -> Any:
+        maps = []
+        for index, block in enumerate(self.features):
+            images = block(images)
+            if index in (3, 8, 12):
+                maps.append(images)
+        return maps
+
+
+def test_a_module_of_ones_own_is_taken_as_it_is() -> None:
+    net = Own()
+    before, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
+    assert build_backbone(net) is net
+    assert [m.training for m in net.modules()] == modes
+    assert True in modes and False in modes
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+    build_backbone(net.to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("channels", "forward", "message"),
+    [
+        (576, Own.forward, r"must have out_channels, three integers for C3, C4 and C5, and Broken's is 576\."),
+        ((24, 576), Own.forward, r"and Broken's is \(24, 576\)"),
+        ((24, 40, 576), Own.forward, r"\(1, 40, 4, 4\).*Broken gives \[\(1, 24, 8, 8\), \(1, 48, 4, 4\), \(1, 576"),
+        ((24, 48, 576), lambda net, x: Own.forward(net, x)[:2], r"Broken gives \[\(1, 24, 8, 8\), \(1, 48, 4, 4\)\]\."),
+        ((24, 48, 576), lambda net, x: {"0": x}, r"Broken gives dict\."),
+        ((24, 48, 576), lambda net, x: Own.forward(net, x[..., 1:, 1:].flatten(1)), r"Broken fails for 64 x 64 \("),
+    ],
+)
+def test_a_module_that_is_no_backbone_is_refused(channels: Any, forward: Any, message: str) -> None:
+    with torch.device("meta"):
+        net = type("Broken", (Own,), {"out_channels": channels, "forward": forward})()
+    with pytest.raises(ValueError, match=message) as caught:
+        build_backbone(net)
+    assert "\n" not in str(caught.value)
+    assert net.training

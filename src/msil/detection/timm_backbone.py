@@ -1,0 +1,262 @@
+"""timm's nets as backbones."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from msil.detection.weights import differences, load_state_dict_file
+from msil.errors import ConfigError, WeightsError
+
+NORMS = ("bn", "eval_bn", "frozen_bn")
+
+# What lets a net with position embeddings or windows take images of any size, where its class knows one of them.
+_SIZE_OPTIONS: tuple[dict[str, bool], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
+
+
+class TimmBackbone(nn.Module):
+    """Images -> C3, C4, C5: the last maps of strides 8, 16, 32 of timm.create_model(name, features_only=True).
+
+    name: of timm, with or without a tag ("convnext_tiny", "convnext_tiny.in12k").
+    weights: None; "imagenet" (timm's own for that name and tag, downloaded once); or the path of a file with the state
+        dict of timm's classifier of that name, of its features_only form, or in keys that timm itself converts.
+    norm: of BatchNorm layers: "bn", trained; "eval_bn", fixed statistics, trainable scale and shift; "frozen_bn", all
+        of it fixed. Default: "frozen_bn" with weights, "bn" without. A net without BatchNorm takes None alone.
+    frozen_stages: 0, none; 1, every parameter that the map of stride 4 depends on (the stem included); 2, also those
+        of stride 8; 3, of stride 16; 4, everything. In HRNet, with its parallel branches, the map of stride 4 depends
+        on almost all of the net. Frozen parameters require no gradient, and frozen modules stay in eval mode whatever
+        `train` says. Default: 1 with weights, 0 without.
+
+    Parameters that none of the three maps depends on require no gradient.
+
+    out_channels: channels of C3, C4, C5. image_mean, image_std: RGB, 0..255 units, from the net's pretrained_cfg.
+    Raises ConfigError if timm is missing, for an unknown name, for a net without maps at strides 8, 16 and 32 or of one
+    image size only, and for a norm without BatchNorm; WeightsError for weights that are missing or do not fit;
+    ValueError for an unknown norm or number of stages.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        weights: str | Path | None = None,
+        norm: str | None = None,
+        frozen_stages: int | None = None,
+    ) -> None:
+        super().__init__()
+        if norm is not None and norm not in NORMS:
+            raise ValueError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}.")
+        frozen_stages = frozen_stages if frozen_stages is not None else 0 if weights is None else 1
+        if frozen_stages not in range(5):
+            raise ValueError(f"frozen_stages must be 0 to 4, not {frozen_stages}.")
+        try:
+            timm: Any = importlib.import_module("timm")
+        except ImportError as error:
+            raise ConfigError(
+                f'model/backbone=timm needs timm ({error}): run pip install -e ".[timm]" -c constraints.txt.'
+            ) from error
+
+        layout = _layout(timm, name, frozen_stages)
+        arguments = dict(features_only=True, **layout.arguments)
+        if weights == "imagenet":
+            self.net = _pretrained(timm, name, arguments)
+        else:
+            self.net = timm.create_model(name, **arguments)
+            if weights is not None:
+                self._load(timm, name, weights)
+        self.nhwc = layout.nhwc
+        self.out_channels = layout.channels
+        config: Any = self.net.pretrained_cfg
+        self.image_mean = tuple(round(255 * value, 4) for value in config["mean"])
+        self.image_std = tuple(round(255 * value, 4) for value in config["std"])
+
+        norms = [module for module in self.net.modules() if isinstance(module, _BatchNorm)]
+        if norm is not None and not norms:
+            raise ConfigError(
+                f"model.backbone.norm={norm} is for nets with BatchNorm, and {name} has none: set it to null."
+            )
+        norm = norm if norm is not None else "bn" if weights is None else "frozen_bn"
+        for key, parameter in self.net.named_parameters():
+            if key in layout.frozen or key not in layout.used:
+                parameter.requires_grad_(False)
+        if norm == "frozen_bn":
+            for module in norms:
+                module.requires_grad_(False)
+        fixed_norms = [] if norm == "bn" else norms
+        # A tuple, so that nothing is registered a second time.
+        self._always_eval = (*fixed_norms, *filter(_is_frozen, self.net.modules()))
+        self.train()
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """As nn.Module.train, but what is frozen stays in eval mode."""
+        super().train(mode)
+        for module in self._always_eval:
+            module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (N, 3, H, W), H and W multiples of 32 -> [C3, C4, C5].
+
+        (N, out_channels[i], H / s, W / s) for s = 8, 16, 32.
+        """
+        maps = self.net(images)
+        return [level.permute(0, 3, 1, 2) for level in maps] if self.nhwc else list(maps)
+
+    def _load(self, timm: Any, name: str, weights: str | Path) -> None:
+        with torch.device("meta"):
+            classifier: nn.Module = timm.create_model(name)
+        # Older files hold buffers that timm computes today.
+        known = {*classifier.state_dict(), *(key for key, _ in classifier.named_buffers())}
+        own = self.net.state_dict()
+        names = {key: _classifier_key(key, known) for key in own}
+        wanted = {names[key]: value for key, value in own.items()}
+        content = load_state_dict_file(weights)
+        found = ""
+        for convert in (dict, partial(_converted, classifier)):
+            state = {names.get(key, key): value for key, value in convert(content).items()}
+            unfit = differences(wanted, {key: state[key] for key in state if key in wanted or key not in known})
+            if not unfit:
+                # Batch counters alone may be missing.
+                self.net.load_state_dict({k: state[names[k]] for k in own if names[k] in state}, strict=False)
+                return
+            found = found or unfit
+        raise WeightsError(
+            f"{weights} does not fit timm's {name}: it {found}; give the file of a timm {name} as "
+            "model.backbone.weights."
+        )
+
+
+class _Layout(NamedTuple):
+    arguments: dict[str, Any]  # of timm.create_model, beside the name
+    channels: list[int]  # of C3, C4, C5
+    nhwc: bool
+    used: frozenset[str]  # parameters that C3, C4 or C5 depends on
+    frozen: frozenset[str]  # parameters of the frozen stages
+
+
+def _layout(timm: Any, name: str, frozen_stages: int) -> _Layout:
+    """How to build the net `name` and what its maps are, from a copy without memory (meta tensors)."""
+    _check_name(timm, name)
+    failure: Exception | None = None
+    for options in _SIZE_OPTIONS:
+        try:
+            return _layout_with(timm, name, frozen_stages, options)
+        except ConfigError:
+            raise
+        except Exception as error:  # timm's nets raise all kinds for a size or an option that they do not take
+            failure = failure or error
+    reason = " ".join(str(failure).split()) or type(failure).__name__
+    raise ConfigError(
+        f"model.backbone.name={name} gives no feature maps for images of any size ({reason}): choose another net of "
+        "timm."
+    ) from failure
+
+
+def _layout_with(timm: Any, name: str, frozen_stages: int, options: dict[str, bool]) -> _Layout:
+    height, width = 96, 160  # odd multiples of 32 that differ: no net's own size, and NCHW is not NHWC
+    with torch.device("meta"), torch.enable_grad():
+        net = timm.create_model(name, features_only=True, **options)
+        strides = [entry["reduction"] for entry in net.feature_info.info]  # in ascending order
+        if not {8, 16, 32} <= set(strides):
+            raise ConfigError(
+                f"model.backbone.name={name} has maps of stride {_listed(sorted(set(strides)))}, and a detector needs "
+                "8, 16 and 32: choose another net of timm."
+            )
+        # Stride 4 for the frozen stages; a net without it freezes its first map's part.
+        indices = [max((i for i, own in enumerate(strides) if own <= stride), default=0) for stride in (4, 8, 16, 32)]
+        net = timm.create_model(name, features_only=True, out_indices=tuple(sorted(set(indices))), **options).eval()
+        maps = dict(zip(sorted(set(indices)), net(torch.zeros(1, 3, height, width)), strict=True))
+        levels = [maps[index] for index in indices]
+
+        channels = [net.feature_info.info[index]["num_chs"] for index in indices[1:]]
+        sizes = [(height // stride, width // stride) for stride in (8, 16, 32)]
+        shapes = [tuple(level.shape[1:]) for level in levels[1:]]
+        nhwc = shapes == [(*size, count) for size, count in zip(sizes, channels, strict=True)]
+        if not nhwc and shapes != [(count, *size) for size, count in zip(sizes, channels, strict=True)]:
+            raise ConfigError(
+                f"model.backbone.name={name} gives maps of {shapes} for an image of {height} x {width} pixels, and a "
+                f"detector needs {sizes}: choose another net of timm."
+            )
+        every = frozenset(key for key, _ in net.named_parameters())
+        frozen = every if frozen_stages == 4 else _sources(net, levels[:frozen_stages])
+        used = _sources(net, levels[1:])
+    return _Layout({**options, "out_indices": tuple(indices[1:])}, channels, nhwc, used, frozen)
+
+
+def _sources(net: nn.Module, maps: list[Tensor]) -> frozenset[str]:
+    """Names of the parameters that any of the maps depends on."""
+    if not maps:
+        return frozenset()
+    keys, parameters = zip(*net.named_parameters(), strict=True)
+    total = torch.stack([level.sum() for level in maps]).sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+    return frozenset(key for key, gradient in zip(keys, gradients, strict=True) if gradient is not None)
+
+
+def _check_name(timm: Any, name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        known = timm.list_models()
+    elif tag and name not in timm.list_pretrained(f"{architecture}.*"):
+        known = timm.list_pretrained(f"{architecture}.*") or [architecture]
+    else:
+        return
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"the nearest: {', '.join(nearest)}" if nearest else "timm.list_models() names them"
+    raise ConfigError(f"model.backbone.name={name} is not a net of timm {timm.__version__}; {hint}.")
+
+
+def _pretrained(timm: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
+    source = timm.get_pretrained_cfg(name).hf_hub_id
+    file = (
+        f"model.safetensors of https://huggingface.co/{source}" if source else "a file with the state dict of that net"
+    )
+    remedy = f"set model.backbone.weights=<path> to {file}, or model.backbone.weights=null to train from scratch."
+    if not timm.is_model_pretrained(name):
+        raise WeightsError(f"timm has no ImageNet weights for {name}: {remedy}")
+    try:
+        return timm.create_model(name, pretrained=True, **arguments)
+    except Exception as error:  # of huggingface_hub or torch.hub: no network, a full disk, a wrong hash
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"the ImageNet weights of timm's {name} cannot be had ({reason}): {remedy}") from error
+
+
+def _converted(classifier: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a net's authors, or of an older timm, as timm itself converts it for this classifier."""
+    convert = getattr(sys.modules[type(classifier).__module__], "checkpoint_filter_fn", None)
+    try:
+        return state if convert is None else convert(dict(state), classifier)
+    except Exception:  # it may raise anything for the file of another net
+        return state
+
+
+def _classifier_key(key: str, known: Iterable[str]) -> str:
+    """The name that an entry of the features_only form has in the classifier, whose names are `known`.
+
+    timm holds the net in "body" or "model", or its stages on the first level: "stages_0." is "stages.0.".
+    """
+    first, _, rest = key.partition(".")
+    if first in ("body", "model"):
+        return rest
+    parts = first.split("_")
+    split = [f"{'_'.join(parts[:i])}.{'_'.join(parts[i:])}.{rest}" for i in range(1, len(parts))]
+    return next((candidate for candidate in (key, *split) if candidate in known), key)
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _listed(numbers: list[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,274 @@
+"""TimmBackbone against timm's own classifiers."""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+timm = pytest.importorskip("timm", reason='needs timm: pip install -e ".[timm]" -c constraints.txt')
+
+from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+from msil.detection.timm_backbone import TimmBackbone  # noqa: E402
+from msil.errors import ConfigError, WeightsError  # noqa: E402
+
+LITE0 = Path(__file__).resolve().parents[3] / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"
+
+
+def intermediates(classifier: nn.Module, images: Tensor, indices: list[int]) -> list[Tensor]:
+    """timm's own feature maps of a whole classifier, NCHW."""
+    with torch.no_grad():
+        return classifier.eval().forward_intermediates(  # pyright: ignore[reportCallIssue]
+            images, indices=indices, output_fmt="NCHW", intermediates_only=True
+        )
+
+
+def with_statistics(net: nn.Module) -> nn.Module:
+    """The net with norms whose statistics are neither 0 nor 1."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)  # pyright: ignore[reportOptionalMemberAccess]
+            module.running_var.uniform_(0.5, 2)  # pyright: ignore[reportOptionalMemberAccess]
+    return net
+
+
+@pytest.mark.parametrize(
+    ("name", "indices", "size"),
+    [
+        ("test_convnext", [1, 2, 3], (64, 96)),  # whose stages features_only renames, stages.0 to stages_0
+        ("mobilenetv3_small_050", [2, 3, 4], (64, 96)),  # conv_head and classifier behind the last map
+        ("test_mambaout", [1, 2, 3], (64, 96)),  # NHWC
+        ("swin_tiny_patch4_window7_224", [1, 2, 3], (224, 224)),  # NHWC, and by itself of one size
+    ],
+)
+def test_maps_of_a_classifiers_file_are_timms(
+    name: str, indices: list[int], size: tuple[int, int], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    classifier = with_statistics(timm.create_model(name))
+    torch.save(classifier.state_dict(), tmp_path / "net.pth")
+    net = TimmBackbone(name, weights=tmp_path / "net.pth").eval()
+    (tmp_path / "net.pth").unlink()
+    images = torch.randn(1, 3, *size)
+    expected = intermediates(classifier, images, indices)
+    assert net.out_channels == [level.shape[1] for level in expected]
+    with torch.no_grad():
+        for level, reference in zip(net(images), expected, strict=True):
+            torch.testing.assert_close(level, reference, rtol=1e-5, atol=1e-5 * float(reference.abs().max()))
+
+
+@pytest.mark.skipif(not LITE0.is_file(), reason=f"needs the ImageNet weights {LITE0.name}")
+def test_imagenet_weights_of_efficientnet_lite0() -> None:
+    from safetensors.torch import load_file
+
+    classifier = timm.create_model("tf_efficientnet_lite0")
+    classifier.load_state_dict(load_file(LITE0), strict=True)
+    net = TimmBackbone("tf_efficientnet_lite0", weights=str(LITE0))
+    assert net.out_channels == [40, 112, 320]
+    assert net.image_mean == net.image_std == (127.5, 127.5, 127.5)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        maps = net(images)  # in train mode: the default with weights is frozen norms
+    for level, reference in zip(maps, intermediates(classifier, images, [2, 3, 4]), strict=True):
+        torch.testing.assert_close(level, reference, rtol=1e-5, atol=1e-5 * float(reference.abs().max()))
+
+
+HALF = (127.5, 127.5, 127.5)  # 0..255 to -1..1
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "mean", "std"),
+    [
+        ("tf_efficientnet_lite0", [40, 112, 320], HALF, HALF),
+        ("convnext_atto.d2_in1k", [80, 160, 320], IMAGENET_MEAN, IMAGENET_STD),
+        ("xception41", [728, 1024, 2048], HALF, HALF),  # by forward hooks
+        ("swin_tiny_patch4_window7_224", [192, 384, 768], IMAGENET_MEAN, IMAGENET_STD),
+    ],
+)
+def test_levels_have_strides_8_16_32_for_any_multiple_of_32(
+    name: str, channels: list[int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    with torch.device("meta"):
+        net = TimmBackbone(name)
+        out = net(torch.zeros(2, 3, 160, 96))
+    assert net.out_channels == channels
+    assert [tuple(level.shape) for level in out] == [
+        (2, c, 160 // s, 96 // s) for c, s in zip(channels, (8, 16, 32), strict=True)
+    ]
+    assert (net.image_mean, net.image_std) == (mean, std)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050", "test_efficientnet_evos"])
+def test_a_training_step_reaches_every_trained_parameter(name: str) -> None:
+    net = TimmBackbone(name, frozen_stages=1).train()
+    torch.stack([level.square().mean() for level in net(torch.randn(2, 3, 64, 64))]).sum().backward()
+    assert [key for key, p in net.named_parameters() if (p.grad is not None) != p.requires_grad] == []
+    assert 0 < sum(not p.requires_grad for p in net.parameters()) < len(list(net.parameters())) / 2
+
+
+def test_what_no_level_depends_on_is_not_trained() -> None:
+    """HRNet has four branches: what its last stage adds to the first, of stride 4, is for the map of stride 4 alone."""
+    with torch.device("meta"):
+        net = TimmBackbone("hrnet_w18_small")
+    fixed = {key for key, p in net.named_parameters() if not p.requires_grad}
+    assert fixed
+    assert fixed == {
+        key for key, _ in net.named_parameters() if "incre_modules.0." in key or "stage4.0.fuse_layers.0." in key
+    }
+
+
+@pytest.mark.parametrize("stages", range(5))
+def test_frozen_stages_are_those_of_a_resnet(stages: int) -> None:
+    with torch.device("meta"):
+        net = TimmBackbone("resnet18d", frozen_stages=stages, norm="bn").eval().train()
+    parts = [("conv1", "bn1", "layer1"), ("layer2",), ("layer3",), ("layer4",)]
+    frozen = tuple(f"net.{name}." for part in parts[:stages] for name in part)
+    assert {k for k, p in net.named_parameters() if not p.requires_grad} == {
+        k for k, _ in net.named_parameters() if k.startswith(frozen)
+    }
+    norms = {key: m.training for key, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert len(norms) == 22
+    assert all(training != f"{key}.".startswith(frozen) for key, training in norms.items())
+
+
+@pytest.mark.parametrize(("norm", "moves", "trains"), [("bn", 1, 1), ("eval_bn", 0, 1), ("frozen_bn", 0, 0)])
+def test_norms(norm: str, moves: bool, trains: bool) -> None:
+    net = TimmBackbone("test_efficientnet", norm=norm).eval().train()  # its norms are timm's BatchNormAct2d
+    before = copy.deepcopy(net.state_dict())
+    net(torch.randn(2, 3, 64, 64))
+    moved = {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    statistics = {key for key in before if re.search("running|num_batches", key)}
+    assert statistics
+    assert moved == (statistics if moves else set())
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {p.requires_grad for m in norms for p in m.parameters()} == {bool(trains)}
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert all(p.requires_grad for m in convs for p in m.parameters())
+
+
+def test_defaults_with_weights_and_a_file_of_the_features_form(tmp_path: Path) -> None:
+    source = TimmBackbone("test_efficientnet")
+    with_statistics(source)
+    torch.save(source.net.state_dict(), tmp_path / "net.pth")
+    net = TimmBackbone("test_efficientnet", weights=tmp_path / "net.pth")
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in net.state_dict().items())
+    assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    trained = {key for key, p in net.named_parameters() if p.requires_grad}
+    early = ("net.conv_stem.", "net.blocks.0.", "net.blocks.1.")  # blocks 0 and 1 end at strides 2 and 4
+    assert trained == {
+        key for key, _ in net.named_parameters() if not key.startswith(early) and not re.search(r"bn\d\.", key)
+    }
+
+
+def test_a_file_with_the_authors_keys(tmp_path: Path) -> None:
+    """ConvNeXt's repository calls the stem and the downsampling of all stages downsample_layers."""
+    source = TimmBackbone("test_convnext")
+    theirs = {}
+    for key, value in source.net.state_dict().items():
+        key = re.sub(r"^stem_(\d)", r"downsample_layers.0.\1", key)
+        key = re.sub(r"^stages_(\d)\.downsample\.(\d)", r"downsample_layers.\1.\2", key)
+        key = re.sub(r"^stages_(\d)\.blocks\.(\d)", r"stages.\1.\2", key)
+        key = key.replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
+        # In theirs the pointwise convolutions are linear layers.
+        theirs[key] = value.flatten(1) if "pwconv" in key and value.ndim == 4 else value
+    theirs |= {"norm.weight": torch.ones(64), "norm.bias": torch.zeros(64)}
+    theirs |= {"head.weight": torch.zeros(1000, 64), "head.bias": torch.zeros(1000)}
+    torch.save(theirs, tmp_path / "net.pth")
+    net = TimmBackbone("test_convnext", weights=tmp_path / "net.pth")
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in net.state_dict().items())
+
+
+def test_a_copy_is_a_net_of_its_own_and_channels_last_changes_nothing() -> None:
+    net = TimmBackbone("test_convnext", frozen_stages=1).eval()
+    twin = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = net(images)
+        maps = twin(images.contiguous(memory_format=torch.channels_last))
+        for level, reference in zip(maps, expected, strict=True):
+            torch.testing.assert_close(level, reference, rtol=1e-4, atol=1e-5)
+        for parameter in net.parameters():
+            parameter.zero_()
+        assert all(torch.equal(a, b) for a, b in zip(maps, twin(images), strict=True))
+        net.load_state_dict(twin.state_dict())
+        for level, reference in zip(net(images), expected, strict=True):
+            assert torch.equal(level, reference)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnext50_32x4"}, r"name=resnext50_32x4 is not a net of timm .*; the nearest: resnext50_32x4d, "),
+        ({"name": "convnext_tiny.in12"}, r"the nearest: convnext_tiny\.in12k, "),
+        ({"name": "a net of mine"}, r"a net of mine is not a net of timm"),
+        ({"name": "pit_b_224"}, r"has maps of stride 7, 14 and 28, and a detector needs 8, 16 and 32"),
+        ({"name": "vit_tiny_patch16_224"}, r"has maps of stride 16, and"),
+        ({"name": "coatnet_0_224"}, r"coatnet_0_224 gives no feature maps for images of any size \(.*\): choose"),
+        ({"name": "inception_v3"}, r"\(288, 9, 17\).* for an image of 96 x 160 pixels"),
+        (
+            {"name": "convnext_atto", "norm": "frozen_bn"},
+            r"norm=frozen_bn is for nets with BatchNorm, and convnext_atto",
+        ),
+    ],
+)
+def test_nets_that_cannot_be_backbones_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with torch.device("meta"), pytest.raises(ConfigError, match=message) as caught:
+        TimmBackbone(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown norm 'gn'; known: bn, eval_bn, frozen_bn"):
+        TimmBackbone("convnext_atto", norm="gn")
+    with pytest.raises(ValueError, match="frozen_stages must be 0 to 4, not 5"):
+        TimmBackbone("convnext_atto", frozen_stages=5)
+
+
+def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match=r'model/backbone=timm needs timm \(.*pip install -e "\.\[timm\]" -c'):
+        TimmBackbone("convnext_atto")
+
+
+def test_weights_of_another_net_are_named(tmp_path: Path) -> None:
+    """The file of a deeper net has all that the net needs, and more; names are those of timm's classifier."""
+    path = tmp_path / "net.pth"
+    state = timm.create_model("test_convnext").state_dict()
+    torch.save({**state, "stages.0.blocks.9.gamma": torch.zeros(24)}, path)
+    with pytest.raises(
+        WeightsError, match=r"does not fit timm's test_convnext: it has the unknown stages\.0\.blocks\.9"
+    ):
+        TimmBackbone("test_convnext", weights=path)
+    torch.save({key: value for key, value in state.items() if key != "stages.3.blocks.0.gamma"}, path)
+    with pytest.raises(
+        WeightsError, match=r"it lacks stages\.3\.blocks\.0\.gamma; give the file of a timm test_convnext"
+    ):
+        TimmBackbone("test_convnext", weights=path)
+    torch.save({**state, "stem.0.weight": torch.zeros(24, 3, 7, 7)}, path)
+    with pytest.raises(WeightsError, match=r"it has other shapes of stem\.0\.weight;"):
+        TimmBackbone("test_convnext", weights=path)
+
+
+def test_imagenet_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries again for most of a minute
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError) as caught:
+        TimmBackbone("convnext_atto", weights="imagenet")
+    message = str(caught.value)
+    assert message.startswith("the ImageNet weights of timm's convnext_atto cannot be had (")
+    assert message.endswith(
+        "set model.backbone.weights=<path> to model.safetensors of https://huggingface.co/timm/convnext_atto.d2_in1k, "
+        "or model.backbone.weights=null to train from scratch."
+    )
+    assert "\n" not in message
+
+
+def test_a_net_without_imagenet_weights() -> None:
+    with pytest.raises(WeightsError, match="timm has no ImageNet weights for efficientnet_lite1: set"):
+        TimmBackbone("efficientnet_lite1", weights="imagenet")
