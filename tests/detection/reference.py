@@ -1,0 +1,51 @@
+"""The reference's files of all seven forms: our head of each, and its arrays in our layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msil.detection import ATSSHead, DenseHead, FCOSHead, GFLHead, RetinaNetHead, TOODHead, VFNetHead
+from msil.detection.weights import from_mmdet
+
+from .cases import FORMS
+
+HEADS: dict[str, tuple[type[DenseHead], dict[str, Any]]] = {
+    **{name: (FCOSHead, options) for name, options in FORMS.items()},
+    "head_vfnet_s3": (VFNetHead, {}),
+    "head_atss": (ATSSHead, {}),
+    "head_gfl": (GFLHead, {}),
+    "head_tood": (TOODHead, {}),
+    "head_retina": (RetinaNetHead, {"norm_groups": None}),
+}
+# Of the last four, the prefix of the reference's cases: TOOD's change with the epoch.
+CASES = [("head_atss", ""), ("head_gfl", ""), ("head_tood", "0"), ("head_tood", "4"), ("head_retina", "")]
+
+
+def build(name: str, msil: nn.Module | dict[str, Any] | None = None, num_convs: int = 1, epoch: str = "") -> DenseHead:
+    """A head of 5 classes and 32 channels, at the start of an epoch."""
+    torch.manual_seed(0)
+    kind, options = HEADS[name]
+    head = kind(5, 32, msil=msil, **{"num_convs": num_convs, "norm_groups": 8, **options})
+    head.set_epoch(int(epoch or 0))
+    return head
+
+
+def reference_head(golden: Any, name: str, epoch: str = "") -> DenseHead:
+    """One of the last four with the reference's weights."""
+    head = build(name, num_convs=2, epoch=epoch)
+    head.load_state_dict(from_mmdet(golden(name, "state/")))
+    return head
+
+
+def flat(arrays: dict[str, Tensor], prefix: str, per_cell: int = 1) -> Tensor:
+    """Five maps (N, A C, H, W) of the reference -> (N, P, C), a cell's A anchors side by side."""
+    maps = [arrays[f"{prefix}{level}"].permute(0, 2, 3, 1) for level in range(5)]
+    return torch.cat([m.reshape(len(m), -1, m.shape[-1] // per_cell) for m in maps], 1)
+
+
+def levels(arrays: dict[str, Tensor], prefix: str) -> Tensor:
+    """Five arrays (N, n, ...) of the reference -> (N, P, ...)."""
+    return torch.cat([arrays[f"{prefix}{level}"] for level in range(5)], 1)

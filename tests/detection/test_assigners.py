@@ -1,0 +1,238 @@
+"""RetinaNet's and TOOD's assignment against MMDetection's numbers and dense references written here from the rules.
+
+ATSS has its own file.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from benchmarks.operators import HostSyncs
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from msil.detection.assign import GroundTruth, MaxIoUAssigner, TaskAlignedAssigner, ground_truth
+from msil.detection.assign.base import BACKGROUND, IGNORED
+from msil.detection.heads.retinanet import RATIOS, SCALES
+from msil.detection.priors import PriorGenerator, Priors
+
+from .cases import IMAGE_SIZES, MAP_SIZES, STRIDES, map_sizes_of, random_pyramid, random_targets, target
+from .reference import CASES, build
+
+CPU = torch.device("cpu")
+FINE = (8, 16, 32)
+NINE = PriorGenerator(FINE, scales=SCALES, ratios=RATIOS, whole=True)
+ONE = PriorGenerator(FINE, scales=(8.0,))
+
+
+def valid_priors(map_sizes: tuple[tuple[int, int], ...], size: tuple[int, int], per_cell: int) -> Tensor:
+    """The cells of an image's own size, rounded up to 32, and not of the batch's padding (P,)."""
+    cells = [
+        row * stride < 32 * math.ceil(size[0] / 32) and column * stride < 32 * math.ceil(size[1] / 32)
+        for (height, width), stride in zip(map_sizes, FINE, strict=True)
+        for row in range(height)
+        for column in range(width)
+    ]
+    return torch.tensor(cells).repeat_interleave(per_cell)
+
+
+def max_iou(anchors: Tensor, valid: Tensor, boxes: Tensor) -> Tensor:
+    """One image's assignment (P,), box by box."""
+    match = torch.where(valid, BACKGROUND, IGNORED)
+    # Of whole pixels, so that areas are exact and this is what float32 gives, ties included.
+    ious = box_iou(boxes.double(), anchors.double()).float()
+    best, owner = torch.zeros(len(anchors)), torch.zeros(len(anchors), dtype=torch.int64)
+    for number, iou in enumerate(ious):
+        owner[iou > best], best = number, torch.maximum(best, iou)
+    match[valid & (best >= 0.4)] = IGNORED
+    match[valid & (best >= 0.5)] = owner[valid & (best >= 0.5)]
+    for number, iou in enumerate(ious):  # a later box takes from an earlier one
+        match[valid & (iou == iou[valid].max())] = number
+    return match
+
+
+def task_aligned(
+    points: Tensor, valid: Tensor, boxes: Tensor, labels: Tensor, scores: Tensor, predicted: Tensor, topk: int
+) -> tuple[Tensor, Tensor, float]:
+    """One image's assignment in float64, box by box and candidate by candidate: match (P,), metric (P,), and how far
+    the closest decision was from falling otherwise."""
+    match = torch.where(valid, BACKGROUND, IGNORED)
+    metric, best, margin = torch.zeros(len(points)).double(), [0.0] * len(points), math.inf
+    ious = box_iou(boxes.double(), predicted.double())
+    alignments = scores.double().T[labels] * ious**6
+    for number, (alignment, iou) in enumerate(zip(alignments, ious, strict=True)):
+        order = alignment.where(valid, -1).argsort(descending=True)[: valid.sum()].tolist()
+        if len(order) > topk and alignment[order[topk - 1]] > 0:
+            margin = min(margin, float(1 - alignment[order[topk]] / alignment[order[topk - 1]]))
+        for prior in order[:topk]:
+            (x, y), (x1, y1, x2, y2) = points[prior].tolist(), boxes[number].tolist()
+            inside = min(x - x1, y - y1, x2 - x, y2 - y)
+            margin = min(margin, abs(inside - 0.01))
+            if alignment[prior] > 0 and inside > 0.01:
+                margin = min(margin, float(alignment[prior]) * 1e30)  # float32 would make it 0
+                if match[prior] >= 0 and iou[prior] != best[prior]:
+                    margin = min(margin, abs(float(iou[prior]) / best[prior] - 1))
+                if match[prior] < 0 or iou[prior] > best[prior]:
+                    match[prior], best[prior] = number, float(iou[prior])
+    for number in range(len(boxes)):
+        own = match == number
+        if own.any():
+            alignment = alignments[number, own]
+            metric[own] = alignment / (alignment.max() + 1e-7) * ious[number, own].max()
+    return match, metric.float(), margin
+
+
+def random_boxes(rng: random.Random, count: int, height: int, width: int, grain: float) -> Tensor:
+    """Boxes from a pixel to beyond the image, on a grid of `grain`, a quarter of them twins or neighbours of others."""
+    rows: list[list[float]] = []
+    for _ in range(count):
+        w, h = (math.exp(rng.uniform(math.log(2), math.log(1.5 * side))) for side in (width, height))
+        x, y = rng.uniform(-w / 2, width - w / 2), rng.uniform(-h / 2, height - h / 2)
+        row = [x, y, x + w, y + h]
+        if rows and rng.random() < 0.25:
+            row = [side + rng.choice([0, 0, grain]) for side in rng.choice(rows)]
+        elif rng.random() < 0.1:  # beyond every anchor
+            row = [side + 2000 for side in row]
+        row = [round(side / grain) * grain for side in row]
+        rows.append([row[0], row[1], max(row[2], row[0] + grain), max(row[3], row[1] + grain)])
+    return torch.tensor(rows).reshape(-1, 4)
+
+
+def batch_of(rng: random.Random, grain: float) -> tuple[tuple[tuple[int, int], ...], GroundTruth, list]:
+    """Three images of one batch: their map sizes, ground truth and targets."""
+    sizes = [(rng.randint(1, 128), rng.randint(1, 128)) for _ in range(3)]
+    height, width = (32 * math.ceil(max(sides) / 32) for sides in zip(*sizes, strict=True))
+    targets = []
+    for size in sizes:
+        boxes = random_boxes(rng, rng.choice([0, 1, 2, 5, 10]), *size, grain)
+        targets.append(target(boxes, torch.tensor([rng.randrange(3) for _ in boxes], dtype=torch.int64)))
+    return map_sizes_of(height, width, FINE), ground_truth(targets, sizes, CPU), targets
+
+
+def test_max_iou_of_random_boxes() -> None:
+    rng = random.Random(0)
+    seen = torch.zeros(3, dtype=torch.int64)
+    for case in range(100):
+        map_sizes, truth, targets = batch_of(rng, rng.choice([1, 4, 8, 16]))
+        priors = NINE(map_sizes, CPU)
+        found = MaxIoUAssigner()(priors, truth)
+        assert found.metric is None
+        for match, one, size in zip(found.index, targets, truth.sizes.tolist(), strict=True):
+            expected = max_iou(priors.boxes, valid_priors(map_sizes, size, 9), one.boxes)
+            assert torch.equal(match, expected), case
+            seen += torch.stack([(match >= 0).sum(), (match == BACKGROUND).sum(), (match == IGNORED).sum()])
+    assert seen.min() > 10_000
+
+
+def test_task_aligned_of_random_predictions() -> None:
+    rng, generator = random.Random(0), torch.Generator().manual_seed(0)
+    compared = positives = 0
+    for case in range(200):
+        map_sizes, truth, targets = batch_of(rng, 0.37)
+        priors = ONE(map_sizes, CPU)
+        scores = torch.rand(3, len(priors.centers), 3, generator=generator)
+        reach = 48 * torch.rand(3, len(priors.centers), 4, generator=generator)
+        predicted = priors.centers.repeat(1, 2) + reach * torch.tensor([-1, -1, 1, 1])
+        topk = rng.choice([1, 3, 13])
+        found = TaskAlignedAssigner(topk)(priors, truth, scores, predicted)
+        assert found.metric is not None
+        for image, (one, size) in enumerate(zip(targets, truth.sizes.tolist(), strict=True)):
+            valid = valid_priors(map_sizes, size, 1)
+            own = one.boxes, one.labels, scores[image], predicted[image]
+            match, metric, margin = task_aligned(priors.centers, valid, *own, topk)
+            if margin > 1e-5:
+                assert torch.equal(found.index[image], match), case
+                torch.testing.assert_close(found.metric[image], metric, rtol=1e-5, atol=1e-6)
+                compared, positives = compared + 1, positives + int((match >= 0).sum())
+    assert compared > 580 and positives > 1000
+
+
+def reference_truth(golden) -> GroundTruth:
+    """Both images of case A, all priors of both valid."""
+    arrays = golden("inputs", "gt/A/")
+    targets = [target(arrays[f"{image}/boxes"], arrays[f"{image}/labels"]) for image in range(2)]
+    return ground_truth(targets, [(256, 320)] * 2, CPU)
+
+
+def test_max_iou_of_the_reference(golden) -> None:
+    priors = PriorGenerator(STRIDES, scales=SCALES, ratios=RATIOS)(MAP_SIZES, CPU)
+    found = MaxIoUAssigner()(priors, reference_truth(golden)).index
+    for image in range(2):
+        numbers = golden("primitives", f"assign/max_iou{image}/")["gt_inds"]  # 0 background, -1 ignored
+        assert {-1, 0, 1} <= set(numbers.tolist())
+        assert torch.equal(found[image], torch.where(numbers < 0, IGNORED, numbers - 1))
+
+
+def test_task_aligned_of_the_reference(golden) -> None:
+    case = [golden("primitives", f"assign/tal{image}/") for image in range(2)]
+    scores, boxes = (torch.stack([arrays[key] for arrays in case]) for key in ("in_scores", "in_boxes"))
+    found = TaskAlignedAssigner()(PriorGenerator(STRIDES)(MAP_SIZES, CPU), reference_truth(golden), scores, boxes)
+    assert found.metric is not None
+    for image, arrays in enumerate(case):
+        assert torch.equal(found.index[image], arrays["gt_inds"] - 1)
+        expected = torch.zeros_like(arrays["metrics"])  # theirs is normalised by the head
+        for number in arrays["gt_inds"].unique()[1:]:
+            own = arrays["gt_inds"] == number
+            t, iou = arrays["metrics"][own], arrays["max_overlaps"][own]
+            expected[own] = t / (t.max() + 1e-7) * iou.max()
+        assert expected.any()
+        torch.testing.assert_close(found.metric[image], expected, rtol=1e-5, atol=1e-7)
+
+
+def matched(boxes: list, priors: Priors, size: tuple[int, int]) -> list[int]:
+    return MaxIoUAssigner()(priors, ground_truth([target(boxes)], [size], CPU)).index[0].tolist()
+
+
+def test_max_iou_by_hand() -> None:
+    # three anchors of 40 x 40 that begin at -20, 0 and 20; the box, 40 high, begins at -20 and is `width` wide:
+    # IoU 40 / width, (width - 20) / 60 and (width - 40) / 80
+    priors = PriorGenerator((20,), scales=(2.0,))(((1, 3),), CPU)
+    for width, second in ((43, BACKGROUND), (44, IGNORED), (49, IGNORED), (50, 0)):
+        assert matched([[-20, -20, width - 20, 20]], priors, (20, 60)) == [0, second, BACKGROUND]
+    # of two boxes in the first anchor, of IoU 1 / 4 each, the last one claims it
+    assert matched([[-20, -20, 0, 0], [-20, 0, 0, 20], [0, 0, 40, 20]], priors, (20, 60)) == [1, 2, BACKGROUND]
+
+
+def test_a_box_that_meets_no_anchor_claims_all() -> None:
+    # four anchors of 16 x 16 around (0, 0), (8, 0), (0, 8), (8, 8); the first box is the last anchor, of IoU 1 / 3 with
+    # the two in the middle and 1 / 7 with the first
+    priors = PriorGenerator((8,), scales=(2.0,))(((2, 2),), CPU)
+    own, far = [0, 0, 16, 16], [500, 500, 510, 510]
+    assert matched([own], priors, (16, 16)) == [BACKGROUND] * 3 + [0]
+    assert matched([own, far], priors, (16, 16)) == [1] * 4
+    assert matched([far, own], priors, (16, 16)) == [0] * 3 + [1]
+    # but none of the batch's padding
+    priors = PriorGenerator((32,), scales=(2.0,))(((1, 2),), CPU)
+    assert matched([far], priors, (32, 32)) == [0, IGNORED]
+
+
+def test_task_aligned_by_hand() -> None:
+    # One prior, fewer than topk, inside two boxes of IoU 400 / 500 and 500 / 600 with its own: the first has the higher
+    # t by its class's score (0.9 * 0.8 ** 6 = 0.236 and 0.1 * 0.833 ** 6 = 0.033), the second wins by the higher IoU.
+    priors = PriorGenerator((8,))(((1, 1),), CPU)
+    truth = ground_truth([target([[-10, -10, 10, 10], [-10, -10, 10, 20]], [0, 1])], [(8, 8)], CPU)
+    found = TaskAlignedAssigner()(priors, truth, torch.tensor([[[0.9, 0.1]]]), torch.tensor([[[-10.0, -10, 10, 15]]]))
+    t = 0.1 * (5 / 6) ** 6
+    assert found.index.tolist() == [[1]] and found.metric is not None
+    torch.testing.assert_close(found.metric, torch.tensor([[t / (t + 1e-7) * 5 / 6]]), rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="needs the predicted scores and boxes"):
+        TaskAlignedAssigner()(priors, truth)
+
+
+@pytest.mark.parametrize(("name", "epoch"), CASES)
+def test_no_step_waits_and_its_operators_do_not_grow_with_the_boxes(name: str, epoch: str) -> None:
+    """Of ATSS, max-IoU and task-aligned assignment, in the loss and backward pass of the heads that use them."""
+    head = build(name, epoch=epoch)
+    predictions = head(random_pyramid(2))
+    counts = []
+    for boxes in (5, 0, 1, 30, 120):  # the first backward pass makes the gradients, later ones add to them
+        targets = random_targets([boxes, boxes // 2], 256, 320, 5)
+        with HostSyncs() as syncs:
+            losses = head.loss(predictions, targets, IMAGE_SIZES)
+            torch.stack(list(losses.values())).sum().backward(retain_graph=True)
+        assert syncs.found == []
+        counts.append(syncs.operators)
+    assert len(set(counts[1:])) == 1 and counts[1] > 50, counts

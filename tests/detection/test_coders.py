@@ -1,0 +1,98 @@
+"""Box coders against MMDetection's numbers, hand arithmetic and themselves."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from msil.detection.coders import BoxCoder, Corners, Deltas, Distances, Integral
+from msil.detection.priors import PriorGenerator, Priors
+
+CPU = torch.device("cpu")
+CODERS = {
+    "distances": Distances(),
+    "distances in strides": Distances(by_stride=True),
+    "deltas": Deltas(),
+    "deltas of ATSS": Deltas(stds=(0.1, 0.2)),
+    "corners": Corners(),
+}
+
+
+def priors_of(boxes: Tensor, strides: Tensor | None = None, centers: Tensor | None = None) -> Priors:
+    strides = torch.ones(len(boxes)) if strides is None else strides
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 if centers is None else centers
+    return Priors(boxes, centers, strides, PriorGenerator((8,))(((1, 1),), CPU).grid)
+
+
+def test_deltas_of_the_reference(golden) -> None:
+    """On `distance/boxes` as anchors; some of their deltas are far beyond the clamp."""
+    case, anchors = golden("primitives", "delta/"), golden("primitives", "distance/")["boxes"]
+    assert case["deltas"].max() == 40
+    coder, priors = Deltas(stds=(0.1, 0.2)), priors_of(anchors)
+    torch.testing.assert_close(coder.decode(priors, case["deltas"]), case["boxes"], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(coder.encode(priors, case["gt"]), case["encoded"], rtol=1e-5, atol=1e-5)
+
+
+def test_distances_of_the_reference(golden) -> None:
+    case = golden("primitives", "distance/")
+    strides = torch.full((len(case["points"]),), 8.0)
+    priors = priors_of(case["boxes"], strides, case["points"])
+    torch.testing.assert_close(Distances().decode(priors, case["distance"]), case["boxes"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(Distances().encode(priors, case["boxes"]), case["back"], rtol=0, atol=1e-4)
+    in_strides = Distances(by_stride=True)
+    torch.testing.assert_close(in_strides.decode(priors, case["distance"] / 8), case["boxes"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(in_strides.encode(priors, case["boxes"]), case["back"] / 8, rtol=0, atol=1e-4)
+
+
+def test_by_hand() -> None:
+    anchor = torch.tensor([[10.0, 20.0, 30.0, 60.0]])  # 20 x 40 around (20, 40)
+    priors = priors_of(anchor, torch.tensor([4.0]))
+    # centre (20 + 0.5 * 20, 40 - 0.25 * 40), sides 20 * 2 and 40 / 2; then the clamp, 1000 / 16 times as large or small
+    raw = torch.tensor([[0.5, -0.25, math.log(2), -math.log(2)], [0, 0, 9, -9]])
+    expected = torch.tensor([[10.0, 20, 50, 40], [20 - 625, 40 - 0.32, 20 + 625, 40 + 0.32]])
+    torch.testing.assert_close(Deltas().decode(priors, raw), expected)
+    # by its stds, what the network puts out is the smaller part
+    torch.testing.assert_close(
+        Deltas((0.1, 0.2)).decode(priors, raw[:1] / torch.tensor([0.1, 0.1, 0.2, 0.2])), expected[:1]
+    )
+    torch.testing.assert_close(Deltas((0.1, 0.2)).encode(priors, expected[:1])[0, :2], torch.tensor([5.0, -2.5]))
+    assert Distances(by_stride=True).encode(priors, anchor).tolist() == [[2.5, 5, 2.5, 5]]
+    assert Corners().encode(priors, anchor).tolist() == [[2.5, 5, 7.5, 15]]
+    assert Corners().decode(priors, torch.tensor([[2.5, 5, 7.5, 15]])).tolist() == anchor.tolist()
+
+
+@pytest.mark.parametrize("name", CODERS)
+def test_what_is_encoded_is_decoded(name: str) -> None:
+    """Of two images' boxes (2, P, 4) for priors (P,)."""
+    coder: BoxCoder = CODERS[name]
+    generator = torch.Generator().manual_seed(0)
+    priors = PriorGenerator((8, 32), scales=(2.0, 4.0))(((4, 5), (1, 2)), CPU)
+    corners = 300 * torch.rand(2, len(priors.boxes), 4, generator=generator) - 50
+    boxes = torch.cat([corners[..., :2], corners[..., :2] + corners[..., 2:].abs() + 1], -1)
+    raw = coder.encode(priors, boxes)
+    assert raw.shape[-1] == coder.channels
+    torch.testing.assert_close(coder.decode(priors, raw), boxes, rtol=1e-5, atol=1e-3)
+
+
+def test_integral_is_the_mean_of_each_sides_distribution(golden) -> None:
+    coder = Integral()
+    assert coder.channels == 68 and Integral(7).channels == 32
+    assert coder.distances(torch.zeros(68)).tolist() == [8] * 4  # uniform
+    logits = golden("primitives", "loss_in/")["corners"].view(16, 68)
+    share = logits.double().view(16, 4, 17).exp()
+    expected = (share * torch.arange(17)).sum(-1) / share.sum(-1)
+    torch.testing.assert_close(coder.distances(logits).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_integral_decodes_the_distribution_that_its_loss_asks_for() -> None:
+    # around (8, 16) with stride 8: distances 1.25, 2.5, 3, 15.75 in strides
+    coder, priors = Integral(), priors_of(torch.zeros(1, 4), torch.tensor([8.0]), torch.tensor([[8.0, 16.0]]))
+    box = torch.tensor([[-2.0, -4.0, 32.0, 142.0]])
+    distances = coder.encode(priors, box)
+    assert distances.tolist() == [[1.25, 2.5, 3, 15.75]]
+    shares = torch.zeros(4, 17)
+    shares[[0, 0, 1, 1, 2, 3, 3], [1, 2, 2, 3, 3, 15, 16]] = torch.tensor([0.75, 0.25, 0.5, 0.5, 1, 0.25, 0.75])
+    torch.testing.assert_close(coder.decode(priors, shares.log().view(1, 68)), box)

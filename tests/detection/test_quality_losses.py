@@ -1,0 +1,138 @@
+"""Quality focal, distribution focal, L1 loss, TOOD's joint probability against MMDetection's numbers and by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from msil.detection.heads.tood import geometric_mean
+from msil.detection.losses import (
+    distribution_focal_loss,
+    l1_loss,
+    quality_focal_loss,
+    sigmoid_focal_loss,
+    varifocal_loss,
+)
+
+Loss = Callable[..., Tensor]
+WITH_QUALITY = [quality_focal_loss, varifocal_loss]
+
+
+def value_and_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    value = function(x)
+    (grad,) = torch.autograd.grad(value, x)
+    return value.detach(), grad
+
+
+def test_quality_focal_loss_of_the_reference(golden) -> None:
+    case, inputs = golden("primitives", "qfl/none/"), golden("primitives", "loss_in/")
+    loss = partial(quality_focal_loss, labels=inputs["labels"], quality=inputs["quality"])
+    value, grad = value_and_grad(loss, inputs["logits"])
+    torch.testing.assert_close(value, case["out"].sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad, case["grad/0"], rtol=1e-5, atol=1e-6)
+
+
+def test_losses_of_probabilities_of_the_reference(golden) -> None:
+    """TOOD's reference takes the losses of probabilities: here of the logits of sqrt(p * p) = p."""
+    inputs = golden("primitives", "loss_in/")
+    p, labels = inputs["logits"].sigmoid(), inputs["labels"]
+    focal = partial(sigmoid_focal_loss, labels=labels)
+    quality_focal = partial(quality_focal_loss, labels=labels, quality=inputs["quality"])
+    for name, loss in (("focal", focal), ("qfl", quality_focal)):
+        case = golden("primitives", f"{name}/activated_none/")
+        value, grad = value_and_grad(lambda x, loss=loss: loss(geometric_mean(x, x)), inputs["logits"])
+        torch.testing.assert_close(value, case["out"].sum(), rtol=1e-5, atol=0)
+        # their gradient is by the probability
+        torch.testing.assert_close(grad, case["grad/0"] * p * (1 - p), rtol=1e-5, atol=1e-5)
+
+
+def test_geometric_mean_of_the_reference(golden) -> None:
+    case, inputs = golden("primitives", "sigmoid_geometric_mean/"), golden("primitives", "loss_in/")
+    x, y = inputs["logits"].requires_grad_(), inputs["y"].requires_grad_()
+    out = geometric_mean(x, y).sigmoid()
+    torch.testing.assert_close(out, case["out"], rtol=1e-5, atol=1e-6)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, case["grad/0"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(y.grad, case["grad/1"].sum(1, keepdim=True), rtol=1e-5, atol=1e-5)
+
+
+def test_geometric_mean_of_saturated_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (24 * torch.rand(2, 400, generator=generator) - 12).unbind()
+    root = (x.double().sigmoid() * y.double().sigmoid()).sqrt()
+    torch.testing.assert_close(geometric_mean(x, y).double(), root.logit(), rtol=1e-5, atol=1e-5)
+
+    ends = torch.tensor([-100.0, 0.0, 100.0])
+    pairs = torch.cartesian_prod(ends, ends)
+    _, grad = value_and_grad(lambda x: geometric_mean(*x.unbind(1)).sum(), pairs)
+    logits = geometric_mean(*pairs.unbind(1)).view(3, 3)
+    assert logits.isfinite().all() and grad.isfinite().all()
+    # sqrt(e^-100 * 1) and of 1/2 * 1: -50 and -log(sqrt(2) - 1)
+    assert logits[0, 2].item() == pytest.approx(-50) and logits[2, 0].item() == pytest.approx(-50)
+    assert logits[1, 2].item() == pytest.approx(-math.log(math.sqrt(2) - 1))
+    assert logits[2, 2] > 80
+
+
+@pytest.mark.parametrize("x", [-100.0, 100.0])
+def test_quality_focal_loss_of_saturated_logits(x: float) -> None:
+    """|q - p|^2 times -q log p - (1 - q) log(1 - p), where p is 0 or 1 and the logarithms are 0 and -100."""
+    labels, quality = torch.tensor([0, 0, 2]), torch.tensor([0.25, 1.0, 0.0])
+    value, grad = value_and_grad(lambda x: quality_focal_loss(x, labels, quality), torch.full((3, 2), x))
+    objects = 0.25**2 * 25 + 100 if x < 0 else 0.75**2 * 75
+    background = 0 if x < 0 else 4 * 100
+    torch.testing.assert_close(value, torch.tensor(objects + background), rtol=1e-6, atol=1e-6)
+    # slopes (p - q)^3 at the objects' class and p^2 * p elsewhere
+    slopes = [[-(0.25**3), 0], [-1, 0], [0, 0]] if x < 0 else [[0.75**3, 1], [0, 1], [1, 1]]
+    torch.testing.assert_close(grad, torch.tensor(slopes, dtype=torch.float32), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [sigmoid_focal_loss, *WITH_QUALITY])
+def test_ignored_priors_do_not_count(loss: Loss) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = 3 * torch.randn(2, 30, 4, generator=generator), torch.randint(5, (2, 30), generator=generator)
+    quality = [torch.rand(2, 30, generator=generator) + 1e-3] if loss in WITH_QUALITY else []
+    ignored = (labels == 4) & (torch.rand(2, 30, generator=generator) < 0.7)
+    counted = ~ignored
+    assert ignored.any() and (counted & (labels == 4)).any()
+    value, grad = value_and_grad(lambda x: loss(x, labels, *quality, ignored), logits)
+    kept = [one[counted] for one in quality]
+    expected, expected_grad = value_and_grad(lambda x: loss(x, labels[counted], *kept), logits[counted])
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad[counted], expected_grad, rtol=1e-6, atol=0)
+    assert not grad[ignored].any()
+
+
+def test_distribution_focal_loss_of_the_reference(golden) -> None:
+    case, inputs = golden("primitives", "dfl/none/"), golden("primitives", "loss_in/")
+    logits, targets, weights = inputs["corners"].view(16, 68), inputs["distance"].view(16, 4), inputs["weight"][:16]
+    value, grad = value_and_grad(lambda x: distribution_focal_loss(x, targets, weights), logits)
+    torch.testing.assert_close(value, (case["out"].view(16, 4).sum(1) * weights).sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad, case["grad/0"].view(16, 68) * weights[:, None], rtol=1e-5, atol=1e-6)
+
+
+def test_distribution_focal_loss_by_hand() -> None:
+    # Distributions over 0, 1, 2 with shares 1/2, 1/4, 1/4; targets 0.25, 1 and, beyond the ends, 0 and 1.9.
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().repeat(4)[None]
+    targets = torch.tensor([[0.25, 1, -3, 7]])
+    half, quarter = math.log(2), math.log(4)
+    expected = (0.75 * half + 0.25 * quarter) + quarter + half + (0.1 + 0.9) * quarter
+    torch.testing.assert_close(distribution_focal_loss(logits, targets, torch.ones(1)), torch.tensor(expected))
+    # where the weight is 0 nothing counts, whatever it is
+    logits, targets = torch.cat([logits, torch.full((1, 12), math.inf)]), torch.cat([targets, torch.full((1, 4), 9e9)])
+    value, grad = value_and_grad(lambda x: distribution_focal_loss(x, targets, torch.tensor([2.0, 0.0])), logits)
+    torch.testing.assert_close(value, torch.tensor(2 * expected))
+    assert grad[0].any() and not grad[1].any()
+
+
+def test_l1_loss_by_hand() -> None:
+    predicted = torch.tensor([[1.0, -2, 3, 0.5], [math.inf, 1, 1, 1]])
+    targets = torch.tensor([[0.0, 1, 3, 1], [0, 0, 0, -math.inf]])  # the logarithm of a padded box's side
+    value, grad = value_and_grad(lambda x: l1_loss(x, targets, torch.tensor([True, False])), predicted)
+    assert value == 1 + 3 + 0 + 0.5
+    assert grad.tolist() == [[1, -1, 0, -1], [0, 0, 0, 0]]
