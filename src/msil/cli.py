@@ -200,10 +200,10 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from msil.checkpoints.load import load_detector
+    from msil.checkpoints.load import load_dense_detector
     from msil.inference.export import export_lines, export_onnx
 
-    detector, description = load_detector(options.checkpoint)
+    detector, description = load_dense_detector(options.checkpoint)
     short = description.min_size
     size = options.size or (short, min(short * 4 // 3, description.max_size))
     report = export_onnx(
@@ -216,12 +216,12 @@ def _export(options: argparse.Namespace) -> int:
 def _heatmap(options: argparse.Namespace) -> int:
     import torch
 
-    from msil.checkpoints.load import load_detector
+    from msil.checkpoints.load import load_dense_detector
     from msil.inference.heatmaps import heatmap_figure, short_names
 
     dataset = _figure_data(options) if options.split or options.data else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = [load_detector(path) for path in options.checkpoint]
+    loaded = [load_dense_detector(path) for path in options.checkpoint]
     names = short_names([description.source.removeprefix("run ") for _, description in loaded])
     lines = heatmap_figure(
         {name: detector.to(device) for name, (detector, _) in zip(names, loaded, strict=True)},

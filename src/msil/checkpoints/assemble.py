@@ -16,7 +16,7 @@ from msil.detection import Detector
 from msil.detection.backbone import BACKBONES, ResNetOptions, TimmOptions, build_backbone
 from msil.detection.detector import fpn_of
 from msil.detection.heads import HeadOptions, build_head, head_class
-from msil.detection.torchvision_detector import TorchvisionDetector
+from msil.detection.torchvision_detector import AnyDetector, TorchvisionDetector, check_name
 from msil.errors import ConfigError
 
 Options = TypeVar("Options")
@@ -24,9 +24,7 @@ Options = TypeVar("Options")
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 
 
-def detector_from_config(
-    model: ModelConfig, num_classes: int, min_size: int, max_size: int
-) -> Detector | TorchvisionDetector:
+def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, max_size: int) -> AnyDetector:
     """The detector that `model` describes, resizing images to min_size and max_size in predict.
 
     model.weights is not read here: see msil.checkpoints.load. Raises ConfigError for settings that cannot be built.
@@ -67,7 +65,7 @@ def check_model(model: ModelConfig) -> None:
     """Raises ConfigError for settings of the head, the backbone or the block that cannot be built; builds none of the
     first two."""
     if model.detector is not None:
-        return
+        return check_name(model.detector, with_msil=model.msil.apply != Apply.none)
     groups = head_options(model.head).norm_groups
     if groups is not None and model.channels % groups:
         raise ConfigError(f"model.channels={model.channels} must be a multiple of model.head.norm_groups={groups}.")
@@ -121,8 +119,6 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
 
 def _switches(model: ModelConfig) -> dict[str, Any]:
     msil = model.msil
-    if msil.block is not None:
-        raise ConfigError("model.msil.block has no effect with model=torchvision: leave it out.")
     return {"align": msil.align, "separate": msil.separate, "apply": str(msil.apply),
             "kernel_size": msil.kernel_size, "reduction": msil.reduction}  # fmt: skip
 

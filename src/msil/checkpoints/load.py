@@ -11,14 +11,15 @@ from torch import Tensor
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.description import Description, read_description
 from msil.detection import Detector
+from msil.detection.torchvision_detector import AnyDetector
 from msil.detection.weights import differences, load_state_dict_file
-from msil.errors import WeightsError
+from msil.errors import ConfigError, WeightsError
 from msil.interaction import MSIL
 
-_CLASSIFIER = ("head.cls_logits.weight", "head.cls_logits.bias")  # one row a class
+_CLASSIFIER = ("head.cls_logits.weight", "head.cls_logits.bias")
 
 
-def load_detector(path: str | Path) -> tuple[Detector, Description]:
+def load_detector(path: str | Path) -> tuple[AnyDetector, Description]:
     """The detector of an imported file or a run's checkpoint, in eval mode on the CPU, and what the file says of it.
 
     Raises WeightsError for a file that is missing, unreadable, or a bare state dict that describes nothing.
@@ -36,7 +37,17 @@ def load_detector(path: str | Path) -> tuple[Detector, Description]:
     return detector.eval(), description
 
 
-def load_weights(detector: Detector, path: str | Path, classes: Sequence[str], *, to_train: bool) -> list[str]:
+def load_dense_detector(path: str | Path) -> tuple[Detector, Description]:
+    """As load_detector, for what needs the towers of a head. Raises ConfigError for a detector of torchvision's."""
+    detector, description = load_detector(path)
+    if not isinstance(detector, Detector):
+        raise ConfigError(
+            f"{path} holds torchvision's {description.model.detector}: this works with msil's own detectors alone."
+        )
+    return detector, description
+
+
+def load_weights(detector: AnyDetector, path: str | Path, classes: Sequence[str], *, to_train: bool) -> list[str]:
     """Load a whole detector's file into a detector of `classes`; returns what a user should know about it, in words.
 
     If the file names its classes, each class gets the row of its name. to_train: classes that the file does not have
@@ -50,6 +61,11 @@ def load_weights(detector: Detector, path: str | Path, classes: Sequence[str], *
     description = read_description(path)
     notes = []
     if description is not None and tuple(classes) != description.classes:
+        if description.model.detector is not None:
+            raise WeightsError(
+                f"{path} holds torchvision's {description.model.detector} of other classes, "
+                f"{_listed(description.classes)}: set data.classes to those, in this order."
+            )
         state, new = _rows_of(classes, description.classes, state, own)
         if new and not to_train:
             raise WeightsError(
@@ -65,16 +81,18 @@ def load_weights(detector: Detector, path: str | Path, classes: Sequence[str], *
             f"images of {detector.min_size} to {detector.max_size} pixels, where the file's were of "
             f"{description.min_size} to {description.max_size} (data.min_size, data.max_size)"
         )
-    block = {key for key in own if key.startswith("head.msil.")}
-    if to_train and block and not block & state.keys() and isinstance(detector.head.msil, MSIL):
-        detector.head.msil.open_gates()
+    block = {key for key in own if "head.msil." in key}
+    if to_train and block and not block & state.keys():
+        gated = [module for module in detector.modules() if isinstance(module, MSIL)]
+        for module in gated:
+            module.open_gates()
         state |= {key: value for key, value in detector.state_dict().items() if key in block}
-        notes.append("MSIL is new and starts with open gates")
+        notes.append("MSIL is new and starts with open gates" if gated else "the block is new")
     _load(detector, state, path)
     return notes
 
 
-def _load(detector: Detector, state: dict[str, Tensor], path: str | Path) -> None:
+def _load(detector: AnyDetector, state: dict[str, Tensor], path: str | Path) -> None:
     found = differences(detector.state_dict(), state)
     if found:
         raise WeightsError(
@@ -91,9 +109,11 @@ def _rows_of(
     place = {name: index for index, name in enumerate(known)}
     state = dict(state)
     for key in _CLASSIFIER:
-        if key in state:
-            rows = [state[key][place[n]] if n in place else own[key][i] for i, n in enumerate(classes)]
-            state[key] = torch.stack(rows)
+        if key in state and not len(state[key]) % len(known):
+            # One row a class, in RetinaNet for each of a cell's anchors.
+            theirs, ours = state[key].unflatten(0, (-1, len(known))), own[key].unflatten(0, (-1, len(classes)))
+            rows = [theirs[:, place[n]] if n in place else ours[:, i] for i, n in enumerate(classes)]
+            state[key] = torch.stack(rows, dim=1).flatten(0, 1)
     return state, [name for name in classes if name not in place]
 
 

@@ -81,7 +81,7 @@ class ResNet(nn.Module):
         norm = norm if norm is not None else "gn" if weights is None else "frozen_bn"
         if norm not in NORMS:
             raise ValueError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}.")
-        frozen_stages = frozen_stages if frozen_stages is not None else 0 if weights is None else 1
+        frozen_stages = _frozen_stages(frozen_stages, weights)
         if frozen_stages not in range(5):
             raise ValueError(f"frozen_stages must be 0 to 4, not {frozen_stages}.")
 
@@ -172,6 +172,11 @@ class ResNetOptions:
                 f"style=caffe is for a ResNet with bottlenecks (resnet50, resnet101), not for {self.name}."
             )
 
+    def decided(self) -> dict[str, Any]:
+        """norm and frozen_stages with what None stands for, which depends on the weights."""
+        norm = ("gn" if self.weights is None else "frozen_bn") if self.norm is None else self.norm
+        return {"norm": norm, "frozen_stages": _frozen_stages(self.frozen_stages, self.weights)}
+
     def build(self) -> ResNet:
         return ResNet(
             self.name, weights=self.weights, norm=self.norm, frozen_stages=self.frozen_stages, style=self.style
@@ -194,6 +199,15 @@ class TimmOptions:
         _check_frozen_stages(self.frozen_stages)
         if self.norm is not None:
             _check("norm", self.norm, TIMM_NORMS)
+
+    def decided(self) -> dict[str, Any]:
+        """As ResNetOptions.decided; norm stays None for a net without BatchNorm."""
+        norm = self.norm
+        if norm is None and self.weights is not None:
+            with torch.device("meta"):
+                net = TimmBackbone(self.name)
+            norm = "frozen_bn" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()) else None
+        return {"norm": norm, "frozen_stages": _frozen_stages(self.frozen_stages, self.weights)}
 
     def build(self) -> TimmBackbone:
         return TimmBackbone(self.name, weights=self.weights, norm=self.norm, frozen_stages=self.frozen_stages)
@@ -241,6 +255,10 @@ def backbone_options(values: Mapping[str, Any]) -> ResNetOptions | TimmOptions:
 def _check(field: str, value: Any, known: Sequence[str] | Mapping[str, Any]) -> None:
     if value not in known:
         raise ValueError(f"{field}={value} must be one of {', '.join(known)}.")
+
+
+def _frozen_stages(given: int | None, weights: str | Path | None) -> int:
+    return given if given is not None else 0 if weights is None else 1
 
 
 def _check_frozen_stages(frozen_stages: int | None) -> None:

@@ -133,11 +133,7 @@ class Detector(nn.Module):
         frozen: the weights will not change any more, so that what is computed without gradients can hold them in the
             order that the machine likes best. Holds for all that this process compiles from now on.
         """
-        import torch._dynamo.config as dynamo  # late: it takes a second
-        import torch._inductor.config as inductor
-
-        dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
-        inductor.freezing = inductor.freezing or frozen
+        allow_graphs(frozen)
         # Not the methods of this detector: a copy of it has to get its own.
         self.net = partial(torch.compile(type(self).net), self)
         self.head.padded_loss = partial(torch.compile(type(self.head).padded_loss), self.head)
@@ -228,6 +224,15 @@ class Detector(nn.Module):
             topk_candidates=self.topk_candidates,
             detections_per_img=self.detections_per_img,
         )
+
+
+def allow_graphs(frozen: bool) -> None:
+    """torch.compile's limits for `Detector.compile_parts`."""
+    import torch._dynamo.config as dynamo  # late: it takes a second
+    import torch._inductor.config as inductor
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
+    inductor.freezing = inductor.freezing or frozen
 
 
 def image_sizes(images: list[Tensor]) -> list[tuple[int, int]]:

@@ -6,54 +6,40 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from functools import partial
-from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights, WeightsEnum, detection, get_model, get_model_builder, list_models
+from torchvision.models import ResNet50_Weights, detection, get_model, get_model_builder, list_models
 
 from msil.attach import attach_msil
-from msil.detection.detector import MOST_GRAPHS
+from msil.detection.detector import Detector, allow_graphs
+from msil.detection.heads import DenseHead
 from msil.detection.structures import Detections, Target
-from msil.detection.weights import differences, load_state_dict_file
-from msil.errors import ConfigError, WeightsError
+from msil.detection.weights import torchvision_state_dict
+from msil.errors import ConfigError
 
 NAMES = [name for name in list_models(module=detection) if not name.startswith(("maskrcnn", "keypointrcnn"))]
 
 
-def _of_boxes(name: str) -> property:
-    """torchvision's attribute of the same name, in Faster R-CNN that of its second stage."""
-    return property(
-        lambda self: getattr(getattr(self.model, "roi_heads", self.model), name),
-        lambda self, value: setattr(getattr(self.model, "roi_heads", self.model), name, value),
-    )
-
-
 class TorchvisionDetector(nn.Module):
-    """A box detector of torchvision.models.detection, its state dict under `model.`.
+    """A box detector of torchvision.models.detection, its state dict under `model.`; labels are in [0, num_classes).
 
-    Images are lists of tensors (3, H, W), RGB, uint8 or float in 0..1, of any sizes; labels are in [0, num_classes),
-    where torchvision's begin at 1. `loss` takes images as they are, `predict` resizes them by min_size and max_size;
-    SSD and SSDlite resize to their 300 x 300 or 320 x 320 in both, whatever min_size and max_size are.
+    name: one of NAMES. backbone_weights: "imagenet", which also freezes what torchvision freezes then, or None.
+    msil: keyword arguments of attach_msil; None: the plain net. min_size, max_size: of the images in `predict`, pixels;
+        SSD and SSDlite take theirs of 300 or 320, in training too. The rest: None, torchvision's default for the net.
 
-    name: one of NAMES. weights: file with a state dict of this class (or a checkpoint of a run).
-    backbone_weights: "imagenet" or None. As in torchvision, "imagenet" also freezes the first layers of most
-        backbones, and the norms except in v2 and SSD nets, and gives SSDlite a wider backbone, with other shapes.
-    msil: keyword arguments of attach_msil; None, or apply="none": the plain net.
-    min_size ... detections_per_img: None, torchvision's default for this net.
-
-    Raises ConfigError for another name, or MSIL in a net of one tower; WeightsError for missing or unfit weights.
+    Raises ConfigError for another name, or MSIL in a net of one tower; WeightsError for weights that are missing.
     """
+
+    recipe = DenseHead.recipe
 
     def __init__(
         self,
         name: str,
         num_classes: int,
         *,
-        weights: str | None = None,
         backbone_weights: str | None = None,
         msil: Mapping[str, Any] | None = None,
         min_size: int | None = None,
@@ -63,27 +49,33 @@ class TorchvisionDetector(nn.Module):
         detections_per_img: int | None = None,
     ) -> None:
         super().__init__()
-        block = None if msil is None or msil.get("apply") == "none" else msil
-        _check(name, backbone_weights, one_tower_will_do=block is None)
+        check_name(name, with_msil=msil is not None)
         sizes = {"min_size": min_size, "max_size": max_size, "_skip_resize": True}  # skipped in training only
         given = {} if name.startswith("ssd") else {key: value for key, value in sizes.items() if value is not None}
-        pretrained = None if backbone_weights is None else _imagenet(name)
-        self.model: Any = get_model(name, weights_backbone=pretrained, num_classes=num_classes + 1, **given)
-        found = {"score_thresh": score_thresh, "nms_thresh": nms_thresh, "detections_per_img": detections_per_img}
-        for key, value in found.items():
-            setattr(self, key, getattr(self, key) if value is None else value)
-        if block is not None:
-            attach_msil(self.model, **block)
-        if weights is not None:
-            state = load_state_dict_file(weights)
-            if wrong := differences(self.state_dict(), state):
-                raise WeightsError(f"{weights} does not fit {name}: it {wrong}; build the detector that it is of.")
-            self.load_state_dict(state)
+        weights = None
+        if backbone_weights is not None:
+            weights = inspect.signature(get_model_builder(name)).parameters["weights_backbone"].default
+            weights = weights or ResNet50_Weights.IMAGENET1K_V1  # the v2 nets have no default
+            torchvision_state_dict(weights, name, "model.detector_weights=null to train from scratch")
+        self.model: Any = get_model(name, weights_backbone=weights, num_classes=num_classes + 1, **given)
+        self.min_size, self.max_size = min_size, max_size
+        limits = {"score_thresh": score_thresh, "nms_thresh": nms_thresh, "detections_per_img": detections_per_img}
+        for key, value in limits.items():
+            if value is not None:
+                setattr(self._boxes, key, value)
+        if msil is not None:
+            attach_msil(self.model, **msil)
 
-    min_size = property(lambda self: self.model.transform.min_size[-1])
-    max_size = property(lambda self: self.model.transform.max_size)
-    score_thresh, nms_thresh = _of_boxes("score_thresh"), _of_boxes("nms_thresh")
-    detections_per_img = _of_boxes("detections_per_img")
+    @property
+    def _boxes(self) -> Any:
+        return getattr(self.model, "roi_heads", self.model)  # the former is Faster R-CNN's second stage
+
+    score_thresh = property(
+        lambda self: self._boxes.score_thresh, lambda self, value: setattr(self._boxes, "score_thresh", value)
+    )
+
+    def set_epoch(self, epoch: int) -> None:
+        """No-op."""
 
     def lay_out(self, *, channels_last: bool) -> None:
         """As Detector.lay_out."""
@@ -92,93 +84,56 @@ class TorchvisionDetector(nn.Module):
 
     def compile_parts(self, *, frozen: bool = False) -> None:
         """As Detector.compile_parts, of the backbone and FPN alone: shapes in the rest depend on the data."""
-        import torch._dynamo.config as dynamo  # late: it takes a second
-        import torch._inductor.config as inductor
-
-        dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
-        inductor.freezing = inductor.freezing or frozen
+        allow_graphs(frozen)
         backbone = self.model.backbone
         backbone.forward = partial(torch.compile(type(backbone).forward), backbone)  # so that a copy gets its own
 
-    def net(self, batch: Tensor) -> dict[str, Tensor]:
-        """A normalised batch (N, 3, H, W) -> raw outputs of all layers with weights, to count FLOPs.
-
-        SSD and SSDlite resize the batch first. Faster R-CNN's second stage gets regions of zeros, as many as it has
-        proposals at most (in eval mode 1000, or 150, an image): its outputs are no predictions.
-        """
-        model = self.model
-        if model.transform.fixed_size is not None:
-            batch = F.interpolate(batch, model.transform.fixed_size)
-        features = list(model.backbone(batch).values())
-        if not hasattr(model, "roi_heads"):
-            return model.head(features)
-        model.rpn.head(features)
-        heads, count = model.roi_heads, len(batch) * model.rpn.post_nms_top_n()
+    def net(self, batch: Tensor) -> None:
+        """Runs all layers with weights on a batch (N, 3, H, W), to count FLOPs; Faster R-CNN's second stage on as many
+        regions as it has proposals at most."""
+        if self.model.transform.fixed_size is not None:
+            batch = F.interpolate(batch, self.model.transform.fixed_size)
+        features = list(self.model.backbone(batch).values())
+        if not hasattr(self.model, "roi_heads"):
+            return self.model.head(features)
+        self.model.rpn.head(features)
+        heads, count = self.model.roi_heads, len(batch) * self.model.rpn.post_nms_top_n()
         regions = batch.new_zeros(count, features[0].shape[1], *heads.box_roi_pool.output_size)
-        logits, deltas = heads.box_predictor(heads.box_head(regions))
-        return {"cls_logits": logits, "bbox_regression": deltas}
+        return heads.box_predictor(heads.box_head(regions))
 
     def loss(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        """In train mode: N images, N targets in the images' pixels -> torchvision's loss terms, scalars.
-
-        torchvision raises AssertionError for a box without area, and ValueError for one image alone in SSDlite, where
-        the norm of a 1 x 1 map has one value a channel.
-        """
+        """In train mode: N images (3, H, W) and N targets in their pixels -> torchvision's loss terms, scalars."""
         return self.model(_floats(images), [{"boxes": t.boxes, "labels": t.labels + 1} for t in targets])
 
     @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[Detections]:
-        """N images (3, H, W) -> N Detections in their pixels, by descending score; the mode stays as it was.
-
-        As in torchvision, images go through the net as one batch, padded to the largest, which moves what is found
-        near the padding. The background, which torchvision's FCOS and RetinaNet can find as a class, is left out.
-        """
-        if not images:
-            return []
+        """N images (3, H, W) -> N Detections in their pixels, by descending score; the mode stays as it was. The
+        background, which torchvision's FCOS and RetinaNet can find as a class, is left out."""
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            found = self.model(_floats(images))
+            found = self.model(_floats(images)) if images else []
         finally:
             for module, training in modes:
                 module.training = training
-        real = [one["labels"] > 0 for one in found]
-        return [
-            Detections(one["boxes"][keep].float(), one["scores"][keep].float(), one["labels"][keep] - 1)
-            for one, keep in zip(found, real, strict=True)
-        ]
+        real = [{key: one[key][one["labels"] > 0] for key in one} for one in found]
+        return [Detections(one["boxes"].float(), one["scores"].float(), one["labels"] - 1) for one in real]
+
+
+def check_name(name: str, *, with_msil: bool) -> None:
+    """Raises ConfigError for a name that is not in NAMES, or with MSIL for a net of one tower."""
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES) or NAMES
+        raise ConfigError(f"model.detector={name} is not a box detector of torchvision; try {', '.join(near)}.")
+    if with_msil and not name.startswith(("fcos", "retinanet")):
+        raise ConfigError(
+            f"model.detector={name} has one tower for class and box, where MSIL joins two: set model.msil.apply=none, "
+            "or take fcos_resnet50_fpn, retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2."
+        )
 
 
 def _floats(images: list[Tensor]) -> list[Tensor]:
     return [image if image.is_floating_point() else image / 255 for image in images]
 
 
-def _check(name: str, backbone_weights: str | None, *, one_tower_will_do: bool) -> None:
-    if name not in NAMES:
-        why = "finds masks or keypoints" if name in list_models(module=detection) else "is no detector of torchvision"
-        near = difflib.get_close_matches(name, NAMES, cutoff=0.7) or [known for known in NAMES if name in known]
-        raise ConfigError(f"model.detector={name} {why}: choose one of {', '.join(near or NAMES)}.")
-    if backbone_weights not in (None, "imagenet"):
-        raise ConfigError(f"model.backbone.weights is imagenet or null for {name}, not {backbone_weights}.")
-    if not one_tower_will_do and not name.startswith(("fcos", "retinanet")):
-        raise ConfigError(
-            f"model.detector={name} has one tower for class and box, where MSIL joins two: set model.msil.apply=none, "
-            "or choose fcos_resnet50_fpn, retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2."
-        )
-
-
-def _imagenet(name: str) -> WeightsEnum:
-    """What torchvision trained this detector from, by then in the cache and known to hold tensors alone."""
-    default = inspect.signature(get_model_builder(name)).parameters["weights_backbone"].default
-    weights = default or ResNet50_Weights.IMAGENET1K_V1  # the v2 nets have no default
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    try:
-        if not cached.is_file():
-            weights.get_state_dict(check_hash=True, weights_only=True)
-    except (OSError, RuntimeError, HTTPException) as error:  # no network, a full disk, a wrong hash
-        raise WeightsError(
-            f"the ImageNet weights of {name} cannot be had from {weights.url} ({error}): put that file into "
-            f"{cached.parent}, or set model.backbone.weights=null to train from scratch."
-        ) from error
-    load_state_dict_file(cached)  # torchvision itself would run code that a file holds
-    return weights
+AnyDetector = Detector | TorchvisionDetector

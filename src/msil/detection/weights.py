@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.models import ResNet18_Weights, ResNet34_Weights, ResNet50_Weights, ResNet101_Weights
+from torchvision.models import ResNet18_Weights, ResNet34_Weights, ResNet50_Weights, ResNet101_Weights, WeightsEnum
 
 from msil.detection.renaming import from_mmdet, from_torchvision
 from msil.errors import WeightsError
@@ -104,17 +104,29 @@ def imagenet_state_dict(name: str) -> dict[str, Tensor]:
             f"there are no ImageNet weights for {name}, only for {', '.join(_IMAGENET)}: set "
             "model.backbone.weights=null to train from scratch."
         )
-    url = _IMAGENET[name].url
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    return torchvision_state_dict(
+        _IMAGENET[name],
+        name,
+        f"model.backbone.weights=<path> to a torchvision {name} file, or model.backbone.weights=null to train from "
+        "scratch",
+    )
+
+
+def torchvision_state_dict(weights: WeightsEnum, name: str, instead: str) -> dict[str, Tensor]:
+    """The file of torchvision's `weights` of the net `name`, downloaded once into torch.hub's folder, its hash checked;
+    only tensors are unpickled.
+
+    Raises WeightsError, with the setting to make `instead`, if it can be neither downloaded nor read.
+    """
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if cached.is_file():
         return load_state_dict_file(cached)
     try:
-        return dict(_IMAGENET[name].get_state_dict(check_hash=True, progress=True, weights_only=True))
+        return dict(weights.get_state_dict(check_hash=True, progress=True, weights_only=True))
     except (OSError, RuntimeError, HTTPException) as error:  # no network, a full disk, a wrong hash
         raise WeightsError(
-            f"the ImageNet weights of {name} cannot be had from {url} ({error}): put the file {cached.name} into "
-            f"{cached.parent}, or set model.backbone.weights=<path> to a torchvision {name} file, or "
-            "model.backbone.weights=null to train from scratch."
+            f"the ImageNet weights of {name} cannot be had from {weights.url} ({error}): put the file {cached.name} "
+            f"into {cached.parent}, or set {instead}."
         ) from error
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from msil.data.images import read_image
-from msil.detection import Detector
 from msil.detection.structures import Detections
+from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError, DataError
 from msil.files import write_bytes
 from msil.reporting.drawing import draw_boxes, readable_font_size
@@ -41,7 +41,7 @@ class Summary:
 
 
 def predict_folder(
-    detector: Detector,
+    detector: AnyDetector,
     classes: Sequence[str],
     source: str | Path,
     out: str | Path,
@@ -141,7 +141,7 @@ def _drawn_name(file: Path) -> str:
     return file.name if file.suffix.lower() in FORMATS else f"{file.name}.jpg"
 
 
-def _detect(detector: Detector, image: Tensor, score_thresh: float) -> Detections:
+def _detect(detector: AnyDetector, image: Tensor, score_thresh: float) -> Detections:
     found = detector.predict([image.to(next(detector.parameters()).device)])[0].to("cpu")
     kept = found.scores >= score_thresh
     return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])

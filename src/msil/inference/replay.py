@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msil.detection import Detector, Target
+from msil.detection import Target
+from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import WeightsError
 
 
@@ -40,7 +41,7 @@ def read_batch(path: str | Path) -> tuple[int, list[Tensor], list[Target]]:
         ) from error
 
 
-def replay(detector: Detector, step: int, images: list[Tensor], targets: list[Target]) -> Replay:
+def replay(detector: AnyDetector, step: int, images: list[Tensor], targets: list[Target]) -> Replay:
     """One forward and backward pass of `detector` on a batch, without an optimizer step."""
     wrong: list[str] = []
     names = {module: name for name, module in detector.named_modules()}

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from msil.config import TrainerConfig
-from msil.detection import Detector
+from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError
 
 NO_GPU = (
@@ -37,7 +37,7 @@ def choose_accelerator(wanted: str, *, require_gpu: bool, cuda: bool, mps: bool)
     return "cpu", NO_GPU
 
 
-def prepare(detector: Detector, trainer: TrainerConfig, *, frozen: bool = False) -> None:
+def prepare(detector: AnyDetector, trainer: TrainerConfig, *, frozen: bool = False) -> None:
     """Set a detector up for speed as trainer.channels_last and trainer.compile say; what it computes stays the same.
 
     frozen: as in Detector.compile_parts.

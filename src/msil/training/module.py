@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from msil.config import Decay, OptimizerName, ScheduleConfig
 from msil.detection import Detector, Target
 from msil.detection.losses import mean_across_ranks
+from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError
 from msil.evaluation.coco import CocoMetric
 from msil.evaluation.detections import DetectionMetric
@@ -33,7 +34,7 @@ class DetectionModule(L.LightningModule):
 
     def __init__(
         self,
-        detector: Detector,
+        detector: AnyDetector,
         metrics: Sequence[DetectionMetric],
         schedule: ScheduleConfig,
         *,
@@ -68,6 +69,8 @@ class DetectionModule(L.LightningModule):
                 f"data.batch_size={self.batch_size} gives each of {self.trainer.world_size} devices {images}."
             )
         if self.cuda_graph:
+            if not isinstance(self.detector, Detector):
+                raise ConfigError("trainer.cuda_graph=true does not go with model=torchvision: leave it out.")
             check_graphs(self.trainer, self.detector)
             self.graphed = GraphedSteps(self.detector)
 

@@ -21,6 +21,7 @@ from msil.analysis.precision import per_class, precision_recall, scores
 from msil.analysis.record import EvaluationRecord, corners
 from msil.data.annotated import AnnotatedImages
 from msil.detection import Detector
+from msil.detection.torchvision_detector import AnyDetector
 from msil.reporting import charts, curves
 from msil.reporting.canvas import as_png
 from msil.reporting.comparisons import line_label
@@ -76,7 +77,7 @@ def show_panels(
     loggers: Sequence[Any],
     result: Mapping[str, Any],
     record: EvaluationRecord | None,
-    detector: Detector,
+    detector: AnyDetector,
     data: AnnotatedImages,
     step: int,
 ) -> None:
@@ -98,7 +99,7 @@ def show_panels(
         print(f"the run is complete, but not all of its panels could be logged ({type(error).__name__}: {error})")
 
 
-def make_panels(record: EvaluationRecord, detector: Detector, data: AnnotatedImages, label: str) -> Panels:
+def make_panels(record: EvaluationRecord, detector: AnyDetector, data: AnnotatedImages, label: str) -> Panels:
     """Everything that is shown of one evaluation.
 
     record: what it compared. detector: that was evaluated, on any device; left in eval mode. data: holds the record's
@@ -117,7 +118,9 @@ def make_panels(record: EvaluationRecord, detector: Detector, data: AnnotatedIma
         _mean(by_class),
         _charts(record, matches, recalls, by_class, label),
         tuple(_gallery_row(record, index, images[index], float(f1[index])) for index in chosen),
-        _heatmaps(record, detector, [(index, images[index]) for index in shown], label) if shown else None,
+        _heatmaps(record, detector, [(index, images[index]) for index in shown], label)
+        if shown and isinstance(detector, Detector)
+        else None,
     )
 
 

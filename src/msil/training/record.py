@@ -16,7 +16,7 @@ import torch
 from msil.analysis.record import EvaluationRecord, make_record
 from msil.config import Config, config_hash
 from msil.data.annotated import AnnotatedImages
-from msil.detection import Detector
+from msil.detection.torchvision_detector import AnyDetector
 from msil.evaluation.detections import CollectedDetections
 from msil.training.cost import count_flops, count_parameters, padded_size
 
@@ -24,7 +24,7 @@ PACKAGES = ("msil", "torch", "torchvision", "lightning", "hydra-core", "omegacon
             "faster-coco-eval", "wandb", "numpy")  # fmt: skip
 
 
-def common(config: Config, values: dict[str, Any], detector: Detector, trainer: L.Trainer) -> dict[str, Any]:
+def common(config: Config, values: dict[str, Any], detector: AnyDetector, trainer: L.Trainer) -> dict[str, Any]:
     """Names, settings, costs and versions of a finished run; `values`: its settings as a plain dict."""
     flops_size = padded_size(config.data.min_size, config.data.max_size)
     return {

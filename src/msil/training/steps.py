@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from msil.detection import Detector, Target
+from msil.detection import Target
+from msil.detection.torchvision_detector import AnyDetector
 
 
 def loss_by_parts(
-    detector: Detector,
+    detector: AnyDetector,
     images: list[Tensor],
     targets: list[Target],
     *,
