@@ -58,7 +58,7 @@ def ours(request: pytest.FixtureRequest, built: dict[str, TorchvisionDetector]) 
     if name not in built:
         torch.manual_seed(0)
         given = {key.removeprefix("box_"): value for key, value in SETTINGS[name].items()}
-        built[name] = TorchvisionDetector(name, 3, min_size=48, max_size=90, **given)
+        built[name] = TorchvisionDetector(name, 3, min_size=48, max_size=90, limits=given)
     return copy.deepcopy(built[name]).train()
 
 
@@ -255,7 +255,7 @@ FULL = {"align": True, "separate": True, "apply": "both", "kernel_size": 3, "red
 
 def test_msil_needs_two_towers() -> None:
     for name in (FASTER, LITE, "ssd300_vgg16"):
-        with pytest.raises(ConfigError, match=f"model.detector={name} has one tower .*: set model.msil.apply=none"):
+        with pytest.raises(ConfigError, match=f"model.detector={name} has no two towers: set model.msil.apply=none"):
             TorchvisionDetector(name, 3, msil=FULL)
 
 

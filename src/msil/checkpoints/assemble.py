@@ -37,9 +37,7 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
             msil=None if model.msil.apply == Apply.none else _switches(model),
             min_size=min_size,
             max_size=max_size,
-            score_thresh=model.score_thresh,
-            nms_thresh=model.nms_thresh,
-            detections_per_img=model.detections_per_img,
+            limits={name: getattr(model, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")},
         )
     backbone = build_backbone(backbone_options(model.backbone))
     head = build_head(head_options(model.head), num_classes, model.channels, _interaction(model))
@@ -65,7 +63,8 @@ def check_model(model: ModelConfig) -> None:
     """Raises ConfigError for settings of the head, the backbone or the block that cannot be built; builds none of the
     first two."""
     if model.detector is not None:
-        return check_name(model.detector, with_msil=model.msil.apply != Apply.none)
+        check_name(model.detector, with_msil=model.msil.apply != Apply.none)
+        return
     groups = head_options(model.head).norm_groups
     if groups is not None and model.channels % groups:
         raise ConfigError(f"model.channels={model.channels} must be a multiple of model.head.norm_groups={groups}.")

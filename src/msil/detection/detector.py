@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -168,13 +169,8 @@ class Detector(nn.Module):
         images = image_list(images)
         if not images:
             return []
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with eval_mode(self):
             views = [self._look(images, limits, flip) for limits in self._limits() for flip in self._flips()]
-        finally:
-            for module, training in modes:
-                module.training = training
         if len(views) == 1:
             return views[0]
         return [
@@ -224,6 +220,18 @@ class Detector(nn.Module):
             topk_candidates=self.topk_candidates,
             detections_per_img=self.detections_per_img,
         )
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """In eval mode inside, as it was afterwards."""
+    modes = [(one, one.training) for one in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for one, training in modes:
+            one.training = training
 
 
 def allow_graphs(frozen: bool) -> None:

@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, detection, get_model, get_model_builder, list_models
 
 from msil.attach import attach_msil
-from msil.detection.detector import Detector, allow_graphs
+from msil.detection.detector import Detector, allow_graphs, eval_mode
 from msil.detection.heads import DenseHead
 from msil.detection.structures import Detections, Target
 from msil.detection.weights import torchvision_state_dict
@@ -28,12 +29,14 @@ class TorchvisionDetector(nn.Module):
 
     name: one of NAMES. backbone_weights: "imagenet", which also freezes what torchvision freezes then, or None.
     msil: keyword arguments of attach_msil; None: the plain net. min_size, max_size: of the images in `predict`, pixels;
-        SSD and SSDlite take theirs of 300 or 320, in training too. The rest: None, torchvision's default for the net.
+        SSD and SSDlite take theirs of 300 or 320, in training too. limits: score_thresh, nms_thresh and
+        detections_per_img; None, torchvision's default for the net.
 
     Raises ConfigError for another name, or MSIL in a net of one tower; WeightsError for weights that are missing.
     """
 
     recipe = DenseHead.recipe
+    lay_out, set_epoch = Detector.lay_out, DenseHead.set_epoch
 
     def __init__(
         self,
@@ -44,9 +47,7 @@ class TorchvisionDetector(nn.Module):
         msil: Mapping[str, Any] | None = None,
         min_size: int | None = None,
         max_size: int | None = None,
-        score_thresh: float | None = None,
-        nms_thresh: float | None = None,
-        detections_per_img: int | None = None,
+        limits: Mapping[str, float | None] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         check_name(name, with_msil=msil is not None)
@@ -59,10 +60,7 @@ class TorchvisionDetector(nn.Module):
             torchvision_state_dict(weights, name, "model.detector_weights=null to train from scratch")
         self.model: Any = get_model(name, weights_backbone=weights, num_classes=num_classes + 1, **given)
         self.min_size, self.max_size = min_size, max_size
-        limits = {"score_thresh": score_thresh, "nms_thresh": nms_thresh, "detections_per_img": detections_per_img}
-        for key, value in limits.items():
-            if value is not None:
-                setattr(self._boxes, key, value)
+        vars(self._boxes).update({key: value for key, value in limits.items() if value is not None})
         if msil is not None:
             attach_msil(self.model, **msil)
 
@@ -74,14 +72,6 @@ class TorchvisionDetector(nn.Module):
         lambda self: self._boxes.score_thresh, lambda self, value: setattr(self._boxes, "score_thresh", value)
     )
 
-    def set_epoch(self, epoch: int) -> None:
-        """No-op."""
-
-    def lay_out(self, *, channels_last: bool) -> None:
-        """As Detector.lay_out."""
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-
     def compile_parts(self, *, frozen: bool = False) -> None:
         """As Detector.compile_parts, of the backbone and FPN alone: shapes in the rest depend on the data."""
         allow_graphs(frozen)
@@ -89,8 +79,7 @@ class TorchvisionDetector(nn.Module):
         backbone.forward = partial(torch.compile(type(backbone).forward), backbone)  # so that a copy gets its own
 
     def net(self, batch: Tensor) -> None:
-        """Runs all layers with weights on a batch (N, 3, H, W), to count FLOPs; Faster R-CNN's second stage on as many
-        regions as it has proposals at most."""
+        """All layers on a batch (N, 3, H, W), to count FLOPs; Faster R-CNN's second stage on the most proposals."""
         if self.model.transform.fixed_size is not None:
             batch = F.interpolate(batch, self.model.transform.fixed_size)
         features = list(self.model.backbone(batch).values())
@@ -107,15 +96,9 @@ class TorchvisionDetector(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[Detections]:
-        """N images (3, H, W) -> N Detections in their pixels, by descending score; the mode stays as it was. The
-        background, which torchvision's FCOS and RetinaNet can find as a class, is left out."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        """N images (3, H, W) -> N Detections in their pixels. FCOS and RetinaNet can detect background: it is dropped."""
+        with eval_mode(self):
             found = self.model(_floats(images)) if images else []
-        finally:
-            for module, training in modes:
-                module.training = training
         real = [{key: one[key][one["labels"] > 0] for key in one} for one in found]
         return [Detections(one["boxes"].float(), one["scores"].float(), one["labels"] - 1) for one in real]
 
@@ -126,10 +109,8 @@ def check_name(name: str, *, with_msil: bool) -> None:
         near = difflib.get_close_matches(name, NAMES) or NAMES
         raise ConfigError(f"model.detector={name} is not a box detector of torchvision; try {', '.join(near)}.")
     if with_msil and not name.startswith(("fcos", "retinanet")):
-        raise ConfigError(
-            f"model.detector={name} has one tower for class and box, where MSIL joins two: set model.msil.apply=none, "
-            "or take fcos_resnet50_fpn, retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2."
-        )
+        two = ", ".join(one for one in NAMES if one.startswith(("fcos", "retinanet")))
+        raise ConfigError(f"model.detector={name} has no two towers: set model.msil.apply=none, or take one of {two}.")
 
 
 def _floats(images: list[Tensor]) -> list[Tensor]:
