@@ -96,7 +96,7 @@ class TorchvisionDetector(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[Detections]:
-        """N images (3, H, W) -> N Detections in their pixels. FCOS and RetinaNet can detect background: it is dropped."""
+        """N images (3, H, W) -> N Detections in their pixels; detected background (FCOS, RetinaNet) is dropped."""
         with eval_mode(self):
             found = self.model(_floats(images)) if images else []
         real = [{key: one[key][one["labels"] > 0] for key in one} for one in found]
