@@ -134,6 +134,7 @@ def test_task_aligned_of_random_predictions() -> None:
         map_sizes, truth, targets = batch_of(rng, 0.37)
         priors = ONE(map_sizes, CPU)
         scores = torch.rand(3, len(priors.centers), 3, generator=generator)
+        scores[scores < 0.5] = 0  # on small maps some of these are among the best too
         reach = 48 * torch.rand(3, len(priors.centers), 4, generator=generator)
         predicted = priors.centers.repeat(1, 2) + reach * torch.tensor([-1, -1, 1, 1])
         topk = rng.choice([1, 3, 13])
@@ -218,6 +219,11 @@ def test_task_aligned_by_hand() -> None:
     t = 0.1 * (5 / 6) ** 6
     assert found.index.tolist() == [[1]] and found.metric is not None
     torch.testing.assert_close(found.metric, torch.tensor([[t / (t + 1e-7) * 5 / 6]]), rtol=1e-6, atol=0)
+    # a centre 0.005 pixels inside is not enough
+    for left, match in ((-0.005, BACKGROUND), (-0.02, 0)):
+        truth = ground_truth([target([[left, -10, 20, 10]])], [(8, 8)], CPU)
+        found = TaskAlignedAssigner()(priors, truth, torch.ones(1, 1, 1), torch.tensor([[[0.0, -10, 20, 10]]]))
+        assert found.index.tolist() == [[match]]
     with pytest.raises(ValueError, match="needs the predicted scores and boxes"):
         TaskAlignedAssigner()(priors, truth)
 

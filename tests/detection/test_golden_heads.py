@@ -106,10 +106,10 @@ def test_losses_and_gradients_of_the_reference(golden, name: str, epoch: str, ca
     if case == "A":
         theirs = [expected[f"grad_feat/{level}"] for level in range(5)]
         if name == "head_retina":
-            # P7 has no positive anchor and logits of -9: its gradient is of size 1e-11, where the reference's float32
-            # softplus is off by 1e-3 (float64 agrees with ours). On the scale of the largest level's gradient:
-            assert theirs[4].abs().max() < 1e-10
-            assert (pyramid[4].grad - theirs[4]).abs().max() <= 1e-5 * max(grad.abs().max() for grad in theirs)
+            # P7 has no positive anchor and logits round -9: its gradient is of size 1e-11, where the rounding of the
+            # reference's float32 focal loss shows. It is 6e-5 away from float64, ours 1e-6.
+            assert theirs[4].abs().max() < 1e-10 and pyramid[4].grad is not None
+            assert (pyramid[4].grad - theirs[4]).abs().max() <= 1e-4 * theirs[4].abs().max()
             theirs = theirs[:4]
         for level, grad in enumerate(theirs):
             assert_gradient(pyramid[level].grad, grad, f"P{level + 3}")

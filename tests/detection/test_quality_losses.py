@@ -117,11 +117,11 @@ def test_distribution_focal_loss_of_the_reference(golden) -> None:
 
 
 def test_distribution_focal_loss_by_hand() -> None:
-    # Distributions over 0, 1, 2 with shares 1/2, 1/4, 1/4; targets 0.25, 1 and, beyond the ends, 0 and 1.9.
-    logits = torch.tensor([0.5, 0.25, 0.25]).log().repeat(4)[None]
+    # Distributions over 0, 1, 2 with shares 1/2, 1/3, 1/6; targets 0.25, 1 and, beyond the ends, 0 and 1.9.
+    logits = torch.tensor([1 / 2, 1 / 3, 1 / 6]).log().repeat(4)[None]
     targets = torch.tensor([[0.25, 1, -3, 7]])
-    half, quarter = math.log(2), math.log(4)
-    expected = (0.75 * half + 0.25 * quarter) + quarter + half + (0.1 + 0.9) * quarter
+    first, second, third = math.log(2), math.log(3), math.log(6)
+    expected = (0.75 * first + 0.25 * second) + second + first + (0.1 * second + 0.9 * third)
     torch.testing.assert_close(distribution_focal_loss(logits, targets, torch.ones(1)), torch.tensor(expected))
     # where the weight is 0 nothing counts, whatever it is
     logits, targets = torch.cat([logits, torch.full((1, 12), math.inf)]), torch.cat([targets, torch.full((1, 4), 9e9)])
