@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from functools import cache
@@ -15,7 +14,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from msil.checkpoints.assemble import head_options
 from msil.config import Config, Decay, OptimizerName, config_hash, plain, register, to_config
+from msil.detection.heads import HEADS
 from msil.overrides import config_groups
 from msil.reporting.paper import TABLES
 from msil.reporting.regenerated import STAND_INS
@@ -41,12 +42,14 @@ def config(*overrides: str) -> Config:
 
 @pytest.mark.parametrize("choice", ["seed=0", *CHOICES])
 def test_every_choice_composes_with_every_setting_given(choice: str) -> None:
-    config(choice)  # to_object raises for a setting that is missing, validate for one that cannot work
+    given = ["model.backbone.name=resnet18"] if choice == "model/backbone=timm" else []
+    config(choice, *given)  # to_object raises for a setting that is missing, validate for one that cannot work
 
 
 def test_the_groups_are_those_of_the_documentation() -> None:
     groups = config_groups([CONF])
-    assert set(groups["experiment"]) == {f"table{number}" for number in range(1, 6)}
+    assert set(groups["experiment"]) == {*(f"table{number}" for number in range(1, 6)), "hosts"}
+    assert groups["model"] == ["torchvision"]
     assert set(groups["model/backbone"]) == {
         "resnet10",
         "resnet18",
@@ -54,16 +57,17 @@ def test_the_groups_are_those_of_the_documentation() -> None:
         "resnet34",
         "resnet50",
         "resnet101",
+        "timm",
     }
     assert set(groups["model/msil"]) == {"full", "no_align", "no_separate"}
-    assert set(groups["model/head"]) == {"fcos", "fcos_plain", "vfnet"}
+    assert set(groups["model/head"]) == {*HEADS, "fcos_plain"}
     assert set(groups["schedule"]) == {"quick", "smoke", "1x", "2x", "ms-2x"}
 
 
 def test_the_default_is_small_and_from_scratch() -> None:
     default = config()
-    assert (default.data.name, default.model.backbone.name, default.model.channels) == ("shapes", "resnet10", 64)
-    assert default.model.backbone.weights is None
+    assert (default.data.name, default.model.backbone["name"], default.model.channels) == ("shapes", "resnet10", 64)
+    assert default.model.backbone["weights"] is None
     assert default.trainer.devices == 1
 
 
@@ -92,60 +96,54 @@ def test_the_papers_recipes(
         "coco": ("train2017", "val2017"),
         "voc": ("train", "val"),
     }[data]
-    assert (recipe.model.channels, recipe.model.head.num_convs, recipe.model.head.norm_groups) == (256, 4, 32)
+    assert (recipe.model.channels, recipe.model.head["num_convs"], recipe.model.head["norm_groups"]) == (256, 4, 32)
     # ImageNet weights; null means stem and stage 1 frozen and BatchNorm frozen where there are weights.
-    backbone = recipe.model.backbone
-    assert (backbone.name, backbone.weights, backbone.frozen_stages, backbone.norm) == (
-        "resnet50",
-        "imagenet",
-        None,
-        None,
+    assert recipe.model.backbone == {
+        "name": "resnet50", "weights": "imagenet", "frozen_stages": None, "norm": None, "style": "pytorch"
+    }  # fmt: skip
+    # Of the head's published recipe.
+    schedule_of_head = (
+        recipe.schedule.warmup_factor,
+        recipe.schedule.bias_lr_factor,
+        recipe.schedule.bias_weight_decay,
     )
-    # The published FCOS recipe: warm-up from a third, biases at twice the lr and without weight decay.
-    assert recipe.schedule.warmup_factor == pytest.approx(1 / 3)
-    assert (recipe.schedule.bias_lr_factor, recipe.schedule.bias_weight_decay) == (2.0, 0.0)
+    assert schedule_of_head == (None, None, None)
     assert (recipe.trainer.strategy, recipe.trainer.devices) == ("ddp", "auto")
     assert recipe.data.multiscale == ([480, 960] if schedule == "ms-2x" else None)
 
 
-# Warm-up from 0.1, as vfnet_r50_fpn_1x (SEMANTICS.md, section 6); the command line still wins.
-def test_vfnet_brings_its_own_warm_up() -> None:
-    assert config("model/head=vfnet", "schedule=1x").schedule.warmup_factor == 0.1
-    assert config("experiment=table1").schedule.warmup_factor == 0.1
-    assert config("experiment=table1", "model/head=fcos").schedule.warmup_factor == pytest.approx(1 / 3)
-    assert config("model/head=vfnet", "schedule=1x", "schedule.warmup_factor=0.2").schedule.warmup_factor == 0.2
-    assert config("model/head=vfnet").schedule.warmup_factor == config().schedule.warmup_factor == 0.01
+# SEMANTICS.md, section 6: the first factor of the warm-up, biases' lr and weight decay of each published config.
+@pytest.mark.parametrize(
+    ("head", "recipe"),
+    [
+        ("fcos", (1 / 3, 2.0, 0.0)), ("vfnet", (0.1, 2.0, 0.0)), ("atss", (0.001, 1.0, 1e-4)),
+        ("gfl", (0.001, 1.0, 1e-4)), ("tood", (0.001, 1.0, 1e-4)), ("retinanet", (0.001, 1.0, 1e-4)),
+    ],
+)  # fmt: skip
+def test_a_head_brings_its_published_recipe(head: str, recipe: tuple[float, float, float]) -> None:
+    assert tuple(HEADS[head].recipe.values()) == pytest.approx(recipe)
+    assert config(f"model/head={head}", "schedule=1x", "schedule.warmup_factor=0.2").schedule.warmup_factor == 0.2
+    assert config(f"model/head={head}").schedule.warmup_factor == 0.01  # of quick
 
 
-def test_vfnets_settings() -> None:
-    model = config("model/head=vfnet").model
-    assert {key: value for key, value in dataclasses.asdict(model.head).items() if value is not None} == {
-        "name": "vfnet",
-        "num_convs": 3,
-        "norm_groups": 32,
-        "init": "authors",
-    }
+@pytest.mark.parametrize("choice", ["fcos", "fcos_plain", "vfnet", "atss", "gfl", "tood", "retinanet"])
+def test_a_heads_file_has_the_heads_own_settings(choice: str) -> None:
+    """By the defaults of its options, but for the original FCOS."""
+    values = config(f"model/head={choice}").model.head
+    kind = HEADS[choice.removesuffix("_plain")]
+    assert head_options(values) == kind.Options(**(PLAIN if choice == "fcos_plain" else {}))
+    assert values["name"] == choice.removesuffix("_plain")
 
 
-def test_both_published_forms_of_fcos() -> None:
-    improved, original = config("model/head=fcos").model, config("model/head=fcos_plain").model
-    assert (improved.nms_thresh, original.nms_thresh) == (None, 0.5)  # null: 0.6
-    assert dataclasses.asdict(improved.head) == {
-        "name": "fcos",
-        "num_convs": 4,
-        "norm_groups": 32,
-        "conv_bias": True,
-        "center_sampling": True,
-        "center_sample_radius": 1.5,
-        "centerness_on_reg": True,
-        "norm_on_bbox": True,
-        "loss_bbox": "giou",
-        "point_offset": 0.5,
-        "init": None,
-    }
-    switches = ("conv_bias", "center_sampling", "centerness_on_reg", "norm_on_bbox")
-    assert [getattr(original.head, name) for name in switches] == [False] * 4
-    assert original.head.loss_bbox == "iou"
+PLAIN: dict[str, Any] = {
+    "conv_bias": False, "center_sampling": False, "centerness_on_reg": False, "norm_on_bbox": False, "loss_bbox": "iou"
+}  # fmt: skip
+
+
+def test_nms_thresholds_of_the_published_configs() -> None:
+    found = {head: config(f"model/head={head}").model.nms_thresh for head in (*HEADS, "fcos_plain")}
+    assert {head for head, value in found.items() if value == 0.5} == {"fcos_plain", "retinanet"}
+    assert {value for value in found.values() if value != 0.5} == {None}  # null: 0.6
 
 
 # Rows of the tables, and the recipes of section 4: Table 3 with R101, 24 epochs and several scales, Table 5 on VOC.
@@ -181,9 +179,9 @@ def test_an_experiment_sweeps_the_papers_rows(
     assert (recipe.table, recipe.data.name, recipe.schedule.name, recipe.model.channels) == (table, data, schedule, 256)
     assert recipe.model.msil.apply == "both" and recipe.model.msil.align and recipe.model.msil.separate
     if "model/head" not in params:
-        assert recipe.model.head.name == "vfnet"
+        assert recipe.model.head["name"] == "vfnet"
     if "model/backbone" not in params:
-        assert recipe.model.backbone.name == "resnet50"
+        assert recipe.model.backbone["name"] == "resnet50"
     header = (CONF / "experiment" / f"{table}.yaml").read_text()
     assert f"python run.py experiment={table}" in header
     assert "Cost (an estimate" in header
@@ -207,14 +205,14 @@ def test_a_quick_table_trains_the_stand_ins(table: str, nets: list[str]) -> None
     typed = (f"experiment={table}", "data=shapes", "schedule=quick")
     choices = composed(*typed).hydra.sweeper.params["model/backbone"].split(",")
     trained = [config(*typed, f"model/backbone={choice}").model.backbone for choice in choices]
-    assert [backbone.name for backbone in trained] == [STAND_INS[net] for net in nets]
-    assert all(backbone.weights is None for backbone in trained)
+    assert [backbone["name"] for backbone in trained] == [STAND_INS[net] for net in nets]
+    assert all(backbone["weights"] is None for backbone in trained)
 
 
 def test_the_command_line_wins_over_the_experiment() -> None:
     # the paper's recipe (1x) brings the backbone, so another schedule leaves it small
     small = config("experiment=table1", "schedule=quick", "data=shapes")
-    assert (small.data.name, small.schedule.name, small.model.backbone.name) == ("shapes", "quick", "resnet10")
+    assert (small.data.name, small.schedule.name, small.model.backbone["name"]) == ("shapes", "quick", "resnet10")
     assert small.model.channels == 64
     assert config("schedule=1x", "model.channels=128").model.channels == 128
     assert config("schedule=2x", "schedule.lr=0.02").schedule.lr == 0.02

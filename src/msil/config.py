@@ -90,7 +90,8 @@ class MSILConfig:
 @dataclass
 class ModelConfig:
     backbone: dict[str, Any] = field(default_factory=dict)  # name, and the fields of msil.detection.backbone's options
-    head: dict[str, Any] = field(default_factory=dict)  # name, and the fields of that head's Options
+    # name, a registered head's or package.module.Class, and the fields of its Options
+    head: dict[str, Any] = field(default_factory=dict)
     msil: MSILConfig = field(default_factory=MSILConfig)
     # A whole detector of torchvision's in the place of head, backbone and channels
     detector: str | None = MISSING
@@ -221,11 +222,13 @@ NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "d
 def config_hash(values: Mapping[str, Any]) -> str:
     """8 hex digits of the resolved settings, devices, workers, logger and output paths left out.
 
-    `values`: the plain nested dict of a Config; trainer.precision counts, the rest of `trainer` does not. A setting
+    `values`: the plain nested dict of a Config; of `trainer`, precision and accumulate count. A setting
     that is null counts as one that does not exist, so that a new optional setting leaves finished runs finished.
     """
     kept = json.loads(json.dumps(values))
     kept["precision"] = kept["trainer"]["precision"]
+    if kept["trainer"].get("accumulate", 1) > 1:
+        kept["accumulate"] = kept["trainer"]["accumulate"]
     for path in NOT_HASHED:
         *parents, leaf = path.split(".")
         node = kept
@@ -265,7 +268,7 @@ def detector_names(model: Mapping[str, Any]) -> list[str]:
     """fcos, resnet10; or of torchvision's detectors their one name."""
     if model.get("detector"):
         return [model["detector"]]
-    return [model["head"]["name"], PurePath(model["backbone"]["name"]).name]
+    return [model["head"]["name"].rpartition(".")[2], PurePath(model["backbone"]["name"]).name]
 
 
 def block_name(msil: Mapping[str, Any]) -> str:

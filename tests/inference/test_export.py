@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from msil.detection import Detections, Detector, build_detector
+from msil.detection.detector import FULL_MSIL
+from msil.detection.heads import head_class
 from msil.detection.starconv import StarConv
 from msil.inference import export
 from msil.inference.export import ExportReport, export_lines, export_onnx
@@ -30,7 +32,11 @@ def lively_detector(head: str, **settings: Any) -> Detector:
     """A small net whose random weights find dozens of things: more than its limits let through."""
     torch.manual_seed(0)
     limits = {"score_thresh": 0.05, "topk_candidates": 150, "detections_per_img": 20}
-    detector = build_detector(head, "resnet10", 4, channels=32, num_convs=1, norm_groups=8, **{**limits, **settings})
+    msil = settings.pop("msil", FULL_MSIL)
+    options = head_class(head).Options(num_convs=1, norm_groups=8)
+    detector = build_detector(options, "resnet10", 4, channels=32, msil=msil)
+    for name, value in {**limits, **settings}.items():
+        setattr(detector, name, value)
     for name, weight in detector.head.named_parameters():
         if weight.dim() == 4:
             nn.init.kaiming_normal_(weight)
@@ -128,7 +134,7 @@ def test_detector_is_left_as_it_was(any_size: tuple[Detector, ExportReport]) -> 
 
 
 def test_several_views_are_left_out_with_a_word(tmp_path: Path) -> None:
-    detector = lively_detector("fcos", min_size=64, max_size=96, test_scales=[48, 64], test_flip=True)
+    detector = lively_detector("fcos", min_size=64, max_size=96, test_scales=(48, 64), test_flip=True)
     report = export_onnx(detector, tmp_path / "x.onnx", classes=CLASSES, image_size=(64, 96), dynamic=False)
     assert "it looks at an image once: model.test_scales and model.test_flip have no part in it" in export_lines(report)
     assert (detector.test_scales, detector.test_flip) == ((48, 64), True)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from msil import build_detector
-from msil.detection import Detections, Detector
+from msil.detection import Detections, Detector, FCOSHead
 from msil.errors import ConfigError, DataError
 from msil.inference.predict import Summary, predict_folder
 
@@ -229,9 +229,9 @@ def test_mistakes(tmp_path: Path) -> None:
 
 def test_a_detector_finds_in_a_folder_what_it_finds_in_each_image(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    detector = build_detector(
-        backbone="resnet10", num_classes=2, channels=32, norm_groups=8, min_size=64, max_size=96, score_thresh=0.0
-    )
+    options = FCOSHead.Options(norm_groups=8)
+    detector = build_detector(options, "resnet10", num_classes=2, channels=32, min_size=64, max_size=96)
+    detector.score_thresh = 0.0
     noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
     sizes = {"a.png": (90, 60), "b.png": (32, 90), "c.png": (1, 1)}
     for name, (height, width) in sizes.items():

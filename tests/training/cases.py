@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from msil.checkpoints.assemble import detector_from_config
+from msil.checkpoints.settle import settled
 from msil.config import Config, plain, register, to_config
 from msil.evaluation.coco import CocoMetric
 from msil.evaluation.voc import VOCMetric
@@ -30,9 +31,9 @@ TINY = (
 
 def tiny_config(runs_dir: Path | str, root: Path | str, *overrides: str) -> Config:
     """The real settings of conf/, made tiny. A choice of a group among `overrides` keeps its values' tiny ones."""
-    register()
+    register(settled)
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
-        return to_config(compose("config", [*TINY, f"runs_dir={runs_dir}", f"data.root={root}", *overrides]))
+        return settled(to_config(compose("config", [*TINY, f"runs_dir={runs_dir}", f"data.root={root}", *overrides])))
 
 
 def module_of(

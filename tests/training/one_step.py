@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,11 @@ def one_step(config: Config, batch: Batch, folder: Path, callback: Callback | No
 SIZES = ((64, 96), (64, 64), (96, 64), (48, 80))
 
 
-def batch_of(objects: tuple[int, int, int, int], seed: int = 0) -> Batch:
+def batch_of(objects: tuple[int, int, int, int], sizes: Sequence[tuple[int, int]] = SIZES) -> Batch:
     """Four images of noise with so many objects each: boxes large enough to have positive points."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     images, targets = [], []
-    for number, ((height, width), count) in enumerate(zip(SIZES, objects, strict=True)):
+    for number, ((height, width), count) in enumerate(zip(sizes, objects, strict=True)):
         images.append(torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8))
         corner = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) * 0.4
         side = 16 + torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) * 0.3

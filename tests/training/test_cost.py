@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from msil import build_detector
-from msil.detection import Detector, FCOSHead
+from msil.detection import Detector, FCOSHead, ResNetOptions
 from msil.training.cost import count_flops, count_parameters, padded_size
 
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "conv_bias": False,
     "center_sampling": False,
     "centerness_on_reg": False,
@@ -25,7 +25,7 @@ POINTS = 16800 + 4200 + 1050 + 273 + 77
 
 def r50(msil: dict[str, Any] | None) -> Detector:
     with torch.device("meta"):
-        return build_detector("fcos", "resnet50", 80, msil=msil, norm="frozen_bn", **PLAIN)
+        return build_detector(FCOSHead.Options(**PLAIN), ResNetOptions("resnet50", norm="frozen_bn"), 80, msil=msil)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_fcos_r50_costs_what_is_published(plain: Detector, plain_flops: int) -> 
 
 def test_vfnet_r50_costs_what_is_published(golden: Any) -> None:
     with torch.device("meta"):
-        vfnet = build_detector("vfnet", "resnet50", 80, msil=None, norm="frozen_bn")
+        vfnet = build_detector("vfnet", ResNetOptions("resnet50", norm="frozen_bn"), 80, msil=None)
     assert count_parameters(vfnet.head) == golden.misc()["num_params"]["vfnet"]
     assert count_parameters(vfnet) == pytest.approx(32.8e6, rel=0.01)
     assert count_flops(vfnet, (800, 1344)) == pytest.approx(456e9, rel=0.01)
@@ -99,7 +99,7 @@ def test_what_msil_adds(plain: Detector, plain_flops: int, kernel_size: int, uni
 
 def test_counting_leaves_the_detector_as_it_was() -> None:
     torch.manual_seed(0)
-    detector = build_detector("fcos", "resnet10", 3, channels=16, num_convs=1, norm_groups=4).train()
+    detector = build_detector(FCOSHead.Options(num_convs=1, norm_groups=4), "resnet10", 3, channels=16).train()
     before = {key: value.clone() for key, value in detector.state_dict().items()}
     count_flops(detector, (64, 64))
     assert detector.training

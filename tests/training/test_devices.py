@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor
 
 from msil.config import Config
-from msil.detection import build_detector
+from msil.detection import FCOSHead, build_detector
 from msil.errors import ConfigError
 from msil.training.devices import NO_GPU, choose_accelerator, cluster_environment, count_on_cpu
 from msil.training.experiment import run
@@ -61,7 +61,7 @@ def test_a_run_is_laid_out_and_compiled_as_its_settings_say(
     monkeypatch.setattr(torch, "compile", compiler)
     settings = (f"trainer.channels_last={str(switch).lower()}", "trainer.compile=true")
     run(tiny_config(tmp_path, shapes, *settings))
-    assert set(passed) == {"Detector.net", "FCOSHead.padded_loss"}
+    assert set(passed) == {"Detector.net", "DenseHead.padded_loss"}
     assert set(passed["Detector.net"]) == {switch}
 
 
@@ -72,7 +72,9 @@ def test_without_the_switch_nothing_is_compiled(tmp_path: Path, shapes: Path, mo
 
 def test_a_copy_of_a_compiled_detector_is_compiled_too_and_has_its_own_weights() -> None:
     torch.manual_seed(0)
-    detector = build_detector("fcos", "resnet10", 4, channels=16, num_convs=1, norm_groups=4, msil=None).eval()
+    detector = build_detector(
+        FCOSHead.Options(num_convs=1, norm_groups=4), "resnet10", 4, channels=16, msil=None
+    ).eval()
     batch = torch.rand(1, 3, 64, 64)
     calls: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:

@@ -13,16 +13,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 
-from msil import build_detector
+from msil import MSIL, build_detector
 from msil.analysis.matching import match_coco
 from msil.analysis.precision import scores
 from msil.analysis.record import read_record
-from msil.checkpoints import assemble
 from msil.checkpoints.assemble import detector_from_config
 from msil.config import Config, config_hash, plain
 from msil.data.module import AugmentedImages
-from msil.detection import Detector
+from msil.detection import Detector, FCOSHead
 from msil.errors import ConfigError, DataError
 from msil.lock import Locked
 from msil.reporting.results import REQUIRED_KEYS, is_finished, read_result
@@ -341,7 +341,7 @@ def test_apply_none_is_the_plain_detector() -> None:
     torch.manual_seed(0)
     ours = detector_from_config(config.model, 4, 64, 64)
     torch.manual_seed(0)
-    theirs = build_detector("fcos", "resnet10", 4, msil=None, channels=16, num_convs=1, norm_groups=4)
+    theirs = build_detector(FCOSHead.Options(num_convs=1, norm_groups=4), "resnet10", 4, msil=None, channels=16)
     assert_same(dict(ours.state_dict()), dict(theirs.state_dict()))
     assert ours.head.msil is None
 
@@ -359,19 +359,25 @@ def test_every_model_setting_reaches_the_detector() -> None:
         "model.test_scales": "[48,64]", "model.test_flip": "true",
     }  # fmt: skip
     config = tiny_config("runs", "data", *(f"{key}={value}" for key, value in overrides.items()))
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "build_detector", lambda *names, **settings: calls.append((names, settings)))
-        detector_from_config(config.model, 7, 123, 456)
-    ((names, settings),) = calls
-    assert names == ("fcos", "resnet10", 7)
-    assert settings == {
-        "msil": {"align": False, "separate": False, "apply": "cls", "kernel_size": 1, "reduction": 2},
-        "backbone_weights": None, "frozen_stages": None, "norm": "bn", "channels": 32, "num_convs": 3,
-        "norm_groups": 8, "conv_bias": False, "center_sampling": False, "center_sample_radius": 1.25,
-        "centerness_on_reg": False, "norm_on_bbox": False, "loss_bbox": "iou", "min_size": 123, "max_size": 456,
-        "score_thresh": 0.11, "nms_thresh": 0.22, "topk_candidates": 33, "detections_per_img": 44,
-        "style": "pytorch", "point_offset": 0.25, "init": None, "image_mean": [1.0, 2.0, 3.0],
-        "image_std": [4.0, 5.0, 6.0], "channel_order": "bgr",
-        "test_scales": [48, 64], "test_flip": True,
+    detector = detector_from_config(config.model, 7, 123, 456)
+    assert isinstance(detector, Detector)
+    head = detector.head
+    found = {name: getattr(detector, name) for name in (
+        "min_size", "max_size", "score_thresh", "nms_thresh", "topk_candidates", "detections_per_img", "channel_order",
+        "test_scales", "test_flip",
+    )}  # fmt: skip
+    assert found == {
+        "min_size": 123, "max_size": 456, "score_thresh": 0.11, "nms_thresh": 0.22, "topk_candidates": 33,
+        "detections_per_img": 44, "channel_order": "bgr", "test_scales": (48, 64), "test_flip": True,
     }  # fmt: skip
+    assert (detector.image_mean.tolist(), detector.image_std.tolist()) == ([1, 2, 3], [4, 5, 6])
+    assert (head.num_classes, head.channels) == (7, 32)
+    assert head.options == FCOSHead.Options(
+        num_convs=3, norm_groups=8, conv_bias=False, center_sampling=False, center_sample_radius=1.25,
+        centerness_on_reg=False, norm_on_bbox=False, loss_bbox="iou", point_offset=0.25,
+    )  # fmt: skip
+    assert {type(m) for m in detector.backbone.modules()} & {nn.BatchNorm2d, nn.GroupNorm} == {nn.BatchNorm2d}
+    block = MSIL(32, align=False, separate=False, apply="cls", kernel_size=1, reduction=2)
+    assert isinstance(head.msil, MSIL) and (head.msil.to_cls, head.msil.to_reg) == (True, False)
+    shapes = {name: value.shape for name, value in block.state_dict().items()}
+    assert {name: value.shape for name, value in head.msil.state_dict().items()} == shapes

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from msil.detection import Detector, Target, build_detector
+from msil.detection.heads import head_class
 from msil.errors import ConfigError
 from msil.training import graphs
 from msil.training.experiment import run
@@ -24,7 +25,8 @@ from .cases import assert_same, load, tiny_config
 
 def small_detector(head: str) -> Detector:
     torch.manual_seed(0)
-    return build_detector(head, "resnet10", 4, channels=16, num_convs=1, norm_groups=4, msil={"reduction": 4})
+    options = head_class(head).Options(num_convs=1, norm_groups=4)
+    return build_detector(options, "resnet10", 4, channels=16, msil={"reduction": 4})
 
 
 def random_targets(counts: list[int], seed: int) -> list[Target]:

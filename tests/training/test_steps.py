@@ -34,55 +34,22 @@ def config_of(*overrides: str) -> Config:
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("parts", [2, 3])
-def test_parts_make_the_step_of_the_whole_batch(tmp_path: Path, head: str, parts: int) -> None:
-    """Images of four sizes, so that padding matters; parts of unlike numbers of objects, so that divisors do."""
+def test_parts_make_the_mean_of_their_losses(tmp_path: Path, head: str, parts: int) -> None:
+    """Weighed by their images, as gradient accumulation has it: in 3 parts, of 1, 1 and 2 of 4 images."""
     batch = batch_of((3, 1, 0, 4))
+    step = one_step(config_of(f"model/head={head}", f"trainer.accumulate={parts}"), batch, tmp_path)
+    module = module_of(config_of(f"model/head={head}"))
+    expected: dict[str, Tensor] = {}
+    for images, targets in split(*batch, parts):
+        for name, loss in module.detector.loss(images, targets).items():
+            expected[name] = expected.get(name, torch.zeros(())) + loss * len(images) / 4
+    total = torch.stack(list(expected.values())).sum()
+    assert step.logged == pytest.approx({"loss": total.item(), **{n: v.item() for n, v in expected.items()}}, rel=1e-6)
+    total.backward()
+    own = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    assert_same_gradients(step.gradients, own)
     whole = one_step(config_of(f"model/head={head}"), batch, tmp_path)
-    by_parts = one_step(config_of(f"model/head={head}", f"trainer.accumulate={parts}"), batch, tmp_path)
-    assert by_parts.logged == pytest.approx(whole.logged, rel=1e-6)
-    assert_same_gradients(by_parts.gradients, whole.gradients)
-    # AdamW's first step is lr * g / (|g| + 1e-8), so an element that is zero up to rounding may step another way.
-    for name, value in whole.weights.items():
-        gradient = whole.gradients.get(name, value).abs()
-        certain = gradient > 1e-4 * gradient.max()
-        torch.testing.assert_close(by_parts.weights[name][certain], value[certain], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("objects", [(2, 3, 0, 0), (0, 0, 0, 0)], ids=["one part without", "none"])
-@pytest.mark.parametrize("head", HEADS)
-def test_parts_without_positives(tmp_path: Path, head: str, objects: tuple[int, int, int, int]) -> None:
-    batch = batch_of(objects)
-    whole = one_step(config_of(f"model/head={head}"), batch, tmp_path)
-    by_parts = one_step(config_of(f"model/head={head}", "trainer.accumulate=2"), batch, tmp_path)
-    assert by_parts.logged == pytest.approx(whole.logged, rel=1e-6)
-    assert (whole.logged["loss_bbox"] == 0) == (sum(objects) == 0)
-    assert_same_gradients(by_parts.gradients, whole.gradients)
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_halves_with_divisors_or_padding_of_their_own_are_another_step(head: str) -> None:
-    """Else the tests above would see nothing."""
-    images, targets = batch_of((9, 0, 1, 0))
-    detector = module_of(config_of(f"model/head={head}")).detector.requires_grad_(False)
-    whole = sum(detector.loss(images, targets).values())
-    own = sum(sum(detector.loss(*half).values()) for half in split(images, targets, 2)) / 2
-    assert abs(float(own - whole)) > 1e-3 * float(whole)
-    parts = split(images, targets, 2)
-    divisors = detector.head.divisors(sum(detector.loss_sums(*part, pad_to=(96, 96)) for part in parts))  # pyright: ignore
-    unpadded = sum(sum(detector.part_loss(*part, pad_to=(0, 0), divisors=divisors).values()) for part in parts)
-    assert abs(float(unpadded - whole)) > 1e-4 * float(whole)
-
-
-def test_the_look_ahead_of_vfnet_leaves_running_statistics_alone() -> None:
-    detector = module_of(config_of("model/head=vfnet", "model.backbone.norm=bn")).detector.train()
-    before = {name: value.clone() for name, value in detector.state_dict().items()}
-    images, targets = batch_of((3, 1, 0, 4))
-    sums = detector.loss_sums(images, targets, pad_to=(0, 0))
-    for name, value in detector.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    assert detector.training and not sums.requires_grad
-    detector.loss(images, targets)
-    assert not torch.equal(detector.state_dict()["backbone.bn1.running_mean"], before["backbone.bn1.running_mean"])
+    assert step.logged["loss"] != pytest.approx(whole.logged["loss"], rel=1e-3)  # divisors and padding are a part's
 
 
 def test_parts_are_nearly_equal_and_in_order() -> None:
@@ -148,7 +115,7 @@ def test_the_gradient_is_clipped_to_the_limit(tmp_path: Path, parts: int) -> Non
     assert clipped == pytest.approx(0.25, rel=1e-5)
     for name, gradient in step.gradients.items():
         torch.testing.assert_close(step.clipped[name], gradient * (0.25 / norm), rtol=1e-4, atol=1e-9)
-    free = one_step(config_of(), batch, tmp_path)
+    free = one_step(config_of(f"trainer.accumulate={parts}"), batch, tmp_path)
     assert_same_gradients(step.gradients, free.gradients)
 
 
@@ -205,8 +172,9 @@ def test_bf16_mixed(tmp_path: Path, head: str, parts: int) -> None:
 def test_parts_under_a_scaled_loss(tmp_path: Path, head: str) -> None:
     """16-mixed multiplies the loss by a scale before each backward pass and divides the gradient once.
 
-    Lightning has no fp16 on a CPU, torch has: the plugin is given by hand. fp16 rounds to 11 bits, so that the parts'
-    gradients agree to some 1e-3; a part without the scale would be missing almost whole.
+    Lightning has no fp16 on a CPU, torch has: the plugin is given by hand. fp16 rounds to 11 bits, 5e-4 a rounding, of
+    which some forty follow each other from the image to a gradient: 2e-2 if all went one way. A part without the scale
+    would be missing almost whole.
     """
 
     def step(parts: int) -> dict[str, Tensor]:
@@ -214,8 +182,12 @@ def test_parts_under_a_scaled_loss(tmp_path: Path, head: str) -> None:
         config = config_of(f"model/head={head}", f"trainer.accumulate={parts}")
         return one_step(config, batch_of((3, 1, 0, 4)), tmp_path, plugins=[plugin]).gradients
 
-    whole, by_parts = (torch.cat([value.flatten() for value in step(parts).values()]) for parts in (1, 2))
-    assert (by_parts - whole).norm() <= 5e-3 * whole.norm()
+    by_parts = torch.cat([value.flatten() for value in step(2).values()])
+    exact = one_step(
+        config_of(f"model/head={head}", "trainer.accumulate=2"), batch_of((3, 1, 0, 4)), tmp_path
+    ).gradients
+    exact = torch.cat([value.flatten() for value in exact.values()])
+    assert (by_parts - exact).norm() <= 2e-2 * exact.norm()
 
 
 def test_a_bf16_run_to_its_end(tmp_path: Path, shapes: Path) -> None:
@@ -235,6 +207,7 @@ def test_fp16_on_a_cpu_is_refused(tmp_path: Path) -> None:
         make_trainer(config, tmp_path, loggers=[], callbacks=[], total_steps=1)
 
 
-def test_accumulation_is_no_other_run() -> None:
-    """The step is the same, so is the run's name; a run that ran out of memory goes on by parts."""
-    assert tiny_config("runs", "data", "trainer.accumulate=4").run_name == tiny_config("runs", "data").run_name
+def test_accumulation_is_another_run() -> None:
+    """Divisors and padding are those of a part, so the weights are others."""
+    by_parts, whole = tiny_config("runs", "data", "trainer.accumulate=4"), tiny_config("runs", "data")
+    assert by_parts.run_name != whole.run_name == tiny_config("runs", "data", "trainer.accumulate=1").run_name

@@ -15,11 +15,13 @@ from msil.config import Apply, ModelConfig
 from msil.detection import Detector
 from msil.detection.backbone import BACKBONES, ResNetOptions, TimmOptions, build_backbone
 from msil.detection.detector import fpn_of
-from msil.detection.heads import HeadOptions, build_head, head_class
+from msil.detection.heads import DenseHead, HeadOptions, head_class
+from msil.detection.heads.base import build_interaction
 from msil.detection.torchvision_detector import AnyDetector, TorchvisionDetector, check_name
 from msil.errors import ConfigError
 
 Options = TypeVar("Options")
+Class = TypeVar("Class")
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 
@@ -40,7 +42,9 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
             limits={name: getattr(model, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")},
         )
     backbone = build_backbone(backbone_options(model.backbone))
-    head = build_head(head_options(model.head), num_classes, model.channels, _interaction(model))
+    options = vars(head_options(model.head))
+    head = _head_class(model.head)(num_classes, model.channels, **options)
+    head.msil = build_interaction(model.channels, _interaction(model))  # last: one seed, one start of all else
     return Detector(
         backbone,
         fpn_of(backbone, head),
@@ -73,12 +77,18 @@ def check_model(model: ModelConfig) -> None:
 
 
 def head_options(values: Mapping[str, Any]) -> HeadOptions:
-    """model.head as the options of the head of that name."""
+    """model.head as the options of the head of that name, a registered one or package.module.Class."""
+    return _typed(_head_class(values).Options, values, "model.head", ("name",))
+
+
+def _head_class(values: Mapping[str, Any]) -> type[DenseHead]:
+    name = str(values.get("name"))
+    if "." in name:
+        return _imported(name, DenseHead, "model.head.name")
     try:
-        kind = head_class(str(values.get("name"))).Options
+        return head_class(name)
     except ValueError as error:
         raise ConfigError(f"model.head.name: {error}") from error
-    return _typed(kind, values, "model.head", ("name",))
 
 
 def backbone_options(values: Mapping[str, Any]) -> ResNetOptions | TimmOptions:
@@ -137,7 +147,13 @@ def _interaction(model: ModelConfig) -> nn.Module | dict[str, Any] | None:
             f"model.msil.{changed[0]}={getattr(msil, changed[0])} is a switch of MSIL and has no effect on "
             f"model.msil.block={msil.block}: leave it out, or give such settings under model.msil.options."
         )
-    block = _load(msil.block, model.channels, msil.options or {})
+    kind = _imported(msil.block, nn.Module, "model.msil.block")
+    try:
+        block = kind(model.channels, **(msil.options or {}))
+    except Exception as error:  # whatever a constructor raises
+        raise ConfigError(
+            f"model.msil.block={msil.block} cannot be built with {model.channels} channels: {error}"
+        ) from error
     features = torch.zeros(2, model.channels, 4, 6)
     training = block.training
     try:
@@ -162,17 +178,15 @@ def _interaction(model: ModelConfig) -> nn.Module | dict[str, Any] | None:
 _USUAL = {"align": True, "separate": True, "apply": Apply.both, "kernel_size": 3, "reduction": 16}
 
 
-def _load(path: str, channels: int, options: Mapping[str, Any]) -> nn.Module:
+def _imported(path: str, base: type[Class], setting: str) -> type[Class]:
+    """The class at package.module.Class, which must be a `base`."""
     module, _, name = path.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:  # ValueError: no dot
         raise ConfigError(
-            f"model.msil.block={path} cannot be imported ({error}): give package.module.Class, importable from here."
+            f"{setting}={path} cannot be imported ({error}): give package.module.Class, importable from here."
         ) from error
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ConfigError(f"model.msil.block={path} must be a class of nn.Module.")
-    try:
-        return kind(channels, **options)
-    except Exception as error:  # whatever a constructor raises
-        raise ConfigError(f"model.msil.block={path} cannot be built with {channels} channels: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise ConfigError(f"{setting}={path} must be a subclass of {base.__name__}.")
+    return kind

@@ -90,8 +90,9 @@ class PriorGenerator:
     def _base_anchors(self, stride: int) -> tuple[tuple[float, ...], ...]:
         if not self.scales:
             return ((0.0, 0.0, 0.0, 0.0),)
-        heights = torch.tensor(self.ratios).sqrt()  # float32 throughout, as in the references
-        scales = torch.tensor(self.scales)
+        # float32 throughout, as in the references; also while a net is built on the meta device.
+        heights = torch.tensor(self.ratios, device="cpu").sqrt()
+        scales = torch.tensor(self.scales, device="cpu")
         if self.whole:
             sides = (scales * stride).floor()
             width, height = ((ratio[:, None] * sides).flatten() for ratio in (1 / heights, heights))

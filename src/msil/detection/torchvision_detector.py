@@ -108,8 +108,8 @@ def check_name(name: str, *, with_msil: bool) -> None:
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES) or NAMES
         raise ConfigError(f"model.detector={name} is not a box detector of torchvision; try {', '.join(near)}.")
-    if with_msil and not name.startswith(("fcos", "retinanet")):
-        two = ", ".join(one for one in NAMES if one.startswith(("fcos", "retinanet")))
+    if with_msil and not name.startswith(("fcos_", "retinanet_")):
+        two = ", ".join(one for one in NAMES if one.startswith(("fcos_", "retinanet_")))
         raise ConfigError(f"model.detector={name} has no two towers: set model.msil.apply=none, or take one of {two}.")
 
 

@@ -55,7 +55,7 @@ class Sizes(Callback):
                 advice = f"lower data.eval_batch_size (now {data.eval_batch_size})"
             else:
                 advice = (
-                    "raise trainer.accumulate, which takes the same step in smaller parts, or lower data.batch_size"
+                    "raise trainer.accumulate, which takes a step in smaller parts, or lower data.batch_size"
                     f" (now {data.batch_size})"
                 )
             raise OutOfMemory(
