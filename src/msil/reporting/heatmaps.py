@@ -103,7 +103,7 @@ def tower_maps(detector: Detector, image: Tensor) -> TowerMaps:
         _channel_means(cls_feats),
         _channel_means(reg_feats),
         tuple(detector.head.strides),
-        detector.head.point_offset,
+        detector.head.priors.offset,
         (resized.shape[-2], resized.shape[-1]),
         (image.shape[-2], image.shape[-1]),
     )
