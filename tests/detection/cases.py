@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msil.detection import Detector, FCOSHead, Target, build_detector
-from msil.detection.heads.vfnet import VFNetHead
+from msil.detection import Detector, FCOSHead, ResNetOptions, Target, VFNetHead, build_detector
+from msil.detection.heads import HEADS
 from msil.detection.weights import from_mmdet
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -74,9 +74,19 @@ def small_vfnet(msil: nn.Module | dict[str, Any] | None = None, **settings: Any)
     return VFNetHead(5, 32, num_convs=1, norm_groups=8, msil=msil, **settings)
 
 
-def small_detector(msil: dict[str, Any] | None = None, head: str = "fcos", **settings: Any) -> Detector:
+def small_detector(
+    msil: dict[str, Any] | None = None,
+    head: str = "fcos",
+    *,
+    norm: str | None = None,
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Detector:
+    """options: of the head. settings: of the Detector."""
     torch.manual_seed(0)
-    return build_detector(head, "resnet10", 3, channels=64, num_convs=1, msil=msil, **settings)
+    of_head, of_backbone = HEADS[head].Options(num_convs=1, **(options or {})), ResNetOptions("resnet10", norm=norm)
+    built = build_detector(of_head, of_backbone, 3, msil=msil, channels=64)
+    return Detector(built.backbone, built.fpn, built.head, **settings)
 
 
 def random_pyramid(

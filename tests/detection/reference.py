@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from msil.detection import ATSSHead, DenseHead, FCOSHead, GFLHead, RetinaNetHead, TOODHead, VFNetHead
 from msil.detection.weights import from_mmdet
 
-from .cases import FORMS
+from .cases import FORMS as FCOS_FORMS
 
 HEADS: dict[str, tuple[type[DenseHead], dict[str, Any]]] = {
-    **{name: (FCOSHead, options) for name, options in FORMS.items()},
+    **{name: (FCOSHead, options) for name, options in FCOS_FORMS.items()},
     "head_vfnet_s3": (VFNetHead, {}),
     "head_atss": (ATSSHead, {}),
     "head_gfl": (GFLHead, {}),
@@ -22,6 +22,8 @@ HEADS: dict[str, tuple[type[DenseHead], dict[str, Any]]] = {
 }
 # Of the last four, the prefix of the reference's cases: TOOD's change with the epoch.
 CASES = [("head_atss", ""), ("head_gfl", ""), ("head_tood", "0"), ("head_tood", "4"), ("head_retina", "")]
+# Of all.
+FORMS = [*((name, "") for name in HEADS if name not in dict(CASES)), *CASES]
 
 
 def build(name: str, msil: nn.Module | dict[str, Any] | None = None, num_convs: int = 1, epoch: str = "") -> DenseHead:

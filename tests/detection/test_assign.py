@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from msil.detection.assign import fcos_assign, pad_ground_truth
-from msil.detection.boxes import boxes_to_distances, level_grid
+from msil.detection.assign import ATSSAssigner, FCOSAssigner, GroundTruth, ground_truth, pad_ground_truth
+from msil.detection.boxes import boxes_to_distances
+from msil.detection.priors import PriorGenerator
 from msil.detection.structures import Target
 
 from .cases import MAP_SIZES, RANGES, STRIDES, map_sizes_of, target
@@ -25,8 +26,9 @@ def assign(
     strides: tuple[int, ...] = STRIDES,
     ranges: tuple[tuple[float, float], ...] = RANGES,
 ) -> Tensor:
-    boxes, labels = pad_ground_truth(targets)
-    return fcos_assign(boxes, labels, level_grid(map_sizes, strides, 0.5, CPU), map_sizes, strides, ranges, radius)
+    priors = PriorGenerator(strides, offset=0.5)(map_sizes, CPU)
+    # The images' own sizes do not matter: no point is ignored.
+    return FCOSAssigner(ranges, radius)(priors, ground_truth(targets, [(1, 1)] * len(targets), CPU)).index
 
 
 def dense_assign(
@@ -193,7 +195,8 @@ def test_padding(counts: tuple[int, ...], slots: int) -> None:
 
 def test_label_minus_one_is_padding_whatever_its_box() -> None:
     boxes, labels = torch.tensor([[[8.0, 8, 24, 24], [0.0, 0, 32, 32]]]), torch.tensor([[-1, 2]])
-    matched = fcos_assign(boxes, labels, level_grid(((4, 4),), (8,), 0.5, CPU), ((4, 4),), (8,), ((-1.0, 64.0),), None)
+    truth = GroundTruth(boxes, labels, torch.tensor([[32, 32]]))
+    matched = FCOSAssigner(((-1.0, 64.0),))(PriorGenerator((8,), offset=0.5)(((4, 4),), CPU), truth).index
     assert (matched == 1).all()
 
 
@@ -215,9 +218,18 @@ def test_reference_edge_cases(golden, form: str, radius: float | None) -> None:
     expected = torch.cat([case[f"{form}/labels/{level}"] for level in range(5)])
     positive = matched >= 0
     assert torch.equal(torch.where(positive, labels[matched.clamp(min=0)], 5), expected)
-    grid = level_grid(MAP_SIZES, STRIDES, 0.5, CPU)
-    distances = boxes_to_distances(grid.points, boxes[matched.clamp(min=0)])
+    priors = PriorGenerator(STRIDES, offset=0.5)(MAP_SIZES, CPU)
+    distances = boxes_to_distances(priors.centers, boxes[matched.clamp(min=0)])
     if form == "center_norm":
-        distances /= grid.point_strides[:, None]
+        distances /= priors.strides[:, None]
     reference = torch.cat([case[f"{form}/bbox_targets/{level}"] for level in range(5)])
     torch.testing.assert_close(distances[positive], reference[positive], rtol=0, atol=1e-4)
+
+
+def test_several_priors_a_cell_are_refused() -> None:
+    """They would be assigned as if they were neighbouring points."""
+    truth = ground_truth([target([0, 0, 8, 8])], [(16, 16)], CPU)
+    priors = PriorGenerator((8,), scales=(1.0, 2.0))(((2, 2),), CPU)
+    for assigner in (FCOSAssigner(((-1.0, 64.0),)), ATSSAssigner()):
+        with pytest.raises(ValueError, match="needs one prior a cell, not 2"):
+            assigner(priors, truth)

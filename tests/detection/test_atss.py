@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from msil.detection.assign import atss_assign, pad_ground_truth
-from msil.detection.boxes import level_grid
+from msil.detection.assign import ATSSAssigner, GroundTruth, pad_ground_truth
+from msil.detection.assign.base import BACKGROUND, IGNORED
+from msil.detection.priors import PriorGenerator
 
 from .cases import MAP_SIZES, STRIDES, map_sizes_of, target
 
@@ -24,14 +25,14 @@ def run_atss(
     map_sizes: tuple[tuple[int, int], ...],
     image_sizes: list[tuple[int, int]],
     strides: tuple[int, ...] = STRIDES,
-    **settings: int,
+    topk: int = 9,
 ) -> Tensor:
-    grid = level_grid(map_sizes, strides, 0.0, CPU)
-    return atss_assign(boxes, labels, grid, map_sizes, image_sizes, **settings)
+    priors = PriorGenerator(strides, scales=(8.0,))(map_sizes, CPU)
+    return ATSSAssigner(topk)(priors, GroundTruth(boxes, labels, torch.tensor(image_sizes))).index
 
 
-def round_up(side: int, divisor: int) -> int:
-    return math.ceil(side / divisor) * divisor
+def round_up(side: int) -> int:
+    return math.ceil(side / 32) * 32
 
 
 class DenseATSS:
@@ -50,14 +51,14 @@ class DenseATSS:
         image_size: tuple[int, int],
         strides: tuple[int, ...],
         topk: int,
-        divisor: int,
     ) -> None:
         boxes = boxes.double()
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         self.margin = self.distance_margin = math.inf
-        ious, candidates, insides = [], [], []
+        ious, candidates, insides, ignored = [], [], [], []
         for (height, width), stride in zip(map_sizes, strides, strict=True):
-            valid = valid_cells(height, width, stride, image_size, divisor).flatten()
+            valid = valid_cells(height, width, stride, image_size).flatten()
+            ignored.append(~valid)
             rows = torch.arange(height).repeat_interleave(width)
             columns = torch.arange(width).repeat(height)
             points = torch.stack([columns, rows], 1).double() * stride
@@ -75,7 +76,7 @@ class DenseATSS:
                 gap = (nearest[:, count] - nearest[:, count - 1]) / nearest[:, count]
                 self.distance_margin = min([self.distance_margin, *gap[labels >= 0].tolist()])
         iou, candidate, inside = torch.cat(ious, 1), torch.cat(candidates, 1), torch.cat(insides, 1)
-        self.matched = torch.full((iou.shape[1],), -1)
+        self.matched = torch.where(torch.cat(ignored), IGNORED, BACKGROUND)
         best = torch.zeros(iou.shape[1], dtype=torch.float64)
         for index in (labels >= 0).nonzero().flatten().tolist():  # a later box wins only by a larger IoU
             values = iou[index, candidate[index]]
@@ -92,8 +93,8 @@ class DenseATSS:
         self.margin = min([self.margin, *gaps[~gaps.isnan()].tolist()])
 
 
-def valid_cells(height: int, width: int, stride: int, image_size: tuple[int, int], divisor: int) -> Tensor:
-    rows, columns = (math.ceil(round_up(side, divisor) / stride) for side in image_size)
+def valid_cells(height: int, width: int, stride: int, image_size: tuple[int, int]) -> Tensor:
+    rows, columns = (math.ceil(round_up(side) / stride) for side in image_size)
     return (torch.arange(height) < rows)[:, None] & (torch.arange(width) < columns)
 
 
@@ -124,26 +125,26 @@ def atss_boxes(rng: random.Random, count: int, height: int, width: int, grain: f
 
 
 ATSS_GEOMETRIES = {
-    "published": (STRIDES, 32),
-    "strides that are no powers of two": ((6, 10, 50), 7),
-    "one level more": ((8, 16, 32, 64, 128, 256), 64),
-    "two fine levels": ((4, 8), 1),
+    "published": STRIDES,
+    "strides that are no powers of two": (6, 10, 50),
+    "one level more": (8, 16, 32, 64, 128, 256),
+    "two fine levels": (4, 8),
 }
 
 
 @pytest.mark.parametrize("grain", [0, 4.0], ids=["no ties", "ties"])
 @pytest.mark.parametrize("geometry", ATSS_GEOMETRIES)
 def test_atss_equals_the_dense_reference(geometry: str, grain: float) -> None:
-    strides, divisor = ATSS_GEOMETRIES[geometry]
+    strides = ATSS_GEOMETRIES[geometry]
     rng = random.Random(f"{geometry} {grain}")
-    compared = skipped = positives = 0
+    compared = skipped = positives = ignored = 0
     for case in range(40):
         # long and flat, small, or ordinary images: maps of 1 x n, of 1 x 1 and of odd sizes
         low, high = (((5, 30), (100, 400)), ((5, 60), (5, 60)), ((40, 260), (40, 260)))[case % 3]
         sizes = [(rng.randint(*low), rng.randint(*high)) for _ in range(rng.randint(1, 3))]
         if case % 2:
             sizes = [(width, height) for height, width in sizes]
-        padded = [round_up(max(side), divisor) for side in zip(*sizes, strict=True)]
+        padded = [round_up(max(side)) for side in zip(*sizes, strict=True)]
         map_sizes = map_sizes_of(padded[0], padded[1], strides)
         slots = rng.choice([1, 8, 25, 60])
         boxes = torch.zeros(len(sizes), slots, 4)
@@ -152,16 +153,17 @@ def test_atss_equals_the_dense_reference(geometry: str, grain: float) -> None:
             count = rng.randint(0, slots)
             boxes[image, :count] = atss_boxes(rng, count, height, width, grain)
             labels[image, :count] = torch.tensor([rng.choice([0, 1, 2, 3, -1]) for _ in range(count)])
-        matched = run_atss(boxes, labels, map_sizes, sizes, strides, size_divisor=divisor)
+        matched = run_atss(boxes, labels, map_sizes, sizes, strides)
         for image, size in enumerate(sizes):
-            expected = DenseATSS(boxes[image], labels[image], map_sizes, size, strides, 9, divisor)
+            expected = DenseATSS(boxes[image], labels[image], map_sizes, size, strides, 9)
             if expected.margin < 1e-5 or (expected.distance_margin < 1e-5 and not grain):
                 skipped += 1  # float32 may decide otherwise
                 continue
             compared += 1
             positives += int((matched[image] >= 0).sum())
+            ignored += int((matched[image] == IGNORED).sum())
             assert torch.equal(matched[image], expected.matched), (case, image)
-    assert compared > 60 and skipped < compared / 10 and positives > 300
+    assert compared > 60 and skipped < compared / 10 and positives > 300 and ignored > 300
 
 
 @pytest.mark.parametrize("image", [0, 1])
@@ -179,7 +181,7 @@ def test_anchors_and_valid_points_of_the_reference(golden) -> None:
     case = golden("primitives", "anchors/atss/")
     for level, (stride, (height, width)) in enumerate(zip(STRIDES, MAP_SIZES, strict=True)):
         assert case[f"base/{level}"].tolist() == [[-4 * stride, -4 * stride, 4 * stride, 4 * stride]]
-        valid = valid_cells(height, width, stride, (210, 275), 32)
+        valid = valid_cells(height, width, stride, (210, 275))
         assert torch.equal(valid.flatten(), case[f"valid_img1/{level}"].bool())
 
 
@@ -188,11 +190,11 @@ def test_atss_of_many_boxes_on_a_full_size_map() -> None:
     map_sizes = map_sizes_of(800, 1344)
     boxes, labels = pad_ground_truth([target(atss_boxes(rng, 60, 800, 1333, 0)), target([])])
     matched = run_atss(boxes, labels, map_sizes, [(800, 1333), (600, 800)])
-    expected = DenseATSS(boxes[0], labels[0], map_sizes, (800, 1333), STRIDES, 9, 32)
+    expected = DenseATSS(boxes[0], labels[0], map_sizes, (800, 1333), STRIDES, 9)
     assert min(expected.margin, expected.distance_margin) > 1e-6
     assert torch.equal(matched[0], expected.matched)
     assert (matched[0] >= 0).sum() > 200
-    assert (matched[1] == -1).all()
+    assert (matched[1] < 0).all()
 
 
 # Of a box around all its candidates on the coarsest of these levels every candidate there has the IoU 64^2 / area, and
@@ -226,7 +228,7 @@ def test_of_equally_near_candidates_on_a_single_line(turned: bool) -> None:
     if turned:
         box, size = [box[1], box[0], box[3], box[2]], size[::-1]
     map_sizes = map_sizes_of(*size, strides)
-    matched = run_atss(*pad_ground_truth([target(box)]), map_sizes, [size], strides, size_divisor=1)
+    matched = run_atss(*pad_ground_truth([target(box)]), map_sizes, [size], strides)
     assert matched[0, -11:].tolist() == [-1] + [0] * 9 + [-1]
 
 
@@ -260,9 +262,9 @@ def test_atss_with_another_number_of_candidates(topk: int) -> None:
         size = (rng.randint(20, 260), rng.randint(20, 260))
         map_sizes = map_sizes_of(*size)
         boxes, labels = atss_boxes(rng, 20, *size, 0), torch.zeros(20, dtype=torch.int64)
-        expected = DenseATSS(boxes, labels, map_sizes, size, STRIDES, topk, 1)
+        expected = DenseATSS(boxes, labels, map_sizes, size, STRIDES, topk)
         if min(expected.margin, expected.distance_margin) > 1e-5:
-            matched = run_atss(boxes[None], labels[None], map_sizes, [size], topk=topk, size_divisor=1)[0]
+            matched = run_atss(boxes[None], labels[None], map_sizes, [size], topk=topk)[0]
             wrong += [] if torch.equal(matched, expected.matched) else [case]
     assert not wrong
 
@@ -290,13 +292,15 @@ def test_atss_of_padding_and_of_boxes_that_own_nothing() -> None:
 
 
 def test_points_of_the_padding_are_no_candidates_of_a_smaller_image() -> None:
-    # 40 x 64 rounded up to 64 x 64: of the 32 x 32 cells of P3 only the first 8 x 8. The box reaches beyond.
+    # 40 x 64 rounded up to 64 x 64: of the 32 x 32 cells of P3 only the first 8 x 8, of the 2 x 2 of P7 one. The box
+    # reaches beyond.
     box = target([30, 30, 150, 150])
     padded = pad_ground_truth([box, box])
     matched = run_atss(*padded, map_sizes_of(256, 256), [(256, 256), (40, 64)])
     level = matched[:, 32 * 32 : 32 * 32 + 16 * 16].view(2, 16, 16)
     assert (level[0, 4:] >= 0).any() and (level[0] >= 0).sum() > 4
     positive = (matched >= 0)[1]
-    grid = level_grid(map_sizes_of(256, 256), STRIDES, 0.0, CPU)
+    centers = PriorGenerator(STRIDES)(map_sizes_of(256, 256), CPU).centers
     assert positive.any()
-    assert (grid.points[positive] < 64).all()
+    assert torch.equal(matched[1] == IGNORED, (centers >= 64).any(1))
+    assert not (matched[0] == IGNORED).any()

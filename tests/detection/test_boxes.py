@@ -1,4 +1,4 @@
-"""Points and boxes against MMDetection's numbers and hand arithmetic."""
+"""Boxes against MMDetection's numbers and hand arithmetic."""
 
 from __future__ import annotations
 
@@ -13,37 +13,8 @@ from msil.detection.boxes import (
     boxes_to_distances,
     clip_boxes,
     distances_to_boxes,
-    level_grid,
     pairwise_iou,
 )
-
-from .cases import MAP_SIZES, STRIDES
-
-CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize(("name", "offset"), [("fcos", 0.5), ("vfnet", 0.0)])
-def test_points_of_the_reference(golden, name: str, offset: float) -> None:
-    levels = golden("primitives", f"points/{name}/")
-    grid = level_grid(MAP_SIZES, STRIDES, offset, CPU)
-    assert torch.equal(grid.points, torch.cat([levels[str(level)] for level in range(5)]))
-
-
-def test_level_grid_by_hand() -> None:
-    grid = level_grid(((1, 2), (2, 1)), (4, 10), 0.5, CPU)
-    assert grid.points.tolist() == [[2, 2], [6, 2], [5, 5], [5, 15]]
-    assert grid.point_strides.tolist() == [4, 4, 10, 10]
-    assert grid.strides.tolist() == [4, 10]
-    assert (grid.heights.tolist(), grid.widths.tolist(), grid.starts.tolist()) == ([1, 2], [2, 1], [0, 2])
-
-
-def test_a_grid_first_made_in_inference_mode_serves_training() -> None:
-    sizes = ((3, 7), (2, 5))  # no other test uses these, so nothing is cached yet
-    with torch.inference_mode():
-        level_grid(sizes, (8, 16), 0.5, CPU)
-    weight = torch.ones((), requires_grad=True)
-    (level_grid(sizes, (8, 16), 0.5, CPU).points * weight).sum().backward()  # inference tensors raise here
-    assert weight.grad is not None
 
 
 def test_distances_of_the_reference(golden) -> None:

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msil import build_detector
-from msil.detection import Detector
+from msil.detection import Detector, FCOSHead
+from msil.detection.heads import HEADS, HeadOptions
+from msil.errors import WeightsError
 
-from .cases import VARIANTS, random_targets, small_detector, target, variant_name
+from .cases import random_targets, small_detector, target
 
 FULL = {"align": True, "separate": True, "apply": "both"}
 
@@ -47,7 +49,7 @@ def test_apply_none_is_the_plain_detector_bit_for_bit() -> None:
         assert torch.equal(value, none.state_dict()[key]), key
     images, targets = [image(64, 96), image(50, 70)], random_targets([3, 2], 50, 70, 3)
     ours, theirs = plain(images), none(images)
-    for name in ("logits", "distances", "centerness"):
+    for name in ("logits", "box", "quality"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name))
     expected = plain.loss(images, targets)
     for name, loss in none.loss(images, targets).items():
@@ -62,25 +64,18 @@ def test_apply_none_draws_no_random_number() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("msil", [*VARIANTS, {**FULL, "kernel_size": 1}], ids=variant_name)
-def test_every_variant_starts_from_the_plain_weights_and_uses_all_its_own(msil: dict) -> None:
-    detector = small_detector(msil)
-    state = detector.state_dict()
-    plain = small_detector(None).state_dict()
+def test_the_block_leaves_the_other_weights_at_the_start_alone() -> None:
+    state, plain = small_detector(FULL).state_dict(), small_detector(None).state_dict()
     assert {key for key in state if not key.startswith("head.msil.")} == plain.keys()
     assert len(state) > len(plain)
     for key, value in plain.items():
         assert torch.equal(state[key], value), key
-    _assert_all_parameters_get_a_gradient(detector)
 
 
-@pytest.mark.parametrize("settings", [{}, {"centerness_on_reg": False, "norm_on_bbox": False, "loss_bbox": "iou"}])
-def test_the_plain_detector_has_no_unused_parameter(settings: dict) -> None:
-    _assert_all_parameters_get_a_gradient(small_detector(None, **settings))
-
-
-def _assert_all_parameters_get_a_gradient(detector: Detector) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_no_parameter_is_unused(head: str) -> None:
     """DDP waits for each: also in a batch without a box."""
+    detector = small_detector(FULL, head)
     for counts in ([2], [0]):
         detector.zero_grad()
         summed_loss(detector, counts).backward()
@@ -91,7 +86,7 @@ def _assert_all_parameters_get_a_gradient(detector: Detector) -> None:
 
 def test_the_full_block_is_the_default() -> None:
     torch.manual_seed(0)
-    default = build_detector("fcos", "resnet10", 3, channels=64, num_convs=1).state_dict()
+    default = build_detector(FCOSHead.Options(num_convs=1), "resnet10", 3, channels=64).state_dict()
     full = small_detector(FULL).state_dict()
     assert default.keys() == full.keys()
     assert all(torch.equal(value, full[key]) for key, value in default.items())
@@ -188,24 +183,30 @@ def test_weights_come_back_from_a_file(tmp_path) -> None:
     prefixed = {f"detector.{key}": value for key, value in trained.state_dict().items()}
     torch.save({"state_dict": prefixed, "epoch": 3}, tmp_path / "run.ckpt")
     for name in ("plain.pt", "run.ckpt"):
-        loaded = small_detector(FULL, weights=str(tmp_path / name)).state_dict()
+        options = FCOSHead.Options(num_convs=1)
+        loaded = build_detector(options, "resnet10", 3, channels=64, weights=str(tmp_path / name)).state_dict()
         assert all(torch.equal(value, loaded[key]) for key, value in trained.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"head": "fcso"}, "unknown head 'fcso'; known: fcos"),
-        ({"backbone": "resnet9"}, "unknown backbone 'resnet9'"),
+        ({"head": "fcso"}, "unknown head 'fcso'; known: atss, fcos, gfl, retinanet, tood, vfnet"),
+        ({"head": HeadOptions()}, "head must be a name, a head's options or a DenseHead, not HeadOptions"),
+        ({"backbone": "resnet9"}, "name=resnet9 must be one of resnet10"),
         ({"min_size": 100}, "min_size and max_size go together"),
         ({"max_size": 100}, "min_size and max_size go together"),
-        ({"msil": {"apply": "bth"}}, "apply must be one of"),
-        ({"channels": 60}, "multiple of norm_groups"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build_detector(**{"backbone": "resnet10", "num_classes": 3, "channels": 64, **settings})
+
+
+def test_weights_of_another_head_are_refused(tmp_path) -> None:
+    torch.save(small_detector(FULL).state_dict(), tmp_path / "fcos.pt")
+    with pytest.raises(WeightsError, match=r"fcos\.pt does not fit this detector: it .*; build the"):
+        build_detector("vfnet", "resnet10", 3, channels=64, weights=str(tmp_path / "fcos.pt"))
 
 
 def test_a_batch_and_its_targets_must_match() -> None:
@@ -223,12 +224,12 @@ import sys, torch
 from msil import MSIL, build_detector
 from msil.detection import Target
 torch.set_num_threads(1)
-detector = build_detector("fcos", "resnet10", 3, channels=64, num_convs=1)
+detector = build_detector("fcos", "resnet10", 3, channels=64)
 image = torch.zeros(3, 64, 64, dtype=torch.uint8)
 detector.loss([image], [Target(torch.tensor([[4.0, 4, 40, 40]]), torch.tensor([1]), 0, (64, 64))])
 detector.predict([image])
 others = ["lightning", "lightning_fabric", "pytorch_lightning", "hydra", "omegaconf", "torchmetrics", "pycocotools",
-          "faster_coco_eval", "wandb", "matplotlib", "pandas", "scipy", "cv2"]
+          "faster_coco_eval", "wandb", "matplotlib", "pandas", "scipy", "cv2", "timm"]
 found = [name for name in others if name in sys.modules]
 assert not found, found
 """

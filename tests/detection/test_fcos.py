@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import Tensor, nn
+from torch import nn
 
 from msil.detection import FCOSHead, Predictions
-from msil.detection.losses import mean_across_ranks
 from msil.detection.weights import from_mmdet
 
 from .cases import (
@@ -41,23 +36,26 @@ def test_forward_of_the_reference(golden, form: str) -> None:
     expected = golden(form, "train_out/")
     assert predictions.map_sizes == MAP_SIZES
     torch.testing.assert_close(predictions.logits, dense(expected, "0/"), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(predictions.distances, dense(expected, "1/"), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(predictions.centerness[..., None], dense(expected, "2/"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predictions.box, dense(expected, "1/"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predictions.quality[..., None], dense(expected, "2/"), rtol=1e-5, atol=1e-5)
     # what is returned does not depend on the mode
     in_eval = head.eval()(reference_pyramid(golden))
-    assert torch.equal(in_eval.distances, predictions.distances)
+    assert torch.equal(in_eval.box, predictions.box)
 
 
 @forms
 @pytest.mark.parametrize("case", ["A", "B"])
 def test_targets_of_the_reference(golden, form: str, case: str) -> None:
     head = reference_head(golden, form)
-    labels, distances = head.targets(head(reference_pyramid(golden)), reference_targets(golden, case))
+    predictions = head(reference_pyramid(golden))
+    found = head.targets(predictions, reference_targets(golden, case), IMAGE_SIZES)
+    labels, positive = found.labels, found.positive
+    distances = head.coder.encode(head.priors_of(predictions), found.boxes)
     expected = golden(form, f"{case}/target/")
     expected_labels = torch.cat([expected[f"labels/{level}"].view(2, -1) for level in range(5)], 1)
     assert torch.equal(labels, expected_labels)
     expected_distances = torch.cat([expected[f"bbox_targets/{level}"].view(2, -1, 4) for level in range(5)], 1)
-    positive = labels < 5
+    assert torch.equal(positive, labels < 5) and not found.ignored.any()
     torch.testing.assert_close(distances[positive], expected_distances[positive], rtol=0, atol=1e-4)
 
 
@@ -131,28 +129,6 @@ def test_weights_at_the_start_are_those_of_the_reference(golden, form: str) -> N
             torch.testing.assert_close(value, means[key], rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("centerness_on_reg", [True, False])
-def test_the_seam_is_behind_the_towers_and_before_every_predictor(centerness_on_reg: bool) -> None:
-    class Swap(nn.Module):
-        def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> tuple[Tensor, Tensor]:
-            return 2 * reg_feat, 3 * cls_feat
-
-    head = small_head(centerness_on_reg=centerness_on_reg)
-    head.msil = Swap()
-    pyramid = random_pyramid(2)
-    cls_feats, reg_feats = head.towers(pyramid)
-    for level, cls_feat, reg_feat in zip(pyramid, cls_feats, reg_feats, strict=True):
-        assert torch.equal(cls_feat, 2 * head.reg_tower(level))
-        assert torch.equal(reg_feat, 3 * head.cls_tower(level))
-    predictions = head(pyramid)
-    last = slice(-6, None)  # the 2 x 3 points of P7
-    assert torch.equal(predictions.logits[:, last], head.cls_logits(cls_feats[-1]).flatten(2).transpose(1, 2))
-    distances = head.bbox_reg(reg_feats[-1]).flatten(2).transpose(1, 2).clamp(min=0)
-    assert torch.equal(predictions.distances[:, last], distances)
-    centerness = head.bbox_ctrness((reg_feats if centerness_on_reg else cls_feats)[-1])
-    assert torch.equal(predictions.centerness[:, last], centerness.flatten(1))
-
-
 def test_a_module_of_ones_own_may_sit_at_the_seam() -> None:
     block = nn.Module()
     assert small_head(msil=block).msil is block
@@ -163,7 +139,7 @@ def test_an_image_without_boxes_adds_background_only() -> None:
     predictions = head(random_pyramid(2))
     boxes = random_targets([5], 256, 320, 5)[0]
     with_empty = head.loss(predictions, [boxes, target([])], IMAGE_SIZES)
-    first = Predictions(predictions.logits[:1], predictions.distances[:1], MAP_SIZES, predictions.centerness[:1])
+    first = Predictions(predictions.logits[:1], predictions.box[:1], MAP_SIZES, predictions.quality[:1])
     alone = head.loss(first, [boxes], IMAGE_SIZES[:1])
     torch.testing.assert_close(with_empty["loss_bbox"], alone["loss_bbox"])
     torch.testing.assert_close(with_empty["loss_centerness"], alone["loss_centerness"])
@@ -185,8 +161,11 @@ def test_bfloat16_autocast(form: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"loss_bbox": "diou"}, "loss_bbox must be giou or iou, not 'diou'"),
-        ({"strides": (8, 16)}, "2 strides need as many regress_ranges, not 5"),
+        ({"loss_bbox": "diou"}, "loss_bbox=diou must be giou or iou"),
+        ({"strides": (8, 16)}, r"regress_ranges=.* must be as many as strides"),
+        ({"num_convs": 0}, "num_convs=0 must be at least 1"),
+        ({"point_offset": 1.0}, "point_offset=1.0 must be at least 0 and below 1"),
+        ({"center_sample_radius": 0}, "center_sample_radius=0 must be above 0"),
         ({"norm_groups": 5}, "multiple of norm_groups"),
         ({"msil": {"apply": "bth"}}, "apply must be one of"),
     ],
@@ -196,48 +175,6 @@ def test_wrong_settings_are_refused(settings: dict, words: str) -> None:
         FCOSHead(5, 32, **{"norm_groups": 8, **settings})
 
 
-def test_a_pyramid_of_another_height_is_refused() -> None:
-    with pytest.raises(ValueError, match="5 levels, the pyramid 4"):
-        small_head()(random_pyramid(2)[:4])
-
-
-def _losses_of_rank(rank: int, folder: str) -> None:
-    """Runs as rank 0 in the test's process and as rank 1 in another one."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(minutes=2)
-    )
-    try:
-        values = torch.tensor([1.0, 8.0]) if rank == 0 else torch.tensor([4.0, 0.0])
-        kept = values.clone()
-        mean = mean_across_ranks(values)
-        assert torch.equal(values, kept)
-        torch.save({"mean": mean, **_losses_and_gradients(slice(rank, rank + 1))}, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def _losses_and_gradients(images: slice) -> dict[str, Tensor]:
-    head = small_head()
-    targets = random_targets([9, 1], 256, 320, 5)[images]
-    pyramid = [level[images] for level in random_pyramid(2)]
-    losses = head.loss(head(pyramid), targets, IMAGE_SIZES[images])
-    torch.stack(list(losses.values())).sum().backward()
-    gradients = {name: p.grad for name, p in head.named_parameters() if p.grad is not None}
-    return {name: value.detach() for name, value in {**losses, **gradients}.items()}
-
-
-def test_two_processes_average_to_the_loss_of_the_whole_batch(tmp_path: Path) -> None:
-    """One image with many positives and one with few: only divisors averaged over both ranks give this."""
-    other = mp.get_context("spawn").Process(target=_losses_of_rank, args=(1, str(tmp_path)), daemon=True)
-    other.start()
-    _losses_of_rank(0, str(tmp_path))
-    other.join(60)
-    assert other.exitcode == 0
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    assert [rank["mean"].tolist() for rank in ranks] == [[2.5, 4.0]] * 2
-    whole = _losses_and_gradients(slice(0, 2))
-    assert len(whole) == 3 + len(small_head().state_dict())
-    for name, expected in whole.items():
-        mean = (ranks[0][name] + ranks[1][name]) / 2
-        torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(TypeError, match="FCOSHead has no option num_conv; it has num_convs, norm_groups"):
+        FCOSHead(5, 32, num_conv=1)

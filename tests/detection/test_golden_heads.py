@@ -55,7 +55,7 @@ def test_forward_of_the_reference(golden, name: str) -> None:
 def test_targets_and_divisors_of_the_reference(golden, name: str, epoch: str, case: str) -> None:
     head = reference_head(golden, name, epoch)
     predictions, targets = head(reference_pyramid(golden)), reference_targets(golden, case)
-    labels, boxes, positive, ignored, metric = head.targets(predictions, targets, IMAGE_SIZES)
+    labels, boxes, positive, ignored, metric, _ = head.targets(predictions, targets, IMAGE_SIZES)
     expected = golden(name, f"{case}{epoch}/")
     assert torch.equal(labels, levels(expected, "target/labels/"))
     assert torch.equal(positive, labels < 5) and positive.any()
@@ -183,6 +183,15 @@ def test_without_msil_and_with_a_block_for_neither_branch(name: str) -> None:
         assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_every_switch_starts_from_the_plain_weights(name: str) -> None:
+    plain = build(name).state_dict()
+    for switches in SWITCHES:
+        state = build(name, switches).state_dict()
+        assert {key for key in state if not key.startswith("msil.")} == plain.keys() != state.keys()
+        assert all(torch.equal(state[key], value) for key, value in plain.items()), switches
+
+
 # What the gate of one branch alone changes. VFNet's star convolution classifies where the regression points to.
 CHANGED = {
     "head_fcos": ({"logits", "quality"}, {"box"}),
@@ -230,13 +239,15 @@ def keep(got: list[Tensor], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize("name", HEADS)
 def test_towers_are_what_the_predictors_get(name: str) -> None:
     head, pyramid = build(name, {}), random_pyramid(1, map_sizes=map_sizes_of(64, 96))
-    readers = ("cls_star", "reg_conv") if name == "head_vfnet_s3" else ("cls_logits", "bbox_reg")
-    seen: tuple[list[Tensor], list[Tensor]] = [], []
-    for reader, got in zip(readers, seen, strict=True):
+    readers = {"cls_logits": 0, "bbox_reg": 1}
+    if name == "head_vfnet_s3":
+        readers = {"cls_star": 0, "reg_conv": 1, "reg_star": 1}
+    seen: dict[str, list[Tensor]] = {reader: [] for reader in readers}
+    for reader, got in seen.items():
         head.get_submodule(reader).register_forward_pre_hook(partial(keep, got))
     with torch.no_grad():
         head(pyramid)
         towers = head.towers(pyramid)
-    for got, features in zip(seen, towers, strict=True):
-        assert [feature.shape for feature in features] == [level.shape for level in pyramid]
-        assert all(torch.equal(*pair) for pair in zip(got, features, strict=True))
+    for reader, branch in readers.items():
+        assert [feature.shape for feature in towers[branch]] == [level.shape for level in pyramid]
+        assert all(torch.equal(*pair) for pair in zip(seen[reader], towers[branch], strict=True)), reader

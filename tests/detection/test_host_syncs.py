@@ -13,25 +13,15 @@ import torch
 from benchmarks.operators import HostSyncs
 from torch import Tensor
 
-from msil.detection import FCOSHead, VFNetHead
-from msil.detection.assign import atss_assign, ground_truth
-from msil.detection.boxes import level_grid
+from msil.detection.assign import ground_truth
+from msil.detection.heads import HEADS
 
-from .cases import (
-    FORMS,
-    IMAGE_SIZES,
-    MAP_SIZES,
-    STRIDES,
-    random_pyramid,
-    random_targets,
-    small_detector,
-    small_head,
-    small_vfnet,
-)
+from .cases import IMAGE_SIZES, map_sizes_of, random_pyramid, random_targets, small_detector
+from .reference import FORMS, build
 
-HEADS = [*FORMS, "vfnet"]
-# VFNet's step takes its images' sizes to the device, by a copy that nobody waits for; to a GPU from pinned memory.
+# A step takes its images' sizes to the device, by a copy that nobody waits for; to a GPU from pinned memory.
 SIZES_COPY = {"cpu": [], "meta": ["aten._to_copy.default, non_blocking"]}
+forms = pytest.mark.parametrize(("name", "epoch"), FORMS)
 
 
 def mask_assignment(x: Tensor) -> None:
@@ -80,15 +70,11 @@ def test_a_tensor_without_values_refuses(act: Callable[[Tensor], object]) -> Non
         act(torch.empty(4, device="meta"))
 
 
-def head_of(name: str, msil: dict | None = None) -> FCOSHead | VFNetHead:
-    return small_vfnet(msil) if name == "vfnet" else small_head(msil, **FORMS[name])
-
-
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("msil", [None, {}], ids=["plain", "msil"])
-@pytest.mark.parametrize("name", HEADS)
-def test_head_step(name: str, msil: dict | None, device: str) -> None:
-    head = head_of(name, msil).to(device)
+@forms
+def test_head_step(name: str, epoch: str, msil: dict | None, device: str) -> None:
+    head = build(name, msil, epoch=epoch).to(device)
     pyramid = [level.to(device).requires_grad_() for level in random_pyramid(2)]
     targets = [target.to(device) for target in random_targets([7, 0], 256, 320, 5)]
 
@@ -96,15 +82,15 @@ def test_head_step(name: str, msil: dict | None, device: str) -> None:
         losses = head.loss(head(pyramid), targets, IMAGE_SIZES)
         torch.stack(list(losses.values())).sum().backward()
 
-    step()  # the first step makes the grids and ranges of this size
+    step()  # the first step makes the priors and ranges of this size
     with HostSyncs() as syncs:
         step()
-    assert syncs.found == (SIZES_COPY[device] if name == "vfnet" else [])
+    assert syncs.found == SIZES_COPY[device]
     assert syncs.operators > 100
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("head", ["fcos", "vfnet"])
+@pytest.mark.parametrize("head", HEADS)
 def test_whole_step_from_the_images(head: str, device: str) -> None:
     detector = small_detector({}, head).to(device)
     images = [torch.zeros(3, 64, size, dtype=torch.uint8, device=device) for size in (96, 70)]
@@ -116,7 +102,7 @@ def test_whole_step_from_the_images(head: str, device: str) -> None:
     step()
     with HostSyncs() as syncs:
         step()
-    assert syncs.found == (SIZES_COPY[device] if head == "vfnet" else [])
+    assert syncs.found == SIZES_COPY[device]
 
 
 def test_ground_truth_goes_to_a_gpu_from_pinned_memory_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,31 +119,24 @@ def test_ground_truth_goes_to_a_gpu_from_pinned_memory_and_nobody_waits(monkeypa
     assert truth.boxes.shape == (3, 8, 4) and truth.sizes.tolist() == [[256, 320], [200, 300], [64, 64]]
 
 
-def test_the_operators_of_atss_do_not_grow_with_the_batch() -> None:
-    grid = level_grid(MAP_SIZES, STRIDES, 0.0, torch.device("cpu"))
-    counts = set()
-    for images, slots in ((1, 8), (2, 8), (2, 128), (16, 32)):
-        boxes, labels = torch.rand(images, slots, 4).sort(-1).values * 256, torch.zeros(images, slots).long()
-        with HostSyncs() as syncs:
-            atss_assign(boxes, labels, grid, MAP_SIZES, [(256, 320)] * images)
-        assert syncs.found == SIZES_COPY["cpu"]
-        counts.add(syncs.operators)
-    assert len(counts) == 1, counts
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_the_number_of_operators_does_not_grow_with_the_boxes(name: str) -> None:
-    head = head_of(name)
-    predictions = head(random_pyramid(2))
+@forms
+def test_the_number_of_operators_does_not_grow_with_boxes_or_images(name: str, epoch: str) -> None:
+    """On the meta device, whose operators are those of a GPU."""
+    head, maps = build(name, epoch=epoch).to("meta"), map_sizes_of(64, 96)
     counts = {}
 
-    def step(boxes: int) -> int:
-        targets = random_targets([boxes, boxes // 2], 256, 320, 5)
+    def step(images: int, boxes: int) -> int:
+        sizes = [(64, 96)] * images
+        with torch.no_grad():
+            predictions = head([level.to("meta") for level in random_pyramid(images, map_sizes=maps)])
+        predictions.logits.requires_grad_(), predictions.box.requires_grad_()
+        truth = ground_truth(random_targets([boxes] * images, 64, 96, 5), sizes, torch.device("meta"))
         with HostSyncs() as syncs:
-            torch.stack(list(head.loss(predictions, targets, IMAGE_SIZES).values())).sum().backward(retain_graph=True)
+            torch.stack(list(head.padded_loss(predictions, truth).values())).sum().backward()
+        assert syncs.found == []
         return syncs.operators
 
-    step(5)  # the first backward pass makes the gradients, later ones add to them
-    for boxes in (0, 1, 7, 30, 60, 120):
-        counts[boxes] = step(boxes)
-    assert len(set(counts.values())) == 1, counts
+    step(1, 1)
+    for images, boxes in ((1, 0), (1, 1), (2, 7), (2, 30), (2, 120), (5, 60)):
+        counts[images, boxes] = step(images, boxes)
+    assert len(set(counts.values())) == 1 and counts[1, 0] > 50, counts

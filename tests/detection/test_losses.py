@@ -55,7 +55,7 @@ def test_focal_loss_of_torchvision(alpha: float, gamma: float, classes: int) -> 
     logits = 4 * torch.randn(3, 50, classes, generator=generator)
     labels = torch.randint(classes + 1, (3, 50), generator=generator)
     one_hot = F.one_hot(labels, classes + 1)[..., :classes].double()
-    value, grad = value_and_grad(lambda x: sigmoid_focal_loss(x, labels, alpha, gamma), logits)
+    value, grad = value_and_grad(lambda x: sigmoid_focal_loss(x, labels, alpha=alpha, gamma=gamma), logits)
     # in float64, where its 1 - p does not cancel
     expected, expected_grad = value_and_grad(
         lambda x: torchvision_focal_loss(x, one_hot, alpha, gamma, reduction="sum"), logits.double()
@@ -143,7 +143,7 @@ def test_varifocal_loss_by_autograd(alpha: float, gamma: float, classes: int) ->
     labels = torch.randint(classes + 1, (3, 50), generator=generator)
     quality = torch.rand(3, 50, generator=generator).clamp(min=1e-6)
     quality[0, :10], quality[0, 10:20] = 1, 1e-6
-    value, grad = value_and_grad(lambda x: varifocal_loss(x, labels, quality, alpha, gamma), logits)
+    value, grad = value_and_grad(lambda x: varifocal_loss(x, labels, quality, alpha=alpha, gamma=gamma), logits)
     expected, expected_grad = value_and_grad(
         lambda x: varifocal_by_autograd(x, labels, quality.double(), alpha, gamma), logits.double()
     )

@@ -24,7 +24,7 @@ def logit(probability: float) -> float:
 
 def test_selection_of_the_reference(golden) -> None:
     case = golden("primitives", "topk/")
-    scores, points, labels = select_candidates(case["in_scores"].logit()[None], ((10, 20),), 0.6, 50)
+    scores, points, labels = select_candidates(case["in_scores"].logit()[None], [200], 0.6, 50)
     torch.testing.assert_close(scores[0], case["scores"], rtol=0, atol=1e-6)
     assert torch.equal(points[0], case["keep"])
     assert torch.equal(labels[0], case["labels"])
@@ -44,7 +44,7 @@ def test_suppression_of_the_reference(golden) -> None:
 def test_selection_by_hand() -> None:
     # Two levels of 2 and 1 points, two classes. Logit 0 is exactly 1/2, which does not exceed 1/2.
     logits = torch.tensor([[[1.0, 2.0], [0.0, 3.0], [-1.0, 5.0]], [[-1.0, -2.0], [-3.0, -4.0], [4.0, -1.0]]])
-    scores, points, labels = select_candidates(logits, ((1, 2), (1, 1)), 0.5, 10)
+    scores, points, labels = select_candidates(logits, [2, 1], 0.5, 10)
     # Level 0 has four pairs, level 1 two; point 0 of image 0 comes twice, with both classes.
     found = scores > 0
     assert found.tolist() == [[True, True, True, False, True, False], [False, False, False, False, True, False]]
@@ -52,7 +52,7 @@ def test_selection_by_hand() -> None:
     assert labels[found].tolist() == [1, 1, 0, 1, 0]
     torch.testing.assert_close(scores[found], torch.tensor([3.0, 2.0, 1.0, 5.0, 4.0]).sigmoid())
     # The limit is one of each level.
-    scores, points, labels = select_candidates(logits, ((1, 2), (1, 1)), 0.5, 1)
+    scores, points, labels = select_candidates(logits, [2, 1], 0.5, 1)
     assert points[0].tolist() == [1, 2]
 
 
@@ -114,7 +114,7 @@ def test_the_threshold_comes_before_the_centreness() -> None:
 
 def test_centreness_changes_the_order_of_the_suppression() -> None:
     predictions = one_level([[0.9], [0.8]], [0.5, 0.9])
-    predictions.distances[0, 0], predictions.distances[0, 1] = torch.tensor([[4.0, 4, 4, 4], [5.0, 4, 3, 4]])
+    predictions.box[0, 0], predictions.box[0, 1] = torch.tensor([[4.0, 4, 4, 4], [5.0, 4, 3, 4]])
     (found,) = detect(predictions)  # both 64 px wide around 4 and 4
     torch.testing.assert_close(found.scores, torch.tensor([0.72]))
 
@@ -150,16 +150,16 @@ def crowd(images: int, count: int, spread: float, classes: int, seed: int = 0) -
     return torch.cat([corner, corner + size], -1), scores, torch.randint(classes, (images, count), generator=generator)
 
 
-@pytest.mark.parametrize("map_sizes", [((20, 30),), ((12, 10), (6, 5), (1, 1))])
-def test_the_selection_is_the_best_of_all_pairs(map_sizes: tuple[tuple[int, int], ...]) -> None:
+@pytest.mark.parametrize("sizes", [[600], [120, 30, 1]])
+def test_the_selection_is_the_best_of_all_pairs(sizes: list[int]) -> None:
     """Against a sort of all pairs of each level; logits without ties, the limit above and below a level's points."""
-    points = sum(height * width for height, width in map_sizes)
+    points = sum(sizes)
     logits = torch.randperm(2 * points * 7, generator=torch.Generator().manual_seed(1)).view(2, points, 7) / 1000.0
     for limit in (1, 40, 1000):
-        scores, chosen, labels = select_candidates(logits, map_sizes, 0.9, limit)
+        scores, chosen, labels = select_candidates(logits, sizes, 0.9, limit)
         column, start = 0, 0
-        for height, width in map_sizes:
-            level = logits[:, start : start + height * width].flatten(1)
+        for size in sizes:
+            level = logits[:, start : start + size].flatten(1)
             values, index = level.sort(dim=1, descending=True)
             count = min(limit, level.shape[1])
             columns = slice(column, column + count)
@@ -167,7 +167,7 @@ def test_the_selection_is_the_best_of_all_pairs(map_sizes: tuple[tuple[int, int]
             assert torch.equal(scores[:, columns], torch.where(expected > 0.9, expected, 0))
             assert torch.equal(chosen[:, columns], start + index[:, :count] // 7)
             assert torch.equal(labels[:, columns], index[:, :count] % 7)
-            column, start = column + count, start + height * width
+            column, start = column + count, start + size
         assert column == scores.shape[1]
 
 

@@ -77,3 +77,12 @@ def test_a_cell_that_begins_in_the_image_is_valid(offset: float) -> None:
     valid = priors.valid(torch.tensor([[33, 64], [32, 1]])).view(2, 3, 3)
     assert valid[0].all()
     assert valid[1].tolist() == [[True, True, False]] * 2 + [[False] * 3]
+
+
+def test_priors_first_made_in_inference_mode_serve_training() -> None:
+    sizes = ((3, 7), (2, 5))  # no other test uses these, so nothing is cached yet
+    with torch.inference_mode():
+        PriorGenerator((8, 16), 0.5)(sizes, CPU)
+    weight = torch.ones((), requires_grad=True)
+    (PriorGenerator((8, 16), 0.5)(sizes, CPU).centers * weight).sum().backward()  # inference tensors raise here
+    assert weight.grad is not None

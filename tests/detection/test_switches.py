@@ -19,16 +19,15 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from msil.detection import FCOSHead
+from msil.detection import DenseHead, VFNetHead
 from msil.detection.backbone import ResNet
 from msil.detection.fpn import FPN
-from msil.detection.heads.vfnet import VFNetHead
 from msil.detection.weights import from_mmdet
 
 from . import test_backbone, test_fcos, test_fpn
 from .cases import FORMS, IMAGE_SIZES, dense, reference_pyramid, reference_targets, reference_vfnet
 
-NETS = (ResNet, FPN, FCOSHead, VFNetHead)
+NETS = (ResNet, FPN, DenseHead)
 SETTINGS = {"score_thresh": 0.05, "nms_thresh": 0.6, "topk_candidates": 1000, "detections_per_img": 100}
 REFERENCE = "head_vfnet_s3"
 
@@ -64,8 +63,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     torch._dynamo.utils.counters.clear()
     for net in NETS:
         monkeypatch.setattr(net, "forward", torch.compile(net.forward))
-    for head in (FCOSHead, VFNetHead):
-        monkeypatch.setattr(head, "padded_loss", torch.compile(head.padded_loss))
+    monkeypatch.setattr(DenseHead, "padded_loss", torch.compile(DenseHead.padded_loss))
     return lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
@@ -111,7 +109,7 @@ def vfnet_numbers(head: VFNetHead, pyramid: list[Tensor], golden: Golden, case: 
     predictions = head(pyramid)
     losses = head.loss(predictions, reference_targets(golden, case), IMAGE_SIZES)
     torch.stack(list(losses.values())).sum().backward()
-    numbers = {"logits": predictions.logits, "initial": predictions.initial_distances, "refined": predictions.distances}
+    numbers = {"logits": predictions.logits, "initial": predictions.first_box, "refined": predictions.box}
     for level, feature in enumerate(pyramid):
         numbers[f"feature {level}"] = feature.grad
     for name, parameter in head.named_parameters():

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.ops import box_iou, deform_conv2d, generalized_box_iou
 
 from msil.detection import Target, VFNetHead
-from msil.detection.assign import atss_assign, pad_ground_truth
-from msil.detection.boxes import level_grid
+from msil.detection.assign import ATSSAssigner, ground_truth
 from msil.detection.losses import box_quality, varifocal_loss
+from msil.detection.priors import PriorGenerator
 from msil.detection.weights import from_mmdet
 
 from .cases import (
@@ -39,17 +39,17 @@ def test_forward_of_the_reference(golden) -> None:
     predictions = head(reference_pyramid(golden))
     expected = golden(REFERENCE, "train_out/")
     assert predictions.map_sizes == MAP_SIZES
-    assert predictions.centerness is None
+    assert predictions.quality is None
     torch.testing.assert_close(predictions.logits, dense(expected, "0/"), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(predictions.initial_distances, dense(expected, "1/"), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(predictions.distances, dense(expected, "2/"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predictions.first_box, dense(expected, "1/"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predictions.box, dense(expected, "2/"), rtol=1e-5, atol=1e-5)
     # what is returned does not depend on the mode
     in_eval = head.eval()(reference_pyramid(golden))
     assert torch.equal(in_eval.logits, predictions.logits)
-    assert torch.equal(in_eval.distances, predictions.distances)
+    assert torch.equal(in_eval.box, predictions.box)
     expected = golden(REFERENCE, "eval_out/")
     torch.testing.assert_close(in_eval.logits, dense(expected, "0/"), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(in_eval.distances, dense(expected, "1/"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(in_eval.box, dense(expected, "1/"), rtol=1e-5, atol=1e-5)
 
 
 def levels_of(arrays: dict[str, Tensor], name: str, columns: int = 1) -> Tensor:
@@ -61,17 +61,19 @@ def levels_of(arrays: dict[str, Tensor], name: str, columns: int = 1) -> Tensor:
 def test_targets_and_divisors_of_the_reference(golden, case: str) -> None:
     head = reference_vfnet(golden)
     predictions = head(reference_pyramid(golden))
-    labels, distances = head.targets(predictions, reference_targets(golden, case), IMAGE_SIZES)
+    found = head.targets(predictions, reference_targets(golden, case), IMAGE_SIZES)
+    labels, positive = found.labels, found.positive
+    distances = head.coder.encode(head.priors_of(predictions), found.boxes)
     expected = golden(REFERENCE, f"{case}/")
     assert torch.equal(labels, levels_of(expected, "target/labels").squeeze(-1))
-    positive = labels < 5
+    assert torch.equal(positive, labels < 5)
     torch.testing.assert_close(
         distances[positive], levels_of(expected, "target/bbox_targets", 4)[positive], rtol=0, atol=1e-4
     )
     assert positive.sum() == expected["avg_factor/loss_cls"]
     for name, predicted in (
-        ("loss_bbox", predictions.initial_distances),
-        ("loss_bbox_refine", predictions.distances),
+        ("loss_bbox", predictions.first_box),
+        ("loss_bbox_refine", predictions.box),
     ):
         total = box_quality(predicted, distances, positive).sum()
         torch.testing.assert_close(total, expected[f"avg_factor/{name}"][0], rtol=1e-5, atol=0, check_dtype=False)
@@ -220,8 +222,8 @@ def plain_losses(
     """VFNet's loss positive by positive, as the rules say it; the assignment has tests of its own."""
     logits, initial, refined = (torch.cat(parts, 1) for parts in zip(*plain_forward(head, pyramid), strict=True))
     map_sizes = tuple((level.shape[2], level.shape[3]) for level in pyramid)
-    grid = level_grid(map_sizes, STRIDES, 0.0, torch.device("cpu"))
-    matched = atss_assign(*pad_ground_truth(targets), grid, map_sizes, image_sizes)
+    priors = PriorGenerator(STRIDES, scales=(8.0,))(map_sizes, torch.device("cpu"))
+    matched = ATSSAssigner()(priors, ground_truth(targets, image_sizes, torch.device("cpu"))).index
     quality = torch.zeros_like(logits)
     ious: list[list[Tensor]] = [[], []]
     giou_losses: list[list[Tensor]] = [[], []]
@@ -230,7 +232,7 @@ def plain_losses(
         box, label = targets[image].boxes[index : index + 1], int(targets[image].labels[index])
         for stage, distances in enumerate((initial, refined)):
             side = distances[image, point]
-            corner = grid.points[point]
+            corner = priors.centers[point]
             predicted = torch.cat([corner - side[:2], corner + side[2:]])[None]
             ious[stage].append(box_iou(predicted, box).detach().squeeze())
             giou_losses[stage].append(1 - generalized_box_iou(predicted, box).squeeze())

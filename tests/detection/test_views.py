@@ -117,14 +117,6 @@ def test_what_is_found_in_an_image_does_not_depend_on_the_others(head: str) -> N
         assert_same(found, detector.predict([picture])[0])
 
 
-def test_a_part_is_padded_as_its_step() -> None:
-    detector = small_detector()
-    predictions = detector([image(64, 96)], (65, 0))  # rounded up to 96 x 96
-    assert predictions.map_sizes[0] == (12, 12)
-    expected = detector([image(64, 96), image(90, 40)])
-    torch.testing.assert_close(predictions.logits[0], expected.logits[0], rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("settings", [{"test_scales": []}, {"test_scales": [0]}, {**SIZES, "test_scales": []}])
 def test_scales_that_cannot_be_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match="test_scales must be short sides in pixels beside min_size"):
