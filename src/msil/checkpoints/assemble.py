@@ -42,12 +42,13 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
             limits={name: getattr(model, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")},
         )
     backbone = build_backbone(backbone_options(model.backbone))
-    options = vars(head_options(model.head))
-    head = _head_class(model.head)(num_classes, model.channels, **options)
+    options = head_options(model.head)
+    fpn = fpn_of(backbone, options, model.channels)
+    head = _head_class(model.head)(num_classes, model.channels, **vars(options))
     head.msil = build_interaction(model.channels, _interaction(model))  # last: one seed, one start of all else
     return Detector(
         backbone,
-        fpn_of(backbone, head),
+        fpn,
         head,
         min_size=min_size,
         max_size=max_size,

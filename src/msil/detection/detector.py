@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from msil.detection.backbone import build_backbone
 from msil.detection.fpn import FPN
-from msil.detection.heads import DenseHead, HeadOptions, build_head
+from msil.detection.heads import DenseHead, HeadOptions, build_head, head_class
 from msil.detection.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -282,12 +282,11 @@ def as_target(target: Target | Mapping[str, Tensor]) -> Target:
     return Target(target["boxes"], target["labels"])
 
 
-def fpn_of(backbone: nn.Module, head: DenseHead) -> FPN:
-    """The pyramid between a backbone and a head, in the head's variant."""
-    options = head.options
+def fpn_of(backbone: nn.Module, options: HeadOptions, channels: int) -> FPN:
+    """The pyramid between a backbone and a head of those options."""
     return FPN(
         backbone.out_channels,  # pyright: ignore[reportArgumentType]
-        head.channels,
+        channels,
         extra_convs=options.extra_convs,
         relu_before_extra_convs=options.relu_before_extra_convs,
     )
@@ -322,9 +321,13 @@ def build_detector(
     do not fit.
     """
     body = build_backbone(backbone)
-    if not isinstance(head, DenseHead):
-        head = build_head(head, num_classes, channels, msil)
-    built = Detector(body, fpn_of(body, head), head, min_size=min_size, max_size=max_size)
+    if isinstance(head, DenseHead):
+        fpn = fpn_of(body, head.options, head.channels)
+    else:
+        options = head_class(head).Options() if isinstance(head, str) else head
+        fpn = fpn_of(body, options, channels)
+        head = build_head(options, num_classes, channels, msil)
+    built = Detector(body, fpn, head, min_size=min_size, max_size=max_size)
     if weights is not None:
         state = load_state_dict_file(weights)
         found = differences(built.state_dict(), state)

@@ -67,7 +67,8 @@ class ATSSAssigner:
         positive = is_candidate & inside & (iou >= _mean_plus_deviation(iou, is_candidate)[..., None, None])
         positive &= (labels >= 0)[..., None, None]
         best = best_box(torch.where(positive, index, count), iou, count)
-        return Match(best - (~priors.valid(sizes, SIZE_DIVISOR)).long())  # of background, IGNORED: none is positive
+        ignored = ~priors.valid(sizes, SIZE_DIVISOR)  # none of them is positive
+        return Match(best - ignored.long(), most=iou[0].numel())
 
 
 class _Lines(NamedTuple):

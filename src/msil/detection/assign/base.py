@@ -33,11 +33,13 @@ class Match(NamedTuple):
     """Which box each prior learns.
 
     index (B, P) int64: a box in [0, G), BACKGROUND or IGNORED. metric (B, P) float32 in [0, 1]: how well a positive
-    prior is aligned with its box, 0 elsewhere; None for assigners without such a measure.
+    prior is aligned with its box, 0 elsewhere; None for assigners without such a measure. most: no image has more
+    positives, by the assigner's rule; None if it sets no limit.
     """
 
     index: Tensor
     metric: Tensor | None = None
+    most: int | None = None
 
 
 class Assigner(Protocol):

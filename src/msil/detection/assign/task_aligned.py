@@ -11,6 +11,8 @@ from msil.detection.assign.base import GroundTruth, Match, best_box
 from msil.detection.boxes import boxes_to_distances, pairwise_iou
 from msil.detection.priors import Priors
 
+BLOCK = 256  # priors that a CPU takes at a time: their temporaries stay in its cache
+
 
 @dataclass(frozen=True)
 class TaskAlignedAssigner:
@@ -36,15 +38,13 @@ class TaskAlignedAssigner:
         gt_boxes, labels, sizes = truth
         count, slots = len(priors.centers), gt_boxes.shape[1]
         valid = priors.valid(sizes)
-        class_of = labels.clamp(min=0)[..., None].expand(-1, -1, count)
-        score = scores.transpose(1, 2).gather(1, class_of)  # (B, G, P): of each box's class
-        iou = pairwise_iou(boxes[:, None], gt_boxes[:, :, None])
-        alignment = score.pow(self.alpha) * iou.pow(self.beta)
-        alignment = torch.where(valid[:, None], alignment, -1)
+        boxes = boxes * valid[..., None]  # without size, and so without IoU
+        alignment = self._alignment(scores, boxes, truth)
         best, index = alignment.topk(min(self.topk, count), dim=-1)  # (B, G, topk)
         inside = boxes_to_distances(priors.centers[index], gt_boxes[:, :, None]).amin(-1) > 0.01
         positive = (best > 0) & inside & (labels >= 0)[..., None]
-        candidate_iou = iou.gather(2, index)
+        candidates = boxes.gather(1, index.flatten(1)[..., None].expand(-1, -1, 4)).unflatten(1, index.shape[1:])
+        candidate_iou = pairwise_iou(candidates, gt_boxes[:, :, None])
         match = best_box(torch.where(positive, index, count), candidate_iou, count)
 
         # A box's largest t and IoU over the priors that it has won;
@@ -56,4 +56,35 @@ class TaskAlignedAssigner:
         normalised = best / (largest[..., None] + 1e-7) * largest_iou[..., None]
         metric = best.new_zeros(len(match), count + 1)
         metric.scatter_(1, torch.where(own, index, count).flatten(1), normalised.flatten(1))
-        return Match(match - (~valid).long(), metric[:, :count])
+        return Match(match - (~valid).long(), metric[:, :count], most=slots * index.shape[-1])
+
+    def _alignment(self, scores: Tensor, boxes: Tensor, truth: GroundTruth) -> Tensor:
+        """t of every box with every prior, (B, G, P)."""
+        labels = truth.labels.clamp(min=0)
+        result = scores.new_empty(*labels.shape, scores.shape[1])
+        size = BLOCK if scores.device.type == "cpu" and not torch.compiler.is_compiling() else scores.shape[1]
+        sides = boxes.transpose(1, 2).contiguous()[:, :, None]  # (B, 4, 1, P)
+        for some, part, out in zip(scores.split(size, 1), sides.split(size, 3), result.split(size, 2), strict=True):
+            score = torch.stack([image.index_select(1, own) for image, own in zip(some, labels, strict=True)])
+            torch.mul(_power(_iou(part, truth.boxes), self.beta), _power(score, self.alpha).transpose(1, 2), out=out)
+        return result
+
+
+def _iou(sides: Tensor, gt_boxes: Tensor) -> Tensor:
+    """`pairwise_iou` of boxes by their sides (B, 4, 1, P) with gt_boxes (B, G, 4) -> (B, G, P)."""
+    (x1, y1, x2, y2), (left, top, right, bottom) = sides.unbind(1), gt_boxes[..., None].unbind(2)
+    overlap = torch.minimum(x2, right).sub_(torch.maximum(x1, left)).clamp_(min=0)
+    overlap *= torch.minimum(y2, bottom).sub_(torch.maximum(y1, top)).clamp_(min=0)
+    union = ((x2 - x1) * (y2 - y1) + (right - left) * (bottom - top)).sub_(overlap)
+    return overlap.div_(union.clamp_(min=1e-6))
+
+
+def _power(values: Tensor, exponent: float) -> Tensor:
+    """values^exponent; torch's general power takes ten times as long as its square and cube."""
+    match exponent:
+        case 1.0:
+            return values
+        case 6.0:
+            return values.square().pow(3)
+        case _:
+            return values.pow(exponent)

@@ -25,12 +25,10 @@ def head_class(name: str) -> type[DenseHead]:
 
 
 def build_head(
-    head: str | HeadOptions, num_classes: int, channels: int, msil: nn.Module | Mapping[str, Any] | None
+    options: HeadOptions, num_classes: int, channels: int, msil: nn.Module | Mapping[str, Any] | None
 ) -> DenseHead:
-    """The head of a name with its default options, or the head of those options."""
-    if isinstance(head, str):
-        return head_class(head)(num_classes, channels, msil=msil)
-    kind = next((kind for kind in HEADS.values() if kind.Options is type(head)), None)
+    """The head whose Options these are. Raises ValueError for another object."""
+    kind = next((kind for kind in HEADS.values() if kind.Options is type(options)), None)
     if kind is None:
-        raise ValueError(f"head must be a name, a head's options or a DenseHead, not {type(head).__name__}.")
-    return kind(num_classes, channels, msil=msil, **vars(head))
+        raise ValueError(f"head must be a name, a head's options or a DenseHead, not {type(options).__name__}.")
+    return kind(num_classes, channels, msil=msil, **vars(options))

@@ -46,7 +46,7 @@ class ATSSHead(DenseHead):
     def terms(self, predictions: Predictions, priors: Priors, truth: GroundTruth) -> dict[str, LossTerm]:
         """Focal loss, GIoU of the decoded box weighted by centre-ness, and BCE of the centre-ness."""
         assert predictions.quality is not None
-        labels, boxes, positive, ignored, _ = self.assign(predictions, priors, truth)
+        labels, boxes, positive, ignored, *_ = self.assign(predictions, priors, truth)
         centerness = torch.where(positive, centerness_targets(Distances().encode(priors, boxes)), 0)
         num_pos = positive.sum(1).clamp(min=1).sum()  # an image without a positive counts as one
         decoded = self.coder.decode(priors, predictions.box)

@@ -83,7 +83,7 @@ class Targets(NamedTuple):
     """What each prior learns.
 
     labels (N, P) int64, K for background. boxes (N, P, 4) in pixels, any box's for background. positive, ignored
-    (N, P) bool. metric (N, P) of the assigner, or None.
+    (N, P) bool. metric (N, P) of the assigner, or None. most: no image has more positives, or None.
     """
 
     labels: Tensor
@@ -91,6 +91,12 @@ class Targets(NamedTuple):
     positive: Tensor
     ignored: Tensor
     metric: Tensor | None
+    most: int | None
+
+    def rows(self) -> Tensor:
+        """The priors that box losses need: all positives and some others, (N, min(most, P)) int64."""
+        count = self.positive.shape[1]
+        return self.positive.int().topk(min(self.most or count, count), dim=1, sorted=False).indices
 
 
 class DenseHead(nn.Module, ABC):
@@ -213,8 +219,8 @@ class DenseHead(nn.Module, ABC):
         index = match.index.clamp(min=0)
         background = match.index < 0
         labels = truth.labels.gather(1, index).masked_fill_(background, self.num_classes)
-        boxes = truth.boxes.gather(1, index[..., None].expand(-1, -1, 4))
-        return Targets(labels, boxes, ~background, match.index == IGNORED, match.metric)
+        boxes = take(truth.boxes, index)
+        return Targets(labels, boxes, ~background, match.index == IGNORED, match.metric, match.most)
 
     def loss(
         self, predictions: Predictions, targets: list[Target], image_sizes: list[tuple[int, int]]
@@ -262,10 +268,9 @@ class DenseHead(nn.Module, ABC):
         per_cell = self.priors.per_cell
         level_sizes = [height * width * per_cell for height, width in predictions.map_sizes]
         scores, index, labels = select_candidates(predictions.logits, level_sizes, score_thresh, topk_candidates)
-        raw = predictions.box.gather(1, index[..., None].expand(-1, -1, predictions.box.shape[-1]))
-        boxes = self.coder.decode(self.priors_of(predictions).at(index), raw)
+        boxes = self.coder.decode(self.priors_of(predictions).at(index), take(predictions.box, index))
         if predictions.quality is not None:
-            scores = scores * predictions.quality.float().gather(1, index).sigmoid()
+            scores = scores * take(predictions.quality, index).float().sigmoid()
         return detections_from_candidates(
             boxes,
             scores,
@@ -304,6 +309,13 @@ def build_interaction(channels: int, msil: nn.Module | Mapping[str, Any] | None)
     if isinstance(msil, MSIL) and not (msil.to_cls or msil.to_reg):
         return None
     return msil
+
+
+def take(values: Tensor, rows: Tensor) -> Tensor:
+    """Of values (N, P, D) or (N, P) those of the priors rows (N, C) -> (N, C, D) or (N, C)."""
+    if values.dim() == 2:
+        return values.gather(1, rows)
+    return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def predictor(channels: int, out_channels: int) -> nn.Conv2d:

@@ -86,7 +86,7 @@ class FCOSHead(DenseHead):
     def terms(self, predictions: Predictions, priors: Priors, truth: GroundTruth) -> dict[str, LossTerm]:
         """Focal loss, IoU or GIoU weighted by centre-ness, and BCE of the centre-ness."""
         assert predictions.quality is not None
-        labels, boxes, positive, _, _ = self.assign(predictions, priors, truth)
+        labels, boxes, positive, *_ = self.assign(predictions, priors, truth)
         distances = self.coder.encode(priors, boxes)
         centerness = torch.where(positive, centerness_targets(distances), 0)
         num_pos = positive.sum()

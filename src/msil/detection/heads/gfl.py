@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from msil.detection.assign import ATSSAssigner, GroundTruth
 from msil.detection.coders import Integral
-from msil.detection.heads.base import DenseHead, HeadOptions, LossTerm, init_normal, init_prior, predictor, register
+from msil.detection.heads.base import (
+    DenseHead,
+    HeadOptions,
+    LossTerm,
+    init_normal,
+    init_prior,
+    predictor,
+    register,
+    take,
+)
 from msil.detection.losses import box_loss, box_quality, distribution_focal_loss, quality_focal_loss
 from msil.detection.priors import PriorGenerator, Priors
 from msil.detection.structures import Level, Predictions
@@ -51,17 +60,19 @@ class GFLHead(DenseHead):
     def terms(self, predictions: Predictions, priors: Priors, truth: GroundTruth) -> dict[str, LossTerm]:
         """Quality focal loss on the predicted box's IoU; GIoU and distribution focal loss, both weighted by the highest
         class probability."""
-        labels, boxes, positive, ignored, _ = self.assign(predictions, priors, truth)
-        num_pos = positive.sum(1).clamp(min=1).sum()  # an image without a positive counts as one
-        targets = self.coder.encode(priors, boxes)
-        distances = self.coder.distances(predictions.box)
-        quality = box_quality(distances, targets, positive)
-        weights = torch.where(positive, predictions.logits.detach().amax(-1).float().sigmoid(), 0)
+        learnt = self.assign(predictions, priors, truth)
+        num_pos = learnt.positive.sum(1).clamp(min=1).sum()  # an image without a positive counts as one
+        rows = learnt.rows()
+        positive, raw = take(learnt.positive, rows), take(predictions.box, rows)
+        targets = self.coder.encode(priors.at(rows), take(learnt.boxes, rows))
+        distances = self.coder.distances(raw)
+        qualities = box_quality(distances, targets, positive)
+        quality = torch.zeros_like(learnt.positive, dtype=qualities.dtype).scatter_(1, rows, qualities)
+        weights = torch.where(positive, take(predictions.logits.detach(), rows).amax(-1).float().sigmoid(), 0)
         weight_sum = weights.sum()
+        cls_total = quality_focal_loss(predictions.logits, learnt.labels, quality, learnt.ignored)
         return {
-            "loss_cls": LossTerm(quality_focal_loss(predictions.logits, labels, quality, ignored), num_pos),
+            "loss_cls": LossTerm(cls_total, num_pos),
             "loss_bbox": LossTerm(box_loss(distances, targets, weights, "giou"), weight_sum, weight=2.0),
-            "loss_dfl": LossTerm(
-                distribution_focal_loss(predictions.box, targets, weights), weight_sum, weight=0.25 / 4
-            ),
+            "loss_dfl": LossTerm(distribution_focal_loss(raw, targets, weights), weight_sum, weight=0.25 / 4),
         }

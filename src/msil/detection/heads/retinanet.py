@@ -49,7 +49,7 @@ class RetinaNetHead(DenseHead):
 
     def terms(self, predictions: Predictions, priors: Priors, truth: GroundTruth) -> dict[str, LossTerm]:
         """Focal loss, and L1 of the deltas."""
-        labels, boxes, positive, ignored, _ = self.assign(predictions, priors, truth)
+        labels, boxes, positive, ignored, *_ = self.assign(predictions, priors, truth)
         num_pos = positive.sum(1).clamp(min=1).sum()  # an image without a positive counts as one
         deltas = self.coder.encode(priors, boxes)
         return {

@@ -21,6 +21,7 @@ from msil.detection.heads.base import (
     init_prior,
     predictor,
     register,
+    take,
 )
 from msil.detection.losses import box_loss, centerness_targets, quality_focal_loss, sigmoid_focal_loss
 from msil.detection.priors import PriorGenerator, Priors
@@ -128,15 +129,19 @@ class TOODHead(DenseHead):
     def terms(self, predictions: Predictions, priors: Priors, truth: GroundTruth) -> dict[str, LossTerm]:
         """In the warm-up focal loss and GIoU weighted by centre-ness, then quality focal loss on the alignment metric
         and GIoU weighted by it."""
-        labels, boxes, positive, ignored, metric = self.assign(predictions, priors, truth)
-        if metric is None:
-            cls_total = sigmoid_focal_loss(predictions.logits, labels, ignored)
-            cls_sum = positive.sum()
-            weights = torch.where(positive, centerness_targets(Distances().encode(priors, boxes)), 0)
+        learnt = self.assign(predictions, priors, truth)
+        rows = learnt.rows()
+        own, boxes = priors.at(rows), take(learnt.boxes, rows)
+        if learnt.metric is None:
+            cls_total = sigmoid_focal_loss(predictions.logits, learnt.labels, learnt.ignored)
+            cls_sum = learnt.positive.sum()
+            centerness = centerness_targets(Distances().encode(own, boxes))
+            weights = torch.where(take(learnt.positive, rows), centerness, 0)
         else:
-            cls_total = quality_focal_loss(predictions.logits, labels, metric, ignored)
-            cls_sum, weights = metric.sum(), metric
-        box_total = box_loss(edges(predictions.box), edges(self.coder.encode(priors, boxes)), weights, "giou")
+            cls_total = quality_focal_loss(predictions.logits, learnt.labels, learnt.metric, learnt.ignored)
+            cls_sum, weights = learnt.metric.sum(), take(learnt.metric, rows)
+        predicted = take(predictions.box, rows)
+        box_total = box_loss(edges(predicted), edges(self.coder.encode(own, boxes)), weights, "giou")
         return {
             "loss_cls": LossTerm(cls_total, cls_sum),
             "loss_bbox": LossTerm(box_total, weights.sum(), weight=2.0),

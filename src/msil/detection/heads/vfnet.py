@@ -92,7 +92,7 @@ class VFNetHead(DenseHead):
         Points in the batch's padding are never positive but count as negatives, as in MMDetection.
         """
         assert predictions.first_box is not None
-        labels, boxes, positive, _, _ = self.assign(predictions, priors, truth)
+        labels, boxes, positive, *_ = self.assign(predictions, priors, truth)
         distances = self.coder.encode(priors, boxes)
         both = torch.stack([predictions.first_box, predictions.box])  # what is done to both is done at once
         quality = box_quality(both, distances, positive)
