@@ -84,7 +84,7 @@ class MSILConfig:
     reduction: int = MISSING  # of the channel attention's hidden layer
     # Another block in its place: an importable class, block(channels, **options), see docs/extending.md
     block: str | None = MISSING
-    options: dict[str, Any] | None = MISSING
+    options: Any = MISSING  # null or a dict; under a type of dict no key could be given on the command line
 
 
 @dataclass

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.description import Description, explicit, to_text
-from msil.config import Config, as_composed, register
+from msil.config import Config, register, to_config
 from msil.detection import Detector
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -23,7 +23,7 @@ def composed(*overrides: str) -> Config:
     """What a command with these overrides composes, before model.weights is looked at."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
-        return as_composed(compose("config", [*overrides, "run_name=mine"]))
+        return to_config(compose("config", [*overrides, "run_name=mine"]))
 
 
 def described_file(path: Path, *overrides: str, seed: int = 0, **changed: Any) -> tuple[Detector, Description]:

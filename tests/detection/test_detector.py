@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msil import build_detector
-from msil.detection import Detector, FCOSHead
+from msil.detection import Detector, FCOSHead, Target
 from msil.detection.heads import HEADS, HeadOptions
 from msil.errors import WeightsError
 
@@ -235,3 +236,46 @@ assert not found, found
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_images_come_one_by_one_in_a_batch_or_in_a_list() -> None:
+    detector = small_detector()
+    batch = torch.rand(2, 3, 64, 96)
+    expected = detector.predict([*batch])
+    for images in (batch, tuple(batch)):
+        for found, one in zip(detector.predict(images), expected, strict=True):
+            assert torch.equal(found.boxes, one.boxes) and torch.equal(found.scores, one.scores)
+    (alone,) = detector.predict(batch[0])
+    assert torch.equal(alone.boxes, detector.predict([batch[0]])[0].boxes)
+    assert detector.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(64, 96), r"not \(64, 96\)"),
+        (torch.rand(1, 1, 3, 64, 96), r"must be \(3, H, W\), \(N, 3, H, W\) or a list"),
+        ("photo.jpg", "must be a tensor or a list of tensors .*, not str"),
+        ([torch.rand(3, 64, 96), None], "image 1 must be a tensor .*, not NoneType"),
+        ([torch.rand(64, 96)], r"image 0 must be a tensor \(3, H, W\), not \(64, 96\)"),
+        (torch.rand(4, 64, 96), r"an image must be \(3, H, W\), not \(4, 64, 96\)"),
+        (torch.zeros(3, 64, 96, dtype=torch.int32), "must be uint8 .* or floating point"),
+    ],
+)
+def test_other_images_are_refused(images: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_detector().predict(images)
+
+
+def test_targets_are_ours_or_torchvisions() -> None:
+    detector = small_detector()
+    images = torch.rand(2, 3, 64, 96)
+    boxes, labels = torch.tensor([[10.0, 10.0, 50.0, 60.0]]), torch.tensor([1])
+    ours = detector.loss(images, [Target(boxes, labels), Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))])
+    theirs = detector.loss(
+        [*images], [{"boxes": boxes, "labels": labels}, {"boxes": torch.zeros(0, 4), "labels": labels[:0]}]
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for wrong, message in (({"boxes": boxes}, r"not a dict with \['boxes'\]"), (boxes, "not Tensor")):
+        with pytest.raises(ValueError, match=message):
+            detector.loss(images, [wrong, wrong])  # pyright: ignore[reportArgumentType]

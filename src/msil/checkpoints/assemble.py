@@ -136,8 +136,10 @@ def _switches(model: ModelConfig) -> dict[str, Any]:
 def _interaction(model: ModelConfig) -> nn.Module | dict[str, Any] | None:
     """The block: MSIL's switches, or a block of the user's own, tried once."""
     msil = model.msil
+    if not isinstance(msil.options, dict | None):
+        raise ConfigError(f"model.msil.options={msil.options} must be a dict, as in 'model.msil.options={{depth: 2}}'.")
     if msil.block is None:
-        if msil.options is not None:
+        if msil.options:
             raise ConfigError("model.msil.options are the arguments of model.msil.block: give that too.")
         return _switches(model)
     changed = [name for name, usual in _USUAL.items() if getattr(msil, name) != usual]

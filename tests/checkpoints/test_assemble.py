@@ -1,0 +1,160 @@
+"""From settings to a detector: heads, backbones, blocks and torchvision's detectors, and what cannot be built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from msil.checkpoints.assemble import check_model, detector_from_config, head_options
+from msil.config import block_name, default_run_name, plain
+from msil.detection import Detector
+from msil.detection.heads import HEADS
+from msil.detection.heads.fcos import FCOSHead
+from msil.detection.torchvision_detector import TorchvisionDetector
+from msil.errors import ConfigError
+
+from .cases import SMALL, composed
+
+TINY = SMALL[:-1]  # without a switch of MSIL
+HERE = __name__  # how a user's own module is named in the settings
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, scale: float = 0.5) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        self.scale = scale
+
+    def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> tuple[Tensor, Tensor]:
+        return cls_feat + self.scale * self.conv(reg_feat), reg_feat
+
+
+class Narrow(Block):
+    def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> tuple[Tensor, Tensor]:
+        return cls_feat[:, :1], reg_feat
+
+
+class Single(Block):
+    def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> Any:
+        return cls_feat
+
+
+class Broken(Block):
+    def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> Any:
+        raise KeyError("mine")
+
+
+class Own(FCOSHead):
+    pass
+
+
+def built(*overrides: str) -> Any:
+    torch.manual_seed(0)
+    return detector_from_config(composed(*TINY, *overrides).model, 3, 64, 96)
+
+
+def test_a_block_of_ones_own_takes_the_place_of_msil() -> None:
+    typed = (f"model.msil.block={HERE}.Block", "model.msil.options={scale: 0.25}")
+    detector = built(*typed)
+    block = detector.head.msil
+    assert isinstance(block, Block) and block.scale == 0.25
+    # everything else starts as in the plain detector of that seed
+    plain_net = built("model.msil.apply=none").state_dict()
+    state = detector.state_dict()
+    assert {key for key in state if key not in plain_net} == {f"head.msil.conv.{name}" for name in ("weight", "bias")}
+    assert all(torch.equal(state[key], value) for key, value in plain_net.items())
+    values = plain(composed(*TINY, *typed))
+    assert block_name(values["model"]["msil"]) == "Block" and "_Block_" in default_run_name(values)
+    # the plain detector stays plain
+    assert built(*typed, "model.msil.apply=none").head.msil is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ((f"model.msil.block={HERE}.Missing",), r"block=\S+Missing cannot be imported \(module .* no attribute"),
+        (("model.msil.block=nowhere.Block",), r"block=nowhere.Block cannot be imported \(No module named 'nowhere'\)"),
+        (("model.msil.block=Block",), r"block=Block cannot be imported .*: give package.module.Class"),
+        ((f"model.msil.block={HERE}.built",), r"block=\S+built must be a subclass of Module"),
+        (
+            (f"model.msil.block={HERE}.Narrow",),
+            r"must return two features .*\(2, 16, 4, 6\), not shapes \[\(2, 1, 4, 6\)",
+        ),
+        ((f"model.msil.block={HERE}.Single",), r"must return two features of the shape of its inputs, .* not Tensor"),
+        ((f"model.msil.block={HERE}.Broken",), r"block=\S+Broken fails on two features \(2, 16, 4, 6\): 'mine'"),
+        (
+            (f"model.msil.block={HERE}.Block", "model.msil.options={depth: 2}"),
+            r"cannot be built with 16 channels: .*depth",
+        ),
+        ((f"model.msil.block={HERE}.Block", "model.msil.apply=cls"), r"model.msil.apply=cls is a switch of MSIL"),
+        (("model.msil.options={scale: 1}",), r"model.msil.options are the arguments of model.msil.block"),
+    ],
+)
+def test_a_block_that_cannot_be_used_is_one_sentence(typed: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_model(composed(*TINY, *typed).model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "values", "message"),
+    [
+        ("fcos", {"num_convs": "two"}, r"model.head.num_convs=two must be a whole number\."),
+        ("fcos", {"num_convs": True}, r"model.head.num_convs=True must be a whole number\."),
+        ("fcos", {"num_convs": 0}, r"model.head.num_convs=0 must be at least 1\."),
+        ("fcos", {"norm_groups": 2.5}, r"model.head.norm_groups=2.5 must be a whole number or null\."),
+        ("fcos", {"conv_bias": 1}, r"model.head.conv_bias=1 must be true or false\."),
+        ("fcos", {"center_sample_radius": 0}, r"model.head.center_sample_radius=0 must be above 0\."),
+        ("fcos", {"point_offset": 1}, r"model.head.point_offset=1 must be at least 0 and below 1\."),
+        ("fcos", {"strides": [8, "x"]}, r"model.head.strides=x must be a whole number\."),
+        ("vfnet", {"init": "caffe"}, r"model.head.init=caffe must be authors or mmdet\."),
+        ("tood", {"warmup_epochs": -1}, r"model.head.warmup_epochs=-1 must be at least 0\."),
+        ("gfl", {"loss_bbox": "giou"}, r"model.head.loss_bbox=giou has no meaning for model.head.name=gfl\."),
+        ("yolo", {}, r"model.head.name: unknown head 'yolo'; known: atss, fcos, gfl, retinanet, tood, vfnet\."),
+    ],
+)
+def test_a_heads_setting_is_checked_by_its_options(head: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        head_options({"name": head, **values})
+
+
+def test_settings_of_earlier_files_are_understood() -> None:
+    """They had null for every setting of another head."""
+    options = head_options({"name": "vfnet", "num_convs": 3, "norm_groups": 32, "init": "authors", "loss_bbox": None})
+    assert options == HEADS["vfnet"].Options()
+
+
+def test_a_head_of_ones_own_by_its_class() -> None:
+    model = composed(*TINY).model
+    model.head["name"] = f"{HERE}.Own"
+    detector = detector_from_config(model, 3, 64, 96)
+    assert isinstance(detector, Detector) and type(detector.head) is Own
+    model.head["name"] = f"{HERE}.Block"
+    with pytest.raises(ConfigError, match=r"model.head.name=\S+Block must be a subclass of DenseHead"):
+        check_model(model)
+
+
+def test_torchvisions_detectors_by_name() -> None:
+    config = composed("model=torchvision", "model.detector=ssdlite320_mobilenet_v3_large", "model.score_thresh=0.3")
+    detector = detector_from_config(config.model, 3, 64, 96)
+    assert isinstance(detector, TorchvisionDetector) and detector.score_thresh == 0.3
+    assert (config.model.head, config.model.backbone) == ({}, {})
+    assert default_run_name(plain(config)).startswith("shapes_ssdlite320_mobilenet_v3_large_plain_quick_s0_")
+    for typed, message in (
+        ("model.detector=yolo", "model.detector=yolo is not a box detector of torchvision"),
+        ("model.detector=ssd300_vgg16", "has no two towers: set model.msil.apply=none"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_model(composed("model=torchvision", typed, "model.msil.apply=both").model)
+
+
+def test_a_net_of_timm_brings_its_mean() -> None:
+    pytest.importorskip("timm", reason='needs pip install "msil[timm]"')
+    detector = built("model/backbone=timm", "model.backbone.name=tf_efficientnet_lite0")
+    assert detector.image_mean.tolist() == detector.image_std.tolist() == [127.5] * 3  # of its published config
+    assert "_fcos_tf_efficientnet_lite0_" in default_run_name(
+        plain(composed("model/backbone=timm", "model.backbone.name=tf_efficientnet_lite0"))
+    )
