@@ -34,8 +34,8 @@ def check(ours: Detector, net: FCOS, batch: Tensor) -> str:
     found, expected = ours.net(batch), theirs_of(net, batch)
     pairs = (
         (found.logits, expected["cls_logits"]),
-        (found.distances, expected["bbox_regression"]),
-        (found.centerness, expected["bbox_ctrness"].squeeze(-1)),
+        (found.box, expected["bbox_regression"]),
+        (found.quality, expected["bbox_ctrness"].squeeze(-1)),
     )
     worst = max(relative_difference(mine, other) for mine, other in pairs if mine is not None)
     assert worst < 1e-4, worst

@@ -19,19 +19,24 @@ from torch import Tensor
 from torchvision.models.detection.fcos import FCOS
 
 from benchmarks.compare import Row, faster, interleaved, run
-from benchmarks.scenes import STRIDES, ground_truth, map_sizes
+from benchmarks.scenes import IMAGE, STRIDES, ground_truth, map_sizes
 from msil.detection import Target
-from msil.detection.assign import fcos_assign, pad_ground_truth
-from msil.detection.boxes import level_grid
+from msil.detection.assign import FCOSAssigner
+from msil.detection.assign import ground_truth as padded
+from msil.detection.priors import PriorGenerator, Priors
 
 RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
 GOALS = {60: 60, 7: 10}
+CPU = torch.device("cpu")
+
+
+def points() -> Priors:
+    return PriorGenerator(STRIDES)(map_sizes(), CPU)
 
 
 def ours(targets: list[Target]) -> Tensor:
-    boxes, labels = pad_ground_truth(targets)
-    grid = level_grid(map_sizes(), STRIDES, 0.0, boxes.device)
-    return fcos_assign(boxes, labels, grid, map_sizes(), STRIDES, RANGES, 1.5, 0.0)
+    truth = padded(targets, [IMAGE] * len(targets), CPU)
+    return FCOSAssigner(RANGES, center_sample_radius=1.5)(points(), truth).index
 
 
 class TorchvisionAssignment:
@@ -48,9 +53,8 @@ class TorchvisionAssignment:
 
 def anchors(images: int) -> tuple[list[Tensor], list[int]]:
     """torchvision's anchors of each image (P, 4), one a point, of the size of its stride; and the points a level."""
-    grid = level_grid(map_sizes(), STRIDES, 0.0, torch.device("cpu"))
-    half = grid.point_strides[:, None] / 2
-    boxes = torch.cat([grid.points - half, grid.points + half], dim=1)
+    centers, half = points().centers, points().strides[:, None] / 2
+    boxes = torch.cat([centers - half, centers + half], dim=1)
     return [boxes] * images, [height * width for height, width in map_sizes()]
 
 

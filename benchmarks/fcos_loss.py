@@ -22,7 +22,7 @@ from torchvision.models.detection.fcos import FCOSHead as TorchvisionHead
 
 from benchmarks.compare import MANY, Row, faster, interleaved, run
 from benchmarks.fcos_assignment import anchors, as_dicts
-from benchmarks.scenes import ground_truth, map_sizes, raw_outputs
+from benchmarks.scenes import IMAGE, ground_truth, map_sizes, raw_outputs
 from msil.detection import FCOSHead, Predictions, Target
 from msil.detection.losses import box_loss
 
@@ -46,7 +46,7 @@ class Torchvision:
 
 def loss_of(head: FCOSHead, outputs: list[Tensor], targets: list[Target]) -> Losses:
     logits, distances, centerness = outputs
-    return head.loss(Predictions(logits, distances, map_sizes(), centerness), targets, [])
+    return head.loss(Predictions(logits, distances, map_sizes(), centerness), targets, [IMAGE] * len(targets))
 
 
 def step(loss: Callable[..., Losses], outputs: list[Tensor], targets: list[Any]) -> tuple[Tensor, ...]:
@@ -57,8 +57,8 @@ def step(loss: Callable[..., Losses], outputs: list[Tensor], targets: list[Any])
 def unweighted_box_loss(head: FCOSHead, outputs: list[Tensor], targets: list[Target]) -> Tensor:
     """torchvision's box term by our functions: every positive point counts 1."""
     predictions = Predictions(outputs[0], outputs[1], map_sizes(), outputs[2])
-    labels, distances = head.targets(predictions, targets)
-    positive = (labels < head.num_classes).float()
+    found = head.targets(predictions, targets, [IMAGE] * len(targets))
+    distances, positive = head.coder.encode(head.priors_of(predictions), found.boxes), found.positive.float()
     return box_loss(outputs[1], distances, positive, "giou") / positive.sum()
 
 

@@ -37,7 +37,7 @@ from benchmarks.gpu_ways import OurTraining, autocast, our_inference, their_infe
 from benchmarks.nets import detector_like, torchvision_fcos
 from benchmarks.scenes import IMAGE
 from benchmarks.training_step import compared
-from msil.detection import Detector, build_detector
+from msil.detection import Detector, ResNetOptions, build_detector
 
 SHIPPED, MIXED = "as shipped", "bf16"
 EAGER, COMPILED, GRAPH = "eager", "compiled", "CUDA graph"
@@ -237,7 +237,8 @@ def built(head: str, setup: Setup, kernel_size: int | None = None) -> Detector:
     """kernel_size: of MSIL on both branches; None: without."""
     torch.manual_seed(0)
     msil = None if kernel_size is None else {"kernel_size": kernel_size}
-    return build_detector(head, setup.backbone, setup.classes, msil=msil, norm="frozen_bn", frozen_stages=1)
+    backbone = ResNetOptions(setup.backbone, norm="frozen_bn", frozen_stages=1)
+    return build_detector(head, backbone, setup.classes, msil=msil)
 
 
 @torch.no_grad()

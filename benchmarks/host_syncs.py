@@ -36,6 +36,7 @@ from benchmarks.scenes import IMAGE, ground_truth
 from benchmarks.vfnet_loss import IMAGES, outputs, theirs_of
 from msil.config import Config, register, to_config
 from msil.detection import build_detector
+from msil.detection.heads import HEADS
 from msil.training import divergence, experiment, step_log
 from msil.training.later import Later
 from msil.training.module import DetectionModule
@@ -145,7 +146,7 @@ def mmdetection_loss() -> list[str] | None:
 
 def on_meta(head: str) -> None:
     """A step without values; raises where one is asked for."""
-    detector = build_detector(head, "resnet10", 4, channels=64, num_convs=1).to("meta")
+    detector = build_detector(HEADS[head].Options(num_convs=1), "resnet10", 4, channels=64).to("meta")
     images = [torch.zeros(3, 64, 64, dtype=torch.uint8, device="meta") for _ in range(2)]
     losses = detector.loss(images, ground_truth(images=2, boxes=3, classes=4, size=(64, 64)))
     torch.stack(list(losses.values())).sum().backward()

@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.compare import Row, interleaved, run, seconds_said
 from benchmarks.limits import flops
 from benchmarks.scenes import ground_truth
-from msil.detection import Detector, Target, build_detector
+from msil.detection import Detector, ResNetOptions, Target, build_detector
 
 SIZE = (320, 320)
 AT_MOST = {3: 1.02, 1: 1.05}  # times the quotient of FLOPs, by kernel size
@@ -30,7 +30,7 @@ def detector_with(kernel_size: int | None) -> Detector:
     """kernel_size: of the block, or None for the plain detector."""
     torch.manual_seed(0)
     msil = None if kernel_size is None else {"kernel_size": kernel_size}
-    detector = build_detector("fcos", "resnet50", 80, msil=msil, norm="frozen_bn", frozen_stages=1)
+    detector = build_detector("fcos", ResNetOptions("resnet50", norm="frozen_bn", frozen_stages=1), 80, msil=msil)
     detector.lay_out(channels_last=True)
     return detector
 

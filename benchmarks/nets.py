@@ -11,7 +11,7 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from msil.detection import Detector, build_detector
+from msil.detection import Detector, FCOSHead, ResNetOptions, build_detector
 from msil.detection.renaming import from_torchvision
 
 
@@ -33,9 +33,11 @@ def detector_like(net: FCOS, *, channels_last: bool = True, backbone: str = "res
     """Our plain FCOS with that net's weights."""
     head: Any = net.head
     detector = build_detector(
-        "fcos", backbone, head.classification_head.num_classes, msil=None, norm="frozen_bn", frozen_stages=1,
-        point_offset=0.0,
-    )  # fmt: skip
+        FCOSHead.Options(point_offset=0.0),
+        ResNetOptions(backbone, norm="frozen_bn", frozen_stages=1),
+        head.classification_head.num_classes,
+        msil=None,
+    )
     detector.load_state_dict(from_torchvision(net.state_dict()))
     detector.lay_out(channels_last=channels_last)
     return detector

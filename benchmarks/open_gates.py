@@ -54,7 +54,7 @@ def main() -> None:
                 detector.head.msil.open_gates(gate)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
             after = detector(images)
             probability = (after.logits.sigmoid() - before.logits.sigmoid()).abs().max()
-            distance = ((after.distances - before.distances).abs() / before.distances.clamp(min=1e-6)).max()
+            distance = ((after.box - before.box).abs() / before.box.abs().clamp(min=1e-6)).max()
             print(
                 f"{separate!s:8}  {gate:<5}  {100 * average_precision(detector, data):.2f}  "
                 f"{float(probability):.4f}  {100 * float(distance):.2f} %",

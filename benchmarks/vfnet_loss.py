@@ -41,7 +41,7 @@ def outputs() -> list[Tensor]:
 
 def ours_of(head: VFNetHead, tensors: list[Tensor], targets: list[Target]) -> Losses:
     logits, initial, refined = tensors
-    predictions = Predictions(logits, refined, map_sizes(), initial_distances=initial)
+    predictions = Predictions(logits, refined, map_sizes(), first_box=initial)
     return head.loss(predictions, targets, [IMAGE] * IMAGES)
 
 
