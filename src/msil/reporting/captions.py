@@ -143,13 +143,14 @@ def departures(row: Row, recipe: Recipe) -> list[str]:
     sizes = (lookup(row, "data", "min_size"), lookup(row, "data", "max_size"))
     if None not in sizes and sizes != (recipe.min_size, recipe.max_size):
         found.append(_pixels(*sizes))
-    if lookup(row, "model", "backbone") is not None and lookup(row, "model", "backbone", "weights") is None:
+    weights = lookup(row, "model", "backbone", "weights") or lookup(row, "model", "detector_weights")
+    if lookup(row, "model", "backbone") is not None and weights is None:
         found.append("no ImageNet weights")
     return found
 
 
 def _printed_rows(paper: PaperTable) -> str:
-    rows = [row for row in paper.rows if row.head is not None]
+    rows = [row for row in paper.rows if row.head is not None and not row.ours]
     texts = []
     for row in rows:
         name = [str(row.head), str(row.backbone), f"apply={row.apply}"]
@@ -171,6 +172,9 @@ def _data_name(row: Row) -> str | None:
 
 
 def _detector_name(row: Row) -> str | None:
+    detector = lookup(row, "model", "detector")
+    if detector is not None:
+        return f"torchvision's {detector}"
     head, backbone = lookup(row, "model", "head", "name"), lookup(row, "model", "backbone", "name")
     return None if head is None or backbone is None else f"{head} {backbone}"
 

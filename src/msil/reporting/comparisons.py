@@ -14,12 +14,11 @@ from typing import Any
 from msil.errors import ConfigError
 from msil.reporting import captions
 from msil.reporting.formats import setting
-from msil.reporting.regenerated import NAMES, USUAL, one_a_seed, settings
+from msil.reporting.paper import TITLES
+from msil.reporting.regenerated import NAMES, USUAL, one_a_seed, own_block, settings
 from msil.reporting.results import RESULT_FILE, read_result
 
 Result = Mapping[str, Any]
-
-HEADS = {"fcos": "FCOS", "vfnet": "VFNet"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def detectors(group: Sequence[Result]) -> list[DetectorLines]:
     found: dict[str, dict[str, list[Result]]] = {}
     for run in group:
         model = run["config"]["model"]
-        detector = json.dumps([model["head"], model["backbone"]], sort_keys=True)
+        detector = json.dumps([model["head"], model["backbone"], model.get("detector")], sort_keys=True)
         found.setdefault(detector, {}).setdefault(line_label(run), []).append(run)
     made = []
     for lines in found.values():
@@ -94,17 +93,24 @@ def _checkpoint(folder: str | Path) -> Path:
 
 
 def detector_name(run: Result) -> str:
-    """`VFNet ResNet-10`; FCOS as it was first published is told from the improved form."""
+    """`VFNet ResNet-10`; FCOS as it was first published is marked; torchvision's by their names."""
+    detector = captions.lookup(run, "model", "detector")
+    if detector is not None:
+        return f"torchvision {detector}"
     head, backbone = captions.lookup(run, "model", "head", "name"), captions.lookup(run, "model", "backbone", "name")
     form = " (original form)" if captions.lookup(run, "model", "head", "norm_on_bbox") is False else ""
-    return f"{HEADS.get(head, head)}{form} {NAMES.get(backbone, backbone)}"
+    title = run.get("head_title") or TITLES.get(head, head)
+    return f"{title}{form} {NAMES.get(backbone, backbone)}"
 
 
 def line_label(run: Result) -> str:
-    """plain, MSIL (the whole block on both branches), MSIL cls, MSIL without alignment, MSIL kernel_size=1 ..."""
+    """plain, MSIL (the whole block on both branches), MSIL cls, MSIL without alignment, MSIL kernel_size=1 ...; a block
+    of the user's own by its class, MyBlock depth=2."""
     block = captions.lookup(run, "model", "msil")
     if block["apply"] == "none":
         return "plain"
+    if block.get("block"):
+        return own_block(block)
     words = ["MSIL"] + ([block["apply"]] if block["apply"] != "both" else [])
     words += [] if block["align"] else ["without alignment"]
     words += [] if block["separate"] else ["without separation"]

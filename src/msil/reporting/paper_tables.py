@@ -101,10 +101,11 @@ def _line(filled: Filled, place: int, difference: Difference | None) -> dict[str
     line: dict[str, Any] = {"row": filled.label(row), "seeds": _seeds(filled, row), "setting": filled.setting}
     if row.net is not None:
         line["backbone"] = NAMES.get(row.net, row.net)
-    for name, printed in zip(table.metrics, row.paper.values, strict=True):
-        ours = filled.metric[name]
+    for place, name in enumerate(table.metrics):
+        ours, printed = filled.metric[name], row.paper.value(place)
         value = row.value(ours)
-        line[f"paper_{name}"] = round(printed / 100, 6)  # a fraction, as ours; without the noise of the division
+        if printed is not None:
+            line[f"paper_{name}"] = round(printed / 100, 6)  # a fraction, as ours; without the noise of the division
         line[f"{name}_text"] = _text(value, row)
         if value is not None:
             line |= {f"ours_{ours}": value.mean, f"ours_{ours}_std": value.std}
@@ -113,14 +114,16 @@ def _line(filled: Filled, place: int, difference: Difference | None) -> dict[str
         line[name] = None if value is None else value.mean
     compared = table.compared.get(row.index)
     if compared is not None:
-        line["paper_difference"] = round((row.paper.values[0] - table.rows[compared].values[0]) / 100, 6)
+        printed, other = row.paper.value(0), table.rows[compared].value(0)
+        if printed is not None and other is not None:
+            line["paper_difference"] = round((printed - other) / 100, 6)
         line["against"] = table.label(table.rows[compared])
     if difference is not None:
         line["difference_text"] = difference_text(difference)
         line |= {"difference": difference.estimate, "difference_low": difference.low}
         line["difference_high"] = difference.high
     if not row.quoted:
-        line |= {"head": row.paper.head, "apply": row.paper.apply}
+        line |= {"head": row.paper.head or row.paper.detector, "apply": row.paper.apply}
         line |= {"align": row.paper.align, "separate": row.paper.separate} if row.paper.apply != "none" else {}
         line["runs"] = " ".join(str(run["run_name"]) for run in row.runs)
     return line

@@ -24,7 +24,9 @@ Result = Mapping[str, Any]
 # table's rows apart.
 WHERE = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
          "data.on_bad_image", "data.device_transforms", "model.weights")  # fmt: skip
-ROW = ("model.head", "model.backbone", "model.msil", "schedule.warmup_factor")  # a head brings its warm-up's start
+# A head brings its NMS threshold and, in results of 0.1, its warm-up's start; a backbone its mean and std.
+ROW = ("model.head", "model.backbone", "model.msil", "model.detector", "model.detector_weights", "model.nms_thresh",
+       "model.image_mean", "model.image_std", "schedule.warmup_factor")  # fmt: skip
 
 # Where a net of the paper is not in a setting, this one of ours takes its row.
 STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18"}
@@ -70,7 +72,7 @@ class FilledRow:
     @property
     def quoted(self) -> bool:
         """Whether the paper quotes this row from another one, so that no run of ours belongs to it."""
-        return self.paper.head is None
+        return self.paper.head is None and self.paper.detector is None
 
     def value(self, name: str) -> Value | None:
         """Over seeds: a metric ("AP"), or a number of result.json ("parameters", "flops", "images_per_second")."""
@@ -178,16 +180,16 @@ def fill_command(table: PaperTable, group: Sequence[Result]) -> str:
 
 
 def _rows(index: int, printed: PaperRow, group: Sequence[Result]) -> list[FilledRow]:
-    if printed.head is None:
+    if printed.head is None and printed.detector is None:
         return [FilledRow(printed, index, ())]
     fitting = [run for run in group if _is(run, printed)]
     net = _net(printed, group)
     lines: dict[str, list[Result]] = {}
-    for run in (run for run in fitting if captions.lookup(run, "model", "backbone", "name") == net):
+    for run in (run for run in fitting if _net_of(run) == net):
         unused = ("model.msil",) if printed.apply == "none" else ()  # there is no block that they could describe
         lines.setdefault(_key(run["config"], (*WHERE, "seed", *unused)), []).append(run)
     if not lines:
-        return [FilledRow(printed, index, ())]
+        return [] if printed.ours else [FilledRow(printed, index, ())]
     rows = [FilledRow(printed, index, one_a_seed(runs), _extra(runs[0]), net) for runs in lines.values()]
     rows.sort(key=lambda row: (row.extra != "", row.extra, str(row.runs[0]["run_name"])))
     return [
@@ -199,16 +201,29 @@ def _rows(index: int, printed: PaperRow, group: Sequence[Result]) -> list[Filled
 def _is(run: Result, printed: PaperRow) -> bool:
     """Whether the run has the row's head and switches, whatever its backbone."""
     block = captions.lookup(run, "model", "msil")
-    if (captions.lookup(run, "model", "head", "name"), block["apply"]) != (printed.head, printed.apply):
+    own = (captions.lookup(run, "model", "head", "name"), captions.lookup(run, "model", "detector"), block["apply"])
+    if own != (printed.head, printed.detector, printed.apply):
         return False
     return printed.apply == "none" or (block["align"], block["separate"]) == (printed.align, printed.separate)
 
 
 def _net(printed: PaperRow, group: Sequence[Result]) -> str | None:
     """The backbone that takes the row's place in this setting."""
-    there = {captions.lookup(run, "model", "backbone", "name") for run in group}
+    if printed.detector is not None:
+        return printed.detector
+    there = {_net_of(run) for run in group}
     name = printed.backbone
     return name if name is None or name in there else STAND_INS.get(name, name)
+
+
+def _net_of(run: Result) -> str | None:
+    return captions.lookup(run, "model", "detector") or captions.lookup(run, "model", "backbone", "name")
+
+
+def own_block(msil: Mapping[str, Any]) -> str:
+    """MyBlock, or MyBlock depth=2, of a block of the user's own."""
+    options = [f"{name}={setting(value)}" for name, value in (msil.get("options") or {}).items()]
+    return " ".join([msil["block"].rpartition(".")[2], *options])
 
 
 def _extra(run: Result) -> str:
@@ -216,9 +231,9 @@ def _extra(run: Result) -> str:
     model = run["config"]["model"]
     block = {} if model["msil"]["apply"] == "none" else model["msil"]
     found = {**model["head"], **block}
-    return ", ".join(
-        f"{key}={setting(found[key])}" for key, usual in USUAL.items() if found.get(key) not in (None, usual)
-    )
+    words = [own_block(block)] if block.get("block") else []
+    words += [f"{key}={setting(found[key])}" for key, usual in USUAL.items() if found.get(key) not in (None, usual)]
+    return ", ".join(words)
 
 
 def one_a_seed(runs: Sequence[Result]) -> tuple[Result, ...]:
@@ -246,7 +261,7 @@ def _notes(filled: Filled) -> list[str]:
     stand_ins = dict.fromkeys(
         f"{NAMES.get(row.net, row.net)} stands in for {NAMES.get(row.paper.backbone or '', row.paper.backbone)}"
         for row in filled.rows
-        if row.net is not None and row.net != row.paper.backbone
+        if row.net is not None and row.paper.detector is None and row.net != row.paper.backbone
     )
     if stand_ins:
         lines.append(f"In our rows {' and '.join(stand_ins)}.")

@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from msil.analysis.record import EvaluationRecord, corners
-from msil.checkpoints.load import load_detector
+from msil.checkpoints.load import load_dense_detector
 from msil.detection import Detector
-from msil.errors import DataError, WeightsError
+from msil.errors import ConfigError, DataError, WeightsError
 from msil.reporting.comparisons import Line
 from msil.reporting.drawing import draw_boxes, jpeg_bytes
 from msil.reporting.energy import REGIONS, SplitEnergy, split_energy
@@ -76,7 +76,7 @@ def heatmap_section(id: str, plain: Line, msil: Line, evidence: Evidence) -> Sec
         detectors = {line.label: _detector(run) for line, run in zip((plain, msil), runs, strict=True)}
         samples = [_sample(record, index, data_root(runs[0])) for index in _with_boxes(record)[:ENERGY_IMAGES]]
         shown = [(index, *_sample(record, index, data_root(runs[0]))) for index in _easy_to_read(record)[:HEATMAPS]]
-    except (WeightsError, DataError) as error:
+    except (WeightsError, DataError, ConfigError) as error:
         return Section(id, title, (f"No heat maps: {str(error).rstrip('.')}.",))
     if not samples:
         return Section(id, title, ("No image has a box, so no heat maps.",))
@@ -180,7 +180,7 @@ def _shown_size(image: Tensor) -> tuple[int, int]:
 
 
 def _detector(run: Mapping[str, Any]) -> Detector:
-    return load_detector(Path(run["folder"]) / "checkpoints" / "last.ckpt")[0]
+    return load_dense_detector(Path(run["folder"]) / "checkpoints" / "last.ckpt")[0]
 
 
 def _sample(record: EvaluationRecord, index: int, root: Path) -> tuple[Tensor, np.ndarray]:

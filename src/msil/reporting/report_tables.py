@@ -110,11 +110,12 @@ def _cell(line: Mapping[str, Any], column: Column) -> Cell:
 
 def _merged(line: Mapping[str, Any], row: FilledRow, name: str, ours: str) -> Cell:
     """Our number, the paper's below it; in a quoted row the paper's alone."""
-    printed = formats.percent(line[f"paper_{name}"])
+    paper, value = line.get(f"paper_{name}"), line.get(f"ours_{ours}")
+    printed = formats.percent(paper)
     if row.quoted:
-        return Cell(printed, line[f"paper_{name}"])
-    value = line.get(f"ours_{ours}")
-    return Cell(line[f"{name}_text"], value, note=value is None, detail=f"paper {printed}")
+        return Cell(printed, paper)
+    detail = "" if paper is None else f"paper {printed}"
+    return Cell(line[f"{name}_text"], value, note=value is None, detail=detail)
 
 
 def _leading_number(text: str) -> float | None:

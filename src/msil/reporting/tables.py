@@ -19,6 +19,7 @@ from msil.reporting import captions, formats
 from msil.reporting.captions import Row
 from msil.reporting.paper import TABLES, paper_metrics
 
+BLOCK = "model.msil.block"  # a class, shown by its name
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _NUMBER, _OF_THE_PAPER = re.compile(r"^Table (\d+)\. "), r"The paper's Table \1. "  # LaTeX numbers tables of its own
 ABSENT = object()  # a setting that a row does not have, where None is a value
@@ -210,7 +211,7 @@ def _value(row: Row, key: str) -> Any:
     *parents, leaf = key.split(".")
     node = captions.lookup(row, *parents)
     if isinstance(node, Mapping) and leaf in node and not isinstance(node[leaf], Mapping):
-        return node[leaf]
+        return (node[leaf] or "MSIL").rpartition(".")[2] if key == BLOCK else node[leaf]
     group = ".".join(parents) if leaf == "name" else key
     for override in row.get("overrides") or ():
         name, _, value = str(override).partition("=")
@@ -237,10 +238,12 @@ def _printed(row: Row, table: str | None) -> dict[str, float]:
     if not table or not isinstance(model, Mapping):
         return {}
     msil = model["msil"]
+    if msil.get("block"):
+        return {}
     found = paper_metrics(
         table,
-        head=model["head"]["name"],
-        backbone=model["backbone"]["name"],
+        head=model["head"].get("name"),
+        backbone=model["backbone"].get("name"),
         align=msil["align"],
         separate=msil["separate"],
         apply=msil["apply"],

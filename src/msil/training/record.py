@@ -16,6 +16,7 @@ import torch
 from msil.analysis.record import EvaluationRecord, make_record
 from msil.config import Config, config_hash
 from msil.data.annotated import AnnotatedImages
+from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
 from msil.evaluation.detections import CollectedDetections
 from msil.training.cost import count_flops, count_parameters, padded_size
@@ -29,6 +30,7 @@ def common(config: Config, values: dict[str, Any], detector: AnyDetector, traine
     flops_size = padded_size(config.data.min_size, config.data.max_size)
     return {
         "run_name": config.run_name,
+        "head_title": detector.head.title if isinstance(detector, Detector) else None,
         "status": "finished",
         "config_hash": config_hash(values),
         "seed": config.seed,
