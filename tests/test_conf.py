@@ -154,7 +154,11 @@ def test_nms_thresholds_of_the_published_configs() -> None:
         ("table2", {"model.msil.apply": "none,cls,reg,both"}, "coco", "1x", "AP, AP50, AP75"),
         (
             "table3",
-            {"model/backbone": "resnet101", "model/head": "fcos,vfnet", "model.msil.apply": "none,both"},
+            {
+                "model/backbone": "resnet101",
+                "model/head": "fcos,vfnet,retinanet,atss,gfl,tood",
+                "model.msil.apply": "none,both",
+            },
             "coco",
             "ms-2x",
             "test-dev; AP, AP50, AP75, APs, APm, APl",

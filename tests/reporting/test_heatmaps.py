@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from msil import build_detector
 from msil.detection import Detector
+from msil.detection.heads import head_class
+from msil.detection.priors import PriorGenerator
 from msil.errors import ConfigError, DataError
 from msil.reporting.energy import REGIONS, energy_json, energy_lines, split_energy
 from msil.reporting.heatmaps import (
@@ -29,7 +31,7 @@ class Brightness(nn.Module):
     """In place of a detector: the classification tower sees the image's brightness, the regression tower nothing."""
 
     strides: tuple[int, ...] = (8, 16)
-    point_offset = 0.5
+    priors = PriorGenerator(strides, offset=0.5)
 
     def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
@@ -62,24 +64,22 @@ def bright_box(background: int = 0) -> Tensor:
     return image
 
 
-def small_detector(**settings: Any) -> Detector:
+def small_detector(head: str = "fcos", **settings: Any) -> Detector:
     torch.manual_seed(0)
-    return build_detector("fcos", "resnet10", 3, channels=16, num_convs=1, norm_groups=4, **settings)
+    options = head_class(head).Options(num_convs=1, norm_groups=4)
+    return build_detector(options, "resnet10", 3, channels=16, **settings)
 
 
-@pytest.mark.parametrize("head", ["fcos", "vfnet"])
+@pytest.mark.parametrize("head", ["fcos", "vfnet", "tood"])
 def test_maps_are_the_features_behind_the_seam(head: str) -> None:
-    torch.manual_seed(0)
     block = {"align": True, "separate": True, "apply": "both", "reduction": 4}
-    detector = build_detector(
-        head, "resnet10", 3, channels=16, num_convs=1, norm_groups=4, msil=block, min_size=64, max_size=96
-    ).eval()
+    detector = small_detector(head, msil=block, min_size=64, max_size=96).eval()
     image = torch.randint(256, (3, 30, 50), dtype=torch.uint8)
     maps = tower_maps(detector, image)
     # 96 / 50 is the smaller scale: 58 x 96, padded to 64 x 96.
     assert (maps.extent, maps.size) == ((58, 96), (30, 50))
     assert [one.shape for one in maps.cls] == [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
-    assert maps.offset == {"fcos": 0.5, "vfnet": 0.0}[head]
+    assert maps.offset == {"fcos": 0.5, "vfnet": 0.0, "tood": 0.0}[head]
     with torch.no_grad():
         cls_feats, reg_feats = detector.head.towers(detector.pyramid([detector.resized(image)]))
     for ours, feats in ((maps.cls, cls_feats), (maps.reg, reg_feats)):
