@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pytest
 
+from msil.sweep import estimate
 from msil.sweep.jobs import Job, Sweep
 from msil.sweep.processes import Outcome
 from msil.sweep.screen import Screen
@@ -61,7 +63,18 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_shows_how_far_the_running_job_and_the_sweep_are(tmp_path: Path) -> None:
+class Noon(datetime):
+    """The line has room for a time; towards midnight the day is named too, and its end is cut."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        return datetime(2026, 1, 1, 12, 0)
+
+
+def test_a_terminal_shows_how_far_the_running_job_and_the_sweep_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "datetime", Noon)
     stream = Terminal()
     screen, outcomes = screen_of(tmp_path, ["ok", "running", "waiting"], stream, seconds=1800.0)
     screen.changed(outcomes[1])
