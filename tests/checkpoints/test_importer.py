@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.models.detection import FCOS_ResNet50_FPN_Weights, fcos_resnet50_fpn
+from torchvision.models import detection
+from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from msil.checkpoints.coco_names import COCO_CATEGORY_IDS, COCO_CLASSES
 from msil.checkpoints.description import read_description
@@ -21,9 +22,9 @@ from msil.checkpoints.load import load_detector
 from msil.data.voc import VOC_CLASSES
 from msil.errors import ConfigError, WeightsError
 
-from .theirs import config_1x, config_3x, numbered_state, save
+from .theirs import HEADS, config_1x, config_3x, numbered_state, save
 
-FORMS = ("plain", "improved", "vfnet")
+FORMS = tuple(HEADS)
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +51,19 @@ def test_an_imported_detector_loads(form: str, states: dict, tmp_path: Path) -> 
     assert (description.min_size, description.max_size) == (96, 160)
     assert (description.classes, description.category_ids) == (COCO_CLASSES, COCO_CATEGORY_IDS)
     assert description.source == "MMDetection 3.3.0: theirs.pth"
-    assert (detector.score_thresh, detector.nms_thresh) == (0.05, 0.5 if form == "plain" else 0.6)
+    assert (detector.score_thresh, detector.nms_thresh) == (0.05, 0.5 if form in ("plain", "retinanet") else 0.6)
     theirs = states[form]
     own = detector.state_dict()
     assert torch.equal(own["backbone.layer3.0.conv2.weight"], theirs["backbone.layer3.0.conv2.weight"])
     assert torch.equal(own["fpn.fpn_convs.4.bias"], theirs["neck.fpn_convs.4.conv.bias"])
-    assert own["head.scales"].tolist() == [theirs[f"bbox_head.scales.{i}.scale"].item() for i in range(5)]
+    classifier = next(key for key in theirs if key.endswith("_cls.bias"))
+    assert torch.equal(own["head.cls_logits.bias"], theirs[classifier])
+    if form != "retinanet":
+        assert own["head.scales"].tolist() == [theirs[f"bbox_head.scales.{i}.scale"].item() for i in range(5)]
     # Every name is accounted for once.
     assert len(report.matched) + len(report.renamed) + len(report.left_over) == len(theirs)
     assert report.missing == []
-    assert all(key.endswith("num_batches_tracked") for key in report.left_over)
+    assert all(key.endswith(("num_batches_tracked", "integral.project")) for key in report.left_over)
     assert all(key.startswith("backbone.") for key in report.matched)
 
 
@@ -84,9 +88,9 @@ def test_the_form_comes_from_the_config(states: dict, tmp_path: Path) -> None:
         description = read_description(out)
         assert description is not None
         head = description.model.head
-        flags = (head.conv_bias, head.center_sampling, head.centerness_on_reg, head.norm_on_bbox)
-        assert flags == (on, on, on, on)
-        assert head.loss_bbox == ("giou" if on else "iou")
+        flags = ("conv_bias", "center_sampling", "centerness_on_reg", "norm_on_bbox")
+        assert [head[flag] for flag in flags] == [on] * 4
+        assert head["loss_bbox"] == ("giou" if on else "iou")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,7 @@ def test_the_form_comes_from_the_config(states: dict, tmp_path: Path) -> None:
         ("plain", {}, ["--style caffe", "--form improved"]),
         ("plain", {"style": "pytorch"}, ["--form improved"]),
         ("plain", {"form": "plain"}, ["--style caffe"]),
-        ("vfnet", {}, ["--style caffe"]),
+        *((form, {}, ["--style caffe"]) for form in ("vfnet", "retinanet", "atss", "gfl", "tood")),
     ],
 )
 def test_what_a_bare_checkpoint_does_not_say_is_asked_for(
@@ -115,39 +119,42 @@ def bottlenecks() -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("form", "style", "order", "mean", "norm"),
+    ("form", "style", "mean", "norm"),
     [  # SEMANTICS, section 5
-        ("plain", "caffe", "bgr", [102.9801, 115.9465, 122.7717], "frozen_bn"),
-        ("improved", "caffe", "bgr", [103.53, 116.28, 123.675], "frozen_bn"),
-        ("vfnet", "caffe", "bgr", [103.53, 116.28, 123.675], "eval_bn"),
-        ("plain", "pytorch", "rgb", [123.675, 116.28, 103.53], "eval_bn"),
-        ("vfnet", "pytorch", "rgb", [123.675, 116.28, 103.53], "eval_bn"),
+        ("plain", "caffe", [102.9801, 115.9465, 122.7717], "frozen_bn"),
+        ("improved", "caffe", [103.53, 116.28, 123.675], "frozen_bn"),
+        ("vfnet", "caffe", [103.53, 116.28, 123.675], "eval_bn"),
+        ("retinanet", "caffe", [103.53, 116.28, 123.675], "frozen_bn"),
+        *((form, "pytorch", [123.675, 116.28, 103.53], "eval_bn") for form in FORMS if form != "improved"),
     ],
 )
 def test_what_the_options_imply(
-    form: str, style: str, order: str, mean: list[float], norm: str, bottlenecks: dict, tmp_path: Path
+    form: str, style: str, mean: list[float], norm: str, bottlenecks: dict, tmp_path: Path
 ) -> None:
     path, out = tmp_path / "bare.pth", tmp_path / "ours.safetensors"
     torch.save(bottlenecks[form], path)  # without any wrapping
-    import_checkpoint(path, "mmdet", out, style=style, form=None if form == "vfnet" else form)
+    import_checkpoint(path, "mmdet", out, style=style, form=form if form in ("plain", "improved") else None)
     description = read_description(out)
     assert description is not None
     model = description.model
-    assert (model.backbone.name, model.backbone.style, model.backbone.norm) == ("resnet50", style, norm)
-    assert (model.channel_order, model.image_mean) == (order, mean)
+    assert model.backbone == {
+        "name": "resnet50", "style": style, "norm": norm, "frozen_stages": 1, "weights": None,
+    }  # fmt: skip
+    assert (model.channel_order, model.image_mean) == ("bgr" if style == "caffe" else "rgb", mean)
     assert model.image_std == ([1.0, 1.0, 1.0] if style == "caffe" else [58.395, 57.12, 57.375])
-    assert model.nms_thresh == (0.5 if form == "plain" else 0.6)
+    assert model.nms_thresh == (0.5 if form in ("plain", "retinanet") else 0.6)
     assert (description.min_size, description.max_size) == (800, 1333)
-    assert (model.channels, model.head.num_convs) == (32, 3 if form == "vfnet" else 4)
-    assert (model.msil.apply, model.backbone.weights, model.backbone.frozen_stages) == ("none", None, 1)
+    assert (model.channels, model.head["num_convs"]) == (32, {"vfnet": 3, "tood": 6}.get(form, 4))
+    assert model.head["norm_groups"] == (None if form == "retinanet" else 32)
+    assert model.msil.apply == "none"
 
 
 @pytest.mark.parametrize(
     ("form", "config", "options", "message"),
     [
         ("vfnet", True, {"style": "caffe"}, "says in its config that its ResNet is of style pytorch"),
-        ("vfnet", True, {"form": "improved"}, "is a VFNet, which has one form"),
-        ("vfnet", False, {"style": "pytorch", "form": "plain"}, "is a VFNet, which has one form"),
+        ("vfnet", True, {"form": "improved"}, "is MMDetection's VFNet, which has one form"),
+        ("gfl", False, {"style": "pytorch", "form": "plain"}, "is MMDetection's GFL, which has one form"),
         ("plain", True, {"form": "improved"}, "says center_sampling=False in its config"),
         ("improved", True, {"form": "plain"}, "says center_sampling=True in its config"),
         ("improved", False, {"style": "pytorch", "form": "plain"}, "has biases in the towers"),
@@ -229,7 +236,7 @@ def test_an_incomplete_checkpoint_is_not_written(states: dict, tmp_path: Path) -
     with pytest.raises(WeightsError, match="lacks the head's classifier"):
         import_checkpoint(save(tmp_path / "a.pth", state, config_3x("vfnet")), "mmdet", out)
     state = {key: value for key, value in states["vfnet"].items() if key.startswith("backbone.")}
-    with pytest.raises(WeightsError, match=r"holds no detector, since no key begins with bbox_head\."):
+    with pytest.raises(WeightsError, match=r"holds no head of MMDetection's FCOS, VFNet, .*TOOD, by its key names"):
         import_checkpoint(save(tmp_path / "a.pth", state, config_3x("vfnet")), "mmdet", out)
     assert not out.exists()
 
@@ -242,6 +249,8 @@ def test_an_incomplete_checkpoint_is_not_written(states: dict, tmp_path: Path) -
         ("vfnet", config_3x("plain"), "is not a whole fcos on resnet18: it lacks head"),
         ("improved", config_3x("improved").replace("conv_bias=True, ", ""), r"has, beyond that net, head\.cls_tower"),
         ("vfnet", config_3x("vfnet").replace("stacked_convs=3", "stacked_convs=4"), r"lacks head\.cls_tower\.3"),
+        ("retinanet", config_3x("retinanet").replace("on_input", "on_output"), r"other shapes of fpn\.fpn_convs\.3"),
+        ("gfl", config_3x("gfl").replace("reg_max=16", "reg_max=8"), r"other shapes of head\.bbox_reg"),
     ],
 )
 def test_weights_of_another_net_than_the_configs_are_refused(
@@ -308,7 +317,7 @@ def test_a_checkpoint_of_mmdetection_1(bottlenecks: dict, tmp_path: Path) -> Non
     detector, description = load_detector(out)
     assert (detector.channel_order, detector.nms_thresh) == ("bgr", 0.5)
     assert detector.image_mean.tolist() == pytest.approx([102.9801, 115.9465, 122.7717])
-    assert (description.model.backbone.style, description.max_size) == ("caffe", 1333)
+    assert (description.model.backbone["style"], description.max_size) == ("caffe", 1333)
     own = detector.state_dict()
     assert own["head.bbox_ctrness.bias"].item() == state["bbox_head.fcos_centerness.bias"].item()
 
@@ -321,26 +330,64 @@ def test_weights_that_are_no_numbers_are_refused(states: dict, tmp_path: Path) -
     assert not (tmp_path / "ours.safetensors").exists()
 
 
-def test_torchvisions_channels_of_other_data(tmp_path: Path) -> None:
+def torchvision_state(name: str, classes: int) -> dict[str, Tensor]:
+    """The keys of torchvision's detector, in the room of one number each."""
     with torch.device("meta"):
-        model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
-    state = {key: torch.zeros(()).expand(value.shape) for key, value in model.state_dict().items()}
-    state["head.classification_head.cls_logits.bias"] = torch.arange(4.0)
+        model = detection.__dict__[name](weights=None, weights_backbone=None, num_classes=classes)
+    return {key: torch.zeros(()).expand(value.shape) for key, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["fcos_resnet50_fpn", "retinanet_resnet50_fpn"])
+def test_torchvisions_channels_of_other_data(name: str, tmp_path: Path) -> None:
+    state = torchvision_state(name, 4)
+    anchors = 1 if name.startswith("fcos") else 9
+    # Anchor by anchor: the background and three classes.
+    state["head.classification_head.cls_logits.bias"] = torch.arange(4.0).repeat(anchors)
     path, out = tmp_path / "tv.pth", tmp_path / "o.safetensors"
     torch.save(state, path)
     with pytest.raises(ConfigError, match="does not name its 3 classes"):
         import_checkpoint(path, "torchvision", out)
     for wrong in ({"style": "caffe"}, {"form": "plain"}):
-        with pytest.raises(ConfigError, match=f"torchvision's FCOS is of .*: leave --{next(iter(wrong))} out"):
+        with pytest.raises(ConfigError, match=f"is torchvision's {name}, which .*: leave --{next(iter(wrong))} out"):
             import_checkpoint(path, "torchvision", out, **wrong)
     with pytest.raises(ConfigError, match="is torchvision's, by its key names: give --from torchvision"):
         import_checkpoint(path, "mmdet", out, style="pytorch", form="improved")
     report = import_checkpoint(path, "torchvision", out, classes=["a", "b", "c"])
     detector, description = load_detector(out)
     assert (description.classes, description.category_ids) == (("a", "b", "c"), (1, 2, 3))
-    assert detector.state_dict()["head.cls_logits.bias"].tolist() == [1.0, 2.0, 3.0]
-    assert [name for name in report.missing if name.startswith("head.scales")]
-    assert "channel 0 of head.classification_head.cls_logits: the background" in report.left_over
+    assert detector.state_dict()["head.cls_logits.bias"].tolist() == [1.0, 2.0, 3.0] * anchors
+    assert bool(report.missing) == (anchors == 1)
+    assert all(line.startswith("head.scales: ones") for line in report.missing)
+    assert "class 0 of head.classification_head.cls_logits: the background" in report.left_over
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "head", "selection"),
+    [
+        ("fcos_resnet50_fpn", "frozen_bn", {"norm_groups": 32, "conv_bias": True, "point_offset": 0.0}, (0.6, 100)),
+        ("retinanet_resnet50_fpn", "frozen_bn",
+         {"norm_groups": None, "extra_convs": "on_output", "relu_before_extra_convs": True, "whole_anchors": True},
+         (0.5, 300)),
+        ("retinanet_resnet50_fpn_v2", "bn",
+         {"norm_groups": 32, "extra_convs": "on_input", "relu_before_extra_convs": True, "whole_anchors": True},
+         (0.5, 300)),
+    ],
+)  # fmt: skip
+def test_torchvisions_published_detectors(
+    name: str, norm: str, head: dict, selection: tuple[float, int], tmp_path: Path
+) -> None:
+    path, out = tmp_path / "tv.pth", tmp_path / "o.safetensors"
+    torch.save(torchvision_state(name, 91), path)
+    import_checkpoint(path, "torchvision", out)
+    description = read_description(out)
+    assert description is not None
+    model = description.model
+    assert (description.classes, description.category_ids) == (COCO_CLASSES, COCO_CATEGORY_IDS)
+    assert (description.min_size, description.max_size, model.channel_order) == (800, 1333, "rgb")
+    assert (model.backbone["name"], model.backbone["style"], model.backbone["norm"]) == ("resnet50", "pytorch", norm)
+    assert model.head.items() >= head.items()
+    assert (model.score_thresh, model.topk_candidates) == (0.05, 1000)
+    assert (model.nms_thresh, model.detections_per_img) == selection
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -13,36 +14,23 @@ from torchvision.models import resnet
 
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.coco_names import COCO_CATEGORY_IDS, COCO_CLASSES
-from msil.checkpoints.conventions import (
-    FORMS,
-    NMS,
-    Backbone,
-    Form,
-    Head,
-    Images,
-    Selection,
-    Settings,
-    images_of,
-    model_config,
-    norm_of,
-)
+from msil.checkpoints.conventions import FORMS, LAYOUTS, NORM_EPS, SOURCES, Layout, Settings, model_config, published
 from msil.checkpoints.description import Description, to_text
-from msil.checkpoints.foreign import ForeignCheckpoint, read_foreign_checkpoint
+from msil.checkpoints.foreign import read_foreign_checkpoint
 from msil.checkpoints.import_report import Report, report_lines
 from msil.checkpoints.mmdet_config import classes_of, config_of, settings_of
 from msil.data.voc import VOC_CLASSES
 from msil.detection.backbone import DEPTHS
-from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from msil.detection.heads import head_class
 from msil.detection.renaming import from_mmdet, from_torchvision, mmdet_names, torchvision_names
 from msil.errors import ConfigError, WeightsError
 from msil.files import write_bytes
 
 __all__ = ["Report", "import_checkpoint", "report_lines"]
 
-SOURCES = ("mmdet", "torchvision")
 NOT_OF_THE_NET = ("ema_", "data_preprocessor.")  # averaged copies, and the mean and std of images
-VFNET_ALONE = ("head.bbox_refine.", "head.reg_conv.", "head.reg_star.", "head.cls_star.", "head.scales_refine")
 CLASSIFIER = ("head.cls_logits.weight", "head.cls_logits.bias")
+TOWERS = ("head.cls_tower.", "head.inter_convs.")  # two towers' first, or TOOD's one
 
 
 @dataclass(frozen=True)
@@ -54,8 +42,8 @@ class Reading:
     settings: Settings
     origin: str
     classes: tuple[str, ...]
-    stand_ins: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
+    stand_ins: list[str]
+    unused: list[str]
 
 
 def import_checkpoint(
@@ -69,7 +57,8 @@ def import_checkpoint(
 ) -> Report:
     """Write the detector of another project's checkpoint to `out`, a .safetensors file that describes itself.
 
-    path: a checkpoint of MMDetection's FCOS or VFNet (2.x, 3.x) or of torchvision's fcos_resnet50_fpn.
+    path: a checkpoint of MMDetection's FCOS, VFNet, RetinaNet, ATSS, GFL or TOOD (2.x, 3.x), or of torchvision's
+        fcos_resnet50_fpn, retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2.
     source: "mmdet" or "torchvision". The rest is for what the checkpoint does not say, and is asked for:
     style: of its ResNet, "pytorch" (stride on the 3x3 convolution, RGB images) or "caffe" (on the first 1x1, BGR).
     form: of its FCOS head, "improved" (center sampling, centre-ness on the regression tower, distances in strides) or
@@ -84,11 +73,9 @@ def import_checkpoint(
     path, out = Path(path), Path(out)
     _check_options(source, out, style, form)
     content = read_foreign_checkpoint(path)
-    state = _unwrapped(content.state_dict)
-    if source == "torchvision":
-        reading = _read_torchvision(path, state, style, form, classes)
-    else:
-        reading = _read_mmdet(path, state, content, style, form, classes)
+    prefix = "module." if all(key.startswith("module.") for key in content.state_dict) else ""  # of DataParallel
+    state = {key.removeprefix(prefix): value for key, value in content.state_dict.items()}
+    reading = _read(path, source, state, content.meta, style, form, classes)
     category_ids = COCO_CATEGORY_IDS if reading.classes == COCO_CLASSES else tuple(range(1, len(reading.classes) + 1))
     images = reading.settings.images
     description = Description(
@@ -105,7 +92,7 @@ def import_checkpoint(
     return Report(
         matched=[key for key, name in reading.names.items() if key == name],
         renamed=[(key, name) for key, name in reading.names.items() if name is not None and key != name],
-        missing=list(reading.stand_ins),
+        missing=reading.stand_ins,
         left_over=[*dropped, *reading.unused, *(f"{key} (beside the state_dict)" for key in content.others)],
         settings=_in_words(reading),
     )
@@ -113,149 +100,134 @@ def import_checkpoint(
 
 def _check_options(source: str, out: Path, style: str | None, form: str | None) -> None:
     for name, value, known in (
-        ("source", source, SOURCES),
+        ("from", source, SOURCES),
         ("style", style, (None, "pytorch", "caffe")),
         ("form", form, (None, *FORMS)),
     ):
         if value not in known:
-            raise ConfigError(f"--{'from' if name == 'source' else name} must be {_either(known)}, not {value!r}.")
+            raise ConfigError(f"--{name} must be {' or '.join(filter(None, known))}, not {value!r}.")
     if out.suffix != ".safetensors":
         raise ConfigError(f"the output {out} must be named FILE.safetensors: give such a name to -o.")
 
 
-def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that DataParallel puts on every key."""
-    prefix = "module." if all(key.startswith("module.") for key in state) else ""
-    return {key.removeprefix(prefix): value for key, value in state.items()}
-
-
-def _read_mmdet(
+def _read(
     path: Path,
+    source: str,
     state: Mapping[str, Tensor],
-    content: ForeignCheckpoint,
+    meta: Mapping[str, Any],
     style: str | None,
     form: str | None,
     classes: Sequence[str] | None,
 ) -> Reading:
-    if any(key.startswith("backbone.body.") for key in state):
-        raise ConfigError(f"{path} is torchvision's, by its key names: give --from torchvision.")
+    layouts = _layouts(path, source, state)
     of_net = {key: value for key, value in state.items() if not key.startswith(NOT_OF_THE_NET)}
-    names = mmdet_names(of_net)
-    tensors = from_mmdet(of_net)
-    if not any(key.startswith("head.") for key in tensors):
+    names_of, renamed = (mmdet_names, from_mmdet) if source == "mmdet" else (torchvision_names, from_torchvision)
+    names, tensors = names_of(of_net), renamed(of_net)
+    if not layouts:
+        known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS if layout.source == source))
         raise WeightsError(
-            f"{path} holds no detector, since no key begins with bbox_head.: give the checkpoint of a whole FCOS or "
-            "VFNet."
+            f"{path} holds no head of {SOURCES[source]}'s {known}, by its key names: give the checkpoint of such a "
+            "detector, whole."
         )
-    config = config_of(content.meta)
-    version = content.meta.get("mmdet_version")
-    origin = "MMDetection" + (f" {version}" if isinstance(version, str) else "")
-    if config is None:
-        settings = _by_convention(path, tensors, style, form)
-        origin += ", without a config"
-    else:
+    if form is not None and form not in [layout.form for layout in layouts]:
+        raise ConfigError(f"{path} is {_name(layouts[0])}, which has one form: leave --form out.")
+    config = config_of(meta)
+    version = str(meta.get("mmdet_version") or "")
+    origin = f"{SOURCES[source]} {version}".rstrip()
+    if config is not None:
         settings = settings_of(config)
         _check_against_config(path, settings, style, form)
-    count = _num_classes(path, tensors)
+    else:
+        settings = _by_convention(path, layouts, tensors, style, form)
+        origin += ", without a config" if source == "mmdet" else ""
+    count = _num_classes(path, layouts[0], tensors)
     # 1.x, from which the oldest published checkpoints were converted, counted the background.
-    background = isinstance(version, str) and version.startswith(("0.", "1."))
-    if settings.head.num_classes not in (None, count + background):
+    if settings.num_classes not in (None, count + version.startswith(("0.", "1."))):
         raise WeightsError(
-            f"{path} has a classifier of {count} classes and a config of {settings.head.num_classes}: it is no "
-            "checkpoint of that config."
+            f"{path} has a classifier of {count} classes and a config of {settings.num_classes}: it is no checkpoint "
+            "of that config."
         )
-    return Reading(tensors, names, settings, origin, _class_names(path, classes, classes_of(content.meta), count))
+    own, stand_ins, unused = classes_of(meta), [], []
+    if source == "torchvision":
+        coco = count == 91 and (classes is None or tuple(classes) == COCO_CLASSES)
+        own = COCO_CLASSES if coco else None
+        kept = COCO_CATEGORY_IDS if coco else tuple(range(1, count))
+        unused.append("class 0 of head.classification_head.cls_logits: the background")
+        if gaps := [str(i) for i in range(1, count) if i not in kept]:
+            unused.append(f"its classes {', '.join(gaps)}: category ids that COCO does not use")
+        if "head.scales" in tensors:
+            stand_ins.append("head.scales: ones, since torchvision's head has no level scales")
+        for key in CLASSIFIER:
+            if key in tensors and not len(tensors[key]) % count:  # a row for each class of each of a cell's anchors
+                tensors[key] = tensors[key].unflatten(0, (-1, count))[:, list(kept)].flatten(0, 1)
+        count = len(kept)
+        _set_eps(tensors, layouts[0].norm_eps)
+    return Reading(tensors, names, settings, origin, _class_names(path, classes, own, count), stand_ins, unused)
 
 
-def _by_convention(path: Path, tensors: Mapping[str, Tensor], style: str | None, form: str | None) -> Settings:
-    """The settings of a checkpoint without a config: what its tensors show, what the options say, and custom."""
-    head = "vfnet" if any(key.startswith(VFNET_ALONE) for key in tensors) else "fcos"
+def _layouts(path: Path, source: str, state: Mapping[str, Tensor]) -> list[Layout]:
+    """The published layouts that have such keys: one, or both forms of FCOS; none where no head is known."""
+    found = [layout for layout in LAYOUTS if any(key.startswith(layout.keys) for key in state)]
+    own = [layout for layout in found if layout.source == source]
+    if found and not own:
+        other = found[0].source
+        raise ConfigError(f"{path} is {SOURCES[other]}'s, by its key names: give --from {other}.")
+    return own
+
+
+def _name(layout: Layout) -> str:
+    return f"{SOURCES[layout.source]}'s {layout.name}"
+
+
+def _by_convention(
+    path: Path, layouts: list[Layout], tensors: Mapping[str, Tensor], style: str | None, form: str | None
+) -> Settings:
+    """The settings of a checkpoint without a config: the layout's, what its tensors show, and what the options say."""
+    styles = list(layouts[0].norms)
     needs = []
-    if style is None:
+    if style is None and len(styles) > 1:
         needs.append("--style caffe where the name of its config has caffe in it, else --style pytorch,")
-    if form is None and head == "fcos":
+    if form is None and len(layouts) > 1:
         needs.append("--form improved where that name has center-normbbox-centeronreg-giou in it, else --form plain,")
     if needs:
         raise ConfigError(
             f"{path} does not carry its config, and its weights fit more than one net: give "
             f"{' and '.join(needs).rstrip(',')}."
         )
-    assert style is not None
-    if head == "vfnet" and form is not None:
-        raise ConfigError(f"{path} is a VFNet, which has one form: leave --form out.")
-    bias = "head.cls_tower.0.conv.bias" in tensors
-    if form == "plain" and bias:
-        raise ConfigError(
-            f"{path} has biases in the towers' convolutions, which the plain FCOS has not: give --form improved."
-        )
-    return Settings(
-        Backbone(_resnet_name(path, tensors), style, norm_of(style, head), 1),
+    if style not in (None, *styles):
+        raise ConfigError(f"{path} is {_name(layouts[0])}, which is of style {styles[0]}: leave --style out.")
+    layout = next(layout for layout in layouts if form in (None, layout.form))
+    shown: dict[str, object] = {
+        "num_convs": len({key.split(".")[2] for key in tensors if key.startswith(TOWERS)}),
+        "norm_groups": 32 if any(key.startswith(TOWERS) and ".norm." in key for key in tensors) else None,
+    }
+    if "conv_bias" in layout.options:
         # Before biases came to the improved form's towers it was published without.
-        _shown_head(tensors, head, None if form is None else replace(FORMS[form], conv_bias=bias)),
-        images_of(style, form),
-        Selection(nms_thresh=NMS[form or "improved"]),
-    )
+        shown["conv_bias"] = "head.cls_tower.0.conv.bias" in tensors
+        if form == "plain" and shown["conv_bias"]:
+            raise ConfigError(
+                f"{path} has biases in the towers' convolutions, which the plain FCOS has not: give --form improved."
+            )
+    channels = next((len(tensors[key]) for tower in TOWERS if (key := f"{tower}0.conv.weight") in tensors), 256)
+    return published(layout, style or styles[0], _resnet_name(path, tensors), channels, shown)
 
 
 def _check_against_config(path: Path, settings: Settings, style: str | None, form: str | None) -> None:
-    own = settings.backbone.style
+    own = settings.backbone["style"]
     if style not in (None, own):
         raise ConfigError(f"{path} says in its config that its ResNet is of style {own}: leave --style out.")
-    if form is None:
-        return
-    if settings.head.form is None:
-        raise ConfigError(f"{path} is a VFNet, which has one form: leave --form out.")
-    # What the two forms are known by; biases and losses came and went.
-    for key in ("center_sampling", "centerness_on_reg", "norm_on_bbox"):
-        found = getattr(settings.head.form, key)
-        if found != getattr(FORMS[form], key):
+    for key in ("center_sampling", "centerness_on_reg", "norm_on_bbox"):  # biases and losses came and went
+        found = settings.head.get(key)
+        if form is not None and found != FORMS[form][key]:
             raise ConfigError(f"{path} says {key}={found} in its config, which is not {form}: leave --form out.")
 
 
-def _read_torchvision(
-    path: Path,
-    state: Mapping[str, Tensor],
-    style: str | None,
-    form: str | None,
-    classes: Sequence[str] | None,
-) -> Reading:
-    if any(key.startswith("bbox_head.") for key in state):
-        raise ConfigError(f"{path} is MMDetection's, by its key names: give --from mmdet.")
-    if style == "caffe" or form == "plain":
-        wrong = "--style" if style == "caffe" else "--form"
-        raise ConfigError(f"torchvision's FCOS is of style pytorch and of the improved form: leave {wrong} out.")
-    names = torchvision_names(state)
-    tensors = from_torchvision(state)
-    channels = _num_classes(path, tensors)
-    coco = channels == 91 and (classes is None or tuple(classes) == COCO_CLASSES)
-    kept = COCO_CATEGORY_IDS if coco else tuple(range(1, channels))
-    for key in CLASSIFIER:
-        tensors[key] = tensors[key][list(kept)]
-    unused = ["channel 0 of head.classification_head.cls_logits: the background"]
-    gaps = [str(i) for i in range(1, channels) if i not in kept]
-    if gaps:
-        unused.append(f"its channels {', '.join(gaps)}: category ids that COCO does not use")
-    return Reading(
-        tensors,
-        names,
-        Settings(
-            Backbone(_resnet_name(path, tensors), "pytorch", "frozen_bn", 1),
-            _shown_head(tensors, "fcos", replace(FORMS["improved"], point_offset=0.0)),
-            Images("rgb", IMAGENET_MEAN, IMAGENET_STD),
-            Selection(nms_thresh=NMS["improved"]),
-        ),
-        "torchvision",
-        COCO_CLASSES if coco else _class_names(path, classes, None, len(kept)),
-        ("head.scales: ones, since torchvision's head has no level scales",),
-        tuple(unused),
-    )
-
-
-def _shown_head(tensors: Mapping[str, Tensor], name: str, form: Form | None) -> Head:
-    """The head with the sizes that its tensors have."""
-    num_convs = sum(key.startswith("head.cls_tower.") and key.endswith(".conv.weight") for key in tensors)
-    weight = tensors.get("head.cls_tower.0.conv.weight")
-    return Head(name, num_convs, 256 if weight is None else weight.shape[0], 32, form)
+def _set_eps(tensors: dict[str, Tensor], eps: float) -> None:
+    """Scales the norms' weights, so that with NORM_EPS they do what they did with `eps`."""
+    for key in list(tensors):
+        weight = f"{key.removesuffix('running_var')}weight"
+        if eps != NORM_EPS and key.endswith(".running_var") and weight in tensors:
+            tensors[weight] = tensors[weight] * ((tensors[key] + NORM_EPS) / (tensors[key] + eps)).sqrt()
 
 
 def _resnet_name(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -270,11 +242,11 @@ def _resnet_name(path: Path, tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def _num_classes(path: Path, tensors: Mapping[str, Tensor]) -> int:
+def _num_classes(path: Path, layout: Layout, tensors: Mapping[str, Tensor]) -> int:
     bias = tensors.get(CLASSIFIER[1])
-    if bias is None:
-        raise WeightsError(f"{path} lacks the head's classifier: the checkpoint is incomplete.")
-    return bias.shape[0]
+    if bias is None or len(bias) % layout.per_cell:
+        raise WeightsError(f"{path} lacks the head's classifier, or a part of it: the checkpoint is incomplete.")
+    return len(bias) // layout.per_cell
 
 
 def _class_names(path: Path, given: Sequence[str] | None, own: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
@@ -339,23 +311,25 @@ def _write(tensors: Mapping[str, Tensor], description: Description, out: Path) -
 def _in_words(reading: Reading) -> list[str]:
     settings = reading.settings
     backbone, head, images = settings.backbone, settings.head, settings.images
-    name = "FCOS" if head.name == "fcos" else "VFNet"
     names = {COCO_CLASSES: " of COCO", VOC_CLASSES: " of VOC"}.get(reading.classes, "")
-    order = images.channel_order.upper()
-    lines = [
-        f"{name} on {backbone.name}, {len(reading.classes)} classes{names} (from {reading.origin})",
-        f"  backbone   style {backbone.style}, norm {backbone.norm}, frozen_stages {backbone.frozen_stages}",
-        f"  images     {order}, mean {_numbers(images.mean)}, std {_numbers(images.std)}, "
+    title, count = head_class(head["name"]).title, len(reading.classes)
+    return [
+        f"{title} on {backbone['name']}, {count} classes{names} (from {reading.origin})",
+        f"  backbone   {_words(backbone)}",
+        f"  images     {images.channel_order.upper()}, mean {_numbers(images.mean)}, std {_numbers(images.std)}, "
         f"short side {images.min_size}, long side <= {images.max_size}",
+        f"  head       {_words(head)}",
+        f"  selection  {_words(settings.selection)}",
     ]
-    if head.form is not None:
-        lines.append("  head       " + ", ".join(f"{key} {_word(value)}" for key, value in asdict(head.form).items()))
-    lines.append("  selection  " + ", ".join(f"{key} {value:g}" for key, value in asdict(settings.selection).items()))
-    return lines
 
 
-def _word(value: object) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+def _words(values: Mapping[str, object]) -> str:
+    words = {True: "on", False: "off", None: "none"}
+    return ", ".join(
+        f"{key} {words[value] if value is None or isinstance(value, bool) else value}"
+        for key, value in values.items()
+        if key != "name"
+    )
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -364,7 +338,3 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _listed(names: Sequence[str], count: int = 8) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
-
-
-def _either(values: Sequence[str | None]) -> str:
-    return " or ".join(value for value in values if value is not None)

@@ -8,72 +8,101 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from msil.checkpoints.conventions import (
-    MAX_SIZE,
-    MIN_SIZE,
-    Backbone,
-    Form,
-    Head,
-    Images,
-    Selection,
-    Settings,
-)
+from msil.checkpoints.conventions import MAX_SIZE, MIN_SIZE, NORM_EPS, SELECTION, Images, Settings
 from msil.errors import WeightsError
 
-HEADS = {"FCOSHead": "fcos", "VFNetHead": "vfnet"}
-DETECTORS = ("FCOS", "VFNet", "SingleStageDetector")
-BOX_LOSSES = {"IoULoss": "iou", "GIoULoss": "giou"}
 RESNETS = (18, 34, 50, 101)
+BOX_LOSSES = {"IoULoss": "iou", "GIoULoss": "giou"}
 
-# Keys whose other values make another net: MMDetection's default, and what ours has.
-Spec = Mapping[str, tuple[Any, tuple[Any, ...]]]
-_BACKBONE: Spec = {
-    "num_stages": (4, (4,)),
-    "out_indices": ([0, 1, 2, 3], ([0, 1, 2, 3],)),
-    "strides": ([1, 2, 2, 2], ([1, 2, 2, 2],)),
-    "dilations": ([1, 1, 1, 1], ([1, 1, 1, 1],)),
-    "in_channels": (3, (3,)),
-    "stem_channels": (None, (64, None)),
-    "base_channels": (64, (64,)),
-    "deep_stem": (False, (False,)),
-    "avg_down": (False, (False,)),
-    "conv_cfg": (None, (None,)),
-    "dcn": (None, (None,)),
-    "plugins": (None, (None,)),
-}
-_NECK: Spec = {
-    "start_level": (0, (1,)),
-    "end_level": (-1, (-1, 3)),
-    "num_outs": (5, (5,)),
-    "relu_before_extra_convs": (False, (True,)),
-    "conv_cfg": (None, (None,)),
-    "norm_cfg": (None, (None,)),
-    "act_cfg": (None, (None,)),
-    "upsample_cfg": ({"mode": "nearest"}, ({"mode": "nearest"},)),
-}
+# Keys whose other values make another net: MMDetection's default, and what ours has. a.b: key b of the dict a.
+Spec = dict[str, tuple[Any, tuple[Any, ...]]]
+
+
+def _only(values: Mapping[str, Any]) -> Spec:
+    """These values, which are MMDetection's defaults too."""
+    return {key: (value, (value,)) for key, value in values.items()}
+
+
+_BACKBONE = _only({
+    "num_stages": 4, "out_indices": [0, 1, 2, 3], "strides": [1, 2, 2, 2], "dilations": [1, 1, 1, 1], "in_channels": 3,
+    "base_channels": 64, "deep_stem": False, "avg_down": False, "conv_cfg": None, "dcn": None, "plugins": None,
+    "norm_cfg.eps": NORM_EPS,
+}) | {"stem_channels": (None, (64, None))}  # fmt: skip
+_NECK = _only({
+    "num_outs": 5, "conv_cfg": None, "norm_cfg": None, "act_cfg": None, "upsample_cfg": {"mode": "nearest"},
+}) | {"start_level": (0, (1,)), "end_level": (-1, (-1, 3))}  # fmt: skip
+_TESTS = _only({"nms.type": "nms", "nms.class_agnostic": False, "min_bbox_size": 0})
+_HEAD = _only({"dcn_on_last_conv": False, "conv_cfg": None, "norm_cfg.eps": NORM_EPS})
+_STRIDES = [8, 16, 32, 64, 128]
 _RANGES = [[-1, 64], [64, 128], [128, 256], [256, 512], [512, 1e8]]
-_HEAD: Spec = {
-    "regress_ranges": (_RANGES, (_RANGES,)),
-    "strides": ([4, 8, 16, 32, 64], ([8, 16, 32, 64, 128],)),
-    "dcn_on_last_conv": (False, (False,)),
-    "conv_cfg": (None, (None,)),
-}
-_VFNET: Spec = {
-    "use_atss": (True, (True,)),
-    "bbox_norm_type": ("reg_denom", ("reg_denom",)),
-    "gradient_mul": (0.1, (0.1,)),
-    "use_vfl": (True, (True,)),
-}
-_ANCHORS: Spec = {
-    "octave_base_scale": (8, (8,)),
-    "scales_per_octave": (1, (1,)),
-    "ratios": ([1.0], ([1.0],)),
-    "center_offset": (0.0, (0.0,)),
-    "strides": ([8, 16, 32, 64, 128], ([8, 16, 32, 64, 128],)),
-}
+_POINTS = _only({"regress_ranges": _RANGES}) | {"strides": ([4, 8, 16, 32, 64], (_STRIDES,))}
+
+
+def _anchors(scale: int, octaves: int, ratios: list[float]) -> dict[str, Any]:
+    """Of a cell."""
+    return {
+        "anchor_generator.type": "AnchorGenerator", "anchor_generator.octave_base_scale": scale,
+        "anchor_generator.scales_per_octave": octaves, "anchor_generator.ratios": ratios,
+        "anchor_generator.strides": _STRIDES,
+    }  # fmt: skip
+
+
+def _given(values: Mapping[str, Any]) -> Spec:
+    """These values, which a config must give. Those of 1.x, whose boxes are a pixel wider, have other keys."""
+    return {key: (None, (value,)) for key, value in values.items()} | _only(
+        {"anchor_generator.scales": None, "anchor_generator.center_offset": 0.0}
+    )
+
+
+def _deltas(stds: list[float]) -> Spec:
+    kind = "DeltaXYWHBBoxCoder"
+    return _only({"bbox_coder.type": kind, "bbox_coder.target_means": [0.0] * 4}) | {
+        "bbox_coder.target_stds": ([1.0] * 4, (stds,))
+    }
+
+
+_SQUARE = _anchors(8, 1, [1.0])
+
+
+def _box_loss(loss: dict[str, Any]) -> str:
+    if _kind(loss) not in BOX_LOSSES:
+        raise _refused("model.bbox_head.loss_bbox.type", _kind(loss), " and ".join(BOX_LOSSES))
+    return BOX_LOSSES[_kind(loss)]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One of MMDetection's. detector: the type of model around it. name: ours. spec: as above.
+    norm: its default norm_cfg. options: keys that are options of ours by the same name: default, and how to read it."""
+
+    detector: str
+    name: str
+    spec: Spec
+    norm: dict[str, Any] | None = field(default_factory=lambda: {"type": "GN", "num_groups": 32})
+    options: Mapping[str, tuple[Any, Callable[[Any], Any]]] = field(default_factory=dict)
+
+
+HEADS = {
+    "FCOSHead": Head("FCOS", "fcos", _POINTS | _only({"loss_bbox.linear": False, "loss_bbox.mode": "log"}), options={
+        "conv_bias": ("auto", lambda bias: bias is True),  # auto: none beside a norm
+        "center_sampling": (False, bool), "center_sample_radius": (1.5, float), "centerness_on_reg": (False, bool),
+        "norm_on_bbox": (False, bool), "loss_bbox": ({"type": "IoULoss"}, _box_loss),
+    }),
+    "VFNetHead": Head("VFNet", "vfnet", _POINTS | _only(_SQUARE | {
+        "anchor_generator.center_offset": 0.0, "use_atss": True, "bbox_norm_type": "reg_denom", "gradient_mul": 0.1,
+        "use_vfl": True,
+    })),
+    "RetinaHead": Head(
+        "RetinaNet", "retinanet", _given(_anchors(4, 3, [0.5, 1.0, 2.0])) | _deltas([1.0] * 4), norm=None
+    ),
+    "ATSSHead": Head("ATSS", "atss", _given(_SQUARE) | _deltas([0.1, 0.1, 0.2, 0.2]) | _only({"pred_kernel_size": 3})),
+    "GFLHead": Head("GFL", "gfl", _given(_SQUARE), options={"reg_max": (16, int)}),
+    "TOODHead": Head("TOOD", "tood", _given(_SQUARE) | _only({"anchor_type": "anchor_free", "num_dcn": 0})),
+}  # fmt: skip
 
 
 def parse_config(text: str) -> dict[str, Any]:
@@ -125,9 +154,9 @@ def classes_of(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 def settings_of(config: Mapping[str, Any]) -> Settings:
     """What the detector of a configuration is in our settings.
 
-    Raises WeightsError, naming the key and its value, for a detector that is not FCOS or VFNet on a ResNet and an FPN
-    as published (deformable convolutions, ResNeXt, other strides ...), or a configuration that does not say how
-    images are normalised.
+    Raises WeightsError, naming the key and its value, for a detector that is none of HEADS on a ResNet and an FPN as
+    published (deformable convolutions, ResNeXt, other strides ...), or a configuration that does not say how images
+    are normalised.
     """
     try:
         return _settings(config)
@@ -139,18 +168,27 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
 
 def _settings(config: Mapping[str, Any]) -> Settings:
     model = _dict(config, "model", "")
-    if _kind(model) not in DETECTORS:
-        raise _refused("model.type", _kind(model), "FCOS and VFNet")
-    head = _head(_dict(model, "bbox_head", "model."))
+    detectors = [head.detector for head in HEADS.values()]
+    if _kind(model) not in (*detectors, "SingleStageDetector"):
+        raise _refused("model.type", _kind(model), ", ".join(detectors))
+    node = _dict(model, "bbox_head", "model.")
+    head = _head(node) | _extra_levels(_dict(model, "neck", "model."))
     tests = model.get("test_cfg")
     if not isinstance(tests, dict):  # up to 2.0 it was outside the model; 3.x has the test loop's there
         outside = config.get("test_cfg")
         tests = outside if isinstance(outside, dict) and "type" not in outside else {}
-    _check_neck(_dict(model, "neck", "model."))
-    return Settings(_backbone(_dict(model, "backbone", "model.")), head, _images(config, model), _selection(tests))
+    classes = node.get("num_classes")
+    return Settings(
+        head,
+        _backbone(_dict(model, "backbone", "model.")),
+        _images(config, model),
+        _selection(tests),
+        int(node.get("feat_channels", 256)),
+        classes if isinstance(classes, int) else None,
+    )
 
 
-def _backbone(node: dict[str, Any]) -> Backbone:
+def _backbone(node: dict[str, Any]) -> dict[str, Any]:
     where = "model.backbone."
     if _kind(node) != "ResNet":
         raise _refused(f"{where}type", _kind(node), "ResNet")
@@ -163,13 +201,14 @@ def _backbone(node: dict[str, Any]) -> Backbone:
     norm = node.get("norm_cfg", {"type": "BN", "requires_grad": True})
     if not isinstance(norm, dict) or _kind(norm) not in ("BN", "BN2d", "SyncBN"):
         raise _refused(f"{where}norm_cfg", norm, "BN and SyncBN")
-    _check(norm, {"eps": (1e-5, (1e-5,))}, f"{where}norm_cfg.")
     kind = "bn" if not node.get("norm_eval", True) else "eval_bn" if norm.get("requires_grad", True) else "frozen_bn"
     # -1 is none here; 0, the stem alone, is not to be had.
-    return Backbone(f"resnet{node['depth']}", style, kind, max(int(node.get("frozen_stages", -1)), 0))
+    frozen = max(int(node.get("frozen_stages", -1)), 0)
+    return {"name": f"resnet{node['depth']}", "style": style, "norm": kind, "frozen_stages": frozen}
 
 
-def _check_neck(node: dict[str, Any]) -> None:
+def _extra_levels(node: dict[str, Any]) -> dict[str, Any]:
+    """The neck's part of the head's options: what P6 and P7 are made of."""
     where = "model.neck."
     if _kind(node) != "FPN":
         raise _refused(f"{where}type", _kind(node), "FPN")
@@ -177,49 +216,26 @@ def _check_neck(node: dict[str, Any]) -> None:
     extra = node.get("add_extra_convs", False)
     if extra is True:
         extra = "on_input" if node.get("extra_convs_on_inputs", True) else "on_output"
-    if extra != "on_output":
-        raise _refused(f"{where}add_extra_convs", extra, "on_output")
+    if extra not in ("on_input", "on_output"):
+        raise _refused(f"{where}add_extra_convs", extra, "on_input and on_output")
+    return {"extra_convs": extra, "relu_before_extra_convs": bool(node.get("relu_before_extra_convs", False))}
 
 
-def _head(node: dict[str, Any]) -> Head:
+def _head(node: dict[str, Any]) -> dict[str, Any]:
     where = "model.bbox_head."
     if _kind(node) not in HEADS:
-        raise _refused(f"{where}type", _kind(node), " and ".join(HEADS))
-    name = HEADS[_kind(node)]
-    _check(node, _HEAD, where)
-    if name == "vfnet":
-        _check(node, _VFNET, where)
-        _check(node.get("anchor_generator", {}), _ANCHORS, f"{where}anchor_generator.")
-    norm = node.get("norm_cfg", {"type": "GN", "num_groups": 32})
-    if not isinstance(norm, dict) or _kind(norm) != "GN":
-        raise _refused(f"{where}norm_cfg", norm, "GN")
-    _check(norm, {"eps": (1e-5, (1e-5,))}, f"{where}norm_cfg.")
-    classes = node.get("num_classes")
-    return Head(
-        name,
-        num_convs=int(node.get("stacked_convs", 4)),
-        channels=int(node.get("feat_channels", 256)),
-        norm_groups=int(norm.get("num_groups", 32)),
-        form=_form(node, where) if name == "fcos" else None,
-        num_classes=classes if isinstance(classes, int) else None,
-    )
-
-
-def _form(node: dict[str, Any], where: str) -> Form:
-    loss = node.get("loss_bbox", {"type": "IoULoss"})
-    kind = _kind(loss) if isinstance(loss, dict) else str(loss)
-    if kind == "IoULoss":
-        _check(loss, {"linear": (False, (False,)), "mode": ("log", ("log",))}, f"{where}loss_bbox.")
-    if kind not in BOX_LOSSES:
-        raise _refused(f"{where}loss_bbox.type", kind, " and ".join(BOX_LOSSES))
-    return Form(
-        conv_bias=node.get("conv_bias", "auto") is True,  # auto: none beside a norm
-        center_sampling=bool(node.get("center_sampling", False)),
-        center_sample_radius=float(node.get("center_sample_radius", 1.5)),
-        centerness_on_reg=bool(node.get("centerness_on_reg", False)),
-        norm_on_bbox=bool(node.get("norm_on_bbox", False)),
-        loss_bbox=BOX_LOSSES[kind],
-    )
+        raise _refused(f"{where}type", _kind(node), ", ".join(HEADS))
+    head = HEADS[_kind(node)]
+    _check(node, _HEAD | head.spec, where)
+    norm = node.get("norm_cfg", head.norm)
+    if norm is not None and (not isinstance(norm, dict) or _kind(norm) != "GN"):
+        raise _refused(f"{where}norm_cfg", norm, "GN and None")
+    return {
+        "name": head.name,
+        "num_convs": int(node.get("stacked_convs", 4)),
+        "norm_groups": None if norm is None else int(norm.get("num_groups", 32)),
+        **{key: read(node.get(key, default)) for key, (default, read) in head.options.items()},
+    }
 
 
 def _images(config: Mapping[str, Any], model: dict[str, Any]) -> Images:
@@ -279,27 +295,28 @@ def _typed(node: Any) -> Iterator[dict[str, Any]]:
             yield from _typed(value)
 
 
-def _selection(node: dict[str, Any]) -> Selection:
-    nms = node.get("nms", {})
-    if not isinstance(nms, dict) or _kind(nms) not in ("", "nms"):
-        raise _refused("model.test_cfg.nms", nms, "the type nms")
-    _check(nms, {"class_agnostic": (False, (False,))}, "model.test_cfg.nms.")
-    _check(node, {"min_bbox_size": (0, (0,))}, "model.test_cfg.")
+def _selection(node: dict[str, Any]) -> dict[str, Any]:
+    _check(node, _TESTS, "model.test_cfg.")
     for key in ("nms_pre", "max_per_img"):
         if int(node.get(key, 1)) < 1:
             raise _refused(f"model.test_cfg.{key}", node[key], "numbers above 0")
-    usual = Selection()
-    return Selection(
-        float(node.get("score_thr", usual.score_thresh)),
-        float(nms.get("iou_threshold", nms.get("iou_thr", usual.nms_thresh))),  # iou_thr: early 2.0
-        int(node.get("nms_pre", usual.topk_candidates)),
-        int(node.get("max_per_img", usual.detections_per_img)),
-    )
+    nms = node.get("nms", {})
+    found = {
+        "score_thresh": node.get("score_thr"),
+        "nms_thresh": nms.get("iou_threshold", nms.get("iou_thr")),  # iou_thr: early 2.0
+        "topk_candidates": node.get("nms_pre"),
+        "detections_per_img": node.get("max_per_img"),
+    }
+    return {key: usual if found[key] is None else type(usual)(found[key]) for key, usual in SELECTION.items()}
 
 
 def _check(node: dict[str, Any], spec: Spec, where: str) -> None:
     for key, (default, ours) in spec.items():
-        value = node.get(key, default)
+        value: Any = node
+        for word in key.split("."):
+            value = value.get(word, default) if isinstance(value, dict) else default
+        if isinstance(value, str):  # a type may come with its module
+            value = value.rsplit(".", 1)[-1]
         if value not in ours:
             raise _refused(where + key, value, str(ours[0]))
 

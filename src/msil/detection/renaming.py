@@ -1,7 +1,7 @@
 """State dicts of MMDetection and torchvision in our names: pure functions of names and tensors.
 
 The same tensor is the same parameter in all three; only its name differs. MMDetection: the heads of 2.x and 3.x, and
-FCOSHead's names of 1.x. torchvision: fcos_resnet50_fpn.
+FCOSHead's names of 1.x. torchvision: fcos_resnet50_fpn, retinanet_resnet50_fpn and its v2.
 """
 
 from __future__ import annotations
@@ -96,39 +96,44 @@ _MMDET = (
 )
 
 
-def _torchvision_tower(theirs: str, ours: str) -> Rules:
-    """Four times conv, GroupNorm and ReLU in one Sequential, the ReLUs counted."""
-    kinds = ("conv", "norm")
+_TORCHVISION_BACKBONE = Part("backbone.body.", "backbone.", _BACKBONE)
+_TORCHVISION_FPN = Part(
+    "backbone.fpn.",
+    "fpn.",
+    (
+        # Without the .0: torchvision up to 0.12.
+        (r"inner_blocks\.(\d+)(?:\.0)?\.(weight|bias)", r"lateral_convs.\1.\2"),
+        (r"layer_blocks\.(\d+)(?:\.0)?\.(weight|bias)", r"fpn_convs.\1.\2"),
+        (r"extra_blocks\.p6\.(weight|bias)", r"fpn_convs.3.\1"),
+        (r"extra_blocks\.p7\.(weight|bias)", r"fpn_convs.4.\1"),
+    ),
+)
+_BRANCHES = (("classification_head", "cls_tower"), ("regression_head", "reg_tower"))
+_PREDICTORS: Rules = (
+    (r"classification_head\.(cls_logits\.(?:weight|bias))", r"\1"),
+    (r"regression_head\.((?:bbox_reg|bbox_ctrness)\.(?:weight|bias))", r"\1"),
+)
+
+
+def _flat_towers(step: int, kinds: tuple[str, ...]) -> Rules:
+    """Towers in one Sequential, `step` modules a layer: those of `kinds` first, then what has no parameters."""
     return tuple(
-        (rf"{theirs}\.conv\.{3 * i + offset}\.(weight|bias)", rf"{ours}.{i}.{kind}.\1")
+        (rf"{theirs}\.conv\.{step * i + offset}\.(weight|bias)", rf"{ours}.{i}.{kind}.\1")
+        for theirs, ours in _BRANCHES
         for i in range(4)
         for offset, kind in enumerate(kinds)
     )
 
 
-_TORCHVISION = (
-    Part("backbone.body.", "backbone.", _BACKBONE),
-    Part(
-        "backbone.fpn.",
-        "fpn.",
-        (
-            # Without the .0: torchvision up to 0.12.
-            (r"inner_blocks\.(\d+)(?:\.0)?\.(weight|bias)", r"lateral_convs.\1.\2"),
-            (r"layer_blocks\.(\d+)(?:\.0)?\.(weight|bias)", r"fpn_convs.\1.\2"),
-            (r"extra_blocks\.p6\.(weight|bias)", r"fpn_convs.3.\1"),
-            (r"extra_blocks\.p7\.(weight|bias)", r"fpn_convs.4.\1"),
-        ),
-    ),
-    Part(
-        "head.",
-        "head.",
-        (
-            *_torchvision_tower(r"classification_head", "cls_tower"),
-            *_torchvision_tower(r"regression_head", "reg_tower"),
-            (r"classification_head\.(cls_logits\.(?:weight|bias))", r"\1"),
-            (r"regression_head\.((?:bbox_reg|bbox_ctrness)\.(?:weight|bias))", r"\1"),
-        ),
-    ),
+_NESTED_TOWERS: Rules = tuple(
+    (rf"{theirs}\.conv\.(\d+)\.{offset}\.(weight|bias)", rf"{ours}.\1.{kind}.\2")
+    for theirs, ours in _BRANCHES
+    for offset, kind in enumerate(("conv", "norm"))
+)
+# FCOS: conv, GroupNorm, ReLU. RetinaNet up to 0.12: conv, ReLU; since then, and v2, a Sequential a layer.
+_TORCHVISION = tuple(
+    (_TORCHVISION_BACKBONE, _TORCHVISION_FPN, Part("head.", "head.", (*towers, *_PREDICTORS)))
+    for towers in (_flat_towers(3, ("conv", "norm")), _flat_towers(2, ("conv",)), _NESTED_TOWERS)
 )
 
 
@@ -136,18 +141,17 @@ def from_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict of one of MMDetection's detectors, or of its backbone, neck or head alone, in our keys.
 
     Keys with the prefixes backbone., neck. and bbox_head. come back with backbone., fpn. and head., for a Detector.
-    Keys without prefix must all be of one part and come back without prefix, for a ResNet, an FPN, an FCOSHead or a
-    VFNetHead. The level scales become one tensor (levels,), and VFNet's refining ones another; the classifier's fc and
-    buffers that do not matter are dropped. Tensors are passed on, not copied.
+    Keys without prefix must all be of one part and come back without prefix, for a ResNet, an FPN or a head. The level
+    scales become one tensor (levels,), and VFNet's refining ones another; the classifier's fc and buffers that do not
+    matter are dropped. Tensors are passed on, not copied.
 
     Keys do not tell everything. The caller has to know: in which form an FCOS head runs (norm_on_bbox,
     centerness_on_reg have the same keys), that the ResNet is of the style of the weights ("pytorch" and "caffe" have
-    the same keys and another stride), that P7 is made of ReLU(P6) (FCOS and VFNet; ATSS, GFL and TOOD have the same
-    keys without the ReLU), what image channels and mean the net was trained with. msil.checkpoints.importer reads
-    these off the checkpoint, or asks.
+    the same keys and another stride), whether P7 is made of ReLU(P6) (FCOS, VFNet) or of P6 (the others), what image
+    channels and mean the net was trained with. msil.checkpoints.importer reads these off the checkpoint, or asks.
 
     Raises WeightsError, with the key, for one that is not known, a mixture of keys with and without prefix, of several
-    parts without, or of both heads, and a level scale that is missing.
+    parts without, or of two heads, and a level scale that is missing.
     """
     return _renamed(state_dict, mmdet_names(state_dict))
 
@@ -178,27 +182,31 @@ def mmdet_names(keys: Iterable[str]) -> dict[str, str | None]:
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of torchvision's fcos_resnet50_fpn in our keys, for a Detector.
+    """State dict of torchvision's fcos_resnet50_fpn, retinanet_resnet50_fpn or its v2 in our keys, for a Detector.
 
-    Its head has no level scales: they come as ones (5,). The classifier's channels are passed on as they are: channel
-    0 is torchvision's background, channel i the category id i (of its COCO weights: 91 channels, 80 of them in use).
-    Tensors are passed on, not copied. The detector for them has point_offset=0.
+    FCOS's head has no level scales: they come as ones (5,). The classifier's channels are passed on as they are: of
+    each of a cell's anchors, channel 0 is torchvision's background, channel i the category id i (of its COCO weights:
+    91 channels, 80 of them in use). Tensors are passed on, not copied. The detector for them has point_offset=0
+    (FCOS) or whole_anchors=True (RetinaNet).
 
     Raises WeightsError, with the key, for one that is not known.
     """
     renamed = _renamed(state_dict, torchvision_names(state_dict))
-    if any(name.startswith("head.") for name in renamed):
+    if any(name.startswith("head.bbox_ctrness.") for name in renamed):
         renamed["head.scales"] = torch.ones(5)
     return renamed
 
 
 def torchvision_names(keys: Iterable[str]) -> dict[str, str | None]:
     """What from_torchvision makes of each key: our name, or None for a dropped one. Raises WeightsError as it."""
-    names = {key: _prefixed_name(_TORCHVISION, key) for key in keys}
+    keys = list(keys)
+    readings = [{key: _prefixed_name(parts, key) for key in keys} for parts in _TORCHVISION]
+    names = min(readings, key=lambda reading: list(reading.values()).count(_UNKNOWN))
     for key, name in names.items():
         if name is _UNKNOWN:
             raise WeightsError(
-                f"the key {key} is none of torchvision's fcos_resnet50_fpn: only state dicts of it can be converted."
+                f"the key {key} is none of torchvision's fcos_resnet50_fpn, retinanet_resnet50_fpn and its v2: only "
+                "state dicts of these can be converted."
             )
     return names
 
