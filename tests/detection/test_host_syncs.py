@@ -136,7 +136,7 @@ def test_the_number_of_operators_does_not_grow_with_boxes_or_images(name: str, e
         assert syncs.found == []
         return syncs.operators
 
-    step(1, 1)
-    for images, boxes in ((1, 0), (1, 1), (2, 7), (2, 30), (2, 120), (5, 60)):
+    step(2, 1)
+    for images, boxes in ((2, 0), (2, 1), (2, 7), (2, 120), (5, 60)):  # one alone may take a view for a copy
         counts[images, boxes] = step(images, boxes)
-    assert len(set(counts.values())) == 1 and counts[1, 0] > 50, counts
+    assert len(set(counts.values())) == 1 and counts[2, 0] > 50, counts

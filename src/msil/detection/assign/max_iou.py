@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from msil.detection.assign.base import BACKGROUND, IGNORED, GroundTruth, Match
-from msil.detection.boxes import box_area
+from msil.detection.assign.base import BACKGROUND, IGNORED, GroundTruth, Match, cross_iou
 from msil.detection.priors import Priors
+
+BLOCK = 512  # anchors that a CPU takes at a time: their IoU with all boxes is in its cache when it is searched
 
 
 @dataclass(frozen=True)
@@ -30,24 +31,21 @@ class MaxIoUAssigner:
     ) -> Match:
         gt_boxes, labels, sizes = truth
         valid = priors.valid(sizes)
-        iou = _iou(priors.boxes, gt_boxes)  # (B, G, P)
-        usable = (labels >= 0)[..., None] & valid[:, None]
-        iou.masked_fill_(~usable, -1)
-        highest, index = iou.max(dim=1)
+        # Those of the padding without size, and so without IoU.
+        anchors, boxes = priors.boxes * valid[..., None], gt_boxes * (labels >= 0)[..., None]
+        sides = anchors.transpose(1, 2).contiguous()[:, :, None]  # (B, 4, 1, P)
+        size = BLOCK if sides.device.type == "cpu" and not torch.compiler.is_compiling() else len(priors.boxes)
+        blocks, parts = [], []
+        for some in sides.split(size, 3):
+            iou = cross_iou(some, boxes)  # (B, G, size)
+            blocks.append(iou)
+            parts.append((*iou.max(dim=1), iou.amax(dim=2, keepdim=True)))
+        highest, index, of_box = (torch.cat(values, -1) for values in zip(*parts, strict=True))
         match = torch.where(highest >= self.positive, index, IGNORED)
         match = torch.where(highest < self.negative, BACKGROUND, match)
-        attains = (iou == iou.amax(dim=2, keepdim=True)) & usable
-        number = torch.arange(gt_boxes.shape[1], device=iou.device)[:, None]
-        claimed = torch.where(attains, number, BACKGROUND).amax(dim=1)
+        # (B, G, 1); what no anchor attains for the padding
+        best = of_box.amax(dim=2, keepdim=True).where((labels >= 0)[..., None], torch.inf)
+        number = torch.arange(gt_boxes.shape[1], device=best.device)[:, None]
+        claimed = torch.cat([torch.where(iou == best, number, BACKGROUND).amax(dim=1) for iou in blocks], 1)
         match = torch.where(claimed >= 0, claimed, match)
         return Match(torch.where(valid, match, IGNORED))
-
-
-def _iou(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """anchors (P, 4), boxes (B, G, 4) -> IoU (B, G, P), the union clamped to >= 1e-6; operation by operation as
-    MMDetection's, whose ties at a box's highest IoU these numbers decide."""
-    boxes = boxes[:, :, None]
-    overlap = torch.minimum(boxes[..., 2], anchors[:, 2]).sub_(torch.maximum(boxes[..., 0], anchors[:, 0])).clamp_(0)
-    overlap *= torch.minimum(boxes[..., 3], anchors[:, 3]).sub_(torch.maximum(boxes[..., 1], anchors[:, 1])).clamp_(0)
-    union = (box_area(boxes) + box_area(anchors)).sub_(overlap).clamp_(min=1e-6)
-    return overlap.div_(union)
