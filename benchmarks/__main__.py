@@ -29,11 +29,11 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- python -m benchmarks writes from here -->", "<!-- to here -->"
 
-# In the order of their goals, P1 to P14 and G1 to G5.
+# In the order of their goals, P1 to P15 and G1 to G5.
 BENCHMARKS = (
     "fcos_assignment", "fcos_loss", "vfnet_loss", "host_syncs", "kernels", "star_convolution", "training_step",
     "evaluation_forward", "postprocessing", "msil_cost", "coco_evaluation", "loading", "frozen_norm", "start_up",
-    "gpu_training",
+    "dense_losses", "gpu_training",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""MMDetection 3.3's VFNet head on today's PyTorch, for the comparison alone.
+"""MMDetection 3.3's dense heads on today's PyTorch, for the comparison alone.
 
-Its compiled operators (mmcv.ops) exist for no current PyTorch. Assignment and loss of VFNet use none of them, so here
-they are modules that can be imported and built but not run.
+Its compiled operators (mmcv.ops) exist for no current PyTorch. Assignment and losses use none of them, so here they are
+modules that can be imported and built but not run.
 """
 
 from __future__ import annotations
@@ -21,6 +21,14 @@ MISSING = (
     'MMDetection is not installed ({reason}): pip install -e ".[benchmarks]" -c constraints.txt brings mmdet 3.3.0 and '
     "mmcv-lite 2.1.0"
 )
+
+ATSS = {"type": "ATSSAssigner", "topk": 9}
+ONE_ANCHOR = {
+    "type": "AnchorGenerator", "ratios": [1.0], "octave_base_scale": 8, "scales_per_octave": 1,
+    "strides": [8, 16, 32, 64, 128],
+}  # fmt: skip
+FOCAL_LOSS = {"type": "FocalLoss", "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 1.0}
+GIOU_LOSS = {"type": "GIoULoss", "loss_weight": 2.0}
 
 
 class _Operator(nn.Module):
@@ -68,7 +76,57 @@ def fcos_head(classes: int) -> Any:
     return _built("FCOSHead", classes, loss_bbox={"type": "GIoULoss", "loss_weight": 1.0}, **tricks)
 
 
-def _built(name: str, classes: int, **settings: Any) -> Any:
+def atss_head(classes: int) -> Any:
+    """An mmdet ATSSHead with the settings of its published configurations. Raises NotRun without MMDetection."""
+    coder = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [0.1, 0.1, 0.2, 0.2]}
+    return _built(
+        "ATSSHead", classes, bbox_coder=coder, anchor_generator=ONE_ANCHOR, loss_cls=FOCAL_LOSS, loss_bbox=GIOU_LOSS
+    )
+
+
+def gfl_head(classes: int) -> Any:
+    """An mmdet GFLHead with the settings of its published configurations. Raises NotRun without MMDetection."""
+    focal = {"type": "QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 1.0}
+    distribution = {"type": "DistributionFocalLoss", "loss_weight": 0.25}
+    return _built(
+        "GFLHead", classes, anchor_generator=ONE_ANCHOR, loss_cls=focal, loss_dfl=distribution, loss_bbox=GIOU_LOSS
+    )
+
+
+def retinanet_head(classes: int) -> Any:
+    """An mmdet RetinaHead with the settings of its published configurations. Raises NotRun without MMDetection."""
+    assigner = {
+        "type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "min_pos_iou": 0, "ignore_iof_thr": -1,
+    }  # fmt: skip
+    return _built(
+        "RetinaHead", classes, {"assigner": assigner, "sampler": {"type": "PseudoSampler"}},
+        anchor_generator={**ONE_ANCHOR, "octave_base_scale": 4, "scales_per_octave": 3, "ratios": [0.5, 1.0, 2.0]},
+        bbox_coder={"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [1.0] * 4},
+        loss_cls=FOCAL_LOSS, loss_bbox={"type": "L1Loss", "loss_weight": 1.0},
+    )  # fmt: skip
+
+
+def tood_head(classes: int, epoch: int) -> Any:
+    """An mmdet TOODHead with the settings of its published configurations, in that epoch, counted from 0: all heads
+    share it. Raises NotRun without MMDetection."""
+    focal = {"type": "QualityFocalLoss", "use_sigmoid": True, "activated": True, "beta": 2.0, "loss_weight": 1.0}
+    assigners = {
+        "initial_epoch": 4, "initial_assigner": ATSS, "assigner": {"type": "TaskAlignedAssigner", "topk": 13},
+        "alpha": 1, "beta": 6,
+    }  # fmt: skip
+    coder = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [0.1, 0.1, 0.2, 0.2]}
+    head = _built(
+        "TOODHead", classes, assigners, bbox_coder=coder, anchor_generator=ONE_ANCHOR, loss_cls=focal,
+        loss_bbox=GIOU_LOSS,
+    )  # fmt: skip
+    from mmengine.logging import MessageHub  # pyright: ignore[reportMissingImports]
+
+    MessageHub.get_current_instance().update_info("epoch", epoch)
+    return head
+
+
+def _built(name: str, classes: int, assigners: dict[str, Any] | None = None, **settings: Any) -> Any:
+    """assigners: of train_cfg; None: ATSS."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     try:
@@ -76,8 +134,8 @@ def _built(name: str, classes: int, **settings: Any) -> Any:
         from mmengine.config import ConfigDict  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise NotRun(MISSING.format(reason=error)) from None
-    assigner = ConfigDict(assigner={"type": "ATSSAssigner", "topk": 9}, allowed_border=-1, pos_weight=-1, debug=False)
-    return getattr(dense_heads, name)(num_classes=classes, in_channels=256, train_cfg=assigner, **settings)
+    training = ConfigDict(allowed_border=-1, pos_weight=-1, debug=False, **(assigners or {"assigner": ATSS}))
+    return getattr(dense_heads, name)(num_classes=classes, in_channels=256, train_cfg=training, **settings)
 
 
 def instances(targets: list[Target], size: tuple[int, int]) -> tuple[list[Any], list[dict[str, Any]]]:

@@ -45,11 +45,14 @@ def ours_of(head: VFNetHead, tensors: list[Tensor], targets: list[Target]) -> Lo
     return head.loss(predictions, targets, [IMAGE] * IMAGES)
 
 
-def as_maps(flat: Tensor, size: tuple[int, int] = IMAGE) -> list[Tensor]:
-    """(N, P, C) -> (N, C, H, W) of each level, views."""
+def as_maps(flat: Tensor, size: tuple[int, int] = IMAGE, per_cell: int = 1) -> list[Tensor]:
+    """(N, P, C) -> (N, A C, H, W) of each level, views; A priors a cell."""
     maps = map_sizes(size)
-    levels = flat.split([height * width for height, width in maps], dim=1)
-    return [level.unflatten(1, cells).permute(0, 3, 1, 2) for level, cells in zip(levels, maps, strict=True)]
+    levels = flat.split([height * width * per_cell for height, width in maps], dim=1)
+    return [
+        level.unflatten(1, (*cells, per_cell)).flatten(3).permute(0, 3, 1, 2)
+        for level, cells in zip(levels, maps, strict=True)
+    ]
 
 
 def theirs_of(head: Any, tensors: list[Tensor], truth: tuple[list[Any], list[dict[str, Any]]]) -> Losses:
