@@ -113,7 +113,9 @@ def test_the_heads_losses_reach_all_of_its_parameters(written: Path) -> None:
     torch.manual_seed(0)
     small = {"num_convs": 1, "norm_groups": 4, "msil": {"reduction": 4}}
     head = importlib.import_module("my_package.heads").QFLHead(3, 16, **small)
-    losses = head.loss(head([torch.randn(1, 16, *size) for size in MAP_SIZES]), [TARGET], [(256, 256)])
+    predictions = head([torch.randn(1, 16, *size) for size in MAP_SIZES])
+    assert (predictions.box > 0).all()  # distances
+    losses = head.loss(predictions, [TARGET], [(256, 256)])
     torch.stack(list(losses.values())).sum().backward()
     assert [name for name, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
