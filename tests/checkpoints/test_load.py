@@ -26,7 +26,7 @@ def fresh(*overrides: str, classes: int = 3, seed: int = 9) -> Detector:
     return detector_from_config(composed(*SMALL, *overrides).model, classes, 64, 96).eval()
 
 
-@pytest.mark.parametrize("head", ["fcos", "fcos_plain", "vfnet"])
+@pytest.mark.parametrize("head", ["fcos", "fcos_plain", "vfnet", "retinanet", "atss", "gfl", "tood"])
 def test_a_file_is_enough_to_build_its_detector(tmp_path: Path, head: str) -> None:
     file = tmp_path / "net.safetensors"
     detector, description = described_file(file, f"model/head={head}", "model.channel_order=bgr")
@@ -34,9 +34,9 @@ def test_a_file_is_enough_to_build_its_detector(tmp_path: Path, head: str) -> No
     assert found == description
     assert not loaded.training
     assert (loaded.min_size, loaded.max_size, loaded.channel_order) == (64, 96, "bgr")
-    assert loaded.nms_thresh == (0.5 if head == "fcos_plain" else 0.6)
+    assert loaded.nms_thresh == (0.5 if head in ("fcos_plain", "retinanet") else 0.6)
     ours, theirs = loaded([image()]), detector([image()])
-    assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.distances, theirs.distances)
+    assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.box, theirs.box)
 
 
 def test_a_bare_state_dict_describes_nothing(tmp_path: Path) -> None:
@@ -72,13 +72,14 @@ def test_a_broken_description_is_refused(tmp_path: Path, text: str) -> None:
             read_description(tmp_path / name)
 
 
-def test_classes_are_found_by_name(tmp_path: Path) -> None:
-    file = tmp_path / "net.safetensors"
-    detector, _ = described_file(file, PLAIN)
-    some = fresh(PLAIN, classes=2)
+@pytest.mark.parametrize("head", ["fcos", "retinanet"])  # the latter has a row for each class of nine anchors
+def test_classes_are_found_by_name(tmp_path: Path, head: str) -> None:
+    file, choice = tmp_path / "net.safetensors", f"model/head={head}"
+    detector, _ = described_file(file, PLAIN, choice)
+    some = fresh(PLAIN, choice, classes=2)
     assert load_weights(some, file, ("emu", "cat"), to_train=False) == ["the 2 classes were found by name"]
     assert torch.equal(some([image()]).logits, detector([image()]).logits[..., [2, 0]])
-    same = fresh(PLAIN)
+    same = fresh(PLAIN, choice)
     assert load_weights(same, file, CLASSES, to_train=False) == []
 
 

@@ -31,9 +31,10 @@ def test_without_weights_nothing_changes() -> None:
 def test_a_test_has_the_net_of_the_file_and_the_thresholds_of_the_command(file: Path) -> None:
     config = composed("mode=test", f"model.weights={file}", "model/backbone=resnet50", "model.score_thresh=0.2")
     model = settled(config).model
-    assert (model.head.name, model.backbone.name, model.channels, model.msil.apply) == ("vfnet", "resnet10", 16, "cls")
+    assert (model.head["name"], model.backbone["name"], model.channels) == ("vfnet", "resnet10", 16)
+    assert model.msil.apply == "cls"
     assert (model.score_thresh, model.nms_thresh, model.weights) == (0.2, 0.7, str(file))
-    assert model.backbone.weights is None
+    assert model.backbone["weights"] is None
     assert (model.topk_candidates, model.detections_per_img) == (70, None)
     typed = ("model.nms_thresh=0.4", "model.topk_candidates=7", "model.detections_per_img=9")
     chosen = settled(composed("mode=test", f"model.weights={file}", *typed)).model
@@ -55,13 +56,15 @@ def test_views_in_testing_travel_as_the_thresholds_do(tmp_path: Path) -> None:
     check_typed(composed(*test, "model.test_flip=false"), ["model.test_flip"])  # no contradiction
 
 
-def test_the_warm_up_is_that_of_the_file_s_head(file: Path) -> None:
-    tune = ("schedule=1x", f"model.weights={file}")  # of a VFNet, while the command's head is FCOS
-    assert composed("schedule=1x").schedule.warmup_factor == pytest.approx(1 / 3)
-    assert settled(composed(*tune)).schedule.warmup_factor == 0.1
-    assert settled(composed(*tune, "model/head=vfnet")).schedule.warmup_factor == 0.1
-    assert settled(composed(*tune, "schedule.warmup_factor=0.2")).schedule.warmup_factor == 0.2
-    assert settled(composed(f"model.weights={file}")).schedule.warmup_factor == 0.01  # of schedule=quick
+def test_the_recipe_stays_open_for_the_file_s_head(file: Path) -> None:
+    """Null in the schedule means "of the head's published recipe", and the head is known when it is built."""
+    names = ("warmup_factor", "bias_lr_factor", "bias_weight_decay")
+    schedule = settled(composed("schedule=1x", f"model.weights={file}")).schedule
+    assert [getattr(schedule, name) for name in names] == [None] * 3
+    typed = composed("schedule=1x", f"model.weights={file}", "schedule.warmup_factor=0.2")
+    assert settled(typed).schedule.warmup_factor == 0.2
+    detector, _ = load_detector(file)
+    assert [detector.recipe[name] for name in names] == [0.1, 2.0, 0.0]  # VFNet's, while the command's head is FCOS
 
 
 def test_a_test_on_voc_takes_the_classes_of_the_file(file: Path) -> None:
@@ -75,17 +78,17 @@ def test_a_test_on_voc_takes_the_classes_of_the_file(file: Path) -> None:
 def test_training_takes_msil_and_what_is_frozen_from_the_command(file: Path) -> None:
     config = composed(f"model.weights={file}", "model.msil.apply=reg", "model.backbone.frozen_stages=2")
     model = settled(config).model
-    assert (model.head.name, model.msil.apply, model.backbone.frozen_stages) == ("vfnet", "reg", 2)
-    assert model.backbone.norm == "gn"  # the file's, as the command's is null
-    assert settled(composed(f"model.weights={file}", "model.backbone.norm=bn")).model.backbone.norm == "bn"
+    assert (model.head["name"], model.msil.apply, model.backbone["frozen_stages"]) == ("vfnet", "reg", 2)
+    assert model.backbone["norm"] == "gn"  # the file's, as the command's is null
+    assert settled(composed(f"model.weights={file}", "model.backbone.norm=bn")).model.backbone["norm"] == "bn"
 
 
 def test_a_bare_state_dict_leaves_the_net_to_the_command(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "bare.pt")
     model = settled(composed(f"model.weights={tmp_path / 'bare.pt'}", "model/backbone=resnet50")).model
-    assert (model.head.name, model.backbone.name, model.channels) == ("fcos", "resnet50", 64)
+    assert (model.head["name"], model.backbone["name"], model.channels) == ("fcos", "resnet50", 64)
     # ImageNet's weights are not fetched to be overwritten; what they would have decided stays
-    assert (model.backbone.weights, model.backbone.norm, model.backbone.frozen_stages) == (None, "frozen_bn", 1)
+    assert [model.backbone[name] for name in ("weights", "norm", "frozen_stages")] == [None, "frozen_bn", 1]
 
 
 def test_another_content_is_another_run(file: Path) -> None:

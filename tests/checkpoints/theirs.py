@@ -151,6 +151,7 @@ def config_3x(
 ) -> str:
     """As in meta["cfg"] of MMDetection 3.x. norm: the head's norm_cfg, where it is not its default."""
     caffe, head = style == "caffe", HEADS[form]
+    stages = [64, 128, 256, 512] if depth == 18 else [256, 512, 1024, 2048]
     extra = {"retinanet": "add_extra_convs='on_input'"}.get(form, "add_extra_convs='on_output'")
     if form in ("plain", "improved", "vfnet"):
         extra += ", relu_before_extra_convs=True"
@@ -169,7 +170,7 @@ model = dict(
         norm_cfg=dict(type='BN', requires_grad={not caffe}), norm_eval=True, style='{style}',
         init_cfg=dict(type='Pretrained', checkpoint='a://file')),
     neck=dict(
-        type='FPN', in_channels=[256, 512, 1024, 2048], out_channels={channels}, start_level=1,
+        type='FPN', in_channels={stages}, out_channels={channels}, start_level=1,
         num_outs=5, {extra}),
     bbox_head=dict(
         type='{head.kind}', num_classes={classes}, in_channels={channels},

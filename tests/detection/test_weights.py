@@ -163,11 +163,31 @@ TORCHVISION = {
 }
 
 
+# RetinaNet's layers are a Sequential each, in v2 with a norm; up to 0.12 they lay side by side, with the ReLUs between.
+RETINANET = {
+    "head.classification_head.conv.2.0.weight": "head.cls_tower.2.conv.weight",
+    "head.regression_head.conv.3.1.bias": "head.reg_tower.3.norm.bias",
+    "head.regression_head.bbox_reg.bias": "head.bbox_reg.bias",
+}
+EARLY_RETINANET = {
+    "backbone.fpn.layer_blocks.1.weight": "fpn.fpn_convs.1.weight",
+    "head.classification_head.conv.2.weight": "head.cls_tower.1.conv.weight",
+    "head.regression_head.conv.4.bias": "head.reg_tower.2.conv.bias",
+    "head.regression_head.conv.6.weight": "head.reg_tower.3.conv.weight",
+}
+
+
 def test_torchvisions_keys() -> None:
     state = numbered(list(TORCHVISION))
     renamed = from_torchvision(state)
     assert renamed.pop("head.scales").tolist() == [1.0] * 5
     assert renamed == {TORCHVISION[key]: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("names", [RETINANET, EARLY_RETINANET], ids=["retinanet", "early retinanet"])
+def test_torchvisions_keys_of_retinanet(names: dict[str, str]) -> None:
+    state = numbered(list(names))
+    assert from_torchvision(state) == {names[key]: value for key, value in state.items()}
 
 
 def test_torchvisions_detector_is_converted_whole() -> None:
@@ -179,10 +199,11 @@ def test_torchvisions_detector_is_converted_whole() -> None:
     assert renamed["head.cls_logits.bias"].shape == (91,)
 
 
-@pytest.mark.parametrize("key", ["head.classification_head.conv.2.weight", "backbone.conv1.weight", "rpn.head.bias"])
-def test_what_is_not_torchvisions_fcos_is_named(key: str) -> None:
-    with pytest.raises(WeightsError, match=f"the key {key} is none of torchvision's"):
-        from_torchvision(numbered([key]))
+@pytest.mark.parametrize("key", ["head.classification_head.conv.5.weight", "backbone.conv1.weight", "rpn.head.bias"])
+def test_what_is_not_torchvisions_is_named(key: str) -> None:
+    for others in ([], list(TORCHVISION), list(RETINANET)):
+        with pytest.raises(WeightsError, match=f"the key {key} is none of torchvision's"):
+            from_torchvision(numbered([*others, key]))
 
 
 STATE = {"a.weight": torch.arange(3.0), "b": torch.ones(2, dtype=torch.int64)}
