@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from msil.reporting.comparisons import detector_name, line_label
 from msil.reporting.tables import Table, result_line, sweep_table, to_csv, to_markdown, to_text, write_table
 
 from .cases import METRICS, as_in_the_paper, failed, result
@@ -291,3 +293,27 @@ def test_redrawing_a_table_needs_neither_torch_nor_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_classes_of_the_users_own_are_shown_by_their_names() -> None:
+    usual = {"block": None, "options": None}
+    own = {"block": "package.module.MyBlock", "options": {"depth": 2}}
+    found = [changed(result(), "msil", usual), changed(result(), "msil", own)]
+    found.append(changed(changed(result(), "msil", usual), "head", {"name": "package.heads.Mine"}))
+    lines = body(to_text(table(found, varied=["model.head.name", "model.msil.block"])))
+    assert [line[:2] for line in lines[1:]] == [["fcos", "MSIL"], ["fcos", "MyBlock"], ["Mine", "MSIL"]]
+    assert line_label(found[1]) == "MyBlock depth=2"
+
+
+def test_torchvisions_detectors_have_no_head() -> None:
+    found = copy.deepcopy(result())
+    found["config"]["model"] |= {"head": {}, "backbone": {}, "detector": "ssd300_vgg16"}
+    text = to_text(table([found], varied=["model.detector"]))
+    assert body(text)[1][0] == "ssd300_vgg16" and "torchvision's ssd300_vgg16" in text
+    assert detector_name(found) == "torchvision ssd300_vgg16"
+
+
+def changed(run: dict[str, Any], part: str, values: dict[str, Any]) -> dict[str, Any]:
+    copied = copy.deepcopy(run)
+    copied["config"]["model"][part] |= values
+    return copied

@@ -176,7 +176,7 @@ def _detector_name(row: Row) -> str | None:
     if detector is not None:
         return f"torchvision's {detector}"
     head, backbone = lookup(row, "model", "head", "name"), lookup(row, "model", "backbone", "name")
-    return None if head is None or backbone is None else f"{head} {backbone}"
+    return None if head is None or backbone is None else f"{head.rpartition('.')[2]} {backbone}"
 
 
 def _schedule_name(row: Row) -> str | None:

@@ -99,7 +99,7 @@ def detector_name(run: Result) -> str:
         return f"torchvision {detector}"
     head, backbone = captions.lookup(run, "model", "head", "name"), captions.lookup(run, "model", "backbone", "name")
     form = " (original form)" if captions.lookup(run, "model", "head", "norm_on_bbox") is False else ""
-    title = run.get("head_title") or TITLES.get(head, head)
+    title = run.get("head_title") or TITLES.get(str(head), head)
     return f"{title}{form} {NAMES.get(backbone, backbone)}"
 
 

@@ -19,7 +19,7 @@ from msil.reporting import captions, formats
 from msil.reporting.captions import Row
 from msil.reporting.paper import TABLES, paper_metrics
 
-BLOCK = "model.msil.block"  # a class, shown by its name
+CLASSES = ("model.msil.block", "model.head.name")  # package.module.Class is shown by its last name
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _NUMBER, _OF_THE_PAPER = re.compile(r"^Table (\d+)\. "), r"The paper's Table \1. "  # LaTeX numbers tables of its own
 ABSENT = object()  # a setting that a row does not have, where None is a value
@@ -211,7 +211,9 @@ def _value(row: Row, key: str) -> Any:
     *parents, leaf = key.split(".")
     node = captions.lookup(row, *parents)
     if isinstance(node, Mapping) and leaf in node and not isinstance(node[leaf], Mapping):
-        return (node[leaf] or "MSIL").rpartition(".")[2] if key == BLOCK else node[leaf]
+        if key in CLASSES and node[leaf] is not None:
+            return node[leaf].rpartition(".")[2]
+        return "MSIL" if key == "model.msil.block" else node[leaf]
     group = ".".join(parents) if leaf == "name" else key
     for override in row.get("overrides") or ():
         name, _, value = str(override).partition("=")
