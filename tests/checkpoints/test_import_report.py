@@ -24,9 +24,9 @@ def test_report_lines() -> None:
         "kept      3 names",
         "  backbone.conv1.weight ... backbone.layer1.0.conv1.weight",
         "renamed   11 names",
-        "  neck.fpn_convs.{0..3}.conv.{weight,bias} -> fpn.fpn_convs.{0..3}.{weight,bias}  (8)",
-        "  bbox_head.scales.{0,1}.scale             -> head.scales[{0,1}]  (2)",
-        "  bbox_head.vfnet_cls_dconv.weight         -> head.cls_star.weight",
+        "  neck.fpn_convs.#.conv.*          -> fpn.fpn_convs.#.*  (8)",
+        "  bbox_head.scales.#.scale         -> head.scales[#]  (2)",
+        "  bbox_head.vfnet_cls_dconv.weight -> head.cls_star.weight",
         "missing   1 name",
         "  head.scales: ones",
         "left over 31 names",
@@ -41,9 +41,3 @@ def test_verbose_report_lines_name_everything() -> None:
         assert f"  {name}" in lines
     for theirs, ours in REPORT.renamed:
         assert [line for line in lines if line.split() == [theirs, "->", ours]]
-
-
-def test_many_names_with_another_prefix_are_one_line() -> None:
-    blocks = [f"layer{i}.{j}.conv{k}.weight" for i in range(1, 5) for j in range(3) for k in (1, 2)]
-    report = Report(renamed=[(f"backbone.body.{name}", f"backbone.{name}") for name in blocks])
-    assert "  backbone.body.* -> backbone.*  (24)" in report_lines(report)

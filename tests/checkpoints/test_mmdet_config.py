@@ -239,7 +239,7 @@ def test_mmdetections_own_configs(name: str) -> None:
     """All are taken but those with deformable convolutions, ResNeXt or TOOD's anchors, and as without their config."""
     mmengine = pytest.importorskip("mmengine.config", reason="needs mmdet and mmengine")
     mmdet = pytest.importorskip("mmdet", reason="needs mmdet and mmengine")
-    files = sorted((Path(mmdet.__file__).parent / ".mim/configs" / name).glob("*1x_coco.py"))
+    files = sorted((Path(mmdet.__file__).parent / ".mim/configs" / name).glob("*_1x_coco.py"))
     assert files
     for file in files:
         config = config_of({"cfg": mmengine.Config.fromfile(file).pretty_text})

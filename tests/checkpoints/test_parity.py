@@ -194,8 +194,8 @@ def mmdetections_own(form: str, **settings: Any) -> Any:
     from mmengine.config import Config
     from mmengine.registry import DefaultScope
 
-    DefaultScope.get_instance("import", scope_name="mmdet")
-    return MODELS.build(Config.fromstring(config_3x(form, **settings), ".py").model)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return MODELS.build(Config.fromstring(config_3x(form, **settings), ".py").model)
 
 
 @pytest.mark.parametrize("form", HEADS)
@@ -345,6 +345,7 @@ def retinanets(request: pytest.FixtureRequest, golden, tmp_path_factory) -> tupl
     detector, description = load_detector(folder / "ours.safetensors")
     assert isinstance(detector, Detector)
     assert (description.classes, description.category_ids) == (COCO_CLASSES, COCO_CATEGORY_IDS)
+    assert ("norms of eps 0" in description.source) == old
     detector.min_size = detector.max_size = 256
     return theirs, detector, image
 

@@ -70,7 +70,7 @@ LAYOUTS = (
     Layout("mmdet", "TOOD", ("bbox_head.tood_",), "tood"),
     Layout("torchvision", "fcos_resnet50_fpn", ("head.regression_head.bbox_ctrness.",), "fcos",
            FORMS["improved"] | {"point_offset": 0.0}, "improved", norms=_FROZEN),
-    # Key names of before torchvision 0.13, as in its COCO_V1 weights, which it runs with an eps of 0.
+    # Key names of before torchvision 0.13, which its COCO_V1 weights date from; it runs those with an eps of 0.
     Layout("torchvision", "retinanet_resnet50_fpn", (f"{_CLS}.2.weight",), "retinanet", _V1, norms=_FROZEN, norm_eps=0,
            selection=_RETINANET, per_cell=9),
     Layout("torchvision", "retinanet_resnet50_fpn", (f"{_CLS}.0.0.bias",), "retinanet", _V1, norms=_FROZEN,

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 WIDTH = 110  # characters of a line of settings
-MANY = 20  # names of which only a prefix changes are one line from here on
+NUMBER = re.compile(r"\d+")
 
 # Left over by the hundred in some files: shown as a count, each with its reason.
 COUNTED = {
@@ -52,62 +52,17 @@ def report_lines(report: Report, verbose: bool = False) -> list[str]:
 
 
 def grouped(renamed: Iterable[tuple[str, str]]) -> list[tuple[tuple[str, str], int]]:
-    """(theirs, ours) and how many names each stands for, the numbers and the last words that vary in braces.
+    """(theirs, ours) and how many names each stands for: # for any number, * for any last word that stays.
 
-    [("a.0.b", "c.0.b"), ("a.1.b", "c.1.b")] -> [(("a.{0,1}.b", "c.{0,1}.b"), 2)]
+    [("a.0.b", "c.0.b"), ("a.1.d", "c.1.d")] -> [(("a.#.*", "c.#.*"), 2)]
     """
-    renamed = list(renamed)
-    prefixes = Counter(prefix for prefix in (_prefixes(*pair) for pair in renamed) if prefix)
-    groups: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for theirs, ours in renamed:
-        prefix = _prefixes(theirs, ours)
-        groups.setdefault(prefix if prefixes[prefix] > MANY else _pattern(theirs, ours), []).append((theirs, ours))
-    return [
-        ((f"{key[0]}.*", f"{key[1]}.*") if prefixes[key] > MANY else _braces(pairs), len(pairs))
-        for key, pairs in groups.items()
-    ]
-
-
-def _prefixes(theirs: str, ours: str) -> tuple[str, ...]:
-    """What remains of both names without the words that they end in alike; empty if that is only one word."""
-    a, b = theirs.split("."), ours.split(".")
-    alike = 0
-    while alike < min(len(a), len(b)) - 1 and a[-1 - alike] == b[-1 - alike]:
-        alike += 1
-    return (".".join(a[:-alike]), ".".join(b[:-alike])) if alike > 1 else ()
-
-
-def _pattern(theirs: str, ours: str) -> tuple[str, ...]:
-    """Both names without their numbers, and without their last word where that is the same."""
-    (a, _, end), (b, _, other_end) = theirs.rpartition("."), ours.rpartition(".")
-    words = (a, b) if end == other_end else (a, b, end, other_end)
-    return tuple(re.sub(r"\d+", "#", word) for word in words)
-
-
-def _braces(pairs: list[tuple[str, str]]) -> tuple[str, str]:
-    return _joined(theirs for theirs, _ in pairs), _joined(ours for _, ours in pairs)
-
-
-def _joined(names: Iterable[str]) -> str:
-    """One text for names that differ in numbers and in the last word alone."""
-    split = [re.split(r"(\d+)", name) for name in names]
-    heads = [parts[:-1] for parts in split]
-    text = ""
-    for i, values in enumerate(zip(*heads, strict=True)):
-        text += _choice([int(value) for value in values]) if i % 2 else values[0]
-    # Behind the last number: the same but for its last word.
-    tails = [parts[-1].rpartition(".") for parts in split]
-    words = list(dict.fromkeys(word for _, _, word in tails))
-    return text + tails[0][0] + tails[0][1] + (words[0] if len(words) == 1 else "{" + ",".join(words) + "}")
-
-
-def _choice(numbers: list[int]) -> str:
-    values = sorted(set(numbers))
-    if len(values) == 1:
-        return str(values[0])
-    if len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
-        return f"{{{values[0]}..{values[-1]}}}"
-    return "{" + ",".join(map(str, values)) + "}"
+        (a, _, end), (b, _, other_end) = theirs.rpartition("."), ours.rpartition(".")
+        kept = end == other_end
+        pattern = (f"{a}.*" if kept else theirs, f"{b}.*" if kept else ours)
+        groups.setdefault((NUMBER.sub("#", pattern[0]), NUMBER.sub("#", pattern[1])), []).append((theirs, ours))
+    return [(pairs[0] if len(pairs) == 1 else pattern, len(pairs)) for pattern, pairs in groups.items()]
 
 
 def _renamed_lines(groups: list[tuple[tuple[str, str], int]]) -> list[str]:

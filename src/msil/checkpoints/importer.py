@@ -139,7 +139,8 @@ def _read(
         _check_against_config(path, settings, style, form)
     else:
         settings = _by_convention(path, layouts, tensors, style, form)
-        origin += ", without a config" if source == "mmdet" else ""
+        eps = layouts[0].norm_eps
+        origin += ", without a config" if source == "mmdet" else "" if eps == NORM_EPS else f", norms of eps {eps:g}"
     count = _num_classes(path, layouts[0], tensors)
     # 1.x, from which the oldest published checkpoints were converted, counted the background.
     if settings.num_classes not in (None, count + version.startswith(("0.", "1."))):
