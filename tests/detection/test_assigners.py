@@ -136,7 +136,7 @@ def test_task_aligned_of_random_predictions() -> None:
         reach = 48 * torch.rand(3, len(priors.centers), 4, generator=generator)
         predicted = priors.centers.repeat(1, 2) + reach * torch.tensor([-1, -1, 1, 1])
         topk = rng.choice([1, 3, 13])
-        found = TaskAlignedAssigner(topk)(priors, truth, scores, predicted)
+        found = TaskAlignedAssigner(topk)(priors, truth, scores.logit(), predicted)
         assert found.metric is not None
         for image, (one, size) in enumerate(zip(targets, truth.sizes.tolist(), strict=True)):
             valid = valid_priors(map_sizes, size, 1)
@@ -168,7 +168,9 @@ def test_max_iou_of_the_reference(golden) -> None:
 def test_task_aligned_of_the_reference(golden) -> None:
     case = [golden("primitives", f"assign/tal{image}/") for image in range(2)]
     scores, boxes = (torch.stack([arrays[key] for arrays in case]) for key in ("in_scores", "in_boxes"))
-    found = TaskAlignedAssigner()(PriorGenerator(STRIDES)(MAP_SIZES, CPU), reference_truth(golden), scores, boxes)
+    found = TaskAlignedAssigner()(
+        PriorGenerator(STRIDES)(MAP_SIZES, CPU), reference_truth(golden), scores.logit(), boxes
+    )
     assert found.metric is not None
     for image, arrays in enumerate(case):
         assert torch.equal(found.index[image], arrays["gt_inds"] - 1)
@@ -213,7 +215,9 @@ def test_task_aligned_by_hand() -> None:
     # t by its class's score (0.9 * 0.8 ** 6 = 0.236 and 0.1 * 0.833 ** 6 = 0.033), the second wins by the higher IoU.
     priors = PriorGenerator((8,))(((1, 1),), CPU)
     truth = ground_truth([target([[-10, -10, 10, 10], [-10, -10, 10, 20]], [0, 1])], [(8, 8)], CPU)
-    found = TaskAlignedAssigner()(priors, truth, torch.tensor([[[0.9, 0.1]]]), torch.tensor([[[-10.0, -10, 10, 15]]]))
+    found = TaskAlignedAssigner()(
+        priors, truth, torch.tensor([[[0.9, 0.1]]]).logit(), torch.tensor([[[-10.0, -10, 10, 15]]])
+    )
     t = 0.1 * (5 / 6) ** 6
     assert found.index.tolist() == [[1]] and found.metric is not None
     torch.testing.assert_close(found.metric, torch.tensor([[t / (t + 1e-7) * 5 / 6]]), rtol=1e-6, atol=0)
@@ -222,5 +226,5 @@ def test_task_aligned_by_hand() -> None:
         truth = ground_truth([target([[left, -10, 20, 10]])], [(8, 8)], CPU)
         found = TaskAlignedAssigner()(priors, truth, torch.ones(1, 1, 1), torch.tensor([[[0.0, -10, 20, 10]]]))
         assert found.index.tolist() == [[match]]
-    with pytest.raises(ValueError, match="needs the predicted scores and boxes"):
+    with pytest.raises(ValueError, match="needs the predicted logits and boxes"):
         TaskAlignedAssigner()(priors, truth)

@@ -37,7 +37,7 @@ class ATSSAssigner:
     topk: int = 9
 
     def __call__(
-        self, priors: Priors, truth: GroundTruth, scores: Tensor | None = None, boxes: Tensor | None = None
+        self, priors: Priors, truth: GroundTruth, logits: Tensor | None = None, boxes: Tensor | None = None
     ) -> Match:
         require_one_prior_a_cell("ATSS assignment", priors)
         grid, (gt_boxes, labels, sizes) = priors.grid, truth

@@ -43,11 +43,11 @@ class Match(NamedTuple):
 
 
 class Assigner(Protocol):
-    """(priors, truth) -> Match. scores (B, P, K) probabilities and boxes (B, P, 4) in pixels, both detached: what the
+    """(priors, truth) -> Match. logits (B, P, K) of the scores and boxes (B, P, 4) in pixels, both detached: what the
     head predicts, for assigners that depend on it."""
 
     def __call__(
-        self, priors: Priors, truth: GroundTruth, scores: Tensor | None = None, boxes: Tensor | None = None
+        self, priors: Priors, truth: GroundTruth, logits: Tensor | None = None, boxes: Tensor | None = None
     ) -> Match: ...
 
 

@@ -38,7 +38,7 @@ class FCOSAssigner:
     center_sample_radius: float | None = None
 
     def __call__(
-        self, priors: Priors, truth: GroundTruth, scores: Tensor | None = None, boxes: Tensor | None = None
+        self, priors: Priors, truth: GroundTruth, logits: Tensor | None = None, boxes: Tensor | None = None
     ) -> Match:
         require_one_prior_a_cell("FCOS assignment", priors)
         grid, (gt_boxes, labels, _) = priors.grid, truth

@@ -27,7 +27,7 @@ class MaxIoUAssigner:
     negative: float = 0.4
 
     def __call__(
-        self, priors: Priors, truth: GroundTruth, scores: Tensor | None = None, boxes: Tensor | None = None
+        self, priors: Priors, truth: GroundTruth, logits: Tensor | None = None, boxes: Tensor | None = None
     ) -> Match:
         gt_boxes, labels, sizes = truth
         valid = priors.valid(sizes)

@@ -23,7 +23,7 @@ class TaskAlignedAssigner:
     ones to the first. The metric of a match is t, normalised so that a box's largest is its largest IoU. Priors in the
     batch's padding are ignored.
 
-    Needs scores and boxes. Where t is equal the order of torch.topk decides, as in MMDetection.
+    Needs logits and boxes. Where t is equal the order of torch.topk decides, as in MMDetection.
     """
 
     topk: int = 13
@@ -31,15 +31,15 @@ class TaskAlignedAssigner:
     beta: float = 6.0
 
     def __call__(
-        self, priors: Priors, truth: GroundTruth, scores: Tensor | None = None, boxes: Tensor | None = None
+        self, priors: Priors, truth: GroundTruth, logits: Tensor | None = None, boxes: Tensor | None = None
     ) -> Match:
-        if scores is None or boxes is None:
-            raise ValueError("task-aligned assignment needs the predicted scores and boxes.")
+        if logits is None or boxes is None:
+            raise ValueError("task-aligned assignment needs the predicted logits and boxes.")
         gt_boxes, labels, sizes = truth
         count, slots = len(priors.centers), gt_boxes.shape[1]
         valid = priors.valid(sizes)
         boxes = boxes * valid[..., None]  # without size, and so without IoU
-        alignment = self._alignment(scores, boxes, truth)
+        alignment = self._alignment(logits, boxes, truth)
         best, index = alignment.topk(min(self.topk, count), dim=-1)  # (B, G, topk)
         inside = boxes_to_distances(priors.centers[index], gt_boxes[:, :, None]).amin(-1) > 0.01
         positive = (best > 0) & inside & (labels >= 0)[..., None]
@@ -58,16 +58,16 @@ class TaskAlignedAssigner:
         metric.scatter_(1, torch.where(own, index, count).flatten(1), normalised.flatten(1))
         return Match(match - (~valid).long(), metric[:, :count], most=slots * index.shape[-1])
 
-    def _alignment(self, scores: Tensor, boxes: Tensor, truth: GroundTruth) -> Tensor:
+    def _alignment(self, logits: Tensor, boxes: Tensor, truth: GroundTruth) -> Tensor:
         """t of every box with every prior, (B, G, P)."""
-        images, classes = scores.shape[0], scores.shape[2]
-        row = truth.labels.clamp(min=0) + classes * torch.arange(images, device=scores.device)[:, None]
-        result = scores.new_empty(*row.shape, scores.shape[1])
-        size = BLOCK if scores.device.type == "cpu" and not torch.compiler.is_compiling() else scores.shape[1]
+        images, count, classes = logits.shape
+        row = truth.labels.clamp(min=0) + classes * torch.arange(images, device=logits.device)[:, None]
+        result = boxes.new_empty(*row.shape, count)
+        size = BLOCK if logits.device.type == "cpu" and not torch.compiler.is_compiling() else count
         sides = boxes.transpose(1, 2).contiguous()[:, :, None]  # (B, 4, 1, P)
-        for some, part, out in zip(scores.split(size, 1), sides.split(size, 3), result.split(size, 2), strict=True):
+        for some, part, out in zip(logits.split(size, 1), sides.split(size, 3), result.split(size, 2), strict=True):
             of_class = some.transpose(1, 2).contiguous().flatten(0, 1)  # (B K, size)
-            score = of_class.index_select(0, row.flatten()).view_as(out)
+            score = of_class.index_select(0, row.flatten()).float().sigmoid_().view_as(out)
             torch.mul(_power(cross_iou(part, truth.boxes), self.beta), _power(score, self.alpha), out=out)
         return result
 

@@ -123,8 +123,8 @@ class TOODHead(DenseHead):
     def match(self, predictions: Predictions, priors: Priors, truth: GroundTruth) -> Match:
         if self.warmup:
             return self.warmup_assigner(priors, truth)
-        scores = predictions.logits.detach().sigmoid()
-        return self.assigner(priors, truth, scores, self.coder.decode(priors, predictions.box.detach()))
+        boxes = self.coder.decode(priors, predictions.box.detach())
+        return self.assigner(priors, truth, predictions.logits.detach(), boxes)
 
     def terms(self, predictions: Predictions, priors: Priors, truth: GroundTruth) -> dict[str, LossTerm]:
         """In the warm-up focal loss and GIoU weighted by centre-ness, then quality focal loss on the alignment metric
