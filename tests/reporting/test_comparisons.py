@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from msil.reporting.comparisons import detector_name, detectors, line_label
+from msil.reporting.captions import detector_name
+from msil.reporting.comparisons import detectors, line_label
 
 from .test_regenerated import run
 
@@ -37,6 +38,13 @@ def test_a_pair_is_the_plain_detector_and_the_whole_block() -> None:
     assert [one["seed"] for one in pair[1].runs] == [0, 1]
     (lonely,) = detectors([run(apply="cls"), run(apply="none")])
     assert lonely.pair() is None
+
+
+def test_a_head_is_called_by_the_title_that_its_run_has() -> None:
+    own = run(head="package.heads.QFLHead", backbone="convnext_tiny")
+    assert detector_name(own) == "QFLHead convnext_tiny"
+    assert detector_name({**own, "head_title": "QFL"}) == "QFL convnext_tiny"
+    assert detector_name(run(head="retinanet", backbone="resnet101")) == "RetinaNet ResNet-101"
 
 
 # The original FCOS predicts distances in pixels (norm_on_bbox false); the improved one divides by the stride.

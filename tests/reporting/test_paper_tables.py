@@ -6,8 +6,9 @@ import csv
 import io
 
 from msil.reporting.paper import TABLES
-from msil.reporting.paper_tables import Difference, difference_text, paper_table
+from msil.reporting.paper_tables import Difference, Regenerated, difference_text, paper_table
 from msil.reporting.regenerated import fill
+from msil.reporting.report_tables import page_table
 from msil.reporting.tables import Table, to_csv, to_latex, to_markdown, to_text
 
 from .test_regenerated import run
@@ -56,6 +57,21 @@ def test_quoted_rows_are_marked() -> None:
     assert first["row"].startswith("Faster R-CNN w/ FPN") and first["seeds"] == "quoted" and first["AP ours"] == ""
     assert ours["row"] == "FCOS+MSIL, ResNet-101" and ours["against"] == "FCOS, ResNet-101" and ours["seeds"] == "1"
     assert any("ResNet-18 stands in for ResNet-101" in note for note in table.notes)
+
+
+# Neither our rows nor torchvision's have a number of the paper, in any form of the table.
+def test_rows_of_ours_have_no_printed_number() -> None:
+    runs = [run(head="gfl", backbone="resnet18", apply=apply) for apply in ("none", "both")]
+    one = Regenerated(fill(TABLES["table3"], runs), {})
+    place = next(i for i, row in enumerate(one.filled.rows) if row.paper.ours)
+    ours = cells(one.table, place)
+    assert ours["row"] == "GFL+MSIL (ours, not in the paper), ResNet-101" and ours["against"] == "GFL [26], ResNet-101"
+    assert {ours[f"{name} paper"] for name in (*one.filled.paper.metrics, "ΔAP")} == {"-"}
+    assert ours["AP ours"] == cells(one.table, place - 1)["AP ours"] == "40.0"
+    line = list(csv.DictReader(io.StringIO(to_csv(one.table))))[place]
+    assert line["paper_AP"] == line["paper_difference"] == "" and float(line["ours_AP"]) == 0.4
+    assert "GFL+MSIL (ours, not in the paper), ResNet-101 & 1 & - & 40.0 & - &" in to_latex(one.table)
+    assert not any(cell.detail for cell in page_table("id", one).rows[place].cells)  # "paper 42.1" elsewhere
 
 
 def test_the_csv_has_every_number_in_full() -> None:

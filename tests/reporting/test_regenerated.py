@@ -72,6 +72,40 @@ def test_other_kernels_make_a_row_of_their_own() -> None:
     assert all(filled.compared(row) is filled.rows[0] for row in filled.rows[1:])
 
 
+# The paper has MSIL alone, so its numbers stand beside no other block.
+def test_a_block_of_the_users_own_has_a_row_below_the_printed_one() -> None:
+    own = run()
+    own["config"]["model"]["msil"] |= {"block": "package.MyBlock", "options": {"depth": 2}}
+    filled = fill(TABLES["table2"], [run(apply="none"), own])
+    assert list(by_label(filled))[-2:] == ["cls ✓, reg ✓", "cls ✓, reg ✓, MyBlock depth=2"]
+    printed, other = filled.rows[-2:]
+    assert (printed.runs, printed.paper.value(0), other.paper.value(0)) == ((), 42.1, None)
+    assert other.runs == (own,) and filled.compared(other) is filled.rows[0]
+    assert [row.runs for row in fill(TABLES["table1"], [own, run()]).rows][2:] == [(run(),), (own,)]
+
+
+# Table 3 prints FCOS and VFNet, plain and with MSIL, and of the other heads the plain ones alone.
+def test_rows_that_the_paper_lacks_stand_where_a_run_fills_them() -> None:
+    usual = [run(head=head, backbone="resnet18", apply="none") for head in ("retinanet", "atss", "gfl", "tood")]
+    usual += [
+        run(head=head, backbone="resnet18", apply=apply) for head in ("fcos", "vfnet") for apply in ("none", "both")
+    ]
+    complete = fill(TABLES["table3"], usual)
+    assert list(by_label(complete)) == [
+        "RetinaNet [28], ResNet-101", "ATSS [48], ResNet-101", "GFL [26], ResNet-101", "TOOD [6], ResNet-101",
+        "FCOS, ResNet-101", "FCOS+MSIL, ResNet-101", "VFNet, ResNet-101", "VFNet+MSIL, ResNet-101",
+    ]  # fmt: skip
+    assert complete.command is None
+    ssd = run(1, apply="none")
+    ssd["config"]["model"] |= {"head": {}, "backbone": {}, "detector": "ssd300_vgg16", "detector_weights": "imagenet"}
+    (group,) = settings([*usual, ssd, run(head="tood", backbone="resnet18")])
+    filled = fill(TABLES["table3"], group)
+    ours = {filled.label(row): row for row in filled.rows if row.paper.ours}
+    assert list(ours) == ["SSD300 (torchvision's stand-in), VGG-16", "TOOD+MSIL (ours, not in the paper), ResNet-101"]
+    against = filled.compared(ours["TOOD+MSIL (ours, not in the paper), ResNet-101"])
+    assert against is not None and filled.label(against) == "TOOD [6], ResNet-101" and against.runs == (usual[3],)
+
+
 def test_an_unnamed_difference_is_not_averaged_over() -> None:
     odd = run(1, run_name="odd")
     odd["config"]["model"]["head"]["num_convs"] = 2

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from msil.reporting.comparisons import detector_name, line_label
+from msil.reporting.captions import detector_name
+from msil.reporting.comparisons import line_label
 from msil.reporting.tables import Table, result_line, sweep_table, to_csv, to_markdown, to_text, write_table
 
 from .cases import METRICS, as_in_the_paper, failed, result
@@ -48,15 +49,16 @@ def parsed(one: Table) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(to_csv(one))))
 
 
+# No run has an APs, so it has no column.
 def test_text_by_hand() -> None:
     assert body(to_text(table())) == [
-        ["align", "apply", "AP", "AP50", "AP75", "APs", "APm", "APl", "parameters", "FLOPs", "time", "state"],
-        ["true", "cls", "42.0", "60.0", "40.0", "-", "30.0", "50.0", "4.15 M", "2.35 G", "3m 35s", "ok"],
-        ["false", "both", "-", "60.0", "40.0", "-", "30.0", "50.0", "4.15 M", "2.35 G", "3m 35s", "skipped"],
-        ["true", "reg", *9 * ["-"], "failed (exit 1)"],
-        ["true", "none", *9 * ["-"], "failed (signal 9)"],
-        ["false", "none", *9 * ["-"], "preempted (exit 75)"],
-        ["false", "none", *9 * ["-"], "waiting"],
+        ["align", "apply", "AP", "AP50", "AP75", "APm", "APl", "parameters", "FLOPs", "time", "state"],
+        ["true", "cls", "42.0", "60.0", "40.0", "30.0", "50.0", "4.15 M", "2.35 G", "3m 35s", "ok"],
+        ["false", "both", "-", "60.0", "40.0", "30.0", "50.0", "4.15 M", "2.35 G", "3m 35s", "skipped"],
+        ["true", "reg", *8 * ["-"], "failed (exit 1)"],
+        ["true", "none", *8 * ["-"], "failed (signal 9)"],
+        ["false", "none", *8 * ["-"], "preempted (exit 75)"],
+        ["false", "none", *8 * ["-"], "waiting"],
     ]
 
 
@@ -85,9 +87,9 @@ def test_markdown_shape() -> None:
     lines = to_markdown(table()).split("\n")
     bars = [line for line in lines if line.startswith("|")]
     assert len(bars) == 2 + 6
-    assert {line.count("|") for line in bars} == {13}  # 12 columns
-    assert bars[1] == "| :--- | :--- |" + 9 * " ---: |" + " :--- |"
-    assert bars[2] == "| true | cls | 42.0 | 60.0 | 40.0 | - | 30.0 | 50.0 | 4.15 M | 2.35 G | 3m 35s | ok |"
+    assert {line.count("|") for line in bars} == {12}  # 11 columns
+    assert bars[1] == "| :--- | :--- |" + 8 * " ---: |" + " :--- |"
+    assert bars[2] == "| true | cls | 42.0 | 60.0 | 40.0 | 30.0 | 50.0 | 4.15 M | 2.35 G | 3m 35s | ok |"
     first = lines.index(bars[0])
     assert lines[first - 1] == "" and lines[first - 2] == lines[0] == table().caption  # else it is no table
     assert lines[first + 8] == "" and lines[first + 9].startswith("- ")
@@ -140,7 +142,7 @@ def test_no_rows() -> None:
 
 def test_only_failures() -> None:
     one = table([failed("c", 1, [f"{APPLY}=cls"])], varied=[APPLY])
-    assert body(to_text(one))[1] == ["cls", *9 * ["-"], "failed (exit 1)"]
+    assert body(to_text(one))[1] == ["cls", *4 * ["-"], "failed (exit 1)"]  # AP, parameters, FLOPs, time
 
 
 def test_the_run_is_named_where_its_settings_do_not_tell_it() -> None:
@@ -152,7 +154,7 @@ def test_the_run_is_named_where_its_settings_do_not_tell_it() -> None:
 def test_the_caption_says_on_what() -> None:
     caption = table().caption
     for part in (
-        "shapes", "400 training and 100 validation images", "fcos resnet10", "schedule quick (12 epochs)", "seed 0",
+        "shapes", "400 training and 100 validation images", "FCOS ResNet-10", "schedule quick (12 epochs)", "seed 0",
         "AP in percent",
     ):  # fmt: skip
         assert part in caption
@@ -300,16 +302,39 @@ def test_classes_of_the_users_own_are_shown_by_their_names() -> None:
     own = {"block": "package.module.MyBlock", "options": {"depth": 2}}
     found = [changed(result(), "msil", usual), changed(result(), "msil", own)]
     found.append(changed(changed(result(), "msil", usual), "head", {"name": "package.heads.Mine"}))
-    lines = body(to_text(table(found, varied=["model.head.name", "model.msil.block"])))
-    assert [line[:2] for line in lines[1:]] == [["fcos", "MSIL"], ["fcos", "MyBlock"], ["Mine", "MSIL"]]
+    found.append(failed("lost", 1, ["model.msil.block=package.module.MyBlock", "model/head=gfl"]))
+    one = table(found, varied=["model.head.name", "model.msil.block"])
+    assert [line[:2] for line in body(to_text(one))[1:]] == [
+        ["fcos", "MSIL"], ["fcos", "MyBlock"], ["Mine", "MSIL"], ["gfl", "MyBlock"]
+    ]  # fmt: skip
+    assert parsed(one)[1]["model.msil.block"] == "package.module.MyBlock"  # as a command takes it
     assert line_label(found[1]) == "MyBlock depth=2"
+
+
+def test_blocks_that_differ_in_their_options_alone_show_them() -> None:
+    blocks = [{"block": "package.MyBlock", "options": {"depth": depth}} for depth in (1, 2)]
+    found = [changed(result(), "msil", block) for block in blocks]
+    assert [line[0] for line in body(to_text(table(found, varied=["model.msil.options"])))] == ["depth", "1", "2"]
+    lines = body(to_text(table(found, varied=["model/msil"])))  # two files of conf/model/msil
+    assert [line[0] for line in lines] == ["options", "{depth: 1}", "{depth: 2}"]
+
+
+# As schedule=smoke: seconds, and no object large enough for an APl (or, here, small enough for an APs).
+def test_six_heads_with_and_without_msil_fit_a_terminal() -> None:
+    heads = ("fcos", "vfnet", "retinanet", "atss", "gfl", "tood")
+    pairs = [(head, apply) for head in heads for apply in ("none", "both")]
+    found = [result(model={"head": head, "apply": apply}, total_seconds=45.0) for head, apply in pairs]
+    text = to_text(table(found, varied=["model/head", APPLY]))
+    assert [tuple(line[:2]) for line in body(text)[1:]] == pairs
+    assert max(map(len, text.splitlines())) <= 80
+    assert "FCOS ResNet-10, VFNet ResNet-10, RetinaNet ResNet-10, ATSS" in table(found).caption
 
 
 def test_torchvisions_detectors_have_no_head() -> None:
     found = copy.deepcopy(result())
     found["config"]["model"] |= {"head": {}, "backbone": {}, "detector": "ssd300_vgg16"}
     text = to_text(table([found], varied=["model.detector"]))
-    assert body(text)[1][0] == "ssd300_vgg16" and "torchvision's ssd300_vgg16" in text
+    assert body(text)[1][0] == "ssd300_vgg16" and "torchvision ssd300_vgg16" in text
     assert detector_name(found) == "torchvision ssd300_vgg16"
 
 

@@ -5,13 +5,14 @@ Standard library alone.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from msil.reporting.formats import setting
-from msil.reporting.paper import TABLES, PaperTable, Recipe
+from msil.reporting.paper import TABLES, TITLES, PaperTable, Recipe
 
 Row = Mapping[str, Any]
 
@@ -35,7 +36,7 @@ def caption(rows: Sequence[Row], table: str | None) -> str:
     parts = [
         _distinct(_data_name(row) for row in rows),
         _images(rows),
-        _distinct(_detector_name(row) for row in rows),
+        _distinct(detector_name(row) or None for row in rows),
         _distinct(_schedule_name(row) for row in rows),
         "seed " + (_distinct(lookup(row, "seed") for row in rows) or "unknown"),
     ]
@@ -62,15 +63,34 @@ def setting_title(rows: Sequence[Row]) -> str:
     return ", ".join(part for part in (_distinct(_data_name(row) for row in rows), _distinct(schedules)) if part)
 
 
-def notes(rows: Sequence[Row], table: str | None, matched: Sequence[bool]) -> tuple[str, ...]:
-    """What stands below a table. matched: for each row, whether the paper prints a row with its settings."""
+def detector_name(row: Row) -> str:
+    """`VFNet ResNet-10`; FCOS as it was first published is marked; torchvision's by their names. Empty where the row
+    has no settings."""
+    detector = lookup(row, "model", "detector")
+    if detector is not None:
+        return f"torchvision {detector}"
+    head, net = lookup(row, "model", "head", "name"), lookup(row, "model", "backbone", "name")
+    if head is None or net is None:
+        return ""
+    title = row.get("head_title") or TITLES.get(head, head.rpartition(".")[2])
+    form = " (original form)" if lookup(row, "model", "head", "norm_on_bbox") is False else ""
+    return f"{title}{form} {net_name(net)}"
+
+
+def net_name(name: str) -> str:
+    """resnet50 -> ResNet-50; a net of timm or of the user's own as it is called."""
+    return re.sub(r"^resnet(\d+)$", r"ResNet-\1", name)
+
+
+def notes(rows: Sequence[Row], table: str | None, printed: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+    """What stands below a table. printed: for each row, what the paper prints for its settings, or nothing."""
     lines = [_states(rows), _costs(rows)]
     paper = TABLES.get(table) if table else None
     if paper:
         lines += [comparable(rows, paper), *paper.notes]
         lines += [row.note for row in paper.rows if row.note]
-        if not all(matched):
-            lines.append(_printed_rows(paper))
+        if not all(printed):
+            lines.append(_printed_rows(paper, printed))
     return tuple(line for line in lines if line)
 
 
@@ -149,14 +169,18 @@ def departures(row: Row, recipe: Recipe) -> list[str]:
     return found
 
 
-def _printed_rows(paper: PaperTable) -> str:
-    rows = [row for row in paper.rows if row.head is not None and not row.ours]
+def _printed_rows(paper: PaperTable, shown: Sequence[Mapping[str, float]]) -> str:
+    """The printed numbers that stand beside no run."""
     texts = []
-    for row in rows:
+    for row in paper.rows:
+        if row.head is None or row.ours or dict(zip(paper.metrics, row.values, strict=True)) in shown:
+            continue
         name = [str(row.head), str(row.backbone), f"apply={row.apply}"]
         name += [] if row.align else ["align=false"]
         name += [] if row.separate else ["separate=false"]
         texts.append(f"{' '.join(name)}: {' '.join(str(value) for value in row.values)}")
+    if not texts:
+        return ""
     names = " ".join(paper.metrics)
     return f"Not every run has a printed row. Printed in Table {paper.number} ({names}): {'; '.join(texts)}."
 
@@ -169,14 +193,6 @@ def _data_name(row: Row) -> str | None:
         PurePath(str(root)).name.split()
     )  # the folder alone: a table may be published, a machine's paths should not
     return name if folder in ("", name) else f"{name} ({folder})"
-
-
-def _detector_name(row: Row) -> str | None:
-    detector = lookup(row, "model", "detector")
-    if detector is not None:
-        return f"torchvision's {detector}"
-    head, backbone = lookup(row, "model", "head", "name"), lookup(row, "model", "backbone", "name")
-    return None if head is None or backbone is None else f"{head.rpartition('.')[2]} {backbone}"
 
 
 def _schedule_name(row: Row) -> str | None:

@@ -14,8 +14,7 @@ from typing import Any
 from msil.errors import ConfigError
 from msil.reporting import captions
 from msil.reporting.formats import setting
-from msil.reporting.paper import TITLES
-from msil.reporting.regenerated import NAMES, USUAL, one_a_seed, own_block, settings
+from msil.reporting.regenerated import USUAL, one_a_seed, own_block, settings
 from msil.reporting.results import RESULT_FILE, read_result
 
 Result = Mapping[str, Any]
@@ -57,7 +56,9 @@ def detectors(group: Sequence[Result]) -> list[DetectorLines]:
     for lines in found.values():
         ordered = sorted(lines.items(), key=lambda item: (item[0] != "plain", item[0] != "MSIL", item[0]))
         first = ordered[0][1][0]
-        made.append(DetectorLines(detector_name(first), tuple(Line(name, one_a_seed(runs)) for name, runs in ordered)))
+        made.append(
+            DetectorLines(captions.detector_name(first), tuple(Line(name, one_a_seed(runs)) for name, runs in ordered))
+        )
     return sorted(made, key=lambda detector: (-len(detector.lines), detector.name))
 
 
@@ -90,17 +91,6 @@ def newest_pair(runs_dir: str | Path) -> tuple[Path, Path]:
 
 def _checkpoint(folder: str | Path) -> Path:
     return Path(folder) / "checkpoints" / "last.ckpt"
-
-
-def detector_name(run: Result) -> str:
-    """`VFNet ResNet-10`; FCOS as it was first published is marked; torchvision's by their names."""
-    detector = captions.lookup(run, "model", "detector")
-    if detector is not None:
-        return f"torchvision {detector}"
-    head, backbone = captions.lookup(run, "model", "head", "name"), captions.lookup(run, "model", "backbone", "name")
-    form = " (original form)" if captions.lookup(run, "model", "head", "norm_on_bbox") is False else ""
-    title = run.get("head_title") or TITLES.get(str(head), head)
-    return f"{title}{form} {NAMES.get(backbone, backbone)}"
 
 
 def line_label(run: Result) -> str:

@@ -64,13 +64,15 @@ def duration(seconds: float | None) -> str:
 
 
 def setting(value: Any) -> str:
-    """A setting as users type it: true, false, null, [480,960], both."""
+    """A setting as users type it: true, false, null, [480,960], {depth: 2}, both."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
         return "null"
     if isinstance(value, list | tuple):
         return "[" + ",".join(setting(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {setting(item)}" for key, item in value.items()) + "}"
     return str(value)
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from msil.reporting import formats
-from msil.reporting.regenerated import NAMES, Filled, FilledRow, Value
+from msil.reporting import captions, formats
+from msil.reporting.regenerated import Filled, FilledRow, Value
 from msil.reporting.tables import Column, Table
 
 INTERVAL_NOTE = (
@@ -100,9 +100,9 @@ def _line(filled: Filled, place: int, difference: Difference | None) -> dict[str
     row, table = filled.rows[place], filled.paper
     line: dict[str, Any] = {"row": filled.label(row), "seeds": _seeds(filled, row), "setting": filled.setting}
     if row.net is not None:
-        line["backbone"] = NAMES.get(row.net, row.net)
-    for place, name in enumerate(table.metrics):
-        ours, printed = filled.metric[name], row.paper.value(place)
+        line["backbone"] = captions.net_name(row.net)
+    for column, name in enumerate(table.metrics):
+        ours, printed = filled.metric[name], row.paper.value(column)
         value = row.value(ours)
         if printed is not None:
             line[f"paper_{name}"] = round(printed / 100, 6)  # a fraction, as ours; without the noise of the division

@@ -41,8 +41,6 @@ TEST_DEV_NOTE = (
     "python run.py mode=test model.weights=runs/RUN/checkpoints/last.ckpt data=coco data.root=/path/to/coco "
     "data.split=test-dev2017 writes detections_test-dev2017_RUN_results.zip."
 )
-NAMES = {"resnet10": "ResNet-10", "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50",
-         "resnet101": "ResNet-101"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,12 +131,15 @@ def settings(results: Iterable[Result]) -> list[list[Result]]:
 
 
 def fill(table: PaperTable, group: Sequence[Result]) -> Filled:
-    """`table` with the runs of one setting (see `settings`), every printed row in its place."""
+    """`table` with the runs of one setting (see `settings`), every printed row in its place; a row with a block of the
+    user's own below it, without the paper's numbers."""
+    other = [run for run in group if _has_own_block(run)]
+    usual = [run for run in group if not _has_own_block(run)]
     rows: list[FilledRow] = []
     for index, printed in enumerate(table.rows):
-        rows += _rows(index, printed, group)
+        rows += _rows(index, printed, usual) + _rows(index, replace(printed, values=()), other)
     seeds = {seed for row in rows for seed in row.seeds}
-    missing = any(not row.quoted and not (row.runs and seeds <= set(row.seeds)) for row in rows)
+    missing = any(not (row.quoted or row.paper.ours or (row.runs and seeds <= set(row.seeds))) for row in rows)
     filled = Filled(
         table,
         setting_name(group),
@@ -180,8 +181,6 @@ def fill_command(table: PaperTable, group: Sequence[Result]) -> str:
 
 
 def _rows(index: int, printed: PaperRow, group: Sequence[Result]) -> list[FilledRow]:
-    if printed.head is None and printed.detector is None:
-        return [FilledRow(printed, index, ())]
     fitting = [run for run in group if _is(run, printed)]
     net = _net(printed, group)
     lines: dict[str, list[Result]] = {}
@@ -220,6 +219,11 @@ def _net_of(run: Result) -> str | None:
     return captions.lookup(run, "model", "detector") or captions.lookup(run, "model", "backbone", "name")
 
 
+def _has_own_block(run: Result) -> bool:
+    block = captions.lookup(run, "model", "msil")
+    return block["apply"] != "none" and bool(block.get("block"))
+
+
 def own_block(msil: Mapping[str, Any]) -> str:
     """MyBlock, or MyBlock depth=2, of a block of the user's own."""
     options = [f"{name}={setting(value)}" for name, value in (msil.get("options") or {}).items()]
@@ -231,7 +235,7 @@ def _extra(run: Result) -> str:
     model = run["config"]["model"]
     block = {} if model["msil"]["apply"] == "none" else model["msil"]
     found = {**model["head"], **block}
-    words = [own_block(block)] if block.get("block") else []
+    words = [own_block(block)] if _has_own_block(run) else []
     words += [f"{key}={setting(found[key])}" for key, usual in USUAL.items() if found.get(key) not in (None, usual)]
     return ", ".join(words)
 
@@ -254,12 +258,14 @@ def _our_metric(name: str, rows: Sequence[FilledRow]) -> str:
 def _notes(filled: Filled) -> list[str]:
     table = filled.paper
     lines = list(table.notes) + [row.note for row in table.rows if row.note]
+    if any(row.ours for row in table.rows):
+        lines.append("Rows marked ours or torchvision's are not in the paper: they stand here once a run fills them.")
     if any(row.quoted for row in filled.rows):
         lines.append("Rows marked quoted are other papers' numbers, as this paper quotes them.")
     if table.recipe.val == "test-dev2017":
         lines.append(TEST_DEV_NOTE)
     stand_ins = dict.fromkeys(
-        f"{NAMES.get(row.net, row.net)} stands in for {NAMES.get(row.paper.backbone or '', row.paper.backbone)}"
+        f"{captions.net_name(row.net)} stands in for {captions.net_name(str(row.paper.backbone))}"
         for row in filled.rows
         if row.net is not None and row.paper.detector is None and row.net != row.paper.backbone
     )

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from msil.reporting import captions, formats
-from msil.reporting.comparisons import detector_name, line_label
+from msil.reporting.comparisons import line_label
 from msil.reporting.page import Cell, ReportColumn, ReportRow, ReportTable, RowKind
 from msil.reporting.paper_tables import Regenerated, title_of
 from msil.reporting.regenerated import FilledRow
@@ -70,7 +70,7 @@ def runs_table(id: str, results: Sequence[Mapping[str, Any]]) -> ReportTable:
     for run in results:
         cells = [
             Cell(str(run["run_name"])),
-            Cell(detector_name(run)),
+            Cell(captions.detector_name(run)),
             Cell(line_label(run)),
             Cell(str(run["seed"]), run["seed"]),
             *(Cell(formats.percent(run["metrics"].get(name)), run["metrics"].get(name)) for name in names),

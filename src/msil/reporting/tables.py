@@ -19,9 +19,13 @@ from msil.reporting import captions, formats
 from msil.reporting.captions import Row
 from msil.reporting.paper import TABLES, paper_metrics
 
-CLASSES = ("model.msil.block", "model.head.name")  # package.module.Class is shown by its last name
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _NUMBER, _OF_THE_PAPER = re.compile(r"^Table (\d+)\. "), r"The paper's Table \1. "  # LaTeX numbers tables of its own
+# package.module.Class by its last name
+FORMS = {
+    "model.head.name": lambda name: name.rpartition(".")[2],
+    "model.msil.block": lambda name: "MSIL" if name in (None, "null") else name.rpartition(".")[2],
+}
 ABSENT = object()  # a setting that a row does not have, where None is a value
 
 
@@ -66,12 +70,13 @@ def sweep_table(rows: Sequence[Row], *, varied: Sequence[str], table: str | None
     metrics = [row.get("metrics") or {} for row in rows]
     names_needed = not keys or not all(settings)  # without its settings a line would say nothing about itself
 
-    columns = [Column(key, titles[key], right=False) for key in keys]
+    columns = [Column(key, titles[key], FORMS.get(key, formats.setting), right=False) for key in keys]
     columns.insert(0, Column("run_name", "run", str, right=False, shown=names_needed))
     names = AP_NAMES + (("VOC_AP",) if any("VOC_AP" in one for one in [*metrics, *printed]) else ())
     for name in names:
         title = name.replace("_", " ")
-        columns.append(Column(name, title, formats.percent))
+        seen = name == "AP" or any(not formats.is_missing(one.get(name)) for one in [*metrics, *printed])
+        columns.append(Column(name, title, formats.percent, shown=seen))
         if table in TABLES and name in TABLES[table].metrics:
             columns.append(Column(f"paper_{name}", f"paper {title}", formats.percent, shown=any(printed)))
     columns += [
@@ -98,7 +103,7 @@ def sweep_table(rows: Sequence[Row], *, varied: Sequence[str], table: str | None
         captions.caption(rows, table),
         tuple(columns),
         tuple(lines),
-        captions.notes(rows, table, [bool(one) for one in printed]),
+        captions.notes(rows, table, printed),
     )
 
 
@@ -210,10 +215,8 @@ def _value(row: Row, key: str) -> Any:
     """A setting of a row: from its config, else as its overrides spell it, else ABSENT."""
     *parents, leaf = key.split(".")
     node = captions.lookup(row, *parents)
-    if isinstance(node, Mapping) and leaf in node and not isinstance(node[leaf], Mapping):
-        if key in CLASSES and node[leaf] is not None:
-            return node[leaf].rpartition(".")[2]
-        return "MSIL" if key == "model.msil.block" else node[leaf]
+    if isinstance(node, Mapping) and leaf in node and (leaf == "options" or not isinstance(node[leaf], Mapping)):
+        return node[leaf]
     group = ".".join(parents) if leaf == "name" else key
     for override in row.get("overrides") or ():
         name, _, value = str(override).partition("=")
