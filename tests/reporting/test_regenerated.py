@@ -81,6 +81,7 @@ def test_a_block_of_the_users_own_has_a_row_below_the_printed_one() -> None:
     printed, other = filled.rows[-2:]
     assert (printed.runs, printed.paper.value(0), other.paper.value(0)) == ((), 42.1, None)
     assert other.runs == (own,) and filled.compared(other) is filled.rows[0]
+    assert list(by_label(fill(TABLES["table5"], [own])))[2] == "VFNet+MyBlock depth=2, RestNet-50"
     assert [row.runs for row in fill(TABLES["table1"], [own, run()]).rows][2:] == [(run(),), (own,)]
 
 

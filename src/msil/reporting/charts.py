@@ -141,7 +141,7 @@ def difference_plot(
         axes.axvline(0, color=INK, linewidth=1.4, zorder=1)
         for place, (name, (estimate, low, high)) in enumerate(zip(names, table, strict=True)):
             words = _difference_text(estimate, low, high)
-            for x, text, side in ((0, clean(name, 38), "left"), (1, words, "right")):
+            for x, text, side in ((0, clean(name, 48), "left"), (1, words, "right")):
                 axes.text(x, place - 0.32, text, transform=axes.get_yaxis_transform(), ha=side, va="center",
                           fontsize=SMALL_SIZE, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
             if not finite(estimate):

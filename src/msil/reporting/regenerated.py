@@ -110,8 +110,12 @@ class Filled:
         return tuple(sorted({seed for row in self.rows for seed in row.seeds}))
 
     def label(self, row: FilledRow) -> str:
-        """How the paper names the row, then the settings that tell it from the usual line."""
-        return ", ".join(part for part in (self.paper.label(row.paper), row.extra) if part)
+        """How the paper names the row, then the settings that tell it from the usual line; a block of the user's own
+        in the place of MSIL."""
+        name = self.paper.label(row.paper)
+        if row.runs and _has_own_block(row.runs[0]) and "MSIL" in name:
+            return name.replace("MSIL", row.extra)
+        return ", ".join(part for part in (name, row.extra) if part)
 
     def compared(self, row: FilledRow) -> FilledRow | None:
         """The row that `row` is measured against, with the same extra settings where there is one."""
