@@ -8,14 +8,19 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, stdev
+from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from msil.analysis.record import write_record
+from msil.checkpoints import load
 from msil.cli import main
 from msil.errors import ConfigError
+from msil.reporting.comparisons import detectors
 from msil.reporting.evidence import Evidence
 from msil.reporting.report import setting_tables, write_report
+from msil.reporting.report_pictures import heatmap_section
 from msil.reporting.results import read_results
 
 from .made_runs import record, write_runs
@@ -92,6 +97,16 @@ def test_the_page_has_what_the_issue_of_reports_asks_for(made: Path) -> None:
     for start in starts:
         assert any(alt.startswith(start) for alt in page.images), start
     assert "No heat maps" in page.text and "last.ckpt" in page.text  # these runs kept no checkpoint
+
+
+def test_a_detector_without_our_towers_costs_the_heat_maps_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SimpleNamespace(detector="retinanet_resnet50_fpn_v2")
+    monkeypatch.setattr(load, "load_detector", lambda path: (nn.Identity(), SimpleNamespace(model=model)))
+    pair = detectors(read_results(made / "runs"))[0].pair()
+    assert pair is not None
+    section = heatmap_section("maps", *pair, Evidence())
+    assert not section.pictures and len(section.paragraphs) == 1
+    assert "last.ckpt holds torchvision's retinanet_resnet50_fpn_v2" in section.paragraphs[0]
 
 
 def test_the_same_runs_give_the_same_bytes(made: Path, tmp_path: Path) -> None:
