@@ -62,8 +62,10 @@ def attach_msil(
     if cls_module in set(reg_module.modules()) or reg_module in set(cls_module.modules()):
         raise ValueError(f"MSIL needs two separate towers; {paths[0]} and {paths[1]} overlap.")
     head = _head(model, paths[0], reg_module)
-    if hasattr(head, "msil") or any("forward" in vars(tower) for tower in towers):
-        raise ValueError(f"{type(head).__name__} already has an MSIL block, or a tower whose forward was replaced.")
+    if hasattr(head, "msil"):
+        raise ValueError(f"{type(head).__name__} already has an MSIL block, or takes one where it is built (msil=...).")
+    if any("forward" in vars(tower) for tower in towers):
+        raise ValueError(f"the forward of a tower of {type(head).__name__} was replaced.")
     channels, reg_channels = (_channels(tower, path) for tower, path in zip(towers, paths, strict=True))
     if channels != reg_channels:
         raise ValueError(

@@ -41,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
         "import",
         help="turn a checkpoint of MMDetection or torchvision into a file for model.weights",
         description="Turn a checkpoint of MMDetection (FCOS, VFNet, RetinaNet, ATSS, GFL, TOOD; 2.x and 3.x) or of "
-        "torchvision's fcos_resnet50_fpn, retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2 into a safetensors file for model.weights, `msil predict` and `msil export`. "
-        "No code in the checkpoint is run.",
+        "torchvision's fcos_resnet50_fpn, retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2 into a safetensors file "
+        "for model.weights, `msil predict` and `msil export`. No code in the checkpoint is run.",
     )
     importer.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     importer.add_argument("--from", dest="source", required=True, choices=("mmdet", "torchvision"))

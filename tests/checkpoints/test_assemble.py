@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msil.checkpoints.assemble import check_model, detector_from_config, head_options
@@ -47,6 +48,16 @@ class Broken(Block):
         raise KeyError("mine")
 
 
+class Pooling(Block):
+    def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> Any:
+        return F.interpolate(F.avg_pool2d(cls_feat, 2), size=cls_feat.shape[-2:]), reg_feat
+
+
+class InPlace(Block):
+    def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> Any:
+        return cls_feat.add_(self.conv(reg_feat)), reg_feat
+
+
 class Own(FCOSHead):
     pass
 
@@ -85,6 +96,8 @@ def test_a_block_of_ones_own_takes_the_place_of_msil() -> None:
         ),
         ((f"model.msil.block={HERE}.Single",), r"must return two features of the shape of its inputs, .* not Tensor"),
         ((f"model.msil.block={HERE}.Broken",), r"block=\S+Broken fails on two features \(2, 16, 4, 6\): 'mine'"),
+        ((f"model.msil.block={HERE}.Pooling",), r"block=\S+Pooling fails on two features \(2, 16, 1, 1\): "),
+        ((f"model.msil.block={HERE}.InPlace",), r"block=\S+InPlace fails in backward .* inplace operation"),
         (
             (f"model.msil.block={HERE}.Block", "model.msil.options={depth: 2}"),
             r"cannot be built with 16 channels: .*depth",
@@ -97,6 +110,20 @@ def test_a_block_that_cannot_be_used_is_one_sentence(typed: tuple[str, ...], mes
     with pytest.raises(ConfigError, match=message) as caught:
         check_model(composed(*TINY, *typed).model)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["raise RuntimeError('mine')", "class Block("])
+def test_a_module_that_cannot_be_imported_is_one_sentence(content: str, tmp_path, monkeypatch) -> None:
+    (tmp_path / "broken_module.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"block=broken_module.Block cannot be imported \("):
+        check_model(composed(*TINY, "model.msil.block=broken_module.Block").model)
+
+
+def test_a_name_that_is_not_timms_is_refused_before_a_net_is_built() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=r"model.backbone.name=convnxt is not a net of timm"):
+        check_model(composed("model/backbone=timm", "model.backbone.name=convnxt").model)
 
 
 @pytest.mark.parametrize(

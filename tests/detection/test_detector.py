@@ -175,6 +175,29 @@ def test_predict_restores_the_mode_after_an_error() -> None:
     assert detector.training
 
 
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (
+            [{"boxes": torch.ones(1, 4), "labels": torch.tensor([3])}],
+            r"of target 0 are 3 to 3, .* takes 0 to 2; ",
+        ),
+        ([Target(torch.ones(2, 4), torch.tensor([0, -1]))], r"labels of target 0 are -1 to 0"),
+        ([Target(torch.ones(1, 4), torch.tensor([1.0]))], r"must be torch.int64 \(1,\), not torch.float32 \(1,\)"),
+        ([Target(torch.ones(1, 4), torch.tensor([1, 1]))], r"must be torch.int64 \(1,\), not torch.int64 \(2,\)"),
+        ([Target(torch.ones(4), torch.tensor([1]))], r"boxes of target 0 must be a tensor \(M, 4\), not \(4,\)"),
+        ([Target(torch.full((1, 4), torch.nan), torch.tensor([1]))], r"boxes of target 0 are not all finite"),
+        ([{"boxes": torch.ones(1, 4)}], r"target 0 must be a Target or a dict .* not a dict with \['boxes'\]"),
+        ([], r"one target for each of the 1 images, not 0"),
+        ({"boxes": torch.ones(1, 4)}, r"one target for each of the 1 images, not dict"),
+        (None, r"not NoneType"),
+    ],
+)
+def test_wrong_targets_are_named(targets: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_detector().loss([image(64, 64)], targets)
+
+
 def test_weights_come_back_from_a_file(tmp_path) -> None:
     trained = small_detector(FULL)
     with torch.no_grad():

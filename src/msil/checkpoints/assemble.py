@@ -17,7 +17,9 @@ from msil.detection.backbone import BACKBONES, ResNetOptions, TimmOptions, build
 from msil.detection.detector import fpn_of
 from msil.detection.heads import DenseHead, HeadOptions, head_class
 from msil.detection.heads.base import build_interaction
-from msil.detection.torchvision_detector import AnyDetector, TorchvisionDetector, check_name
+from msil.detection.timm_backbone import check_name, import_timm
+from msil.detection.torchvision_detector import AnyDetector, TorchvisionDetector
+from msil.detection.torchvision_detector import check_name as check_detector
 from msil.errors import ConfigError
 
 Options = TypeVar("Options")
@@ -68,12 +70,14 @@ def check_model(model: ModelConfig) -> None:
     """Raises ConfigError for settings of the head, the backbone or the block that cannot be built; builds none of the
     first two."""
     if model.detector is not None:
-        check_name(model.detector, with_msil=model.msil.apply != Apply.none)
+        check_detector(model.detector, with_msil=model.msil.apply != Apply.none)
         return
     groups = head_options(model.head).norm_groups
     if groups is not None and model.channels % groups:
         raise ConfigError(f"model.channels={model.channels} must be a multiple of model.head.norm_groups={groups}.")
-    backbone_options(model.backbone)
+    backbone = backbone_options(model.backbone)
+    if isinstance(backbone, TimmOptions):
+        check_name(import_timm(), backbone.name)
     _interaction(model)
 
 
@@ -155,27 +159,36 @@ def _interaction(model: ModelConfig) -> nn.Module | dict[str, Any] | None:
         block = kind(model.channels, **(msil.options or {}))
     except Exception as error:  # whatever a constructor raises
         raise ConfigError(
-            f"model.msil.block={msil.block} cannot be built with {model.channels} channels: {error}"
+            f"model.msil.block={msil.block} cannot be built with {model.channels} channels: {_line(error)}"
         ) from error
-    features = torch.zeros(2, model.channels, 4, 6)
     training = block.training
-    try:
-        with torch.no_grad():
-            found = block.eval()(features, features)
-    except Exception as error:
-        raise ConfigError(
-            f"model.msil.block={msil.block} fails on two features {tuple(features.shape)}: {error}"
-        ) from error
-    finally:
-        block.train(training)
-    shapes = [tuple(getattr(map_, "shape", ())) for map_ in found] if isinstance(found, tuple | list) else []
-    if shapes != [tuple(features.shape)] * 2:
-        given = f"shapes {shapes}" if shapes else type(found).__name__
-        raise ConfigError(
-            f"model.msil.block={msil.block} must return two features of the shape of its inputs, "
-            f"{tuple(features.shape)}, not {given}."
-        )
-    return block
+    for height, width in ((4, 6), (3, 5), (1, 1)):  # even, odd, and P7 of a small image
+        _try_block(block.eval(), f"model.msil.block={msil.block}", (2, model.channels, height, width))
+    block.zero_grad(set_to_none=True)
+    return block.train(training)
+
+
+def _try_block(block: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    """One step of the block on two features of that shape. Raises ConfigError for what fails."""
+    with torch.enable_grad():
+        # As towers end: a ReLU, whose backward needs its own output, forbids changing it in place.
+        features = [torch.full(shape, 0.5, requires_grad=True).relu() for _ in range(2)]
+        try:
+            found = block(*features)
+        except Exception as error:  # whatever a forward raises
+            raise ConfigError(f"{name} fails on two features {shape}: {_line(error)}") from error
+        shapes = [tuple(getattr(map_, "shape", ())) for map_ in found] if isinstance(found, tuple | list) else []
+        if shapes != [shape] * 2:
+            given = f"shapes {shapes}" if shapes else type(found).__name__
+            raise ConfigError(f"{name} must return two features of the shape of its inputs, {shape}, not {given}.")
+        try:
+            (found[0].sum() + found[1].sum()).backward()
+        except RuntimeError as error:
+            raise ConfigError(f"{name} fails in backward on two features {shape}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 _USUAL = {"align": True, "separate": True, "apply": Apply.both, "kernel_size": 3, "reduction": 16}
@@ -186,9 +199,9 @@ def _imported(path: str, base: type[Class], setting: str) -> type[Class]:
     module, _, name = path.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:  # ValueError: no dot
+    except Exception as error:  # whatever the module raises; ValueError: no dot
         raise ConfigError(
-            f"{setting}={path} cannot be imported ({error}): give package.module.Class, importable from here."
+            f"{setting}={path} cannot be imported ({_line(error)}): give package.module.Class, importable from here."
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ConfigError(f"{setting}={path} must be a subclass of {base.__name__}.")

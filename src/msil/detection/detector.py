@@ -144,10 +144,13 @@ class Detector(nn.Module):
 
         images: as in `predict`. targets: Target, or torchvision's dicts {"boxes": (M, 4), "labels": (M,)}, in the
         images' pixels, with labels in [0, num_classes).
-        Raises ValueError for anything else.
+        Raises ValueError for anything else; values of a Target that lies on an accelerator are not read, as that would
+        hold up each step.
         """
         images = image_list(images)
-        return self.head.loss(self(images), list(map(as_target, targets)), image_sizes(images))
+        return self.head.loss(
+            self(images), target_list(targets, len(images), self.head.num_classes), image_sizes(images)
+        )
 
     @property
     def recipe(self) -> Mapping[str, float]:
@@ -272,14 +275,43 @@ def image_list(images: Images) -> list[Tensor]:
     return list(images)
 
 
-def as_target(target: Target | Mapping[str, Tensor]) -> Target:
-    """A Target, or torchvision's dict with "boxes" and "labels", as a Target. Raises ValueError for anything else."""
-    if isinstance(target, Target):
-        return target
-    if not isinstance(target, Mapping) or not {"boxes", "labels"} <= target.keys():
+def target_list(targets: Sequence[Target | Mapping[str, Tensor]], images: int, num_classes: int) -> list[Target]:
+    """The Targets of so many images, of Targets or torchvision's dicts with "boxes" and "labels".
+
+    Raises ValueError, saying what is wrong, for anything else.
+    """
+    if not isinstance(targets, Sequence) or len(targets) != images:
+        found = len(targets) if isinstance(targets, Sequence) else type(targets).__name__
+        raise ValueError(f"targets must be a list of one target for each of the {images} images, not {found}.")
+    return [_as_target(target, number, num_classes) for number, target in enumerate(targets)]
+
+
+def _as_target(target: Target | Mapping[str, Tensor], number: int, num_classes: int) -> Target:
+    given = target
+    if isinstance(target, Mapping) and {"boxes", "labels"} <= target.keys():
+        target = Target(target["boxes"], target["labels"])
+    if not isinstance(target, Target):
         found = f"a dict with {sorted(target)}" if isinstance(target, Mapping) else type(target).__name__
-        raise ValueError(f'a target must be a Target or a dict with "boxes" (M, 4) and "labels" (M,), not {found}.')
-    return Target(target["boxes"], target["labels"])
+        raise ValueError(
+            f'target {number} must be a Target or a dict with "boxes" (M, 4) and "labels" (M,), not {found}.'
+        )
+    boxes, labels = target.boxes, target.labels
+    if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
+        found = tuple(boxes.shape) if isinstance(boxes, Tensor) else type(boxes).__name__
+        raise ValueError(f"the boxes of target {number} must be a tensor (M, 4), not {found}.")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != boxes.shape[:1]:
+        found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"the labels of target {number} must be torch.int64 ({len(boxes)},), not {found}.")
+    if len(boxes) and (target is not given or boxes.device.type == "cpu"):
+        least, most = (int(label) for label in labels.aminmax())
+        if least < 0 or most >= num_classes:
+            raise ValueError(
+                f"the labels of target {number} are {least} to {most}, and a head of {num_classes} classes takes 0 to "
+                f"{num_classes - 1}; torchvision's nets count from 1."
+            )
+        if not boxes.isfinite().all():
+            raise ValueError(f"the boxes of target {number} are not all finite.")
+    return target
 
 
 def fpn_of(backbone: nn.Module, options: HeadOptions, channels: int) -> FPN:

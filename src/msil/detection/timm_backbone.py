@@ -58,13 +58,7 @@ class TimmBackbone(nn.Module):
         frozen_stages = frozen_stages if frozen_stages is not None else 0 if weights is None else 1
         if frozen_stages not in range(5):
             raise ValueError(f"frozen_stages must be 0 to 4, not {frozen_stages}.")
-        try:
-            timm: Any = importlib.import_module("timm")
-        except ImportError as error:
-            raise ConfigError(
-                f'model/backbone=timm needs timm ({error}): run pip install -e ".[timm]" -c constraints.txt.'
-            ) from error
-
+        timm = import_timm()
         layout = _layout(timm, name, frozen_stages)
         arguments = dict(features_only=True, **layout.arguments)
         if weights == "imagenet":
@@ -135,6 +129,16 @@ class TimmBackbone(nn.Module):
         )
 
 
+def import_timm() -> Any:
+    """The package. Raises ConfigError if it is missing."""
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise ConfigError(
+            f'model/backbone=timm needs timm ({error}): run pip install -e ".[timm]" -c constraints.txt.'
+        ) from error
+
+
 class _Layout(NamedTuple):
     arguments: dict[str, Any]  # of timm.create_model, beside the name
     channels: list[int]  # of C3, C4, C5
@@ -145,7 +149,7 @@ class _Layout(NamedTuple):
 
 def _layout(timm: Any, name: str, frozen_stages: int) -> _Layout:
     """How to build the net `name` and what its maps are, from a copy without memory (meta tensors)."""
-    _check_name(timm, name)
+    check_name(timm, name)
     failure: Exception | None = None
     for options in _SIZE_OPTIONS:
         try:
@@ -202,7 +206,8 @@ def _sources(net: nn.Module, maps: list[Tensor]) -> frozenset[str]:
     return frozenset(key for key, gradient in zip(keys, gradients, strict=True) if gradient is not None)
 
 
-def _check_name(timm: Any, name: str) -> None:
+def check_name(timm: Any, name: str) -> None:
+    """Raises ConfigError for a name, or its tag, that is not timm's."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         known = timm.list_models()

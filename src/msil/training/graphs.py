@@ -45,7 +45,6 @@ class GraphedSteps:
         """N images (3, H, W) of the device and their N targets -> the loss terms, scalars without gradient."""
         batch = self.detector.batch(images)
         truth = ground_truth(targets, image_sizes(images), batch.device)
-        assert truth.sizes is not None
         inputs = [batch, truth.boxes, truth.labels, truth.sizes]
         # TOOD assigns otherwise after its warm-up.
         key = (*(tensor.shape for tensor in inputs), getattr(self.detector.head, "warmup", None))
