@@ -231,6 +231,9 @@ def _check_override(override: Override, groups: dict[str, list[str]], folders: S
     sections = {name.rpartition(".")[0] for name in leaves} - {""}
     known = key in groups or key in leaves or key in sections
     if not known:
+        parent, _, name = key.rpartition(".")
+        if parent == "model.msil.options":
+            raise ConfigError(f"{key}: the arguments of a block are typed together, as in '{parent}={{{name}: 2}}'.")
         guess = nearest(key, [*leaves, *groups])
         raise ConfigError(
             f"{key} is not a setting." + (f" Did you mean {guess}?" if guess else " --cfg job lists them all.")

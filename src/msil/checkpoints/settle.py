@@ -69,7 +69,8 @@ def check_typed(composed: Config, keys: Sequence[str]) -> None:
     for key in keys:
         if key == "model":
             raise ConfigError(
-                "write the settings of the net one by one, as in model.channels=128, beside model.weights."
+                "model.weights brings its own net: leave out model=..., and write settings one by one, as in "
+                "model.msil.align=false."
             )
         if not key.startswith(("model.", "model/")):
             continue

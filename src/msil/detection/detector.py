@@ -144,8 +144,8 @@ class Detector(nn.Module):
 
         images: as in `predict`. targets: Target, or torchvision's dicts {"boxes": (M, 4), "labels": (M,)}, in the
         images' pixels, with labels in [0, num_classes).
-        Raises ValueError for anything else; values of a Target that lies on an accelerator are not read, as that would
-        hold up each step.
+        Raises ValueError for anything else. The values of a dict are checked, which waits for an accelerator; those
+        of a Target, which msil's data sets have checked, are not.
         """
         images = image_list(images)
         return self.head.loss(
@@ -302,7 +302,7 @@ def _as_target(target: Target | Mapping[str, Tensor], number: int, num_classes: 
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != boxes.shape[:1]:
         found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"the labels of target {number} must be torch.int64 ({len(boxes)},), not {found}.")
-    if len(boxes) and (target is not given or boxes.device.type == "cpu"):
+    if len(boxes) and target is not given:
         least, most = (int(label) for label in labels.aminmax())
         if least < 0 or most >= num_classes:
             raise ValueError(
