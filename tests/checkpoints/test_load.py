@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.description import read_description
@@ -126,6 +128,23 @@ def test_msil_is_never_missing_silently(tmp_path: Path) -> None:
             load_weights(fresh(), file, CLASSES, to_train=to_train)
         with pytest.raises(WeightsError, match=r"has the unknown head\.msil\."):
             load_weights(fresh(PLAIN), file, CLASSES, to_train=to_train)
+
+
+class Block(nn.Conv2d):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+
+    def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> Any:
+        return super().forward(cls_feat), reg_feat
+
+
+def test_the_block_of_a_file_is_named_where_another_was_built(tmp_path: Path) -> None:
+    file = tmp_path / "net.safetensors"
+    block = f"model.msil.block={__name__}.Block"
+    described_file(file, "model.msil.reduction=16", block)
+    with pytest.raises(WeightsError, match=rf"The file was trained with {block}\."):
+        load_weights(fresh(), file, CLASSES, to_train=True)
+    assert load_weights(fresh("model.msil.reduction=16", block), file, CLASSES, to_train=True) == []
 
 
 def test_another_net_is_refused(tmp_path: Path) -> None:

@@ -88,16 +88,18 @@ def load_weights(detector: AnyDetector, path: str | Path, classes: Sequence[str]
             module.open_gates()
         state |= {key: value for key, value in detector.state_dict().items() if key in block}
         notes.append("MSIL is new and starts with open gates" if gated else "the block is new")
-    _load(detector, state, path)
+    _load(detector, state, path, block=None if description is None else description.model.msil.block)
     return notes
 
 
-def _load(detector: AnyDetector, state: dict[str, Tensor], path: str | Path) -> None:
+def _load(detector: AnyDetector, state: dict[str, Tensor], path: str | Path, block: str | None = None) -> None:
+    """block: model.msil.block of the file."""
     found = differences(detector.state_dict(), state)
     if found:
+        trained_with = "" if block is None else f" The file was trained with model.msil.block={block}."
         raise WeightsError(
             f"{path} does not fit the detector that the settings describe: it {found}; see model.head, model.backbone, "
-            "model.msil and model.channels."
+            f"model.msil and model.channels.{trained_with}"
         )
     detector.load_state_dict(state)
 
