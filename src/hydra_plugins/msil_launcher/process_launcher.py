@@ -140,7 +140,7 @@ class ProcessLauncher(Launcher):
     def _leave_nothing(self) -> None:
         """Removes what Hydra's sweeper has made for a sweep that is not run."""
         self._record().unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # something else has come into it
+        with contextlib.suppress(OSError):  # no longer empty
             for folder in self._new_folders:
                 folder.rmdir()
 

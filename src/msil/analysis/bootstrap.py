@@ -3,7 +3,7 @@
 A percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13) over two
 things at once: the images, the same ones for all runs of a comparison (paired), and the seeds of each row. With n
 seeds the mean of a resample scatters by only (n - 1) / n of the variance that n seeds have, so that part is widened by
-sqrt(n / (n - 1)). With few seeds an interval is still too narrow, and with one it knows nothing of the seed.
+sqrt(n / (n - 1)). With few seeds an interval is still too narrow, and with one it leaves out the variance of seeds.
 """
 
 from __future__ import annotations

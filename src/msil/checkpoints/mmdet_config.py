@@ -202,7 +202,7 @@ def _backbone(node: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(norm, dict) or _kind(norm) not in ("BN", "BN2d", "SyncBN"):
         raise _refused(f"{where}norm_cfg", norm, "BN and SyncBN")
     kind = "bn" if not node.get("norm_eval", True) else "eval_bn" if norm.get("requires_grad", True) else "frozen_bn"
-    # -1 is none here; 0, the stem alone, is not to be had.
+    # MMDetection: -1 freezes nothing, 0 the stem alone; ours has no setting for the stem alone.
     frozen = max(int(node.get("frozen_stages", -1)), 0)
     return {"name": f"resnet{node['depth']}", "style": style, "norm": kind, "frozen_stages": frozen}
 

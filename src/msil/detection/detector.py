@@ -131,8 +131,8 @@ class Detector(nn.Module):
         stay as they are. What this process compiles from now on may be compiled MOST_GRAPHS times: PyTorch's own limit
         is 8, beyond which it would go on eagerly.
 
-        frozen: the weights will not change any more, so that what is computed without gradients can hold them in the
-            order that the machine likes best. Holds for all that this process compiles from now on.
+        frozen: the weights are final, so that what runs without gradients may fold and reorder them (inductor's
+            freezing). Applies to everything that this process compiles from now on.
         """
         allow_graphs(frozen)
         # Not the methods of this detector: a copy of it has to get its own.
