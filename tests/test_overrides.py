@@ -112,6 +112,7 @@ def default() -> DictConfig:
         ("data.num_train=null", "must be a number for data=shapes"),
         ("data.name=coco", "has no meaning for data=coco"),
         ("model.backbone.frozen_stages=1", "would freeze random weights"),
+        ("model.backbone.frozen_stages=5", "model.backbone.frozen_stages=5 must be"),
         ("trainer.devices=zero", "a number of devices"),
         ("trainer.devices=0", "a number of devices"),
         ("trainer.precision=16", "one of 32-true"),

@@ -113,12 +113,6 @@ def _check_model(config: Config) -> None:
         raise ConfigError(
             f"model.msil.reduction={model.msil.reduction} must not exceed model.channels={model.channels}."
         )
-    frozen = model.backbone.get("frozen_stages")
-    if frozen and model.backbone.get("weights") is None and model.weights is None:
-        raise ConfigError(
-            f"model.backbone.frozen_stages={frozen} would freeze random weights: give model.backbone.weights too, or "
-            "leave frozen_stages at null."
-        )
     if model.detector is not None:
         _check_torchvision(model)
     elif model.detector_weights is not None:
@@ -127,6 +121,12 @@ def _check_model(config: Config) -> None:
     from msil.checkpoints.assemble import check_model
 
     check_model(model)
+    frozen = model.backbone.get("frozen_stages")
+    if frozen and model.backbone.get("weights") is None and model.weights is None:
+        raise ConfigError(
+            f"model.backbone.frozen_stages={frozen} would freeze random weights: give model.backbone.weights too, or "
+            "leave frozen_stages at null."
+        )
 
 
 def _check_normalisation(model: ModelConfig) -> None:

@@ -58,6 +58,11 @@ class InPlace(Block):
         return cls_feat.add_(self.conv(reg_feat)), reg_feat
 
 
+class Idle(Block):
+    def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> Any:
+        return cls_feat * self.scale, reg_feat
+
+
 class Own(FCOSHead):
     pass
 
@@ -98,6 +103,7 @@ def test_a_block_of_ones_own_takes_the_place_of_msil() -> None:
         ((f"model.msil.block={HERE}.Broken",), r"block=\S+Broken fails on two features \(2, 16, 4, 6\): 'mine'"),
         ((f"model.msil.block={HERE}.Pooling",), r"block=\S+Pooling fails on two features \(2, 16, 1, 1\): "),
         ((f"model.msil.block={HERE}.InPlace",), r"block=\S+InPlace fails in backward .* inplace operation"),
+        ((f"model.msil.block={HERE}.Idle",), r"block=\S+Idle: its parameter conv.weight gets no gradient"),
         (
             (f"model.msil.block={HERE}.Block", "model.msil.options={depth: 2}"),
             r"cannot be built with 16 channels: .*depth",

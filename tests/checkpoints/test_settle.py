@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from msil.checkpoints.description import Description, to_text
 from msil.checkpoints.load import load_detector
 from msil.checkpoints.settle import check_typed, settled
 from msil.config import config_hash, default_run_name, plain
@@ -128,6 +130,14 @@ def test_what_was_typed_against_the_file_is_refused(file: Path, typed: str, said
     with pytest.raises(ConfigError, match=r"leave .* out") as caught:
         check_typed(config, ["mode", "model.weights", typed.partition("=")[0]])
     assert said in str(caught.value) and file.name in str(caught.value)
+
+
+def test_a_head_typed_beside_a_file_of_torchvisions_detector_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "ssd.safetensors"
+    model = composed("model=torchvision", "model.detector=ssd300_vgg16").model
+    save_file({"weight": torch.zeros(1)}, file, {"msil": to_text(Description(model, 64, 96, ("a",), (1,), "a test"))})
+    with pytest.raises(ConfigError, match=r"model/head was typed, but .*ssd.* holds torchvision's ssd300_vgg16: leave"):
+        check_typed(composed("mode=test", f"model.weights={file}", "model/head=fcos"), ["mode", "model/head"])
 
 
 def test_what_was_typed_and_agrees_is_fine(file: Path) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from msil.detection import Detector, FCOSHead, ResNetOptions, Target, VFNetHead, build_detector
 from msil.detection.heads import HEADS
-from msil.detection.weights import from_mmdet
 
 STRIDES = (8, 16, 32, 64, 128)
 RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))
@@ -94,20 +93,6 @@ def random_pyramid(
 ) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(batch, channels, height, width, generator=generator) for height, width in map_sizes]
-
-
-def reference_head(golden: Any, name: str) -> FCOSHead:
-    """Our head with the reference's weights."""
-    head = FCOSHead(5, 32, num_convs=2, norm_groups=8, **FORMS[name])
-    head.load_state_dict(from_mmdet(golden(name, "state/")))
-    return head
-
-
-def reference_vfnet(golden: Any) -> VFNetHead:
-    """Our head with the reference's weights."""
-    head = VFNetHead(5, 32, num_convs=3, norm_groups=8)
-    head.load_state_dict(from_mmdet(golden("head_vfnet_s3", "state/")))
-    return head
 
 
 def reference_targets(golden: Any, case: str) -> list[Target]:

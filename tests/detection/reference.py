@@ -36,8 +36,8 @@ def build(name: str, msil: nn.Module | dict[str, Any] | None = None, num_convs: 
 
 
 def reference_head(golden: Any, name: str, epoch: str = "") -> DenseHead:
-    """One of the last four with the reference's weights."""
-    head = build(name, num_convs=2, epoch=epoch)
+    """A head with the reference's weights."""
+    head = build(name, num_convs=3 if name == "head_vfnet_s3" else 2, epoch=epoch)
     head.load_state_dict(from_mmdet(golden(name, "state/")))
     return head
 

@@ -286,6 +286,8 @@ def test_images_come_one_by_one_in_a_batch_or_in_a_list() -> None:
         ([torch.rand(64, 96)], r"image 0 must be a tensor \(3, H, W\), not \(64, 96\)"),
         (torch.rand(4, 64, 96), r"an image must be \(3, H, W\), not \(4, 64, 96\)"),
         (torch.zeros(3, 64, 96, dtype=torch.int32), "must be uint8 .* or floating point"),
+        (torch.full((3, 64, 96), 255.0), "image 0 is floating point and reaches 255: give uint8, or divide by 255"),
+        ([torch.zeros(3, 64, 96), torch.zeros(3, 0, 96)], r"image 1 has no pixels: \(3, 0, 96\)"),
     ],
 )
 def test_other_images_are_refused(images: Any, message: str) -> None:

@@ -124,7 +124,7 @@ def test_losses_and_gradients_of_the_reference(golden, name: str, epoch: str, ca
         ("b", {"score_thresh": 0.02, "nms_thresh": 0.5, "topk_candidates": 50, "detections_per_img": 20}),
     ],
 )
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", HEADS)
 def test_predictions_of_the_reference(golden, name: str, run: str, settings: dict) -> None:
     head = reference_head(golden, name)
     with torch.no_grad():

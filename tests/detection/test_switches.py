@@ -24,8 +24,9 @@ from msil.detection.backbone import ResNet
 from msil.detection.fpn import FPN
 from msil.detection.weights import from_mmdet
 
-from . import test_backbone, test_fcos, test_fpn
-from .cases import FORMS, IMAGE_SIZES, dense, reference_pyramid, reference_targets, reference_vfnet
+from . import test_backbone, test_fcos, test_fpn, test_golden_heads
+from .cases import FORMS, IMAGE_SIZES, dense, reference_pyramid, reference_targets
+from .reference import reference_head
 
 NETS = (ResNet, FPN, DenseHead)
 SETTINGS = {"score_thresh": 0.05, "nms_thresh": 0.6, "topk_candidates": 1000, "detections_per_img": 100}
@@ -67,6 +68,10 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+def predictions_of(golden: Golden, form: str, run: str, settings: dict[str, Any]) -> None:
+    test_golden_heads.test_predictions_of_the_reference(golden, form, run, settings)
+
+
 FCOS_TESTS = {
     "FPN": test_fpn.test_outputs_are_the_references,
     **{
@@ -74,7 +79,7 @@ FCOS_TESTS = {
         for form in FORMS
         for name, test in {
             "outputs": test_fcos.test_forward_of_the_reference,
-            "detections": partial(test_fcos.test_predictions_of_the_reference, run="a", settings=SETTINGS),
+            "detections": partial(predictions_of, run="a", settings=SETTINGS),
             "A": partial(test_fcos.test_losses_and_gradients_of_the_reference, case="A"),
             "B": partial(test_fcos.test_losses_and_gradients_of_the_reference, case="B"),
             "C": partial(test_fcos.test_losses_and_gradients_of_the_reference, case="C"),
@@ -147,13 +152,13 @@ def exact(golden: Golden) -> dict[str, dict[str, Tensor]]:
     """In float64, without switches: of a module's scope, so that it is made before a switch is thrown."""
     numbers = {}
     for case in "ABC":
-        head = reference_vfnet(golden).double()
+        head = reference_head(golden, REFERENCE).double()
         numbers[case] = vfnet_numbers(head, [level.double() for level in reference_pyramid(golden)], golden, case)
     return numbers
 
 
 def check_vfnet(golden: Golden, case: str, exact: dict[str, dict[str, Tensor]]) -> None:
-    ours = vfnet_numbers(reference_vfnet(golden), reference_pyramid(golden), golden, case)
+    ours = vfnet_numbers(reference_head(golden, REFERENCE), reference_pyramid(golden), golden, case)
     reference = reference_numbers(golden, case)
     assert len(reference) == {"A": len(ours), "B": 14, "C": 6}[case]
     assert_as_exact(ours, reference, exact[case])
@@ -162,7 +167,7 @@ def check_vfnet(golden: Golden, case: str, exact: dict[str, dict[str, Tensor]]) 
 
 
 def check_vfnet_detections(golden: Golden, exact: dict[str, dict[str, Tensor]]) -> None:
-    head = reference_vfnet(golden)
+    head = reference_head(golden, REFERENCE)
     ours = head.detect(head(reference_pyramid(golden)), IMAGE_SIZES, **SETTINGS)
     # A sigmoid is at most a quarter as steep as its input, whose error may be twice the reference's.
     allowed = 2 / 4 * float((reference_numbers(golden, "A")["logits"] - exact["A"]["logits"]).abs().max())

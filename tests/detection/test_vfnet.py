@@ -27,15 +27,15 @@ from .cases import (
     random_targets,
     reference_pyramid,
     reference_targets,
-    reference_vfnet,
     small_vfnet,
 )
+from .reference import reference_head
 
 REFERENCE = "head_vfnet_s3"
 
 
 def test_forward_of_the_reference(golden) -> None:
-    head = reference_vfnet(golden)
+    head = reference_head(golden, REFERENCE)
     predictions = head(reference_pyramid(golden))
     expected = golden(REFERENCE, "train_out/")
     assert predictions.map_sizes == MAP_SIZES
@@ -59,7 +59,7 @@ def levels_of(arrays: dict[str, Tensor], name: str, columns: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("case", ["A", "B"])
 def test_targets_and_divisors_of_the_reference(golden, case: str) -> None:
-    head = reference_vfnet(golden)
+    head = reference_head(golden, REFERENCE)
     predictions = head(reference_pyramid(golden))
     found = head.targets(predictions, reference_targets(golden, case), IMAGE_SIZES)
     labels, positive = found.labels, found.positive
@@ -81,7 +81,7 @@ def test_targets_and_divisors_of_the_reference(golden, case: str) -> None:
 
 @pytest.mark.parametrize("case", ["A", "B", "C"])
 def test_losses_and_gradients_of_the_reference(golden, case: str) -> None:
-    head = reference_vfnet(golden)
+    head = reference_head(golden, REFERENCE)
     pyramid = [level.requires_grad_() for level in reference_pyramid(golden)]
     losses = head.loss(head(pyramid), reference_targets(golden, case), IMAGE_SIZES)
     expected = golden(REFERENCE, f"{case}/")
@@ -109,7 +109,7 @@ def test_losses_and_gradients_of_the_reference(golden, case: str) -> None:
 
 def test_points_of_the_padding_are_negatives(golden) -> None:
     """Without them the reference's loss would be another one: they are no candidates, but not left out either."""
-    head = reference_vfnet(golden)
+    head = reference_head(golden, REFERENCE)
     predictions = head(reference_pyramid(golden))
     losses = head.loss(predictions, reference_targets(golden, "A"), IMAGE_SIZES)
     valid = golden("primitives", "anchors/atss/valid_img1/")
@@ -119,24 +119,6 @@ def test_points_of_the_padding_are_negatives(golden) -> None:
     expected = golden(REFERENCE, "A/loss/")["loss_cls"]
     assert share > 0.01 * expected
     torch.testing.assert_close(losses["loss_cls"], expected, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("run", "settings"),
-    [
-        ("a", {"score_thresh": 0.05, "nms_thresh": 0.6, "topk_candidates": 1000, "detections_per_img": 100}),
-        ("b", {"score_thresh": 0.02, "nms_thresh": 0.5, "topk_candidates": 50, "detections_per_img": 20}),
-    ],
-)
-def test_predictions_of_the_reference(golden, run: str, settings: dict) -> None:
-    head = reference_vfnet(golden)
-    detections = head.detect(head(reference_pyramid(golden)), IMAGE_SIZES, **settings)
-    for image, found in enumerate(detections):
-        expected = golden(REFERENCE, f"pred/{run}/{image}/")
-        assert len(found.labels) > 0
-        assert torch.equal(found.labels, expected["labels"])
-        torch.testing.assert_close(found.boxes, expected["boxes"], rtol=0, atol=1e-2)
-        torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("init", ["authors", "mmdet"])

@@ -164,6 +164,12 @@ def _interaction(model: ModelConfig) -> nn.Module | dict[str, Any] | None:
     training = block.training
     for height, width in ((4, 6), (3, 5), (1, 1)):  # even, odd, and P7 of a small image
         _try_block(block.eval(), f"model.msil.block={msil.block}", (2, model.channels, height, width))
+    for key, parameter in block.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            raise ConfigError(
+                f"model.msil.block={msil.block}: its parameter {key} gets no gradient, which training on several "
+                "processes refuses: use it, or freeze it (requires_grad=False)."
+            )
     block.zero_grad(set_to_none=True)
     return block.train(training)
 
@@ -201,7 +207,8 @@ def _imported(path: str, base: type[Class], setting: str) -> type[Class]:
         kind = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever the module raises; ValueError: no dot
         raise ConfigError(
-            f"{setting}={path} cannot be imported ({_line(error)}): give package.module.Class, importable from here."
+            f"{setting}={path} cannot be imported ({_line(error)}): give package.module.Class of a package that is "
+            "installed or on PYTHONPATH."
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ConfigError(f"{setting}={path} must be a subclass of {base.__name__}.")

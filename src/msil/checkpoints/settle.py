@@ -74,6 +74,11 @@ def check_typed(composed: Config, keys: Sequence[str]) -> None:
             )
         if not key.startswith(("model.", "model/")):
             continue
+        if after.model.detector is not None and key.startswith(("model/head", "model/backbone")):
+            raise ConfigError(
+                f"{key} was typed, but {composed.model.weights} holds torchvision's {after.model.detector}: leave "
+                f"{key} out, or give the weights of another net."
+            )
         for path in _IDENTITY.get(key, (key.replace("/", ".").removeprefix("model."),)):
             said, holds = _at(composed.model, path), _at(after.model, path)
             if said != holds:

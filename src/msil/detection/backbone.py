@@ -21,6 +21,7 @@ from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
 from msil.detection.folding import fold_norms
+from msil.detection.freezing import PartlyFrozen
 from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from msil.detection.timm_backbone import NORMS as TIMM_NORMS
 from msil.detection.timm_backbone import TimmBackbone
@@ -42,7 +43,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-class ResNet(nn.Module):
+class ResNet(PartlyFrozen):
     """Images -> C3, C4, C5. torchvision's ResNet without its average pool and fc.
 
     name: resnet10 (one basic block a stage), resnet18, resnet34, resnet50 or resnet101.
@@ -108,15 +109,7 @@ class ResNet(nn.Module):
         for module in frozen:
             module.requires_grad_(False)
         fixed_norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)] if norm == "eval_bn" else []
-        self._always_eval = (*frozen, *fixed_norms)  # a tuple, so that nothing is registered a second time
-        self.train()
-
-    def train(self, mode: bool = True) -> ResNet:
-        """As nn.Module.train, but what is frozen stays in eval mode."""
-        super().train(mode)
-        for module in self._always_eval:
-            module.eval()
-        return self
+        self.keep_in_eval([*frozen, *fixed_norms])
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (N, 3, H, W) -> [C3, C4, C5], (N, out_channels[i], H / s, W / s) for s = 8, 16, 32."""

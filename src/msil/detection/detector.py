@@ -170,6 +170,7 @@ class Detector(nn.Module):
         through the net together. Raises ValueError for anything else than such images.
         """
         images = image_list(images)
+        _check_values(images)
         if not images:
             return []
         with eval_mode(self):
@@ -273,6 +274,16 @@ def image_list(images: Images) -> list[Tensor]:
             found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise ValueError(f"image {number} must be a tensor (3, H, W), not {found}.")
     return list(images)
+
+
+def _check_values(images: list[Tensor]) -> None:
+    for number, image in enumerate(images):
+        if image.numel() == 0:
+            raise ValueError(f"image {number} has no pixels: {tuple(image.shape)}.")
+        if image.is_floating_point() and image.max() > 2:  # resampling may overshoot 1 a little
+            raise ValueError(
+                f"image {number} is floating point and reaches {image.max():.4g}: give uint8, or divide by 255."
+            )
 
 
 def target_list(targets: Sequence[Target | Mapping[str, Tensor]], images: int, num_classes: int) -> list[Target]:

@@ -30,8 +30,8 @@ EPSILON = torch.finfo(torch.float32).eps
 def mean_across_ranks(values: Tensor, at_least: Sequence[float] = ()) -> Tensor:
     """The element-wise mean of a small tensor (V,) over all processes of the default group; itself without one.
 
-    at_least: limits, one an element, that the totals are raised to before they are shared. A limit of the mean would
-    be one that grows with the number of processes.
+    at_least: lower limits of the totals, one an element. MMDetection limits the mean: below the limit its loss on
+    several GPUs is not that of the whole batch on one; ours always is.
     """
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if ranks > 1:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from msil.detection.freezing import PartlyFrozen
 from msil.detection.weights import differences, load_state_dict_file
 from msil.errors import ConfigError, WeightsError
 
@@ -23,7 +24,7 @@ NORMS = ("bn", "eval_bn", "frozen_bn")
 _SIZE_OPTIONS: tuple[dict[str, bool], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(PartlyFrozen):
     """Images -> C3, C4, C5: the last maps of strides 8, 16, 32 of timm.create_model(name, features_only=True).
 
     name: of timm, with or without a tag ("convnext_tiny", "convnext_tiny.in12k").
@@ -86,16 +87,7 @@ class TimmBackbone(nn.Module):
             for module in norms:
                 module.requires_grad_(False)
         fixed_norms = [] if norm == "bn" else norms
-        # A tuple, so that nothing is registered a second time.
-        self._always_eval = (*fixed_norms, *filter(_is_frozen, self.net.modules()))
-        self.train()
-
-    def train(self, mode: bool = True) -> TimmBackbone:
-        """As nn.Module.train, but what is frozen stays in eval mode."""
-        super().train(mode)
-        for module in self._always_eval:
-            module.eval()
-        return self
+        self.keep_in_eval([*fixed_norms, *filter(_is_frozen, self.net.modules())])
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (N, 3, H, W), H and W multiples of 32 -> [C3, C4, C5].

@@ -70,7 +70,7 @@ class LossTerm(NamedTuple):
     """loss = weight * total / normalizer, the latter averaged over all ranks.
 
     total: sum over this rank's images, scalar. normalizer: this rank's share of what all ranks' totals are divided by,
-    scalar. floor: the least that the normalizers add up to.
+    scalar. floor: the least that their sum over all ranks counts as.
     """
 
     total: Tensor
