@@ -20,7 +20,7 @@ from msil.errors import UserError
 from msil.interruption import Interruption, Preempted
 from msil.lock import Locked, locked
 from msil.overrides import check_command_line, settled, typed
-from msil.reporting.results import read_result
+from msil.runs import read_result
 from msil.sweep.orphans import end_with_parent
 from msil.sweep.ranks import devices_here, run_ranks, started_from_outside
 from msil.validate import validate

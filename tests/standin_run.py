@@ -25,7 +25,7 @@ from msil.config import Config, config_hash, plain, register
 from msil.errors import UserError
 from msil.lock import locked
 from msil.overrides import check_command_line, typed
-from msil.reporting.results import REQUIRED_KEYS
+from msil.runs import REQUIRED_KEYS
 from msil.sweep.orphans import end_with_parent
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -46,7 +46,7 @@ READERS = (
     "msil.detection.structures",
     "msil.detection.preprocess",
 )
-TEXTS = ("results", "paper", "regenerated", "comparisons", "tables", "paper_tables", "captions", "formats")
+TEXTS = ("paper", "regenerated", "comparisons", "tables", "paper_tables", "captions", "formats")
 PURE = ("boxes", "structures", "priors", "coders", "assign", "losses", "postprocess", "host", "nms")
 
 
@@ -94,12 +94,12 @@ RULES = [
     Rule(
         "evaluation/*",
         only=("torch", "torchmetrics", "numpy", "pycocotools", "faster_coco_eval", "msil.evaluation",
-              "msil.detection.structures", "msil.detection.preprocess", "msil.files"),
+              "msil.detection.structures", "msil.detection.preprocess", "msil.runs"),
     ),
-    Rule("analysis/*", only=("numpy", "pycocotools", "msil.analysis", "msil.evaluation", "msil.files")),
+    Rule("analysis/*", only=("numpy", "pycocotools", "msil.analysis", "msil.evaluation", "msil.runs")),
     # results, paper, tables and what they share: a table is redrawn without waiting for an import
     *(
-        Rule(f"reporting/{name}.py", only=("msil.files", *(f"msil.reporting.{other}" for other in TEXTS)))
+        Rule(f"reporting/{name}.py", only=("msil.runs", *(f"msil.reporting.{other}" for other in TEXTS)))
         for name in TEXTS
     ),
     Rule("reporting/*", never=("msil.training", "msil.sweep", "msil.inference", *SHELLS)),
@@ -110,8 +110,8 @@ RULES = [
     Rule("training/*", never=("hydra", "omegaconf", "msil.overrides", "msil.sweep", "msil.cli")),
     Rule("__init__.py", only=("msil.interaction", "msil.attach", "msil.detection", "msil.checkpoints.load")),
     Rule("errors.py", only=()),
-    Rule("files.py", only=()),
-    Rule("lock.py", only=("msil.files",)),
+    Rule("runs.py", only=()),
+    Rule("lock.py", only=("msil.runs",)),
     Rule("interruption.py", only=(), errors=False),
     Rule("cli.py"),
     Rule("*", never=("torch", "torchvision", "lightning", "wandb", "msil.detection", "msil.training")),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from msil.data.shapes import write_shapes
-from msil.reporting.results import read_result
+from msil.runs import read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (

@@ -24,7 +24,7 @@ from msil.config import register
 from msil.data.shapes import write_shapes
 from msil.errors import ConfigError
 from msil.overrides import check_overrides
-from msil.reporting.results import read_result
+from msil.runs import read_result
 from msil.sweep import launchers
 from msil.sweep.launchers import check_launcher
 

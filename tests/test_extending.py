@@ -22,7 +22,7 @@ from msil import MSIL, Target, load_detector
 from msil.config import register
 from msil.data.coco import CocoDataset
 from msil.detection import ATSSHead, Predictions
-from msil.reporting.results import read_result
+from msil.runs import read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text()

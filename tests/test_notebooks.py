@@ -22,7 +22,7 @@ from msil.config import Config
 from msil.data.shapes import write_shapes
 from msil.errors import ConfigError
 from msil.reporting.comparisons import newest_pair
-from msil.reporting.results import read_results
+from msil.runs import read_results
 from msil.training.experiment import run
 from training.cases import tiny_config
 

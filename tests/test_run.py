@@ -26,7 +26,7 @@ from msil.config import register
 from msil.data.coco import CocoDataset
 from msil.data.shapes import write_shapes
 from msil.evaluation.coco import CocoMetric
-from msil.reporting.results import read_result
+from msil.runs import read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 NET = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from msil.errors import UserError
-from msil.files import unusable
+from msil.runs import unusable
 
 FILE_NAME = ".lock"
 PATIENCE_SECONDS = 0.5  # who only looks whether a folder is held, as msil status does, holds it for a moment

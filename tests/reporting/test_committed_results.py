@@ -9,7 +9,7 @@ import pytest
 
 from msil.reporting.evidence import Evidence
 from msil.reporting.report import setting_tables, write_tables
-from msil.reporting.results import read_results
+from msil.runs import read_results
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 README = RESULTS.parent / "README.md"

@@ -21,7 +21,7 @@ from msil.reporting.comparisons import detectors
 from msil.reporting.evidence import Evidence
 from msil.reporting.report import setting_tables, write_report
 from msil.reporting.report_pictures import heatmap_section
-from msil.reporting.results import read_results
+from msil.runs import read_results
 
 from .made_runs import record, write_runs
 

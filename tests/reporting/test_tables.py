@@ -290,7 +290,7 @@ def test_the_line_of_a_single_run() -> None:
 
 def test_redrawing_a_table_needs_neither_torch_nor_numpy() -> None:
     code = (
-        "import sys; import msil.reporting.tables, msil.reporting.results, msil.reporting.paper;"
+        "import sys; import msil.reporting.tables, msil.reporting.paper;"
         "print([name for name in ('torch', 'numpy', 'matplotlib', 'lightning', 'hydra') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

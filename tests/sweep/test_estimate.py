@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from msil.reporting.results import REQUIRED_KEYS
+from msil.runs import REQUIRED_KEYS
 from msil.sweep.estimate import clock, estimate, seconds_left, time_left
 
 SETTINGS: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from msil.lock import locked
-from msil.reporting.results import REQUIRED_KEYS
+from msil.runs import REQUIRED_KEYS
 from msil.sweep.jobs import Job, Sweep
 from msil.sweep.preview import first_outcome, preview_lines
 

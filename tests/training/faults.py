@@ -10,7 +10,7 @@ import pytest
 
 from msil.config import Config
 from msil.data.module import AugmentedImages
-from msil.reporting.results import read_result
+from msil.runs import read_result
 
 from .cases import assert_same, load
 

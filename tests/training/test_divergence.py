@@ -13,7 +13,7 @@ import torch
 
 from msil.cli import main
 from msil.data.module import AugmentedImages
-from msil.reporting.results import read_result
+from msil.runs import read_result
 from msil.training.divergence import TrainingDiverged
 from msil.training.experiment import run
 

@@ -25,7 +25,7 @@ from msil.data.module import AugmentedImages
 from msil.detection import Detector, FCOSHead
 from msil.errors import ConfigError, DataError
 from msil.lock import Locked
-from msil.reporting.results import REQUIRED_KEYS, is_finished, read_result
+from msil.runs import REQUIRED_KEYS, is_finished, read_result
 from msil.training import experiment
 from msil.training.divergence import TrainingDiverged
 from msil.training.experiment import run

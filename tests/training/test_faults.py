@@ -17,8 +17,8 @@ import torch
 from msil.config import Config
 from msil.data.module import AugmentedImages
 from msil.errors import ConfigError
-from msil.files import DiskFull
 from msil.interruption import Preempted
+from msil.runs import DiskFull
 from msil.training import checkpoint
 from msil.training.experiment import run
 

@@ -12,7 +12,7 @@ import pytest
 
 from msil.config import Config
 from msil.data.shapes import write_shapes
-from msil.reporting.results import read_result
+from msil.runs import read_result
 from msil.training.experiment import run
 
 from .cases import assert_same, load, rows, tiny_config

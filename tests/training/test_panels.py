@@ -23,7 +23,7 @@ from pycocotools.cocoeval import COCOeval
 from msil.analysis.record import EvaluationRecord, make_record, write_record
 from msil.config import Config, config_hash, plain
 from msil.data.coco import CocoDataset
-from msil.reporting.results import write_json
+from msil.runs import write_json
 from msil.training.experiment import run
 from msil.training.loggers import tensorboard_logger
 from msil.training.panels import show_panels

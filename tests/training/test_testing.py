@@ -17,8 +17,8 @@ from msil.config import Config
 from msil.data.coco import CocoDataset
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError
-from msil.reporting.results import read_result
 from msil.reporting.tables import result_line
+from msil.runs import read_result
 from msil.training.experiment import run
 from msil.validate import validate
 

@@ -26,11 +26,10 @@ from omegaconf import DictConfig
 
 from msil.config import LoggerConfig, LoggerName
 from msil.errors import UserError
-from msil.files import probe
 from msil.lock import Locked, locked
 from msil.overrides import check_weights, typed
-from msil.reporting.results import is_finished, read_result
 from msil.reporting.tables import Table, sweep_table, to_text, write_table
+from msil.runs import is_finished, probe, read_result
 from msil.sweep.aftermath import await_killed_jobs
 from msil.sweep.jobs import Sweep, gpu_shares, job_arguments, job_environment, plan, varied
 from msil.sweep.preview import expected_seconds, first_outcome, preview_lines

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from msil.errors import DataError
-from msil.files import write_bytes
+from msil.runs import write_bytes
 
 RECORD_FILE = "evaluation.npz"
 

@@ -24,7 +24,7 @@ from msil.detection.backbone import DEPTHS
 from msil.detection.heads import head_class
 from msil.detection.renaming import from_mmdet, from_torchvision, mmdet_names, torchvision_names
 from msil.errors import ConfigError, WeightsError
-from msil.files import write_bytes
+from msil.runs import write_bytes
 
 __all__ = ["Report", "import_checkpoint", "report_lines"]
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from msil.errors import ConfigError, DataError
 from msil.evaluation.detections import CollectedDetections, DetectionMetric
-from msil.files import replacing
+from msil.runs import replacing
 
 MAX_PER_IMAGE = 100  # over all classes; the server counts no more
 KEYS = ("image_id", "category_id", "bbox", "score")

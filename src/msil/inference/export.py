@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from msil.detection import Detector
 from msil.detection.preprocess import normalize
-from msil.files import replacing
 from msil.inference.export_check import Comparison, ExportError, compare_with_pytorch
+from msil.runs import replacing
 
 STRIDE = 32  # of the deepest feature map of the backbone: images are padded to a multiple of it
 SMALLEST, LARGEST = STRIDE, 16384  # pixels a side

@@ -14,7 +14,6 @@ from msil.data.annotated import AnnotatedImages
 from msil.data.images import read_image
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError
-from msil.files import write_bytes
 from msil.reporting.drawing import draw_boxes
 from msil.reporting.energy import energy_json, energy_lines, split_energy
 from msil.reporting.figures import draw_detections
@@ -28,7 +27,7 @@ from msil.reporting.heatmaps import (
     png_bytes,
     tower_maps,
 )
-from msil.reporting.results import write_json
+from msil.runs import write_bytes, write_json
 
 SCORE_THRESH = 0.3
 ROWS = 4  # images of a split, where none are named

@@ -16,12 +16,11 @@ from msil.data.images import read_image
 from msil.detection.structures import Detections
 from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError, DataError
-from msil.files import write_bytes
 from msil.reporting.drawing import draw_boxes, readable_font_size
-from msil.reporting.results import write_json
+from msil.runs import write_bytes, write_json
 
 SMALLEST_DRAWN = 640  # pixels of the long side: what is at most half of it is enlarged, or labels would hide it
-RESULT_FILE = "detections.json"
+RESULT = "detections.json"
 # By the ending of the name: what is taken for an image, and what its drawn copy is written as.
 FORMATS = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
@@ -93,7 +92,7 @@ def predict_folder(
         finally:
             if images or failed:
                 content = {"checkpoint": checkpoint, "score_thresh": score_thresh, "classes": list(classes)}
-                write_json(out / RESULT_FILE, {**content, "images": images, "failed": failed})
+                write_json(out / RESULT, {**content, "images": images, "failed": failed})
     except OSError as error:
         raise ConfigError(
             f"{out} cannot be written to ({error.strerror or error}): mend that or choose another."
@@ -102,7 +101,7 @@ def predict_folder(
         len(images),
         sum(len(record["detections"]) for record in images),
         tuple(entry["error"] for entry in failed),
-        out / RESULT_FILE,
+        out / RESULT,
     )
 
 
@@ -128,7 +127,7 @@ def _check_out(out: Path, files: Sequence[Path]) -> None:
     """Raises ConfigError if a drawn copy would take the place of an image, or of a picture that may not be ours."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, not a folder to write to: choose another.")
-    ours = (out / RESULT_FILE).is_file()
+    ours = (out / RESULT).is_file()
     for file in files:
         target = out / _drawn_name(file)
         if target.exists() and (not ours or target.samefile(file)):

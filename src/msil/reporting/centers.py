@@ -24,9 +24,9 @@ from matplotlib.patches import Rectangle
 
 from msil.analysis.centers import QUADRANTS, Centers, object_centers, shown_classes
 from msil.errors import ConfigError
-from msil.files import write_bytes
 from msil.reporting.canvas import clean
 from msil.reporting.formats import csv_text, percent
+from msil.runs import write_bytes
 
 COLUMNS = 3
 NAME_COLUMNS = 22  # letters of a class's name before it is cut

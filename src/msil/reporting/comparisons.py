@@ -15,7 +15,7 @@ from msil.errors import ConfigError
 from msil.reporting import captions
 from msil.reporting.formats import setting
 from msil.reporting.regenerated import USUAL, one_a_seed, own_block, settings
-from msil.reporting.results import RESULT_FILE, read_result
+from msil.runs import RESULT, read_result
 
 Result = Mapping[str, Any]
 
@@ -70,7 +70,7 @@ def newest_pair(runs_dir: str | Path) -> tuple[Path, Path]:
     """
     results = [
         {**result, "folder": str(path.parent)}
-        for path in sorted(Path(runs_dir).glob(f"*/{RESULT_FILE}"))
+        for path in sorted(Path(runs_dir).glob(f"*/{RESULT}"))
         if _checkpoint(path.parent).is_file() and (result := read_result(path.parent)) is not None
     ]
     pairs = [pair for group in settings(results) for one in detectors(group) if (pair := one.pair()) is not None]

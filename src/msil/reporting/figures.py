@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
-from msil.files import write_bytes
 from msil.reporting.drawing import FONT_SIZE, class_color, draw_boxes, font, text_color, to_numpy
+from msil.runs import write_bytes
 
 if TYPE_CHECKING:
     from msil.detection.structures import Detections, Target

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import msil
-from msil.files import write_bytes
 from msil.reporting import page
 from msil.reporting.comparisons import detectors
 from msil.reporting.evidence import Evidence, differences
@@ -20,8 +19,8 @@ from msil.reporting.regenerated import fill, setting_name, setting_title, settin
 from msil.reporting.report_charts import detector_section, difference_picture
 from msil.reporting.report_pictures import gallery_section, heatmap_section
 from msil.reporting.report_tables import page_table, runs_table
-from msil.reporting.results import read_results
 from msil.reporting.tables import to_csv, to_latex, to_markdown
+from msil.runs import read_results, write_bytes
 
 Result = Mapping[str, Any]
 

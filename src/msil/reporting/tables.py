@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msil.files import write_bytes
 from msil.reporting import captions, formats
 from msil.reporting.captions import Row
 from msil.reporting.paper import TABLES, paper_metrics
+from msil.runs import write_bytes
 
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _NUMBER, _OF_THE_PAPER = re.compile(r"^Table (\d+)\. "), r"The paper's Table \1. "  # LaTeX numbers tables of its own

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from msil.reporting.results import RESULT_FILE, read_result
+from msil.runs import RESULT, read_result
 
 # What a run's time depends on most, beside the machine.
 DECISIVE = (
@@ -42,7 +42,7 @@ def estimate(values: Sequence[Mapping[str, Any]], finished: Sequence[Mapping[str
     if own:
         return Estimate((statistics.fmean(own),) * len(values), f"{_counted(len(own), 'finished job')} of this sweep")
     others: dict[tuple[Any, ...], list[float]] = {}
-    for folder in sorted(path.parent for path in runs_dir.glob(f"*/{RESULT_FILE}")):
+    for folder in sorted(path.parent for path in runs_dir.glob(f"*/{RESULT}")):
         result = read_result(folder)
         seconds = None if result is None else total_seconds(result)
         if result is not None and seconds is not None:

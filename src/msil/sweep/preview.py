@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from msil.reporting.formats import duration, percent
-from msil.reporting.results import is_finished, read_result
+from msil.runs import is_finished, read_result
 from msil.sweep.estimate import Estimate, clock, estimate, time_left, total_seconds
 from msil.sweep.jobs import Job, Sweep
 from msil.sweep.processes import Outcome

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from msil.reporting.results import write_json
+from msil.runs import write_json
 from msil.sweep.jobs import Job
 from msil.sweep.orphans import PARENT_PIPE, lifeline
 

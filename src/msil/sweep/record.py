@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msil.errors import DataError
-from msil.reporting.results import write_json
+from msil.runs import write_json
 
 if TYPE_CHECKING:
     from msil.sweep.jobs import Job, Sweep

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from msil.reporting.formats import duration, percent
-from msil.reporting.results import read_result
+from msil.runs import read_result
 from msil.sweep.estimate import seconds_left
 from msil.sweep.jobs import Job, Sweep
 from msil.sweep.processes import Outcome, console_log

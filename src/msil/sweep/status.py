@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msil.errors import DataError
 from msil.reporting.formats import MISSING, duration, percent
-from msil.reporting.results import read_result
+from msil.runs import read_result
 from msil.sweep.estimate import seconds_left
 from msil.sweep.progress import position, progress
 from msil.sweep.record import SWEEP_FILE, JobState, SweepState, is_running, read_sweep

@@ -19,8 +19,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from msil.errors import ConfigError
-from msil.files import lacks_space, no_space, replacing
 from msil.interruption import Interruption, Preempted
+from msil.runs import lacks_space, no_space, replacing
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 AGREE_EVERY = 5  # steps: how often processes ask each other whether one of them is to stop

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from msil.config import NaNPolicy
-from msil.files import lacks_space, replacing
+from msil.runs import lacks_space, replacing
 from msil.training.later import Later
 from msil.training.module import Batch, DetectionModule
 

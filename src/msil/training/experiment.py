@@ -13,10 +13,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from msil.config import Config, Mode, config_hash, plain
 from msil.errors import ConfigError, UserError
-from msil.files import lacks_space, no_space, remove_leftovers, write_bytes
 from msil.interruption import Interruption
 from msil.lock import locked
-from msil.reporting.results import is_finished, read_result
+from msil.runs import is_finished, lacks_space, no_space, read_result, remove_leftovers, write_bytes
 from msil.training.fitting import train
 from msil.training.loggers import finish_dashboards
 from msil.training.memory import OutOfMemory, is_out_of_memory

@@ -17,7 +17,7 @@ from msil.data.module import DetectionDataModule
 from msil.errors import ConfigError
 from msil.interruption import Interruption
 from msil.reporting.figures import draw_curves
-from msil.reporting.results import write_json
+from msil.runs import write_json
 from msil.training.averaging import AveragedWeights
 from msil.training.callbacks import PredictionPictures, SeedSteps, Throughput
 from msil.training.checkpoint import LAST, PREVIOUS, SaveLast, StopEvaluation, best_checkpoint, resume_point

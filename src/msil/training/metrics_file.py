@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from msil.files import write_bytes
+from msil.runs import write_bytes
 
 FILE_NAME = "metrics.csv"
 FIRST = ("epoch", "step")

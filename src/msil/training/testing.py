@@ -16,7 +16,7 @@ from msil.checkpoints.load import load_weights
 from msil.config import Config, weights_name
 from msil.evaluation.upload import DetectionCollector, check_upload, upload_entries, write_upload
 from msil.interruption import Interruption
-from msil.reporting.results import write_json
+from msil.runs import write_json
 from msil.training.callbacks import PredictionPictures
 from msil.training.checkpoint import StopEvaluation
 from msil.training.devices import prepare

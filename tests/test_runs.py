@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from msil.files import write_bytes
-from msil.reporting.results import REQUIRED_KEYS, is_finished, read_result, write_json
+from msil.runs import REQUIRED_KEYS, is_finished, read_result, write_bytes, write_json
 
 from .cases import result
 

@@ -1,0 +1,200 @@
+"""A run's folder: the names of its files, atomic writes, and result.json. Standard library alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from msil.errors import ConfigError, UserError
+
+# In runs_dir/run_name; `msil report` and a rerun read the first four.
+CONFIG = "config.yaml"
+RESULT = "result.json"
+METRICS = "metrics.csv"
+RECORD = "evaluation.npz"
+CURVES = "curves.png"
+PREDICTIONS = "predictions.png"
+CONSOLE = "console.log"
+CHECKPOINTS = "checkpoints"
+# In checkpoints/.
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+# A result.json that lacks one of these was written by something else, or by half of a run.
+REQUIRED_KEYS = (
+    "run_name", "status", "config_hash", "seed", "command", "metrics", "parameters", "trainable_parameters", "flops",
+    "flops_image_size", "images_per_second", "train_seconds", "total_seconds", "epochs", "steps", "train_images",
+    "val_images", "classes", "versions", "machine", "config",
+)  # fmt: skip
+
+PROBE_BYTES = 16384  # about what a sweep writes before its first job
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_MODEL = ("head", "backbone", "msil")
+_MAKE_SOME = "python run.py experiment=table1 data=shapes schedule=quick makes some"
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A new path to write to, which takes the place of `path` once the block ends without an error.
+
+    A reader, or a crash at any moment, sees the old content or the new, never a part. Folders are made as needed. On
+    any error the old file stays and the new one is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, since os.replace is atomic only inside one file system.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # or a crash could leave the name without the content
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left below a folder; nobody else may write there."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file in one step; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+class DiskFull(UserError):
+    """There is no room for what is to be written."""
+
+
+def lacks_space(error: BaseException | None) -> bool:
+    """Whether a full disk, a quota or a limit on file sizes is behind an error, or behind what it hides."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def no_space(path: str | Path, needed: int | None) -> DiskFull:
+    """The sentence for a file that could not be written. needed: its bytes, if known."""
+    free = shutil.disk_usage(_existing(Path(path))).free
+    wanted = "" if needed is None else f" it needs about {needed / 1e6:,.1f} MB, and"
+    return DiskFull(
+        f"there is no room for {path}:{wanted} {free / 1e6:,.1f} MB are free there. Make room (or raise the limit on"
+        " file sizes) and give the same command again: nothing that was there is lost."
+    )
+
+
+def unusable(folder: Path, error: OSError) -> UserError:
+    """The sentence for a folder that cannot be made or written to."""
+    if lacks_space(error):
+        return no_space(folder, None)
+    return ConfigError(
+        f"{folder} cannot be used ({error.strerror or error}): mend it, or set runs_dir to another folder."
+    )
+
+
+def probe(folder: Path) -> None:
+    """Raises UserError if small files cannot be written to a folder, which is made as needed."""
+    try:
+        with replacing(folder / "probe") as temporary:
+            temporary.write_bytes(bytes(PROBE_BYTES))
+        (folder / "probe").unlink()
+    except OSError as error:
+        raise unusable(folder, error) from error
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above a path that is there."""
+    return next(parent for parent in path.absolute().parents if parent.is_dir())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinities become null, since JSON has no such numbers.
+
+    Raises TypeError for what JSON cannot hold, before anything is written.
+    """
+    text = json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_result(run_dir: str | Path) -> dict[str, Any] | None:
+    """The result of a finished run, or None if result.json is missing, unreadable or incomplete."""
+    try:
+        result = json.loads((Path(run_dir) / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # ValueError: broken JSON or broken UTF-8
+        return None
+    if not isinstance(result, dict) or result.get("status") != "finished":
+        return None
+    if any(key not in result for key in REQUIRED_KEYS):
+        return None
+    return result if isinstance(result["metrics"], dict) and isinstance(result["config"], dict) else None
+
+
+def read_results(runs_dir: str | Path) -> list[dict[str, Any]]:
+    """The results of all finished runs in runs_dir, by name, each with "folder": where its files are.
+
+    A result.json that is not as a run writes it is left out, with a warning.
+    Raises ConfigError if runs_dir is no folder or holds no finished run.
+    """
+    if not Path(runs_dir).is_dir():
+        raise ConfigError(f"{runs_dir} is no folder: name the one that holds the runs' folders; {_MAKE_SOME}.")
+    found = []
+    for folder in sorted(path.parent for path in Path(runs_dir).glob(f"*/{RESULT}")):
+        result = read_result(folder)
+        if result is None or not _usable(result):
+            warnings.warn(f"{folder / RESULT} is damaged or incomplete: that run is left out.", stacklevel=2)
+        else:
+            found.append((folder, result))
+    if not found:
+        raise ConfigError(f"no finished run is in {runs_dir}: {_MAKE_SOME}.")
+    return [{**result, "folder": str(folder)} for folder, result in found]
+
+
+def _usable(result: Mapping[str, Any]) -> bool:
+    """Whether the values that tables are made of have their types."""
+    numbers = [*result["metrics"].values(), *(result[key] for key in ("parameters", "flops", "images_per_second"))]
+    config = result["config"]
+    model = config.get("model")
+    parts = [
+        config.get("data"),
+        config.get("schedule"),
+        *([] if not isinstance(model, dict) else map(model.get, _MODEL)),
+    ]
+    return (
+        all(one is None or (isinstance(one, int | float) and not isinstance(one, bool)) for one in numbers)
+        and len(parts) == 2 + len(_MODEL)
+        and all(isinstance(part, dict) for part in parts)
+        and isinstance(result["seed"], int)
+        and isinstance(result["command"], str)
+    )
+
+
+def is_finished(run_dir: str | Path, config_hash: str) -> bool:
+    """Whether `run_dir` holds the complete result of a run with these very settings."""
+    result = read_result(run_dir)
+    return result is not None and result["config_hash"] == config_hash
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
