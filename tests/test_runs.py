@@ -11,7 +11,7 @@ import pytest
 
 from msil.runs import REQUIRED_KEYS, is_finished, read_result, write_bytes, write_json
 
-from .cases import result
+from tests.reporting.cases import result
 
 
 def write(folder: Path, content: Any) -> Path:
