@@ -3,7 +3,7 @@
     python -m benchmarks.coco_evaluation
 
 Both sides begin with the tensors that CocoMetric has collected, 8 images an update, and with the ground truth as COCO's
-dict; both end with the 12 numbers. Ours is what a run computes after every epoch (msil.evaluation.fast), the anchor
+dict; both end with the 12 numbers. Ours is what a run computes after every epoch (msil.metrics.fast), the anchor
 what it computes once at its end: pycocotools, on dicts without the polygon a detection that its own loadRes adds.
 pycocotools takes so long that there are 2 rounds and no warm-up.
 
@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.compare import Row, faster, interleaved, run
 from msil.detection import Detections
-from msil.evaluation.coco import STATS, CocoMetric
+from msil.metrics.coco import STATS, CocoMetric
 
 IMAGES, PER_IMAGE, CLASSES = 5000, 100, 80
 SIZE = (640.0, 480.0)  # width, height

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from msil.analysis.bootstrap import image_weights, row_means
+from msil.metrics.bootstrap import image_weights, row_means
 
 IMAGES, SAMPLES, REPEATS = 100, 400, 1000
 LEVELS = (0.025, 0.975)

@@ -17,7 +17,7 @@ from msil.checkpoints.load import load_detector
 from msil.config import Apply
 from msil.data.coco import CocoDataset
 from msil.detection import Detector
-from msil.evaluation.coco import CocoMetric
+from msil.metrics.coco import CocoMetric
 
 GATES = (0.5, 0.9, 0.99, 0.999)
 

@@ -92,11 +92,10 @@ RULES = [
     Rule("data/module.py", only=(*READERS, "lightning")),
     Rule("data/*", only=READERS),
     Rule(
-        "evaluation/*",
-        only=("torch", "torchmetrics", "numpy", "pycocotools", "faster_coco_eval", "msil.evaluation",
+        "metrics/*",
+        only=("torch", "torchmetrics", "numpy", "pycocotools", "faster_coco_eval", "msil.metrics",
               "msil.detection.structures", "msil.detection.preprocess", "msil.runs"),
     ),
-    Rule("analysis/*", only=("numpy", "pycocotools", "msil.analysis", "msil.evaluation", "msil.runs")),
     # results, paper, tables and what they share: a table is redrawn without waiting for an import
     *(
         Rule(f"reporting/{name}.py", only=("msil.runs", *(f"msil.reporting.{other}" for other in TEXTS)))
@@ -106,7 +105,7 @@ RULES = [
     Rule("sweep/orphans.py", only=(), errors=False),
     # ranks counts the GPUs of the machine where nobody has said how many
     Rule("sweep/ranks.py", only=("torch.cuda", "torch", "msil.config", "msil.sweep")),
-    Rule("sweep/*", never=("torch", "msil.detection", "msil.data", "msil.evaluation", "msil.training", *SHELLS)),
+    Rule("sweep/*", never=("torch", "msil.detection", "msil.data", "msil.metrics", "msil.training", *SHELLS)),
     Rule("training/*", never=("hydra", "omegaconf", "msil.overrides", "msil.sweep", "msil.cli")),
     Rule("__init__.py", only=("msil.interaction", "msil.attach", "msil.detection", "msil.checkpoints.load")),
     Rule("errors.py", only=()),
@@ -165,7 +164,7 @@ def test_arrows(file: str) -> None:
         ("detection/heads/fcos.py", "from ...training import module", "msil.training.module"),
         ("data/coco.py", "from msil.detection import Detector", "msil.detection.Detector"),
         ("data/coco.py", "import lightning as L", "lightning"),
-        ("evaluation/voc.py", "from ..detection.heads.fcos import FCOSHead", "msil.detection.heads.fcos.FCOSHead"),
+        ("metrics/voc.py", "from ..detection.heads.fcos import FCOSHead", "msil.detection.heads.fcos.FCOSHead"),
         ("reporting/figures.py", "from msil.training.module import DetectionModule", "msil.training.module"),
         ("reporting/tables.py", "import numpy as np", "numpy"),
         ("reporting/formats.py", "import yaml", "yaml"),

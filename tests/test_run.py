@@ -25,7 +25,7 @@ from msil.checkpoints.load import load_detector
 from msil.config import register
 from msil.data.coco import CocoDataset
 from msil.data.shapes import write_shapes
-from msil.evaluation.coco import CocoMetric
+from msil.metrics.coco import CocoMetric
 from msil.runs import read_result
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.reporting.cases import result
 
 from msil.runs import REQUIRED_KEYS, is_finished, read_result, write_bytes, write_json
-
-from tests.reporting.cases import result
 
 
 def write(folder: Path, content: Any) -> Path:

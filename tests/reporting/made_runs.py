@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from msil.analysis.record import EvaluationRecord, write_record
-from msil.evaluation.coco import coco_results, pycocotools_stats
-from msil.evaluation.detections import CollectedDetections
+from msil.metrics.coco import coco_results, pycocotools_stats
+from msil.metrics.detections import CollectedDetections
+from msil.metrics.record import EvaluationRecord, write_record
 
 from .test_regenerated import run
 

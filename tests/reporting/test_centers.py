@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msil.analysis.centers import Centers, quadrant_counts
 from msil.errors import ConfigError
+from msil.metrics.centers import Centers, quadrant_counts
 from msil.reporting.centers import centers_csv, draw_centers, write_centers
 
 

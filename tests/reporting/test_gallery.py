@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msil.analysis.record import EvaluationRecord
 from msil.errors import DataError
+from msil.metrics.record import EvaluationRecord
 from msil.reporting.drawing import class_color
 from msil.reporting.gallery import gallery_pictures, image_scores, most_different, read_gallery_image
 

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from msil.analysis.record import write_record
 from msil.checkpoints import load
 from msil.cli import main
 from msil.errors import ConfigError
+from msil.metrics.record import write_record
 from msil.reporting.comparisons import detectors
 from msil.reporting.evidence import Evidence
 from msil.reporting.report import setting_tables, write_report

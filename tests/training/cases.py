@@ -13,8 +13,8 @@ from torch import Tensor
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.settle import settled
 from msil.config import Config, plain, register, to_config
-from msil.evaluation.coco import CocoMetric
-from msil.evaluation.voc import VOCMetric
+from msil.metrics.coco import CocoMetric
+from msil.metrics.voc import VOCMetric
 from msil.training.module import DetectionModule
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from msil.analysis.record import read_record
 from msil.checkpoints.load import load_detector
 from msil.config import Config, config_hash, plain
 from msil.data.coco import CocoDataset
+from msil.metrics.record import read_record
 from msil.training.averaging import TRAINED, AveragedWeights
 from msil.training.experiment import run
 from msil.training.module import DetectionModule

@@ -14,7 +14,7 @@ from msil.checkpoints.load import load_detector
 from msil.config import Config, ModelConfig, plain
 from msil.data.coco import CocoDataset
 from msil.detection import Detections, Detector
-from msil.evaluation.coco import CocoMetric
+from msil.metrics.coco import CocoMetric
 from msil.training.checkpoint import AtomicCheckpointIO
 
 from .cases import assert_same, load

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from msil.data.module import collate
 from msil.detection import Detections, Detector, Target
-from msil.evaluation.coco import STATS, CocoMetric
+from msil.metrics.coco import STATS, CocoMetric
 
 from .cases import load, module_of, tiny_config
 from .one_step import assert_same_gradients, batch_of, one_step, share

@@ -16,15 +16,15 @@ from PIL import Image
 from torch import nn
 
 from msil import MSIL, build_detector
-from msil.analysis.matching import match_coco
-from msil.analysis.precision import scores
-from msil.analysis.record import read_record
 from msil.checkpoints.assemble import detector_from_config
 from msil.config import Config, config_hash, plain
 from msil.data.module import AugmentedImages
 from msil.detection import Detector, FCOSHead
 from msil.errors import ConfigError, DataError
 from msil.lock import Locked
+from msil.metrics.matching import match_coco
+from msil.metrics.precision import scores
+from msil.metrics.record import read_record
 from msil.runs import REQUIRED_KEYS, is_finished, read_result
 from msil.training import experiment
 from msil.training.divergence import TrainingDiverged

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from msil.data.coco import CocoDataset
 from msil.data.module import DetectionDataModule
-from msil.evaluation.coco import STATS, CocoMetric
+from msil.metrics.coco import STATS, CocoMetric
 from msil.training.module import DetectionModule
 
 from .cases import module_of, tiny_config

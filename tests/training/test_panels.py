@@ -20,9 +20,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from msil.analysis.record import EvaluationRecord, make_record, write_record
 from msil.config import Config, config_hash, plain
 from msil.data.coco import CocoDataset
+from msil.metrics.record import EvaluationRecord, make_record, write_record
 from msil.runs import write_json
 from msil.training.experiment import run
 from msil.training.loggers import tensorboard_logger
@@ -42,7 +42,7 @@ from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
 from training.cases import module_of, tiny_config
-from msil.analysis.record import read_record
+from msil.metrics.record import read_record
 from msil.config import LoggerName
 from msil.data.coco import CocoDataset
 from msil.reporting.tables import sweep_table

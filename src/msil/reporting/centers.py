@@ -22,8 +22,8 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from msil.analysis.centers import QUADRANTS, Centers, object_centers, shown_classes
 from msil.errors import ConfigError
+from msil.metrics.centers import QUADRANTS, Centers, object_centers, shown_classes
 from msil.reporting.canvas import clean
 from msil.reporting.formats import csv_text, percent
 from msil.runs import write_bytes

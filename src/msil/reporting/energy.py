@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from msil.analysis.bootstrap import Interval
-from msil.analysis.energy import BORDER, box_regions, energy_shares, image_mean, uniform_shares
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError
+from msil.metrics.bootstrap import Interval
+from msil.metrics.energy import BORDER, box_regions, energy_shares, image_mean, uniform_shares
 from msil.reporting.drawing import to_numpy
 from msil.reporting.formats import percent, signed
 from msil.reporting.heatmaps import TOWERS, level_names, tower_maps
@@ -23,7 +23,7 @@ REGIONS = {"inside": "inside the boxes", "border": f"within {BORDER:.0%} of a bo
 
 @dataclass(frozen=True)
 class SplitEnergy:
-    """Energy shares of I images with boxes and C checkpoints; what they are is said in msil.analysis.energy.
+    """Energy shares of I images with boxes and C checkpoints; what they are is said in msil.metrics.energy.
 
     names: (C,). levels: (L,), the last one is merged. shares: (C, I, 2, L, 2) fractions by checkpoint, image, tower,
     level and region, the latter inside and border. uniform: (I, 2), by region, of a uniform map. skipped: images

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msil.analysis.bootstrap import Resampled, difference_of, resample
-from msil.analysis.matching import Matches, match_coco, match_voc
-from msil.analysis.precision import scores
-from msil.analysis.record import RECORD_FILE, EvaluationRecord, read_record
 from msil.errors import DataError
+from msil.metrics.bootstrap import Resampled, difference_of, resample
+from msil.metrics.matching import Matches, match_coco, match_voc
+from msil.metrics.precision import scores
+from msil.metrics.record import RECORD_FILE, EvaluationRecord, read_record
 from msil.reporting.paper_tables import Difference
 from msil.reporting.regenerated import Filled
 

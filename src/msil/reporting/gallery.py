@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from msil.analysis.record import EvaluationRecord, corners
 from msil.data.headers import read_header
 from msil.data.images import read_image
 from msil.errors import DataError
+from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting.drawing import draw_boxes, jpeg_bytes
 
 SIDE = 384  # pixels of a picture's long side

@@ -21,9 +21,9 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from msil.analysis.energy import at_pixels, merge_levels
 from msil.detection import Detector
 from msil.errors import ConfigError
+from msil.metrics.energy import at_pixels, merge_levels
 from msil.reporting.drawing import HALO, enlarged_scale, font, to_numpy
 
 TOWERS = ("cls", "reg")

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from msil.analysis.breakdown import breakdown
-from msil.analysis.confusion import confusion
-from msil.analysis.precision import per_class, precision_recall, scores
-from msil.analysis.record import EvaluationRecord
+from msil.metrics.breakdown import breakdown
+from msil.metrics.confusion import confusion
+from msil.metrics.precision import per_class, precision_recall, scores
+from msil.metrics.record import EvaluationRecord
 from msil.reporting import charts, curves, matrix
 from msil.reporting.comparisons import DetectorLines, Line
 from msil.reporting.evidence import Evidence

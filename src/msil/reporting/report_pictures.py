@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from msil.analysis.record import EvaluationRecord, corners
 from msil.checkpoints.load import load_dense_detector
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError, WeightsError
+from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting.comparisons import Line
 from msil.reporting.drawing import draw_boxes, jpeg_bytes
 from msil.reporting.energy import REGIONS, SplitEnergy, split_energy

@@ -9,13 +9,13 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
-from msil.analysis.record import write_record
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config, Resume
 from msil.data.module import DetectionDataModule
 from msil.errors import ConfigError
 from msil.interruption import Interruption
+from msil.metrics.record import write_record
 from msil.reporting.figures import draw_curves
 from msil.runs import write_json
 from msil.training.averaging import AveragedWeights

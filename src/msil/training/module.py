@@ -14,8 +14,8 @@ from msil.detection import Detector, Target
 from msil.detection.losses import mean_across_ranks
 from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError
-from msil.evaluation.coco import CocoMetric
-from msil.evaluation.detections import DetectionMetric
+from msil.metrics.coco import CocoMetric
+from msil.metrics.detections import DetectionMetric
 from msil.training.graphs import GraphedSteps, check_graphs
 from msil.training.optim import cosine_decay_at, parameter_groups, start_momentum, step_decay_at, warmup_factor_at
 from msil.training.steps import loss_by_parts

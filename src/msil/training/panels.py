@@ -14,14 +14,14 @@ import wandb
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from msil.analysis.breakdown import breakdown
-from msil.analysis.confusion import confusion
-from msil.analysis.matching import Matches, match_coco
-from msil.analysis.precision import per_class, precision_recall, scores
-from msil.analysis.record import EvaluationRecord, corners
 from msil.data.annotated import AnnotatedImages
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
+from msil.metrics.breakdown import breakdown
+from msil.metrics.confusion import confusion
+from msil.metrics.matching import Matches, match_coco
+from msil.metrics.precision import per_class, precision_recall, scores
+from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting import charts, curves
 from msil.reporting.canvas import as_png
 from msil.reporting.comparisons import line_label

@@ -13,12 +13,12 @@ from typing import Any
 import lightning as L
 import torch
 
-from msil.analysis.record import EvaluationRecord, make_record
 from msil.config import Config, config_hash
 from msil.data.annotated import AnnotatedImages
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
-from msil.evaluation.detections import CollectedDetections
+from msil.metrics.detections import CollectedDetections
+from msil.metrics.record import EvaluationRecord, make_record
 from msil.training.cost import count_flops, count_parameters, padded_size
 
 PACKAGES = ("msil", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "pycocotools",

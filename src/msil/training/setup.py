@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from msil.config import Config, DataName, OnBadImage
 from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
 from msil.errors import ConfigError
-from msil.evaluation.coco import CocoMetric
-from msil.evaluation.voc import VOCMetric
+from msil.metrics.coco import CocoMetric
+from msil.metrics.voc import VOCMetric
 from msil.training.checkpoint import AtomicCheckpointIO
 from msil.training.devices import check_processes, choose_accelerator, cluster_environment, count_on_cpu
 

@@ -10,12 +10,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
-from msil.analysis.record import write_record
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config, weights_name
-from msil.evaluation.upload import DetectionCollector, check_upload, upload_entries, write_upload
 from msil.interruption import Interruption
+from msil.metrics.record import write_record
+from msil.metrics.upload import DetectionCollector, check_upload, upload_entries, write_upload
 from msil.runs import write_json
 from msil.training.callbacks import PredictionPictures
 from msil.training.checkpoint import StopEvaluation

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from msil.analysis.matching import COCO_AREAS, COCO_IOUS, corners, match_coco, match_voc
+from msil.metrics.matching import COCO_AREAS, COCO_IOUS, corners, match_coco, match_voc
 
 from .cases import by_pycocotools, make, random_record
 

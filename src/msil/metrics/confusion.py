@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask
 
-from msil.analysis.record import EvaluationRecord
+from msil.metrics.record import EvaluationRecord
 
 
 def confusion(record: EvaluationRecord, score_thresh: float = 0.3, iou: float = 0.5) -> np.ndarray:

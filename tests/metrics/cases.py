@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from msil.analysis.record import EvaluationRecord
+from msil.metrics.record import EvaluationRecord
 
 Truth = tuple[int, int, Sequence[float]]  # image, class, x y width height
 Found = tuple[int, int, Sequence[float], float]  # image, class, x1 y1 x2 y2, score

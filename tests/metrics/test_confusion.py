@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from msil.analysis.confusion import confusion, take_best
-from msil.evaluation.voc import box_iou
+from msil.metrics.confusion import confusion, take_best
+from msil.metrics.voc import box_iou
 
 from .cases import Found, make, random_record
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from msil.analysis.centers import PAPER_CLASSES, Centers, object_centers, quadrant_counts, shown_classes
+from msil.metrics.centers import PAPER_CLASSES, Centers, object_centers, quadrant_counts, shown_classes
 
 
 def test_points_fall_into_quadrants() -> None:

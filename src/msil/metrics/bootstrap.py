@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msil.analysis.matching import Matches
-from msil.analysis.precision import scores
+from msil.metrics.matching import Matches
+from msil.metrics.precision import scores
 
 LEVEL = 0.95
 SAMPLES = 1000

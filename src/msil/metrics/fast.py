@@ -16,7 +16,7 @@ import numpy as np
 from faster_coco_eval import COCOeval_faster
 from pycocotools import mask
 
-from msil.evaluation.detections import CollectedDetections
+from msil.metrics.detections import CollectedDetections
 
 CLASS = 0  # stands for the one class that is evaluated
 

@@ -22,11 +22,11 @@ from torch.multiprocessing.spawn import start_processes
 
 from msil.detection.structures import Detections
 from msil.errors import ConfigError, DataError
-from msil.evaluation.coco import STATS, CocoMetric
-from msil.evaluation.detections import CollectedDetections
-from msil.evaluation.upload import DetectionCollector, check_upload, upload_entries, write_upload
+from msil.metrics.coco import STATS, CocoMetric
+from msil.metrics.detections import CollectedDetections
+from msil.metrics.upload import DetectionCollector, check_upload, upload_entries, write_upload
 
-from .cases import CATEGORY_IDS, jittered, nothing, random_ground_truth
+from .coco_cases import CATEGORY_IDS, jittered, nothing, random_ground_truth
 
 ENTRY: dict[str, Any] = {"image_id": 7, "category_id": 18, "bbox": [1.5, 2, 3.25, 4], "score": 0.5}
 
@@ -229,7 +229,7 @@ def rank_main(rank: int, folder: str) -> None:
 
 
 def test_two_processes_gather_what_one_would(tmp_path: Path) -> None:
-    multiprocessing.set_forkserver_preload(["msil.evaluation.coco"])  # as test_detections.py: the import takes the time
+    multiprocessing.set_forkserver_preload(["msil.metrics.coco"])  # as test_detections.py: the import takes the time
     start_processes(rank_main, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     ground_truth = random_ground_truth(3)
     expected = upload_entries(collector(jittered(ground_truth, CATEGORY_IDS, 3), ground_truth).gathered(), CATEGORY_IDS)

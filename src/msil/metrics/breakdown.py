@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msil.analysis.confusion import by_score, overlaps, take_best
-from msil.analysis.matching import MAX_DETECTIONS, ClassMatches, Matches
-from msil.analysis.precision import scores
-from msil.analysis.record import EvaluationRecord
+from msil.metrics.confusion import by_score, overlaps, take_best
+from msil.metrics.matching import MAX_DETECTIONS, ClassMatches, Matches
+from msil.metrics.precision import scores
+from msil.metrics.record import EvaluationRecord
 
 KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 FOREGROUND = 0.5  # t_f

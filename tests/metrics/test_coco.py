@@ -14,10 +14,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from msil.detection.structures import Detections
-from msil.evaluation.coco import STATS, CocoMetric
-from msil.evaluation.fast import fast_stats
+from msil.metrics.coco import STATS, CocoMetric
+from msil.metrics.fast import fast_stats
 
-from .cases import CATEGORY_IDS, jittered, nothing, random_ground_truth
+from .coco_cases import CATEGORY_IDS, jittered, nothing, random_ground_truth
 
 COCO128 = Path(__file__).resolve().parents[2] / "../shared/data/coco128"
 

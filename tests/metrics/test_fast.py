@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from msil.detection.structures import Detections
-from msil.evaluation import coco
-from msil.evaluation.coco import CocoMetric
-from msil.evaluation.fast import ClassEvaluation, fast_stats
+from msil.metrics import coco
+from msil.metrics.coco import CocoMetric
+from msil.metrics.fast import ClassEvaluation, fast_stats
 
-from .cases import CATEGORY_IDS, jittered, random_ground_truth
+from .coco_cases import CATEGORY_IDS, jittered, random_ground_truth
 
 Box = tuple[float, float, float, float]
 

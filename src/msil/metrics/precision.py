@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from msil.analysis.matching import ClassMatches, Matches
+from msil.metrics.matching import ClassMatches, Matches
 
 # Metric: area, and the IoUs that it is a mean over (None: all).
 METRICS: dict[str, tuple[str, float | None]] = {

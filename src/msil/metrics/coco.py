@@ -10,8 +10,8 @@ from typing import Any
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from msil.evaluation.detections import CollectedDetections, DetectionMetric, covered_ground_truth
-from msil.evaluation.fast import fast_stats
+from msil.metrics.detections import CollectedDetections, DetectionMetric, covered_ground_truth
+from msil.metrics.fast import fast_stats
 
 # In the order of pycocotools' `stats`; AP and AR without a number are averaged over the IoUs 0.50:0.95:0.05.
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from msil.analysis import bootstrap
-from msil.analysis.bootstrap import Interval, difference_interval, image_weights, row_means
-from msil.analysis.matching import match_coco, match_voc
+from msil.metrics import bootstrap
+from msil.metrics.bootstrap import Interval, difference_interval, image_weights, row_means
+from msil.metrics.matching import match_coco, match_voc
 
 from .cases import Found, Truth, make, random_record
 

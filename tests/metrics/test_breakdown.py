@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from msil.analysis.breakdown import KINDS, breakdown
-from msil.analysis.matching import match_coco
-from msil.analysis.record import EvaluationRecord
+from msil.metrics.breakdown import KINDS, breakdown
+from msil.metrics.matching import match_coco
+from msil.metrics.record import EvaluationRecord
 
 from .cases import Found, coco_numbers, make, random_record
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msil.analysis.bootstrap import Interval
+from msil.metrics.bootstrap import Interval
 
 BORDER = 0.1  # of the box's shorter side
 _BLOCK = 2_000_000  # random numbers drawn at a time

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msil.analysis.record import RECORD_FILE, EvaluationRecord, make_record, read_record, write_record
 from msil.errors import DataError
+from msil.metrics.record import RECORD_FILE, EvaluationRecord, make_record, read_record, write_record
 
 from .cases import make, random_record
 

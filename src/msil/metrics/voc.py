@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from msil.evaluation.detections import CollectedDetections, DetectionMetric, covered_ground_truth
+from msil.metrics.detections import CollectedDetections, DetectionMetric, covered_ground_truth
 
 MIN_OVERLAP = 0.5  # a detection matches at this IoU or above (VOCopts.minoverlap)
 

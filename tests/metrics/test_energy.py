@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from msil.analysis.energy import (
+from msil.metrics.energy import (
     Regions,
     at_pixels,
     box_regions,
@@ -114,5 +114,5 @@ def test_interval_of_a_mean_over_images() -> None:
 def test_many_images_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(2).random(50)
     whole = image_mean(values, samples=101)
-    monkeypatch.setattr("msil.analysis.energy._BLOCK", 70)  # one resample at a time
+    monkeypatch.setattr("msil.metrics.energy._BLOCK", 70)  # one resample at a time
     assert image_mean(values, samples=101) == whole

@@ -18,7 +18,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import numpy as np
 
 from msil.errors import ConfigError, DataError
-from msil.evaluation.detections import CollectedDetections, DetectionMetric
+from msil.metrics.detections import CollectedDetections, DetectionMetric
 from msil.runs import replacing
 
 MAX_PER_IMAGE = 100  # over all classes; the server counts no more

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from msil.analysis import precision
-from msil.analysis.matching import match_coco, match_voc
-from msil.analysis.precision import per_class, precision_recall, scores
-from msil.analysis.record import EvaluationRecord
 from msil.detection.structures import Detections
-from msil.evaluation.coco import CocoMetric
-from msil.evaluation.voc import VOCMetric
+from msil.metrics import precision
+from msil.metrics.coco import CocoMetric
+from msil.metrics.matching import match_coco, match_voc
+from msil.metrics.precision import per_class, precision_recall, scores
+from msil.metrics.record import EvaluationRecord
+from msil.metrics.voc import VOCMetric
 
 from .cases import by_pycocotools, coco_numbers, make, random_record
 

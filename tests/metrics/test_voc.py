@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from msil.detection.structures import Detections
-from msil.evaluation.voc import VOCMetric, average_precision, average_precision_11, box_iou, match
+from msil.metrics.voc import VOCMetric, average_precision, average_precision_11, box_iou, match
 
-from .cases import nothing
+from .coco_cases import nothing
 
 CAR, DOG, CAT = 1, 2, 3
 

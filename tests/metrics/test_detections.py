@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from msil.detection.structures import Detections
-from msil.evaluation.coco import CocoMetric
-from msil.evaluation.voc import VOCMetric
+from msil.metrics.coco import CocoMetric
+from msil.metrics.voc import VOCMetric
 
-from .cases import CATEGORY_IDS, jittered, nothing, random_ground_truth
+from .coco_cases import CATEGORY_IDS, jittered, nothing, random_ground_truth
 
 SEED = 3
 METRICS = [CocoMetric, VOCMetric]
@@ -150,7 +150,7 @@ def rank_main(rank: int, folder: str) -> None:
 @pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path):
     # Most of the time is the import of torch and torchmetrics: done once, in the server that both are forked from.
-    multiprocessing.set_forkserver_preload(["msil.evaluation.coco"])
+    multiprocessing.set_forkserver_preload(["msil.metrics.coco"])
     start_processes(rank_main, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert ranks[0] == ranks[1]

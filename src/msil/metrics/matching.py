@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
-from msil.analysis.record import EvaluationRecord, corners
-from msil.evaluation import voc
-from msil.evaluation.coco import coco_results, indexed
-from msil.evaluation.detections import CollectedDetections
+from msil.metrics import voc
+from msil.metrics.coco import coco_results, indexed
+from msil.metrics.detections import CollectedDetections
+from msil.metrics.record import EvaluationRecord, corners
 
 COCO_AREAS = ("all", "small", "medium", "large")
 COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
@@ -70,7 +70,7 @@ def match_coco(record: EvaluationRecord) -> Matches:
 
 
 def match_voc(record: EvaluationRecord) -> Matches:
-    """By VOC's rule at IoU 0.5 (msil.evaluation.voc.match), all sizes."""
+    """By VOC's rule at IoU 0.5 (msil.metrics.voc.match), all sizes."""
     classes = []
     for label in range(len(record.classes)):
         found = np.flatnonzero(record.found_labels == label)
