@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 
 import hydra
+from msil.overrides import check_command_line, typed
 from omegaconf import DictConfig
 
 from msil.config import Config, config_hash, plain, register
 from msil.errors import UserError
 from msil.lock import locked
-from msil.overrides import check_command_line, typed
 from msil.runs import REQUIRED_KEYS
 from msil.sweep.orphans import end_with_parent
 

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from msil.overrides import check_overrides
 from omegaconf import OmegaConf
 
 from msil.config import register
 from msil.data.shapes import write_shapes
 from msil.errors import ConfigError
-from msil.overrides import check_overrides
 from msil.runs import read_result
 from msil.sweep import launchers
 from msil.sweep.launchers import check_launcher

@@ -12,15 +12,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from msil.overrides import config_groups
+from msil.validate import validate
 from omegaconf import DictConfig, OmegaConf
 
 from msil.checkpoints.assemble import head_options
 from msil.config import Config, Decay, OptimizerName, config_hash, plain, register, to_config
 from msil.detection.heads import HEADS
-from msil.overrides import config_groups
 from msil.reporting.paper import TABLES
 from msil.reporting.regenerated import STAND_INS
-from msil.validate import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

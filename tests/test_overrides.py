@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from msil.overrides import check_command_line, check_overrides, nearest, settings
+from msil.validate import validate
 from omegaconf import DictConfig, OmegaConf
 
 from msil.config import register, to_config
 from msil.errors import ConfigError
-from msil.overrides import check_command_line, check_overrides, nearest, settings
-from msil.validate import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 

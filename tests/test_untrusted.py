@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from msil.overrides import check_command_line
 
 from msil.config import register
 from msil.errors import ConfigError
-from msil.overrides import check_command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 register()

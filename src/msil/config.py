@@ -1,4 +1,4 @@
-"""Every setting and its type. Values live in conf/; nothing here has a default, so a forgotten one is an error."""
+"""Every setting: its type, default, limits and meaning. conf/ holds what a choice of a group changes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,25 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
 
 
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A field with what it means and its limits, which `msil.check` holds it to: low <= value <= high, value > above, a
+    value of `choices`. A value of null passes where the type admits it."""
+    limits = {"meaning": meaning, "low": low, "high": high, "above": above, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=limits)
+    return field(default=default, metadata=limits)
+
+
 class Apply(StrEnum):
-    """Which branch gets the gated feature of eq. 5."""
+    """The branches that get the gated feature of eq. 6."""
 
     none = "none"
     cls = "cls"
@@ -40,13 +57,6 @@ class DataName(StrEnum):
     voc = "voc"
 
 
-class OnBadImage(StrEnum):
-    """What a training does about an image that can no longer be read: end, or go on with another one instead."""
-
-    error = "error"
-    skip = "skip"
-
-
 class OptimizerName(StrEnum):
     sgd = "sgd"
     adamw = "adamw"
@@ -57,16 +67,9 @@ class Decay(StrEnum):
     cosine = "cosine"
 
 
-class NaNPolicy(StrEnum):
-    """What to do before an optimizer step whose loss or gradients are not finite."""
-
-    stop = "stop"
-    skip = "skip"  # pass over it, at most three in a row
-
-
 class Resume(StrEnum):
-    auto = "auto"  # from the last checkpoint of an unfinished run
-    never = "never"  # from the beginning
+    auto = "auto"
+    never = "never"
 
 
 class LoggerName(StrEnum):
@@ -77,134 +80,126 @@ class LoggerName(StrEnum):
 
 @dataclass
 class MSILConfig:
-    align: bool = MISSING
-    separate: bool = MISSING
-    apply: Apply = MISSING
-    kernel_size: int = MISSING  # 3 or 1
-    reduction: int = MISSING  # of the channel attention's hidden layer
-    # Another block in its place: an importable class, block(channels, **options), see docs/extending.md
-    block: str | None = MISSING
-    options: Any = MISSING  # null or a dict; under a type of dict no key could be given on the command line
+    align: bool = setting(True, "align both features with shared weights (eq. 3)")
+    separate: bool = setting(True, "one gate a branch (eq. 5), not one for both")
+    apply: Apply = setting(Apply.both, "branches that get the gated feature (eq. 6); none: the plain detector")
+    kernel_size: int = setting(3, "of the block's convolutions", choices=(1, 3))
+    reduction: int = setting(16, "of the channel attention's hidden layer; at most model.channels", low=1)
+    block: str | None = setting(None, "another block in its place, package.module.Class(channels, **options)")
+    # Any: under a type of dict no key could be given on the command line.
+    options: Any = setting(None, "arguments of model.msil.block, a dict")
 
 
 @dataclass
 class ModelConfig:
-    backbone: dict[str, Any] = field(default_factory=dict)  # name, and the fields of msil.detection.backbone's options
-    # name, a registered head's or package.module.Class, and the fields of its Options
+    # name and the fields of msil.detection.backbone's options; name (a registered head's or package.module.Class) and
+    # the fields of its Options.
+    backbone: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
     msil: MSILConfig = field(default_factory=MSILConfig)
-    # A whole detector of torchvision's in the place of head, backbone and channels
-    detector: str | None = MISSING
-    detector_weights: str | None = MISSING  # null: from scratch; imagenet: the backbone's
-    weights: str | None = MISSING  # null; else a file of a whole detector: an imported one or a run's checkpoint
-    weights_sha256: str | None = MISSING  # of that file; filled in, so that another content is another run
-    channels: int = MISSING  # of the FPN and the head
-    # Of the net's input channels in their order, of 0..255; null: the backbone's own
-    image_mean: list[float] | None = MISSING
-    image_std: list[float] | None = MISSING
-    channel_order: ChannelOrder = MISSING  # what the net takes; images are read as RGB
-    # null: 0.05, 0.6, 1000 and 100; with model.weights, what the file says
-    score_thresh: float | None = MISSING
-    nms_thresh: float | None = MISSING
-    topk_candidates: int | None = MISSING  # a level
-    detections_per_img: int | None = MISSING
-    # Several views of each image in evaluation and prediction. null: one; with model.weights, what the file says
-    test_scales: list[int] | None = MISSING  # short sides in place of data.min_size; data.max_size in proportion
-    test_flip: bool | None = MISSING  # the mirrored image too
+    detector: str | None = setting(None, "one of torchvision's detectors in the place of backbone, head and channels")
+    detector_weights: str | None = setting(None, "of model.detector: null, from scratch; imagenet, its backbone's")
+    weights: str | None = setting(None, "a whole detector's file, to test or to start from")
+    weights_sha256: str | None = setting(None, "of that file; filled in, so that other content is another run")
+    channels: int = setting(64, "of the FPN and the head", low=1)
+    image_mean: list[float] | None = setting([123.675, 116.28, 103.53], "of the net's input, 0..255; null: the net's")
+    image_std: list[float] | None = setting([58.395, 57.12, 57.375], "likewise")
+    channel_order: ChannelOrder = setting(ChannelOrder.rgb, "that the net takes; images are read as RGB")
+    score_thresh: float | None = setting(None, "null: 0.05, or that of model.weights", low=0, high=1)
+    nms_thresh: float | None = setting(None, "null: 0.6, or that of model.weights", low=0, high=1)
+    topk_candidates: int | None = setting(None, "a level; null: 1000, or that of model.weights", low=1)
+    detections_per_img: int | None = setting(None, "null: 100, or that of model.weights", low=1)
+    test_scales: list[int] | None = setting(None, "test-time augmentation: short sides in place of data.min_size")
+    test_flip: bool | None = setting(None, "test-time augmentation: the mirrored image too")
 
 
 @dataclass
 class DataConfig:
     name: DataName = MISSING
     root: str = MISSING
-    train_split: str = MISSING
-    val_split: str = MISSING
-    split: str | None = MISSING  # mode=test: what to evaluate; null: val_split
-    classes: list[str] | None = MISSING  # null: all that the set has
-    batch_size: int = MISSING  # images a training step, over all devices together
-    eval_batch_size: int = MISSING  # images an evaluation step, on one device
-    min_size: int = MISSING  # short side, pixels
-    max_size: int = MISSING  # the long side's limit, pixels
-    multiscale: list[int] | None = MISSING  # [low, high] of the short side in training; null: min_size
-    flip: float = MISSING  # probability of a horizontal flip in training
-    device_transforms: bool = MISSING  # resize and flip training images on the device, not in the loader processes
-    workers: int = MISSING  # loader processes a device
-    strict: bool = MISSING  # refuse boxes that would be clipped or dropped
-    on_bad_image: OnBadImage = MISSING  # in training; evaluation never skips
-    num_train: int | None = MISSING  # shapes: how many images to make
-    num_val: int | None = MISSING
-    image_size: int | None = MISSING  # shapes: side in pixels
-    seed: int | None = MISSING  # shapes: of the generator
+    train_split: str = setting("train", "of the training")
+    val_split: str = setting("val", "of the evaluations")
+    split: str | None = setting(None, "mode=test: what to evaluate; null: val_split")
+    classes: list[str] | None = setting(None, "the classes in their order; null: all of the data set")
+    batch_size: int = setting(16, "images a training step, over all devices together", low=1)
+    eval_batch_size: int = setting(4, "images an evaluation step, on one device", low=1)
+    min_size: int = setting(800, "short side, pixels", low=32)
+    max_size: int = setting(1333, "limit of the long side, pixels", low=32)
+    multiscale: list[int] | None = setting(None, "[low, high] of the short side in training; null: min_size")
+    flip: float = setting(0.5, "probability of a horizontal flip in training", low=0, high=1)
+    device_transforms: bool = setting(False, "resize and flip training images on the device, not in the workers")
+    workers: int = setting(2, "loader processes a device", low=0)
+    strict: bool = setting(False, "refuse boxes that would be clipped or dropped")
+    num_train: int | None = setting(None, "shapes: training images", low=1)
+    num_val: int | None = setting(None, "shapes: validation images", low=1)
+    image_size: int | None = setting(None, "shapes: side, pixels", low=32)
+    seed: int | None = setting(None, "shapes: of the generator", low=0, high=2**32 - 1)
 
 
 @dataclass
 class ScheduleConfig:
     name: str = MISSING
-    epochs: int = MISSING
-    max_steps: int | None = MISSING  # ends the training early (smoke)
-    eval_every: int = MISSING  # epochs
-    eval_images: int | None = MISSING  # evaluate only the first so many (smoke); null: all
-    optimizer: OptimizerName = MISSING
-    lr: float = MISSING
-    base_batch_size: int | None = MISSING  # lr is for so many images a step and scales linearly; null: lr as it is
-    momentum: float = MISSING  # sgd
-    weight_decay: float = MISSING
-    # The next three: null, of the head's published recipe
-    bias_lr_factor: float | None = MISSING  # of biases outside norm layers
-    bias_weight_decay: float | None = MISSING  # of every bias
-    warmup_factor: float | None = MISSING  # of the lr at step 0; rises linearly
-    warmup_steps: int = MISSING
-    decay: Decay = MISSING
-    milestones: list[int] = MISSING  # epochs after which the lr drops (decay: step)
-    gamma: float = MISSING
-    grad_clip: float | None = MISSING  # L2 norm
-    # Decay of the exponential moving average of the weights, e.g. 0.999, which is then what is evaluated and what
-    # checkpoints hold; null: none. Early on it is (1 + n) / (10 + n) after n steps, if that is less.
-    ema: float | None = MISSING
+    epochs: int = setting(12, "of the training", low=1)
+    max_steps: int | None = setting(None, "ends the training early", low=1)
+    eval_every: int = setting(1, "epochs between evaluations", low=1)
+    eval_images: int | None = setting(None, "evaluate the first so many only; null: all", low=1)
+    optimizer: OptimizerName = setting(OptimizerName.sgd, "SGD with momentum, or AdamW")
+    lr: float = setting(0.01, "learning rate", above=0)
+    base_batch_size: int | None = setting(
+        None, "lr is for so many images a step and scales linearly; null: as it is", low=1
+    )
+    momentum: float = setting(0.9, "of sgd", low=0, high=1)
+    weight_decay: float = setting(0.0001, "of weights", low=0)
+    bias_lr_factor: float | None = setting(None, "of biases outside norms; null: of the head's published recipe", low=0)
+    bias_weight_decay: float | None = setting(None, "of every bias; null: of the head's published recipe", low=0)
+    warmup_factor: float | None = setting(None, "of the lr at step 0; null: of the head's recipe", low=0, high=1)
+    warmup_steps: int = setting(500, "until the lr is whole; linear", low=0)
+    decay: Decay = setting(Decay.step, "by gamma at milestones, or half a cosine")
+    milestones: list[int] = setting([8, 11], "epochs after which the lr drops (decay=step)")
+    gamma: float = setting(0.1, "factor of each drop", above=0)
+    grad_clip: float | None = setting(None, "limit of the gradients' L2 norm", above=0)
+    ema: float | None = setting(None, "decay of an average of the weights, e.g. 0.999, which is evaluated and kept")
 
 
 @dataclass
 class TrainerConfig:
-    accelerator: str = MISSING
-    devices: int | str = MISSING
-    num_nodes: int = MISSING
-    strategy: str = MISSING
-    precision: str = MISSING
-    # Parts in which a device takes its images of a step, one after the other, for less memory; the step's loss is the
-    # mean of the parts' losses.
-    accumulate: int = MISSING
-    progress_bar: bool = MISSING
-    save_every: int = MISSING  # steps between two checkpoints inside an epoch; one is saved after every epoch anyway
-    nan_policy: NaNPolicy = MISSING
-    # For speed alone; docs/performance.md has what each of them brings.
-    channels_last: bool = MISSING  # feature maps with their channels side by side in memory
-    compile: bool = MISSING  # torch.compile of the net and of its loss
-    cuda_graph: bool = MISSING  # forward, loss and backward of a step as one CUDA graph for each size of batch
-    require_gpu: bool = MISSING  # refuse to run without one, instead of saying so and taking the CPU
+    accelerator: str = setting("auto", "auto: a GPU if there is one", choices=("auto", "cpu", "gpu", "cuda", "mps"))
+    devices: int | str = setting(1, "a number, auto, or indices such as '0,1'")
+    num_nodes: int = setting(1, "machines", low=1)
+    strategy: str = setting("auto", "ddp: a process a device", choices=("auto", "ddp"))
+    precision: str = setting("32-true", "of the forward pass", choices=("32-true", "bf16-mixed", "16-mixed"))
+    accumulate: int = setting(1, "batches that a step's images are taken in, for less memory", low=1)
+    progress_bar: bool = setting(True, "on the terminal")
+    save_every: int = setting(500, "steps between checkpoints; one is saved after every epoch too", low=1)
+    channels_last: bool = setting(True, "memory format of feature maps")
+    compile: str | None = setting(
+        None, "torch.compile's mode for the net and its loss", choices=("default", "reduce-overhead", "max-autotune")
+    )
+    require_gpu: bool = setting(False, "refuse to run without a GPU")
 
 
 @dataclass
 class LoggerConfig:
-    name: LoggerName = MISSING
-    project: str = MISSING
-    entity: str | None = MISSING
-    group: str | None = MISSING  # null: the sweep's name inside a sweep
-    tags: list[str] = MISSING
-    offline: bool | None = MISSING  # null: online with a login and a network, else offline
+    name: LoggerName = setting(LoggerName.csv, "beside metrics.csv, which every run writes")
+    project: str = setting("msil", "W&B's")
+    entity: str | None = setting(None, "W&B's")
+    group: str | None = setting(None, "null: the sweep's name inside a sweep")
+    tags: list[str] = setting([], "W&B's")
+    offline: bool | None = setting(None, "null: online with a login and a network, else offline")
 
 
 @dataclass
 class Config:
-    mode: Mode = MISSING
+    mode: Mode = setting(Mode.train, "test: evaluate model.weights on data.split")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    seed: int = MISSING
-    resume: Resume = MISSING
-    table: str | None = MISSING  # the paper's table that an experiment regenerates
-    runs_dir: str = MISSING
+    seed: int = setting(0, "of weights, data order and augmentation", low=0, high=2**32 - 1)
+    resume: Resume = setting(Resume.auto, "an unfinished run goes on from its last checkpoint; never: from the start")
+    table: str | None = setting(None, "the paper's table that an experiment regenerates")
+    runs_dir: str = setting("runs", "folder of all runs")
     run_name: str = MISSING  # folder below runs_dir; by default made of the values and config_hash
 
 
@@ -214,7 +209,6 @@ STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18_scratch"}
 
 # What changes where or how fast a run happens, not what it computes.
 NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
-              "data.on_bad_image",  # what was skipped is counted in result.json
               "data.device_transforms",  # on a CPU every pixel is the same, a GPU rounds some of them by 1 of 255
               "model.weights")  # of these, weights_sha256 counts  # fmt: skip
 

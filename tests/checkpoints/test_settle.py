@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msil.overrides import check_command_line
 from safetensors.torch import save_file
 
 from msil.checkpoints.description import Description, to_text
@@ -13,7 +14,6 @@ from msil.checkpoints.load import load_detector
 from msil.checkpoints.settle import check_typed, settled
 from msil.config import config_hash, default_run_name, plain
 from msil.errors import ConfigError, WeightsError
-from msil.overrides import check_command_line
 
 from .cases import CONF, composed, described_file
 

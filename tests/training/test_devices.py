@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from msil.validate import validate
 from torch import Tensor
 
 from msil.config import Config
@@ -20,7 +21,6 @@ from msil.errors import ConfigError
 from msil.training.devices import NO_GPU, choose_accelerator, cluster_environment, count_on_cpu
 from msil.training.experiment import run
 from msil.training.setup import make_trainer
-from msil.validate import validate
 
 from .cases import tiny_config
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msil.validate import validate
 from torch import Tensor
 
 from msil.detection import Detector, Target, build_detector
@@ -18,7 +19,6 @@ from msil.errors import ConfigError
 from msil.training import graphs
 from msil.training.experiment import run
 from msil.training.graphs import GraphedSteps, Inputs, Replay, Step
-from msil.validate import validate
 
 from .cases import assert_same, load, tiny_config
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
+from msil.validate import validate
 from torch import Tensor, nn
 
 from msil.config import Config
@@ -17,7 +18,6 @@ from msil.errors import ConfigError
 from msil.training.experiment import run
 from msil.training.setup import make_trainer
 from msil.training.steps import split
-from msil.validate import validate
 
 from .cases import load, module_of, tiny_config
 from .one_step import assert_same_gradients, batch_of, one_step

@@ -9,6 +9,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from msil.validate import validate
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -20,7 +21,6 @@ from msil.errors import ConfigError, DataError
 from msil.reporting.tables import result_line
 from msil.runs import read_result
 from msil.training.experiment import run
-from msil.validate import validate
 
 from .cases import tiny_config
 

@@ -24,10 +24,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from msil.check import checked
 from msil.config import LoggerConfig, LoggerName
 from msil.errors import UserError
 from msil.lock import Locked, locked
-from msil.overrides import check_weights, typed
 from msil.reporting.tables import Table, sweep_table, to_text, write_table
 from msil.runs import is_finished, probe, read_result
 from msil.sweep.aftermath import await_killed_jobs
@@ -78,9 +78,10 @@ class ProcessLauncher(Launcher):
         loader = self.hydra_context.config_loader
         try:
             composed = [loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
-            for config, words in zip(composed, job_overrides, strict=True):
-                check_weights(config, [word.partition("=")[0].lstrip("+") for word in words])
-            configs = [typed(config) for config in composed]
+            configs = [
+                checked(config, [word.partition("=")[0].lstrip("+") for word in words])
+                for config, words in zip(composed, job_overrides, strict=True)
+            ]
             sweep = plan(configs, job_overrides)
             if self.n_jobs < 1:
                 raise UserError(f"hydra.launcher.n_jobs={self.n_jobs} must be at least 1.")

@@ -10,7 +10,6 @@ from typing import Any
 
 from msil.config import Config, LoggerName, config_hash, plain
 from msil.errors import ConfigError
-from msil.validate import validate
 
 # What Lightning leaves behind in the environment after a fit; a job that inherits it joins a process group of the dead.
 LEAKED = (
@@ -50,12 +49,10 @@ class Sweep:
 def plan(configs: Sequence[Config], overrides: Sequence[Sequence[str]]) -> Sweep:
     """The sweep of these jobs.
 
-    Raises ConfigError for a value that cannot work, for two jobs with one folder, and where there is no job at all.
+    Raises ConfigError for two jobs with one folder, and where there is no job at all.
     """
     if not configs:
         raise ConfigError("the sweep has no job: what it lists is empty.")
-    for config in configs:
-        validate(config)
     settings = [plain(config) for config in configs]
     hashes = [config_hash(values) for values in settings]
     folders = [Path(config.runs_dir) / config.run_name for config in configs]

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from msil.config import NaNPolicy
+from msil.errors import RunError
 from msil.runs import lacks_space, replacing
 from msil.training.later import Later
 from msil.training.module import Batch, DetectionModule
@@ -23,8 +24,10 @@ SKIPS_IN_A_ROW = 3
 LATE = 2  # steps that the host may be ahead of the device
 
 
-class TrainingDiverged(Exception):
-    """The loss or a gradient is no longer a finite number (exit code 70)."""
+class TrainingDiverged(RunError):
+    """The loss or a gradient is no longer a finite number."""
+
+    exit_code = 70
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch.distributed
 
+from msil.errors import RunError
 
-class PeerLost(Exception):
-    """Another process of the run has ended, so this one cannot go on (exit code 1)."""
+
+class PeerLost(RunError):
+    """Another process of the run has ended, so this one cannot go on."""
 
 
 def lost_peer(error: BaseException) -> bool:
