@@ -17,9 +17,17 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, or 1 where some images could not be read, or 2 for what the user can mend."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     try:
+        if words[:1] == ["train"]:
+            return _train(words[1:])
+        options = _parser().parse_args(words)
         return options.run(options)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("msil"):
+            raise
+        print(f"error: {error.name} is not installed: run pip install 'msil[train]'.", file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -33,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="msil", description="MSIL detectors: weights, predictions, export, figures, report, a sweep's status."
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    verbs.add_parser(
+        "train", help="train, evaluate and sweep, as python run.py does; msil train --help", add_help=False
+    )
 
     weights = verbs.add_parser("weights", help="checkpoints of other projects").add_subparsers(
         required=True, metavar="import"
@@ -148,6 +160,14 @@ def _add_status(verbs: argparse._SubParsersAction) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
+
+
+def _train(words: list[str]) -> int:
+    from msil.main import main as train
+
+    sys.argv = [sys.argv[0], *words]  # where Hydra reads them
+    train()
+    return 0
 
 
 def _import(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -29,6 +29,7 @@ from msil.explain import explain, parse
 from msil.interruption import Interruption
 from msil.lock import locked
 from msil.runs import read_result
+from msil.sweep.launchers import check_launcher
 from msil.sweep.orphans import end_with_parent
 from msil.sweep.ranks import devices_here, run_ranks, started_from_outside
 from msil.untrusted import refuse_code
@@ -129,13 +130,14 @@ def sweep(flags: argparse.Namespace, overrides: Sequence[Override], composed: Di
     assert isinstance(params, dict)
     swept = [*overrides, *(parse(f"{key}={value}") for key, value in params.items())]
     for override in swept:
-        if override.key_or_group == "experiment" and (
-            override.is_sweep_override() or isinstance(override.value(), list)
-        ):
+        several = override.is_sweep_override() or isinstance(override.value(), list)
+        if several and override.key_or_group == "experiment":
             raise ConfigError(
                 f"{override.input_line} would lose the sweeps of both files: run one experiment after the other, "
                 "in a command each."
             )
+    launcher = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    check_launcher(cast(dict[str, Any], launcher), composed.trainer.devices)
     try:
         train()  # pyright: ignore[reportCallIssue]
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
