@@ -22,7 +22,8 @@ import hydra
 from msil.overrides import check_command_line, typed
 from omegaconf import DictConfig
 
-from msil.config import Config, config_hash, plain, register
+from msil.compose import register
+from msil.config import Config, config_hash, plain
 from msil.errors import UserError
 from msil.lock import locked
 from msil.runs import REQUIRED_KEYS

@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from msil.overrides import check_overrides
 from omegaconf import OmegaConf
 
-from msil.config import register
+from msil.compose import register
 from msil.data.shapes import write_shapes
 from msil.errors import ConfigError
 from msil.runs import read_result

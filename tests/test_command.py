@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import msil.main
-from msil.config import Config, register
+from msil.compose import register
+from msil.config import Config
 from msil.errors import ConfigError
 from msil.explain import nearest, settings
 

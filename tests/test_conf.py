@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from msil.check import check
 from msil.checkpoints.assemble import head_options
-from msil.config import Config, Decay, OptimizerName, config_hash, plain, register, to_config
+from msil.compose import register, to_config
+from msil.config import Config, Decay, OptimizerName, config_hash, plain
 from msil.detection.heads import HEADS
 from msil.explain import config_groups
 from msil.reporting.paper import TABLES

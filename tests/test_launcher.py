@@ -15,7 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 
-from msil.config import Config, register, to_config
+from msil.compose import register, to_config
+from msil.config import Config
 from msil.errors import ConfigError
 from msil.sweep.jobs import (
     LEAKED,

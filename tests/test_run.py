@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from msil.checkpoints.load import load_detector
-from msil.config import register
+from msil.compose import register
 from msil.data.coco import CocoDataset
 from msil.data.shapes import write_shapes
 from msil.metrics.coco import CocoMetric

@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from msil.config import Config, DataConfig, DataName, Decay, LoggerName, Mode, ModelConfig, to_config
+from msil.compose import to_config
+from msil.config import Config, DataConfig, DataName, Decay, LoggerName, Mode, ModelConfig
 from msil.errors import ConfigError
 from msil.explain import one_line
 

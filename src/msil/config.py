@@ -1,18 +1,23 @@
-"""Every setting: its type, default, limits and meaning. conf/ holds what a choice of a group changes."""
+"""Every setting: its type, default, limits and meaning. conf/ holds what a choice of a group changes.
+
+Standard library alone: `load_detector` reads settings without OmegaConf.
+"""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import PurePath
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
+Section = TypeVar("Section")
+
+MISSING: Any = "???"  # OmegaConf's word: a value that must be given
 
 
 def setting(
@@ -203,10 +208,6 @@ class Config:
     run_name: str = MISSING  # folder below runs_dir; by default made of the values and config_hash
 
 
-# In the paper's tables under a schedule that trains from scratch in minutes, these nets stand in for its own.
-FROM_SCRATCH = ("quick", "smoke")
-STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18_scratch"}
-
 # What changes where or how fast a run happens, not what it computes.
 NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
               "data.device_transforms",  # on a CPU every pixel is the same, a GPU rounds some of them by 1 of 255
@@ -289,56 +290,43 @@ def weights_name(path: str | None) -> str:
     return file.parent.parent.name or file.stem if file.parent.name == "checkpoints" else file.stem
 
 
-def plain(config: DictConfig | Config) -> dict[str, Any]:
-    """The resolved settings as a nested dict of str, int, float, bool, None and lists (enums by their value)."""
-    node = OmegaConf.structured(config) if isinstance(config, Config) else config
-    values = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
-    assert isinstance(values, dict)
-    return values  # pyright: ignore[reportReturnType]
+def plain(section: Any) -> dict[str, Any]:
+    """A section of the settings as a nested dict of str, int, float, bool, None and lists (enums by their value)."""
+    return {field.name: _plain(getattr(section, field.name)) for field in dataclasses.fields(section)}
 
 
-def to_config(node: DictConfig) -> Config:
-    """The composed settings as dataclasses, interpolations resolved and Hydra's own part left out. What the file in
-    model.weights says of its net is not in it yet: see msil.checkpoints.settle.
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return plain(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
 
-    Raises OmegaConf's errors for a value that is missing, of the wrong type or not resolvable.
+
+def from_plain(kind: type[Section], values: Mapping[str, Any]) -> Section:
+    """The inverse of `plain`; what `values` lacks has its default.
+
+    Raises ValueError for a name that is no setting or a value of another type.
     """
-    values = copy.deepcopy(node)
-    with read_write(values), open_dict(values):
-        values.pop("hydra", None)
-    return _typed(values)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{kind.__name__} is {values!r}")
+    hints = get_type_hints(kind)
+    unknown = sorted(values.keys() - hints.keys())
+    if unknown:
+        raise ValueError(f"{unknown[0]} is not a setting of {kind.__name__}")
+    return kind(**{name: _typed(value, hints[name], name) for name, value in values.items()})
 
 
-def _typed(values: DictConfig) -> Config:
-    config = OmegaConf.to_object(values)
-    assert isinstance(config, Config)
-    if config.model.detector is not None:  # it has a head and a backbone of its own
-        config.model.head, config.model.backbone = {}, {}
-    return config
-
-
-def register(settle: Callable[[Config], Config] = lambda config: config) -> None:
-    """Make `schema` known to Hydra, `${run_name:}` and `${backbones:}` to OmegaConf. Safe to call twice.
-
-    settle: what the name of a run with model.weights is made of; see msil.checkpoints.settle.
-    """
-
-    def run_name(*, _root_: DictConfig) -> str:
-        """Resolves every setting of the root but run_name itself, and Hydra's own, then names them."""
-        given = {key: _root_[key] for key in Config.__dataclass_fields__ if key != "run_name"}
-        values = {
-            key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-            for key, node in given.items()
-        }
-        merged = OmegaConf.merge(OmegaConf.structured(Config), {**values, "run_name": ""})
-        assert isinstance(merged, DictConfig)
-        return default_run_name(plain(settle(_typed(merged))))
-
-    ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("backbones", _resolve_backbones, replace=True)
-
-
-def _resolve_backbones(schedule: str, *names: str) -> str:
-    """The choices of a table's sweep over model/backbone: the paper's, or under a quick schedule what stands in."""
-    return ",".join(STAND_INS[name] if schedule in FROM_SCRATCH else name for name in names)
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in kinds:
+        plain_kind = get_origin(kind) or kind
+        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            return from_plain(kind, value)  # pyright: ignore[reportArgumentType]
+        if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
+            return kind(value)
+        if kind is Any or type(value) is plain_kind or (kind is float and type(value) is int):
+            return value
+    raise ValueError(f"{name} is {value!r}")

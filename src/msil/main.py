@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
-from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
@@ -23,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from msil.check import checked
-from msil.config import Config, register
+from msil.compose import CONF, composed_by_hydra, config_folders, register
+from msil.config import Config
 from msil.errors import ConfigError, RunError, UserError
 from msil.explain import explain, parse
 from msil.interruption import Interruption
@@ -33,9 +33,6 @@ from msil.sweep.launchers import check_launcher
 from msil.sweep.orphans import end_with_parent
 from msil.sweep.ranks import devices_here, run_ranks, started_from_outside
 from msil.untrusted import refuse_code
-
-_CHECKOUT = Path(__file__).resolve().parents[2] / "conf"
-CONF = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).resolve().parent / "conf"  # of a wheel
 
 
 def main() -> None:
@@ -90,24 +87,6 @@ def command(words: Sequence[str]) -> dict[str, Any] | None:
         train()  # pyright: ignore[reportCallIssue]
         return None
     return run(config)
-
-
-def composed_by_hydra(flags: argparse.Namespace, overrides: Sequence[Override]) -> DictConfig:
-    """The settings with Hydra's own, sweeps left out: they take the values that the files give."""
-    folders = config_folders(flags)
-    lines = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-    if folders[1:]:
-        lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]")
-    try:
-        with initialize_config_dir(str(folders[0]), version_base="1.3", job_name="run"):
-            return compose(flags.config_name or "config", lines, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise explain(error, overrides, folders) from error
-
-
-def config_folders(flags: argparse.Namespace) -> list[Path]:
-    first = CONF if flags.config_path is None else Path(flags.config_path).resolve()
-    return [first, *([Path(flags.config_dir).resolve()] if flags.config_dir else [])]
 
 
 def check_single(overrides: Sequence[Override]) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.settle import settled
-from msil.config import Config, plain, register, to_config
+from msil.compose import register, to_config
+from msil.config import Config, plain
 from msil.metrics.coco import CocoMetric
 from msil.metrics.voc import VOCMetric
 from msil.training.module import DetectionModule

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 
 from msil.checkpoints.assemble import backbone_options
-from msil.config import ModelConfig
+from msil.config import ModelConfig, from_plain, plain
 from msil.errors import ConfigError, WeightsError
 
 
@@ -36,8 +34,7 @@ class Description:
 
 def to_text(description: Description) -> str:
     """As json, for the header of a safetensors file."""
-    model = OmegaConf.to_container(OmegaConf.structured(description.model), enum_to_str=True)
-    return json.dumps({**vars(description), "model": model})
+    return json.dumps({**vars(description), "model": plain(description.model)})
 
 
 def read_description(path: str | Path) -> Description | None:
@@ -102,8 +99,7 @@ def explicit(backbone: Mapping[str, Any]) -> dict[str, Any]:
 def _parse(read: Callable[[], Mapping[str, Any]], path: Path) -> Description:
     try:
         values = read()
-        model = OmegaConf.to_object(_with_nulls(OmegaConf.merge(OmegaConf.structured(ModelConfig), values["model"])))
-        assert isinstance(model, ModelConfig)
+        model = from_plain(ModelConfig, values["model"])
         return Description(
             dataclasses.replace(model, backbone=explicit(model.backbone), weights=None, weights_sha256=None),
             int(values["min_size"]),
@@ -112,19 +108,9 @@ def _parse(read: Callable[[], Mapping[str, Any]], path: Path) -> Description:
             tuple(values["category_ids"]),
             str(values["source"]),
         )
-    except (OmegaConfBaseException, ConfigError, KeyError, TypeError, ValueError) as error:
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
             f"{path} was written by another version of msil and does not describe a detector of this one ({reason}): "
             "import it again, or load it with the version that wrote it."
         ) from error
-
-
-def _with_nulls(settings: Any) -> Any:
-    """Optional settings that a file of before their time does not have are null."""
-    for key in settings:
-        if OmegaConf.is_missing(settings, key):
-            settings[key] = None  # raises ValidationError where null is not allowed
-        elif OmegaConf.is_dict(settings[key]):
-            _with_nulls(settings[key])
-    return settings
