@@ -18,11 +18,11 @@ from omegaconf import DictConfig
 from msil.config import Config, register
 from msil.errors import UserError
 from msil.interruption import Interruption, Preempted
+from msil.launch.lifeline import end_with_parent
+from msil.launch.processes import count_devices, run_ranks, started_from_outside
 from msil.lock import Locked, locked
 from msil.overrides import check_command_line, settled, typed
 from msil.runs import read_result
-from msil.sweep.orphans import end_with_parent
-from msil.sweep.ranks import devices_here, run_ranks, started_from_outside
 from msil.validate import validate
 
 
@@ -44,7 +44,9 @@ def one_run(composed: DictConfig, interruption: Interruption) -> float | None:
         validate(config)
     except UserError as error:
         stop(error)
-    devices = 1 if started_from_outside(os.environ) else devices_here(config.trainer)
+    devices = 1
+    if not started_from_outside(os.environ):
+        devices = count_devices(config.trainer.devices, cpu=config.trainer.accelerator == "cpu")
     if devices > 1:
         return on_devices(config, devices)
     # Late, because they take seconds that --help, a typo and shell completion need not wait for. They make a million

@@ -27,7 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from msil.config import Config, to_config
 from msil.errors import ConfigError, UserError
-from msil.sweep.launchers import check_launcher
+from msil.sweep.slurm import check_launcher
 from msil.untrusted import refuse_code
 from msil.validate import validate
 
