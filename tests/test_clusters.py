@@ -1,4 +1,4 @@
-"""Launchers of other makers, torchrun, and the settings of conf/hydra/launcher; docs/clusters.md is about them."""
+"""SLURM through submitit, srun and torchrun; docs/clusters.md is about them."""
 
 from __future__ import annotations
 
@@ -18,117 +18,64 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from msil.overrides import check_overrides
 from omegaconf import OmegaConf
 
 from msil.compose import register
 from msil.data.shapes import write_shapes
 from msil.errors import ConfigError
 from msil.runs import read_result
-from msil.sweep import launchers
-from msil.sweep.launchers import check_launcher
+from msil.sweep.slurm import TARGET, check_launcher
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
-FILES = sorted((CONF / "hydra" / "launcher").glob("*.yaml"))
-# The dataclass of each plugin that says which settings there are.
-CONFIGS = {
-    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher.config", "SlurmQueueConf"),
-    "submitit_local": ("hydra_plugins.hydra_submitit_launcher.config", "LocalQueueConf"),
-    "ray": ("hydra_plugins.hydra_ray_launcher._config", "RayLauncherConf"),
-}
 TINY = (
     "model.channels=16", "model.head.num_convs=1", "model.head.norm_groups=4", "model.msil.reduction=4",
     "model.score_thresh=0.001", "data.num_train=16", "data.num_val=8", "data.image_size=64", "trainer.accelerator=cpu",
     "schedule=smoke", "data.batch_size=2",
 )  # fmt: skip
-
-
-def installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
+DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+TORCHRUN = (
+    sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d",
+    "--rdzv-endpoint=localhost:0",
+)  # fmt: skip
+LONG = ("run_name=mine", "schedule.max_steps=null", "schedule.epochs=12", "schedule.eval_every=12")
+STEPS = 96  # of LONG: 16 images, 2 a step, 12 epochs
 
 needs_submitit = pytest.mark.skipif(
-    not installed("submitit"), reason='needs submitit: pip install -e ".[slurm]" -c constraints.txt'
-)
-needs_ray = pytest.mark.skipif(
-    not (installed("ray") and installed("hydra_plugins.hydra_ray_launcher")),
-    reason='needs Ray: pip install -e ".[ray]" -c constraints.txt && pip install --no-deps hydra-ray-launcher==1.2.2',
+    importlib.util.find_spec("submitit") is None, reason='needs submitit: pip install -e ".[slurm]" -c constraints.txt'
 )
 
 
-# That they have the names of the plugins' settings is meant, and so Hydra checks their types.
-pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher/:UserWarning")
-
-
-# The settings
-
-
-def launcher(*overrides: str) -> dict[str, Any]:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
-        composed = compose("config", list(overrides), return_hydra_config=True)
-    settings = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items()}
-
-
-def test_there_is_a_file_for_each_launcher() -> None:
-    assert {file.stem for file in FILES} == set(CONFIGS) == {name for name, _ in launchers.PLUGINS.values()}
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_launchers_file_opens_with_commands_that_compose(file: Path) -> None:
-    text = file.read_text()
-    commands = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#   python run.py")]
-    assert commands
-    assert "Needs: pip install -e" in text
-    for command in commands:
-        words = [word for word in shlex.split(command)[2:] if word != "-m"]
-        overrides = check_overrides(words, [CONF])
-        plain = [str(one.input_line) for one in overrides if not one.is_sweep_override()]
-        target = launcher(*plain)["_target_"]
-        assert launchers.PLUGINS[target][0] == file.stem
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_launchers_settings_are_those_of_its_plugin(name: str) -> None:
-    module, config = CONFIGS[name]
-    if importlib.util.find_spec(module.rpartition(".")[0]) is None:
-        pytest.skip(f"the plugin of hydra/launcher={name} is not installed")
-    plugins = {field.name for field in dataclasses.fields(getattr(importlib.import_module(module), config))}
-    assert set(OmegaConf.load(CONF / "hydra" / "launcher" / f"{name}.yaml")) == plugins
-
-
-def test_slurm_gets_a_task_for_each_device_and_node() -> None:
-    settings = launcher("hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=4", "trainer.num_nodes=2")
-    assert (settings["tasks_per_node"], settings["nodes"]) == (4, 2)
-
-
-def test_ray_gives_each_job_a_process_of_its_own() -> None:
-    """What Lightning leaves in a process would send the next job into the process group of a dead one."""
-    assert launcher("hydra/launcher=ray")["ray"]["remote"] == {
-        "num_cpus": 1, "num_gpus": 0, "max_calls": 1, "max_retries": 0,
-    }  # fmt: skip
-
-
-SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
-LOCAL = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
-
-
-def test_a_launcher_that_is_not_installed_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(launchers.PLUGINS, "hydra_plugins.nobodys.launcher.Launcher", ("nobodys", "pip install it"))
-    with pytest.raises(ConfigError, match=r"hydra/launcher=nobodys is not installed: pip install it"):
-        check_launcher({"_target_": "hydra_plugins.nobodys.launcher.Launcher"}, 1)
+# The settings of conf/hydra/launcher/submitit_slurm.yaml
 
 
 @needs_submitit
-def test_other_tasks_than_devices_are_refused_before_anything_is_submitted() -> None:
-    for tasks, devices in ((4, 4), (4, "auto"), (1, 1)):
-        check_launcher({"_target_": SLURM, "tasks_per_node": tasks}, devices)
-    with pytest.raises(ConfigError, match=r"trainer\.devices=4 .* set hydra\.launcher\.gpus_per_node=4"):
-        check_launcher({"_target_": SLURM, "tasks_per_node": 1}, 4)
-    check_launcher({"_target_": LOCAL}, 2)  # there, and with Ray, a job starts its other processes itself
+def test_slurms_settings_are_those_of_the_plugin() -> None:
+    conf = importlib.import_module("hydra_plugins.hydra_submitit_launcher.config").SlurmQueueConf
+    plugins = {field.name for field in dataclasses.fields(conf)}
+    assert set(OmegaConf.load(CONF / "hydra" / "launcher" / "submitit_slurm.yaml")) == plugins
+
+
+@needs_submitit
+@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher/:UserWarning")  # Hydra checks them against the plugin's types
+def test_slurm_gets_a_task_for_each_device_and_node() -> None:
+    register()
+    words = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=4", "trainer.num_nodes=2"]
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
+        composed = compose("config", words, return_hydra_config=True)
+    settings = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    assert isinstance(settings, dict)
+    assert (settings["_target_"], settings["tasks_per_node"], settings["nodes"]) == (TARGET, 4, 2)
+    for devices in (4, "auto"):
+        check_launcher(settings, devices)
+    with pytest.raises(ConfigError, match=r"trainer\.devices=2 .* set hydra\.launcher\.gpus_per_node=2"):
+        check_launcher(settings, 2)
+
+
+def test_a_launcher_that_is_not_installed_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ConfigError, match=r"hydra/launcher=submitit_slurm is not installed: pip install"):
+        check_launcher({"_target_": TARGET}, 1)
 
 
 # Real jobs

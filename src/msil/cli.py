@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="msil", description="MSIL detectors: weights, predictions, export, figures, report, a sweep's status."
+        prog="msil", description="MSIL detectors: weights, predictions, export, figures and report."
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
@@ -89,7 +89,6 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_figure(verbs)
     _add_report(verbs)
-    _add_status(verbs)
     return parser
 
 
@@ -143,19 +142,6 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
     )
     report.add_argument("--out", type=Path, metavar="DIR", help="default: RUNS_DIR/report")
     report.set_defaults(run=_report)
-
-
-def _add_status(verbs: argparse._SubParsersAction) -> None:
-    status = verbs.add_parser(
-        "status",
-        help="what the sweeps are doing: their jobs, how far the running ones are, the time left",
-        description="Show the newest sweep in full, and the others a line each.",
-    )
-    status.add_argument(
-        "place", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="of runs, or a sweep's; default: runs"
-    )
-    status.add_argument("--all", action="store_true", help="all sweeps in full")
-    status.set_defaults(run=_status)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -295,13 +281,6 @@ def _report(options: argparse.Namespace) -> int:
             f"the report cannot be written to {out} ({error}): choose another folder with --out."
         ) from error
     print(f"the page: {page}")
-    return 0
-
-
-def _status(options: argparse.Namespace) -> int:
-    from msil.sweep.status import status_lines
-
-    print("\n".join(status_lines(options.place, show_all=options.all)))
     return 0
 
 

@@ -27,11 +27,11 @@ from msil.config import Config
 from msil.errors import ConfigError, RunError, UserError
 from msil.explain import explain, parse
 from msil.interruption import Interruption
+from msil.launch.lifeline import end_with_parent
+from msil.launch.processes import count_devices, program, run_ranks, started_from_outside
 from msil.lock import locked
 from msil.runs import read_result
-from msil.sweep.launchers import check_launcher
-from msil.sweep.orphans import end_with_parent
-from msil.sweep.ranks import devices_here, run_ranks, started_from_outside
+from msil.sweep.slurm import check_launcher
 from msil.untrusted import refuse_code
 
 
@@ -140,7 +140,9 @@ def run(config: Config) -> dict[str, Any]:
     """One run, on one device or on several; prints its numbers and returns what result.json holds."""
     interruption = Interruption()
     with interruption.watching():  # already: a run that is told to stop while it starts stops at its first batch
-        devices = 1 if started_from_outside(os.environ) else devices_here(config.trainer)
+        devices = 1
+        if not started_from_outside(os.environ):
+            devices = count_devices(config.trainer.devices, cpu=config.trainer.accelerator == "cpu")
         if devices > 1:
             return on_devices(config, devices)
         # Late: they take seconds, in which collecting garbage among a million objects that stay would be a quarter.
@@ -171,9 +173,3 @@ def on_devices(config: Config, devices: int) -> dict[str, Any]:
     result = read_result(run_dir)
     assert result is not None
     return result
-
-
-def program() -> list[str]:
-    """The words before the settings of a single run in a process of its own."""
-    script = Path(sys.argv[0]).resolve()
-    return [sys.executable, str(script), *(["train"] if script.name == "msil" else [])]

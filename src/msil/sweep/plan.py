@@ -1,4 +1,4 @@
-"""What a sweep runs: its jobs, their folders, and the command, environment and GPUs each of them gets."""
+"""The jobs of a sweep: their folders, and the command, environment and GPUs of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from msil.config import Config, LoggerName, config_hash, plain
 from msil.errors import ConfigError
 
-# What Lightning leaves behind in the environment after a fit; a job that inherits it joins a process group of the dead.
+# What Lightning and torchrun set; a job that inherited it would join a process group that no longer exists.
 LEAKED = (
     "LOCAL_RANK",
     "NODE_RANK",
@@ -24,7 +24,7 @@ LEAKED = (
     "PL_GLOBAL_SEED",
     "PL_SEED_WORKERS",
 )
-# A job is a plain single run: the sweep's own arrangements are not passed on to it.
+# A job is a plain single run: the sweep's own settings of Hydra are not passed on to it.
 SWEEP_ONLY = ("mode", "run", "sweep", "sweeper", "launcher")
 
 
@@ -35,7 +35,7 @@ class Job:
     config_hash: str
     run_dir: Path
     values: Mapping[str, Any]  # its resolved settings
-    label: str  # what sets it apart from the other jobs, e.g. align=false apply=cls
+    label: str  # the settings in which the jobs differ, e.g. align=false apply=cls
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def varied(overrides: Sequence[Sequence[str]]) -> list[str]:
 
 
 def passed_on(hydra_overrides: Sequence[str]) -> list[str]:
-    """The user's own hydra.* overrides that a single job should see too."""
+    """The user's hydra.* overrides that apply to a single job too."""
     sweep_only = tuple(f"hydra{mark}{name}" for name in SWEEP_ONLY for mark in "./")
     keys = [line.lstrip("+~").partition("=")[0] for line in hydra_overrides]
     return [
@@ -109,18 +109,11 @@ def _pairs(overrides: Sequence[str]) -> dict[str, str]:
 
 def job_arguments(job: Job, hydra_overrides: Sequence[str]) -> list[str]:
     """The words after `run.py` that run this job alone."""
-    return [*job.overrides, *passed_on(hydra_overrides), f"hydra.run.dir={quoted(str(job.run_dir))}", "hydra.mode=RUN"]
-
-
-def quoted(text: str) -> str:
-    r"""As Hydra's grammar reads it back: in single quotes, `'` as `\'`, a backslash before a quote doubled."""
-    pieces = text.split("'")
-    escaped = [piece + "\\" * (len(piece) - len(piece.rstrip("\\"))) for piece in pieces]
-    return "'" + "\\'".join(escaped) + "'"
+    return [*job.overrides, *passed_on(hydra_overrides), "hydra.mode=RUN"]
 
 
 def job_environment(environment: Mapping[str, str], gpus: str | None, threads: int | None) -> dict[str, str]:
-    """`environment` without what Lightning leaked; with `gpus` (CUDA_VISIBLE_DEVICES) and `threads`, where given."""
+    """`environment` without `LEAKED`; with `gpus` (CUDA_VISIBLE_DEVICES) and `threads`, where given."""
     kept = {name: value for name, value in environment.items() if name not in LEAKED}
     kept["PYTHONUNBUFFERED"] = "1"  # so that console.log can be followed
     if gpus is not None:

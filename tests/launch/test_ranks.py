@@ -5,58 +5,54 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from msil.config import TrainerConfig
-from msil.sweep.ranks import devices_here, run_ranks, started_from_outside
+from msil.launch.processes import count_devices, run_ranks, started_from_outside, tail
 
-ROOT = Path(__file__).resolve().parents[1]
+from .faults import alive, until
+
+ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60.0  # the promise: a run whose process has died ends within a minute
 
 RANK = "import os, pathlib, signal, sys, time; rank = int(os.environ['LOCAL_RANK']); "
 WAIT = "time.sleep(300)"
-FORWARDED = (
-    "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75)); "
-    "pathlib.Path(sys.argv[1], f'ready{rank}').touch(); time.sleep(300)"
-)
+# In a program of its own, for a signal or a kill of the process above the ranks.
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from msil.launch.processes import run_ranks
+sys.exit(run_ranks([sys.executable, "-c", sys.argv[2], sys.argv[1]], 2, Path(sys.argv[1])))
+"""
 
 
 def ranks(program: str, folder: Path) -> int:
     return run_ranks([sys.executable, "-S", "-c", RANK + program, str(folder)], 2, folder)
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 # With small programs
 
 
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msil.launch.processes.GRACE_SECONDS", 1.0)
+
+
 def test_all_end_well(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert ranks("print('rank', rank, os.environ['MASTER_ADDR'], os.environ['NODE_RANK'])", tmp_path) == 0
-    assert capfd.readouterr().out == "rank 0 127.0.0.1 0\n"  # the others are not heard twice
+    assert ranks("print('rank', rank, os.environ['MASTER_PORT'].isdecimal())", tmp_path) == 0
+    assert capfd.readouterr().out == "rank 0 True\n"  # rank 0 alone has the terminal
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dying", [0, 1])
+@pytest.mark.usefixtures("short_grace")
 def test_the_death_of_one_ends_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str], dying: int) -> None:
     program = (
         f"pathlib.Path(sys.argv[1], str(rank)).write_text(str(os.getpid())); print('working', flush=True)\n"
@@ -66,81 +62,69 @@ def test_the_death_of_one_ends_the_others(tmp_path: Path, capfd: pytest.CaptureF
     assert ranks(program, tmp_path) == 1
     assert not any(alive(int((tmp_path / str(rank)).read_text())) for rank in (0, 1))
     said = capfd.readouterr().err
-    assert f"error: process {dying} of this run was killed by SIGKILL, perhaps for want of memory" in said
+    assert f"error: process {dying} of this run failed (Killed, signal 9" in said
     assert "the same command continues after the last checkpoint" in said
-    assert ("rank_1.log, ends:\n      | working" in said) == (dying == 1)
-    assert (tmp_path / "rank_1.log").read_text() == "working\n"
+    assert ("rank_1.log\n      | working" in said) == (dying == 1)
 
 
 @pytest.mark.parametrize(
     ("program", "code", "said"),
     [
-        # Rank 0 has said what was wrong; rank 1 too, in its log.
+        # Rank 0 has printed what was wrong; rank 1 too, in its log.
         ("print('error: no such image', file=sys.stderr); sys.exit(2)", 2, "error: no such image\n"),
-        # Rank 1 alone knows, and rank 0 only that it lost somebody.
+        # Rank 1 alone has the reason, and rank 0 only lost its peer.
         ("rank and (print('error: a bad image'), sys.exit(2)); sys.exit(1)", 2, "      | error: a bad image\n"),
+        ("rank and sys.exit(70); time.sleep(300)", 70, "rank_1.log\n"),
+        ("sys.exit(73)", 73, ""),
         ("rank and sys.exit(75); time.sleep(0.5); sys.exit(75)", 75, ""),
+        # A signal before the processes can handle it is a preemption too.
+        (f"os.kill(os.getppid(), signal.SIGTERM) if rank == 0 else None; {WAIT}", 75, "run again to resume\n"),
     ],
 )
-def test_the_code_that_says_most_is_the_runs(
+@pytest.mark.usefixtures("short_grace")
+def test_the_exit_code_with_a_reason_is_the_runs(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], program: str, code: int, said: str
 ) -> None:
     assert ranks(program, tmp_path) == code
     assert capfd.readouterr().err.endswith(said)
-    assert (tmp_path / "rank_1.log").exists() == (code != 75)
+
+
+def supervised(folder: Path, program: str) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """The process above two ranks, once both have begun, and their pids."""
+    begun = "pathlib.Path(sys.argv[1], f'pid{rank}').write_text(str(os.getpid())); "
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(folder), RANK + program + begun + WAIT])
+    files = [folder / "pid0", folder / "pid1"]
+    until(lambda: all(file.exists() and file.read_text() for file in files), "both began")
+    return supervisor, [int(file.read_text()) for file in files]
 
 
 def test_a_signal_is_passed_on(tmp_path: Path) -> None:
-    code = (
-        "import sys; from msil.sweep.ranks import run_ranks; from pathlib import Path\n"
-        f"sys.exit(run_ranks([sys.executable, '-c', {RANK + FORWARDED!r}, sys.argv[1]], 2, Path(sys.argv[1])))"
-    )
-    supervisor = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    until(lambda: len(list(tmp_path.glob("ready*"))) == 2, "both began")
+    supervisor, _ = supervised(tmp_path, "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75)); ")
     supervisor.send_signal(signal.SIGUSR1)
     assert supervisor.wait(DEADLINE_SECONDS) == 75
 
 
-def test_a_signal_at_the_start_is_a_preemption(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Before the processes can take it: the signal ends them, and the run is to be run again."""
-    program = f"os.kill(os.getppid(), signal.SIGTERM) if rank == 0 else None; {WAIT}"
-    assert ranks(program, tmp_path) == 75
-    assert capfd.readouterr().err == "error: stopped by a signal at the start; run again to resume\n"
-
-
 def test_they_end_with_the_process_that_started_them(tmp_path: Path) -> None:
-    inner = (
-        RANK
-        + "from msil.sweep.orphans import end_with_parent; end_with_parent(1.0); "
-        + "pathlib.Path(sys.argv[1], f'pid{rank}').write_text(str(os.getpid())); time.sleep(300)"
-    )
-    code = (
-        "import sys; from msil.sweep.ranks import run_ranks; from pathlib import Path\n"
-        f"run_ranks([sys.executable, '-c', {inner!r}, {str(tmp_path)!r}], 2, Path({str(tmp_path)!r}))"
-    )
-    supervisor = subprocess.Popen([sys.executable, "-c", code])
-    files = [tmp_path / "pid0", tmp_path / "pid1"]
-    until(lambda: all(file.exists() and file.read_text() for file in files), "both began")
+    supervisor, pids = supervised(tmp_path, "from msil.launch.lifeline import end_with_parent; end_with_parent(1.0); ")
     supervisor.kill()
     supervisor.wait()
-    until(lambda: not any(alive(int(file.read_text())) for file in files), "they live on")
+    until(lambda: not any(alive(pid) for pid in pids), "they live on")
 
 
-@pytest.mark.parametrize(
-    ("devices", "strategy", "count"), [(1, "auto", 1), (2, "ddp", 2), ("0,2,3", "ddp", 3), (1, "ddp", 1)]
-)
-def test_a_process_a_device(devices: int | str, strategy: str, count: int) -> None:
-    assert devices_here(TrainerConfig(accelerator="gpu", devices=devices, strategy=strategy)) == count
+def test_the_tail_of_a_log(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"before\n\r10%\r20%\n\n\xff no such image\n")
+    assert tail(tmp_path / "log", start=7) == ["20%", "\N{REPLACEMENT CHARACTER} no such image"]
+    assert tail(tmp_path / "removed") == []
 
 
-@pytest.mark.parametrize("devices", ["auto", -1, "-1"])
-def test_all_devices(devices: int | str) -> None:
+def test_a_process_a_device() -> None:
+    assert [count_devices(devices, cpu=False) for devices in (1, 2, "0,2,3", "1,")] == [1, 2, 3, 1]
     gpus = max(1, torch.cuda.device_count())
-    assert devices_here(TrainerConfig(accelerator="auto", devices=devices, strategy="ddp")) == gpus
-    assert devices_here(TrainerConfig(accelerator="cpu", devices=devices, strategy="ddp")) == 1
+    assert [count_devices(devices, cpu=False) for devices in ("auto", -1, "-1")] == [gpus] * 3
+    assert [count_devices(devices, cpu=True) for devices in ("auto", -1, 2)] == [1, 1, 2]
 
 
-def test_who_has_started_us() -> None:
+def test_processes_started_from_outside() -> None:
     assert not started_from_outside({"HOME": "/"})
     assert started_from_outside({"LOCAL_RANK": "0"})  # torchrun, or run_ranks
     assert started_from_outside({"SLURM_NTASKS": "4"}) and not started_from_outside({"SLURM_NTASKS": "1"})
@@ -236,7 +220,7 @@ def test_two_processes_killed_and_signalled_go_on_to_the_same_bits(tmp_path: Pat
         assert code == (1 if count % 3 < 2 else -signal.SIGKILL), said
         seconds.append(took)
         if count % 3 < 2:
-            assert f"process {count % 3} of this run was killed by SIGKILL" in said
+            assert f"process {count % 3} of this run failed (Killed, signal 9" in said
             assert "Traceback" not in said
     for victim, number in ((0, signal.SIGTERM), (1, signal.SIGTERM), (0, signal.SIGUSR1), (1, signal.SIGUSR1)):
         code, said, took = killed(tmp_path / "killed", victim, number, dice)
@@ -275,16 +259,10 @@ def test_a_loss_that_is_no_number_on_one_process_stops_all_before_the_step(
     run_dir = tmp_path / "runs" / "it"
     words = [*WORDS, f"data.root={tmp_path}/shapes", f"runs_dir={tmp_path}/runs"]
     assert run_ranks([sys.executable, "-c", ONE_BAD_LOSS, str(ROOT / "run.py"), *words], 2, run_dir) == 70
-    said = capfd.readouterr().err
-    batches = [torch.load(run_dir / f"nan_batch_rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    ids = [[target["image_id"] for target in batch["targets"]] for batch in batches]
-    named = ", ".join(map(str, ids[1]))
-    assert f"error: at step 3 loss_bbox is nan (images {named})." in said
-    assert set(ids[0]).isdisjoint(ids[1])
+    assert re.search(r"error: .*loss_bbox is nan", capfd.readouterr().err)
     last = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 2
-    for batch in batches:  # no process has taken the step
-        assert all(torch.equal(tensor, last["state_dict"][name]) for name, tensor in batch["state_dict"].items())
+    assert last["global_step"] == 2  # saved after every step: none has taken the third
+    assert all(tensor.isfinite().all() for tensor in last["state_dict"].values())
 
 
 @pytest.mark.slow
@@ -301,6 +279,6 @@ def test_a_sweep_goes_on_when_a_process_of_one_job_dies(tmp_path: Path) -> None:
     os.kill(children(job)[1], signal.SIGKILL)
     said, complained = sweep.communicate(timeout=300)
     assert sweep.returncode == 1, complained
-    assert "error: process 1 of this run was killed by SIGKILL" in said  # the end of the job's log
+    assert "error: process 1 of this run failed (Killed, signal 9" in said  # the end of the job's log
     assert "1 ok, 1 failed of 2." in said
     assert [path.parent.name.split("_")[-2] for path in (tmp_path / "runs").glob("*/result.json")] == ["s1"]
