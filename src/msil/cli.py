@@ -64,10 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--score-thresh", type=float, default=0.3, metavar="P", help="draw and write from here on")
     predict.set_defaults(run=_predict)
 
-    replay = verbs.add_parser("replay", help="look at the batch at which a training's loss was no number")
-    replay.add_argument("batch", type=Path, metavar="FILE", help="a run's nan_batch_rank0.pt")
-    replay.set_defaults(run=_replay)
-
     export = verbs.add_parser("export", help="write a detector as one ONNX file, checked in onnxruntime")
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, or an imported one")
     export.add_argument("--onnx", type=Path, required=True, metavar="FILE.onnx")
@@ -187,16 +183,6 @@ def _predict(options: argparse.Namespace) -> int:
     plural = "" if summary.images == 1 else "s"
     print(f"{summary.detections} detections on {summary.images} image{plural} in {options.out}, {summary.result.name}")
     return 1 if summary.failures else 0
-
-
-def _replay(options: argparse.Namespace) -> int:
-    from msil.checkpoints.load import load_detector
-    from msil.inference.replay import read_batch, replay, replay_lines
-
-    step, images, targets = read_batch(options.batch)
-    detector, _ = load_detector(options.batch)
-    print("\n".join(replay_lines(replay(detector, step, images, targets))))
-    return 0
 
 
 def _export(options: argparse.Namespace) -> int:
