@@ -47,14 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     importer.add_argument("--from", dest="source", required=True, choices=("mmdet", "torchvision"))
     importer.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
-    importer.add_argument(
-        "--style", choices=("pytorch", "caffe"), help="of the ResNet, where the checkpoint carries no config"
-    )
-    importer.add_argument(
-        "--form", choices=("improved", "plain"), help="of FCOS, where the checkpoint carries no config"
-    )
+    importer.add_argument("--style", choices=("pytorch", "caffe"), help="of MMDetection's ResNet")
+    importer.add_argument("--head", choices=("fcos", "fcos_plain"), help="which of MMDetection's two forms of FCOS")
     importer.add_argument("--classes", type=_names, metavar="A,B,...", help="where the checkpoint does not name them")
-    importer.add_argument("-v", "--verbose", action="store_true", help="every renamed key on a line of its own")
     importer.set_defaults(run=_import)
 
     predict = verbs.add_parser("predict", help="draw a detector's boxes on images, and write them as json")
@@ -147,17 +142,17 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from msil.checkpoints.importer import import_checkpoint, report_lines
+    from msil.checkpoints.convert import import_checkpoint
 
-    report = import_checkpoint(
+    lines = import_checkpoint(
         options.checkpoint,
         options.source,
         options.output,
         style=options.style,
-        form=options.form,
+        head=options.head,
         classes=options.classes,
     )
-    print("\n".join(report_lines(report, verbose=options.verbose)))
+    print("\n".join(lines))
     return 0
 
 

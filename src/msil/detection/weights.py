@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def load_file(path: str | Path, *, mmap: bool = False) -> Any:
             from safetensors.torch import load_file as load_safetensors  # late: .pth files need torch alone
 
             return load_safetensors(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zipfile(path))
     except OSError as error:
         raise WeightsError(f"the weights file {path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # SafetensorError; and a damaged file can make the unpickler raise anything
@@ -75,15 +76,16 @@ def state_dict_of(content: Any, path: str | Path) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value.detach() for key, value in content.items()}
 
 
-def differences(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> str:
-    """In words, what keeps `state_dict` from being loaded into a module whose own is `own`; empty if nothing does."""
+def differences(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], count: int = 2) -> str:
+    """What keeps `state_dict` from being loaded into a module whose own is `own`, with the first `count` keys of each
+    kind; empty if nothing does."""
     # Old torchvision files lack the batch counters, and FrozenBatchNorm2d has none.
     found = {
         "lacks": [key for key in own if key not in state_dict and not key.endswith("num_batches_tracked")],
         "has the unknown": [key for key in state_dict if key not in own and not key.endswith("num_batches_tracked")],
         "has other shapes of": [k for k in own if k in state_dict and own[k].shape != state_dict[k].shape],
     }
-    return ", and ".join(f"{what} {listed(keys, 2)}" for what, keys in found.items() if keys)
+    return ", and ".join(f"{what} {listed(keys, count)}" for what, keys in found.items() if keys)
 
 
 def listed(names: Sequence[str], count: int) -> str:
