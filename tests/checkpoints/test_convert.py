@@ -74,8 +74,8 @@ def test_mmdetections_published_detectors(head: str, style: str, mean: list[floa
     assert model.msil.apply == "none"
     if head.startswith("fcos"):
         flags = ("conv_bias", "center_sampling", "centerness_on_reg", "norm_on_bbox")
-        assert [getattr(detector.head.options, flag) for flag in flags] == [head == "fcos"] * 4
-        assert detector.head.options.loss_bbox == ("giou" if head == "fcos" else "iou")
+        assert [model.head[flag] for flag in flags] == [head == "fcos"] * 4  # compared with typed ones
+        assert model.head["loss_bbox"] == ("giou" if head == "fcos" else "iou")
     # Each tensor is there once: its number shows which it was.
     assert torch.equal(own["backbone.layer3.0.conv2.weight"], theirs["backbone.layer3.0.conv2.weight"])
     assert torch.equal(own["fpn.fpn_convs.4.bias"], theirs["neck.fpn_convs.4.conv.bias"])

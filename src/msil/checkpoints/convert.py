@@ -12,20 +12,10 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from torchvision.models import resnet
 
+from msil.checkpoints import layouts
 from msil.checkpoints.assemble import check_model, detector_from_config
 from msil.checkpoints.description import Description, described, to_text
-from msil.checkpoints.layouts import (
-    CLASSES,
-    COCO_CATEGORY_IDS,
-    COCO_CLASSES,
-    LAYOUTS,
-    MAX_SIZE,
-    MIN_SIZE,
-    NORM_EPS,
-    SOURCES,
-    Layout,
-    model_settings,
-)
+from msil.checkpoints.layouts import COCO_CATEGORY_IDS, COCO_CLASSES, NORM_EPS, SOURCES, Layout
 from msil.detection.backbone import DEPTHS
 from msil.detection.renaming import from_mmdet, from_torchvision, mmdet_names, torchvision_names
 from msil.detection.weights import differences, listed, load_file, state_dict_of
@@ -59,7 +49,7 @@ def import_checkpoint(
 ) -> list[str]:
     """Write the detector of another project's checkpoint to `out`, a .safetensors file that describes itself.
 
-    path: a checkpoint of a published layout, see LAYOUTS. source: "mmdet" or "torchvision".
+    path: a checkpoint of a published layout, see msil.checkpoints.layouts. source: "mmdet" or "torchvision".
     style: of MMDetection's ResNet, whose keys do not show it: "pytorch" (stride on the 3x3 convolution, RGB images) or
         "caffe" (on the first 1x1, BGR).
     head: of MMDetection's FCOS: "fcos" (center sampling, centre-ness on the regression tower, distances in strides) or
@@ -89,9 +79,9 @@ def import_checkpoint(
     found = _class_names(path, classes, meta, len(tensors[CLASSIFIER[1]]) // layout.per_cell)
     description = described(
         {
-            "model": model_settings(layout, style, _resnet_name(path, tensors), *_shown(layout, tensors)),
-            "min_size": MIN_SIZE,
-            "max_size": MAX_SIZE,
+            "model": layouts.model_settings(layout, style, _resnet(path, tensors), *_shown(layout, tensors)),
+            "min_size": layouts.MIN_SIZE,
+            "max_size": layouts.MAX_SIZE,
             "classes": found,
             "category_ids": COCO_CATEGORY_IDS if found == COCO_CLASSES else range(1, len(found) + 1),
             "source": f"{SOURCES[source]}'s {layout.name}: {path.name}",
@@ -106,7 +96,13 @@ def import_checkpoint(
     unused = [key for key in state if names.get(key) is None and not key.endswith("num_batches_tracked")]
     if unused:
         notes.append(f"not of the net, and left out: {listed(unused, 8)}")
-    return _report(description, len(tensors), notes)
+    model = description.model
+    caffe = f"style {style}, norm {model.backbone['norm']}, {model.channel_order} images, mean {model.image_mean}"
+    return [
+        f"{description.source}: {len(tensors)} tensors on {model.backbone['name']} ({caffe}), {len(found)} classes",
+        f"  thresholds: score {model.score_thresh}, NMS {model.nms_thresh}, {model.detections_per_img} detections",
+        *(f"  {note}" for note in notes),
+    ]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
@@ -131,9 +127,9 @@ def _layout(
     path: Path, source: str, state: Mapping[str, Tensor], style: str | None, head: str | None
 ) -> tuple[Layout, str]:
     """The published layout with such keys, and the style of its ResNet."""
-    found = [layout for layout in LAYOUTS if any(key.startswith(layout.keys) for key in state)]
+    found = [layout for layout in layouts.LAYOUTS if any(key.startswith(layout.keys) for key in state)]
     if not found:
-        known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS if layout.source == source))
+        known = ", ".join(dict.fromkeys(layout.name for layout in layouts.LAYOUTS if layout.source == source))
         raise WeightsError(
             f"{path} holds no head of {SOURCES[source]}'s {known}, by its key names: give the checkpoint of such a "
             "detector, whole."
@@ -170,7 +166,8 @@ def _shown(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[int, dict[str
     return tensors[CLASSIFIER[0]].shape[1], shown
 
 
-def _resnet_name(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def _resnet(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """The name of the backbone, by its blocks."""
     blocks = [len({key.split(".")[2] for key in tensors if key.startswith(f"backbone.layer{i}.")}) for i in range(1, 5)]
     bottleneck = "backbone.layer1.0.conv3.weight" in tensors
     for name, (block, layers) in DEPTHS.items():
@@ -210,7 +207,7 @@ def _class_names(path: Path, given: Sequence[str] | None, meta: Mapping[str, Any
     own = (dataset if isinstance(dataset, Mapping) else {}).get("classes") or meta.get("CLASSES")
     own = (own,) if isinstance(own, str) else own
     if not isinstance(own, list | tuple) or len(own) != count:
-        own = CLASSES.get(count)
+        own = layouts.CLASSES.get(count)
     names = tuple(map(str, given or own or ()))
     if not names:
         raise ConfigError(f"{path} does not name its {count} classes: give them with --classes, in their order.")
@@ -229,26 +226,9 @@ def _check_fit(path: Path, tensors: Mapping[str, Tensor], description: Descripti
     model = description.model
     check_model(model)
     with torch.device("meta"):  # shapes alone
-        detector = detector_from_config(model, len(description.classes), MIN_SIZE, MAX_SIZE)
+        detector = detector_from_config(model, len(description.classes), layouts.MIN_SIZE, layouts.MAX_SIZE)
     if wrong := differences(detector.state_dict(), tensors, count=8):
         raise WeightsError(
             f"{path} is not a whole {model.head['name']} on {model.backbone['name']}: it {wrong} (in our names), so "
             "nothing is written; take the checkpoint of such a detector, undamaged."
         )
-
-
-def _report(description: Description, count: int, notes: list[str]) -> list[str]:
-    model, words = description.model, {True: "on", False: "off", None: "none"}
-    names = {COCO_CLASSES: " of COCO", CLASSES[20]: " of VOC"}.get(description.classes, "")
-    backbone, head = (
-        ", ".join(f"{k} {words[v] if v is None or isinstance(v, bool) else v}" for k, v in values.items())
-        for values in (model.backbone, model.head)
-    )
-    return [
-        f"{description.source}: {count} tensors, {len(description.classes)} classes{names}",
-        f"  backbone: {backbone}",
-        f"  head: {head}",
-        f"  images: {model.channel_order}, mean {model.image_mean}, std {model.image_std}",
-        f"  thresholds: score {model.score_thresh}, NMS {model.nms_thresh}, {model.detections_per_img} detections",
-        *(f"  {note}" for note in notes),
-    ]

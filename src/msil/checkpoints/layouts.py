@@ -8,6 +8,7 @@ from typing import Any
 
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
+from msil.checkpoints.assemble import head_options
 from msil.data.voc import VOC_CLASSES
 from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
@@ -79,9 +80,10 @@ LAYOUTS = (
 def model_settings(layout: Layout, style: str, resnet: str, channels: int, shown: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a published detector, without MSIL. shown: options of the head that its tensors show."""
     caffe = style == "caffe"  # such a ResNet comes from Detectron
+    head = {"name": layout.head, **layout.options, **shown}
     return {
         "backbone": {"name": resnet, "style": style, "norm": layout.norms[style], "frozen_stages": 1},
-        "head": {"name": layout.head, **layout.options, **shown},
+        "head": head | vars(head_options(head)),
         "msil": {"align": True, "separate": True, "apply": "none", "kernel_size": 3, "reduction": 16},
         "channels": channels,
         "image_mean": layout.caffe_mean if caffe else IMAGENET_MEAN,
