@@ -165,7 +165,7 @@ def _predict(options: argparse.Namespace) -> int:
     detector, description = load_detector(options.checkpoint)
     detector.to("cuda" if torch.cuda.is_available() else "cpu")
     detector.score_thresh = min(detector.score_thresh, options.score_thresh)
-    summary = predict_folder(
+    content = predict_folder(
         detector,
         description.classes,
         options.source,
@@ -173,24 +173,26 @@ def _predict(options: argparse.Namespace) -> int:
         checkpoint=str(options.checkpoint),
         score_thresh=options.score_thresh,
     )
-    for failure in summary.failures:
-        print(f"error: {failure}", file=sys.stderr)
-    plural = "" if summary.images == 1 else "s"
-    print(f"{summary.detections} detections on {summary.images} image{plural} in {options.out}, {summary.result.name}")
-    return 1 if summary.failures else 0
+    for failure in content["failed"]:
+        print(f"error: {failure['error']}", file=sys.stderr)
+    images = content["images"]
+    count = sum(len(image["detections"]) for image in images)
+    plural = "" if len(images) == 1 else "s"
+    print(f"{count} detections on {len(images)} image{plural} in {options.out}, detections.json")
+    return 1 if content["failed"] else 0
 
 
 def _export(options: argparse.Namespace) -> int:
     from msil.checkpoints.load import load_dense_detector
-    from msil.inference.export import export_lines, export_onnx
+    from msil.inference.export import export_onnx
 
     detector, description = load_dense_detector(options.checkpoint)
     short = description.min_size
     size = options.size or (short, min(short * 4 // 3, description.max_size))
-    report = export_onnx(
+    lines = export_onnx(
         detector, options.onnx, classes=description.classes, image_size=size, dynamic=not options.static
     )
-    print("\n".join(export_lines(report)))
+    print("\n".join(lines))
     return 0
 
 
