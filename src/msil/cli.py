@@ -59,14 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     importer.add_argument("--from", dest="source", required=True, choices=("mmdet", "torchvision"))
     importer.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
-    importer.add_argument(
-        "--style", choices=("pytorch", "caffe"), help="of the ResNet, where the checkpoint carries no config"
-    )
-    importer.add_argument(
-        "--form", choices=("improved", "plain"), help="of FCOS, where the checkpoint carries no config"
-    )
+    importer.add_argument("--style", choices=("pytorch", "caffe"), help="of MMDetection's ResNet")
+    importer.add_argument("--head", choices=("fcos", "fcos_plain"), help="which of MMDetection's two forms of FCOS")
     importer.add_argument("--classes", type=_names, metavar="A,B,...", help="where the checkpoint does not name them")
-    importer.add_argument("-v", "--verbose", action="store_true", help="every renamed key on a line of its own")
     importer.set_defaults(run=_import)
 
     predict = verbs.add_parser("predict", help="draw a detector's boxes on images, and write them as json")
@@ -75,10 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: predictions")
     predict.add_argument("--score-thresh", type=float, default=0.3, metavar="P", help="draw and write from here on")
     predict.set_defaults(run=_predict)
-
-    replay = verbs.add_parser("replay", help="look at the batch at which a training's loss was no number")
-    replay.add_argument("batch", type=Path, metavar="FILE", help="a run's nan_batch_rank0.pt")
-    replay.set_defaults(run=_replay)
 
     export = verbs.add_parser("export", help="write a detector as one ONNX file, checked in onnxruntime")
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, or an imported one")
@@ -157,17 +148,17 @@ def _train(words: list[str]) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from msil.checkpoints.importer import import_checkpoint, report_lines
+    from msil.checkpoints.convert import import_checkpoint
 
-    report = import_checkpoint(
+    lines = import_checkpoint(
         options.checkpoint,
         options.source,
         options.output,
         style=options.style,
-        form=options.form,
+        head=options.head,
         classes=options.classes,
     )
-    print("\n".join(report_lines(report, verbose=options.verbose)))
+    print("\n".join(lines))
     return 0
 
 
@@ -180,7 +171,7 @@ def _predict(options: argparse.Namespace) -> int:
     detector, description = load_detector(options.checkpoint)
     detector.to("cuda" if torch.cuda.is_available() else "cpu")
     detector.score_thresh = min(detector.score_thresh, options.score_thresh)
-    summary = predict_folder(
+    content = predict_folder(
         detector,
         description.classes,
         options.source,
@@ -188,34 +179,26 @@ def _predict(options: argparse.Namespace) -> int:
         checkpoint=str(options.checkpoint),
         score_thresh=options.score_thresh,
     )
-    for failure in summary.failures:
-        print(f"error: {failure}", file=sys.stderr)
-    plural = "" if summary.images == 1 else "s"
-    print(f"{summary.detections} detections on {summary.images} image{plural} in {options.out}, {summary.result.name}")
-    return 1 if summary.failures else 0
-
-
-def _replay(options: argparse.Namespace) -> int:
-    from msil.checkpoints.load import load_detector
-    from msil.inference.replay import read_batch, replay, replay_lines
-
-    step, images, targets = read_batch(options.batch)
-    detector, _ = load_detector(options.batch)
-    print("\n".join(replay_lines(replay(detector, step, images, targets))))
-    return 0
+    for failure in content["failed"]:
+        print(f"error: {failure['error']}", file=sys.stderr)
+    images = content["images"]
+    count = sum(len(image["detections"]) for image in images)
+    plural = "" if len(images) == 1 else "s"
+    print(f"{count} detections on {len(images)} image{plural} in {options.out}, detections.json")
+    return 1 if content["failed"] else 0
 
 
 def _export(options: argparse.Namespace) -> int:
     from msil.checkpoints.load import load_dense_detector
-    from msil.inference.export import export_lines, export_onnx
+    from msil.inference.export import export_onnx
 
     detector, description = load_dense_detector(options.checkpoint)
     short = description.min_size
     size = options.size or (short, min(short * 4 // 3, description.max_size))
-    report = export_onnx(
+    lines = export_onnx(
         detector, options.onnx, classes=description.classes, image_size=size, dynamic=not options.static
     )
-    print("\n".join(export_lines(report)))
+    print("\n".join(lines))
     return 0
 
 

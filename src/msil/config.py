@@ -327,6 +327,8 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
             return from_plain(kind, value)  # pyright: ignore[reportArgumentType]
         if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
             return kind(value)
+        if plain_kind is list and isinstance(value, list | tuple):
+            return list(value)
         if kind is Any or type(value) is plain_kind or (kind is float and type(value) is int):
             return value
     raise ValueError(f"{name} is {value!r}")
