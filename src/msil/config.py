@@ -40,13 +40,6 @@ class DataName(StrEnum):
     voc = "voc"
 
 
-class OnBadImage(StrEnum):
-    """What a training does about an image that can no longer be read: end, or go on with another one instead."""
-
-    error = "error"
-    skip = "skip"
-
-
 class OptimizerName(StrEnum):
     sgd = "sgd"
     adamw = "adamw"
@@ -130,7 +123,6 @@ class DataConfig:
     device_transforms: bool = MISSING  # resize and flip training images on the device, not in the loader processes
     workers: int = MISSING  # loader processes a device
     strict: bool = MISSING  # refuse boxes that would be clipped or dropped
-    on_bad_image: OnBadImage = MISSING  # in training; evaluation never skips
     num_train: int | None = MISSING  # shapes: how many images to make
     num_val: int | None = MISSING
     image_size: int | None = MISSING  # shapes: side in pixels
@@ -214,7 +206,6 @@ STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18_scratch"}
 
 # What changes where or how fast a run happens, not what it computes.
 NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
-              "data.on_bad_image",  # what was skipped is counted in result.json
               "data.device_transforms",  # on a CPU every pixel is the same, a GPU rounds some of them by 1 of 255
               "model.weights")  # of these, weights_sha256 counts  # fmt: skip
 

@@ -11,8 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 
-from msil.data.headers import exif_orientation, read_header
-from msil.data.images import read_image, upright
+from msil.data.images import read_header, read_image
 from msil.errors import DataError
 
 from .files import chunk, png, quadrants
@@ -170,28 +169,6 @@ def test_a_quarter_turn_clockwise_moves_the_upper_left_corner_to_the_upper_right
     # red green / blue white, turned clockwise: blue red / white green
     for y, x, colour in ((0, 0, (0, 0, 255)), (0, 15, (255, 0, 0)), (31, 0, (255, 255, 255)), (31, 15, (0, 255, 0))):
         assert (image[:, y, x] - torch.tensor(colour)).abs().max() <= 3
-
-
-def test_upright_refuses_other_numbers() -> None:
-    with pytest.raises(ValueError, match="1 to 8"):
-        upright(torch.zeros(3, 1, 1), 9)
-
-
-def exif_block(order: str, kind: int, value: int) -> bytes:
-    """A TIFF header, one directory with one entry."""
-    mark = b"II" if order == "<" else b"MM"
-    packed = struct.pack(order + ("I" if kind == 4 else "HH"), *((value,) if kind == 4 else (value, 0)))
-    return mark + struct.pack(order + "HI", 42, 8) + struct.pack(order + "HHHI", 1, 0x0112, kind, 1) + packed
-
-
-def test_exif_blocks() -> None:
-    assert exif_orientation(exif_block("<", 3, 6)) == 6
-    assert exif_orientation(exif_block(">", 3, 8)) == 8
-    assert exif_orientation(exif_block(">", 4, 3)) == 3
-    assert exif_orientation(exif_block("<", 3, 9)) == 1  # no such orientation
-    assert exif_orientation(exif_block("<", 3, 6)[:15]) == 1  # cut off
-    assert exif_orientation(b"") == 1
-    assert exif_orientation(b"garbage") == 1
 
 
 def test_headers_of_whole_and_truncated_files(tmp_path: Path) -> None:

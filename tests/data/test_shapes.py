@@ -99,7 +99,7 @@ def test_the_strict_reader_finds_nothing_to_mend(root: Path, split: str) -> None
         dataset = CocoDataset(root, split, strict=True)
     written = annotations_by_image(root, split)
     assert dataset.classes == CLASSES == ("circle", "square", "triangle", "cross")
-    assert len(dataset.ground_truth()["annotations"]) == sum(map(len, written.values()))
+    assert len(dataset.annotations.truth_boxes) == sum(map(len, written.values()))
     for index in range(len(dataset)):
         image, target = dataset[index]
         assert tuple(image.shape) == (3, SIZE, SIZE)

@@ -15,7 +15,7 @@ from msil.data.audit import DataWarning
 from msil.data.voc import VOC_CLASSES, VOCDataset
 from msil.errors import DataError
 
-from .files import SHARED, voc_object, voc_xml, write_jpeg, write_voc
+from .files import SHARED, boxes_of, voc_object, voc_xml, write_jpeg, write_voc
 
 BCCD = SHARED / "bccd"
 needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason=f"the data set BCCD is not at {BCCD}")
@@ -46,29 +46,8 @@ def test_boxes_are_1_based_and_inclusive(tmp_path: Path) -> None:
     assert [VOC_CLASSES[label] for label in target.labels] == ["cat", "dog"]
     assert dataset[1][1].boxes.shape == (0, 4)
 
-    truth = dataset.ground_truth()
-    assert truth["annotations"] == [
-        {
-            "id": 1,
-            "image_id": 1,
-            "category_id": VOC_CLASSES.index("cat") + 1,
-            "bbox": [0, 0, 40, 30],
-            "area": 1200,
-            "iscrowd": 0,
-            "difficult": 0,
-        },
-        {
-            "id": 2,
-            "image_id": 1,
-            "category_id": VOC_CLASSES.index("dog") + 1,
-            "bbox": [10, 5, 10, 20],
-            "area": 200,
-            "iscrowd": 1,
-            "difficult": 1,
-        },
-    ]
-    assert truth["images"][0] == {"id": 1, "width": 40, "height": 30, "file_name": "2008_1.jpg"}
-    assert len(truth["categories"]) == 20
+    assert boxes_of(dataset) == [(1, "cat", [0, 0, 40, 30], 1200, False), (1, "dog", [10, 5, 10, 20], 200, True)]
+    assert dataset.annotations.file_names[0] == "JPEGImages/2008_1.jpg"
 
 
 def test_there_are_the_twenty_classes_of_voc() -> None:
@@ -81,7 +60,6 @@ def test_classes_give_the_labels(tmp_path: Path) -> None:
     dataset = VOCDataset(tmp_path, "train", classes=["dog", "bird", "cat"])
     assert dataset.classes == ("dog", "bird", "cat")
     assert dataset[0][1].labels.tolist() == [2, 0]
-    assert [annotation["category_id"] for annotation in dataset.ground_truth()["annotations"]] == [3, 1]
     with pytest.raises(DataError, match=r"a\.xml: object 2 is of class 'dog'.*data\.classes=\[cat,dog,yak\]"):
         write_voc(tmp_path, {"a": voc_xml(CAT, DIFFICULT_DOG), "b": voc_xml(voc_object("yak", 1, 1, 9, 9))})
         VOCDataset(tmp_path, "train", classes=["cat"])
@@ -112,13 +90,13 @@ def test_mended_boxes(tmp_path: Path) -> None:
     )
     with pytest.warns(DataWarning) as caught:
         dataset = VOCDataset(tmp_path, "train")
-    assert [str(warning.message) for warning in caught] == [
-        f"{source}: 2 boxes reaching out of the image, clipped (object 1 of a.xml, object 4 of a.xml); "
-        "2 boxes without any area in the image, dropped (object 2 of a.xml, object 3 of a.xml)"
+    assert [str(warning.message).replace("JPEGImages/", "") for warning in caught] == [
+        f"{source}: 2 boxes reaching out of the image, clipped (object 1 of a.jpg, object 4 of a.jpg); "
+        "2 boxes without any area in the image, dropped (object 2 of a.jpg, object 3 of a.jpg)"
     ]
     assert dataset[0][1].boxes.tolist() == [[0, 0, 10, 10], [30, 20, 40, 30]]
     # not clipped: x = xmin - 1, width = xmax - xmin + 1
-    assert [entry["bbox"] for entry in dataset.ground_truth()["annotations"]] == [[-1, -1, 11, 11], [30, 20, 69, 10]]
+    assert dataset.annotations.truth_boxes.tolist() == [[-1, -1, 11, 11], [30, 20, 69, 10]]
     with pytest.raises(DataError, match=r"2 boxes reaching out .*data\.strict=false"):
         VOCDataset(tmp_path, "train", strict=True)
 
@@ -205,7 +183,7 @@ def test_pickling(tmp_path: Path) -> None:
     write_voc(tmp_path, {"a": voc_xml(CAT, DIFFICULT_DOG)})
     dataset = VOCDataset(tmp_path, "train")
     copy = pickle.loads(pickle.dumps(dataset))
-    assert copy.ground_truth() == dataset.ground_truth()
+    assert boxes_of(copy) == boxes_of(dataset)
     assert torch.equal(copy[0][0], dataset[0][0])
 
 
@@ -215,8 +193,8 @@ def test_pickling(tmp_path: Path) -> None:
     [
         # objects by class of the xml files (RBC, WBC, Platelets), counted with grep; the dropped boxes have
         # xmin = xmax = 181, ymin = ymax = 329 and 504, 337
-        ("train", 205, (2382, 214, 209), "object 4 of BloodImage_00343.xml"),
-        ("val", 87, (968, 87, 83), "object 13 of BloodImage_00338.xml"),
+        ("train", 205, (2382, 214, 209), "object 4 of JPEGImages/BloodImage_00343.jpg"),
+        ("val", 87, (968, 87, 83), "object 13 of JPEGImages/BloodImage_00338.jpg"),
     ],
 )
 def test_bccd(split: str, images: int, counts: tuple[int, ...], dropped: str) -> None:
@@ -225,9 +203,9 @@ def test_bccd(split: str, images: int, counts: tuple[int, ...], dropped: str) ->
         dataset = VOCDataset(BCCD, split, classes=classes)
     assert len(caught) == 1
     assert len(dataset) == images
-    found = [annotation["category_id"] for annotation in dataset.ground_truth()["annotations"]]
+    found = dataset.annotations.truth_labels.tolist()
     assert len(found) == sum(counts) - 1
-    lacking = [total - found.count(label + 1) for label, total in enumerate(counts)]
+    lacking = [total - found.count(label) for label, total in enumerate(counts)]
     assert sorted(lacking) == [0, 0, 1]
     image, target = dataset[0]
     assert image.shape == (3, 480, 640)

@@ -1,3 +1,5 @@
+"""Intervals by hand, and resamples against the textbook's variances."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from msil.metrics import bootstrap
-from msil.metrics.bootstrap import Interval, difference_interval, image_weights, row_means
+from msil.metrics.bootstrap import Interval, difference_of, image_weights, resample, row_means
 from msil.metrics.matching import match_coco, match_voc
 
 from .cases import Found, Truth, make, random_record
@@ -19,6 +21,11 @@ TRUTHS: list[Truth] = [(0, 0, BOX), (1, 0, BOX)]
 def run(found: list[int], *more: Found):
     """Two images with one object each: finds those of the images `found`."""
     return match_coco(make(TRUTHS, [*[(image, 0, BOX, 0.75) for image in found], *more], images=2))
+
+
+def difference_interval(ours: list, others: list, metric: str, *, samples: int = 1000, seed: int = 0) -> Interval:
+    rows = ([resample(run, metric, samples=samples, seed=seed) for run in runs] for runs in (ours, others))
+    return difference_of(*rows, seed=seed)
 
 
 def test_two_images_by_hand() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import numpy as np
 import pytest
 
 from msil.metrics.centers import PAPER_CLASSES, Centers, object_centers, quadrant_counts, shown_classes
+
+from .cases import Truth, make
 
 
 def test_points_fall_into_quadrants() -> None:
@@ -30,27 +32,20 @@ def test_a_mirrored_image_has_mirrored_counts() -> None:
     assert counts.sum() == 200
 
 
-def annotation(image_id: int, category_id: int, bbox: list[float], iscrowd: int = 0) -> dict[str, Any]:
-    return {"image_id": image_id, "category_id": category_id, "bbox": bbox, "iscrowd": iscrowd}
-
-
 def test_centers_by_class() -> None:
-    truth = {
-        "images": [{"id": 4, "width": 100, "height": 50}, {"id": 9, "width": 40, "height": 80}],
-        "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 8, "name": "emu"}],
-        "annotations": [
-            annotation(4, 3, [10, 10, 20, 10]),  # centre 20, 15 of 100 x 50
-            annotation(9, 3, [20, 60, 10, 20]),  # centre 25, 70 of 40 x 80
-            annotation(9, 7, [0, 0, 40, 80]),  # fills its image
-            annotation(4, 7, [0, 0, 10, 10], iscrowd=1),
-        ],
-    }
-    found = object_centers(truth)
-    assert list(found) == ["cat", "dog", "emu"]
-    np.testing.assert_allclose(found["cat"].points, [[0.2, 0.3], [0.625, 0.875]])
-    np.testing.assert_allclose(found["cat"].shares, [0.5, 0, 0, 0.5])
-    np.testing.assert_allclose(found["dog"].shares, [0.25] * 4)
-    assert len(found["emu"].points) == 0 and np.isnan(found["emu"].shares).all()
+    truths: list[Truth] = [
+        (0, 0, [10, 10, 20, 10]),  # centre 20, 15 of 100 x 50
+        (1, 0, [20, 60, 10, 20]),  # centre 25, 70 of 40 x 80
+        (1, 1, [0, 0, 40, 80]),  # fills its image
+        (0, 1, [0, 0, 10, 10]),
+    ]
+    record = make(truths, [], images=2, classes=3, ignored=[3])
+    found = object_centers(dataclasses.replace(record, sizes=np.array([[50, 100], [80, 40]])))
+    assert list(found) == ["class 0", "class 1", "class 2"]
+    np.testing.assert_allclose(found["class 0"].points, [[0.2, 0.3], [0.625, 0.875]])
+    np.testing.assert_allclose(found["class 0"].shares, [0.5, 0, 0, 0.5])
+    np.testing.assert_allclose(found["class 1"].shares, [0.25] * 4)
+    assert len(found["class 2"].points) == 0 and np.isnan(found["class 2"].shares).all()
 
 
 def centers(**counts: int) -> dict[str, Centers]:

@@ -1,8 +1,8 @@
-"""What both metrics share: collecting detections over updates and processes, and the ground truth that they cover."""
+"""Detections collected over updates and processes: the base of the metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from msil.detection.structures import Detections
+from msil.metrics.record import EvaluationRecord, GroundTruth, make_record
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class CollectedDetections:
 
     image_ids: (I,) int64, every image evaluated, also those without a detection.
     owners: (D,) int64, each detection's image id.
-    boxes: (D, 4) float64, x1 y1 x2 y2. scores: (D,) float64. labels: (D,) int64.
+    boxes: (D, 4) float32, x1 y1 x2 y2. scores: (D,) float32. labels: (D,) int64.
     """
 
     image_ids: np.ndarray
@@ -35,8 +36,7 @@ class CollectedDetections:
 class DetectionMetric(Metric):
     """Accumulates detections as tensor states, which torchmetrics gathers over the processes in `compute`.
 
-    ground_truth: COCO format dict with images, categories and annotations; never written to.
-    category_ids: label i of the detections is category_ids[i].
+    truth: the annotations of a split, of which any images may be evaluated. Label i of a detection is class i.
 
     Call `reset` before each evaluation: an image evaluated twice is an error.
     """
@@ -51,15 +51,10 @@ class DetectionMetric(Metric):
     counts: list[Tensor]
     image_ids: list[Tensor]
 
-    def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int]) -> None:
+    def __init__(self, truth: GroundTruth) -> None:
         super().__init__()
-        listed = {category["id"] for category in ground_truth["categories"]}
-        unlisted = sorted(set(category_ids) - listed)
-        if unlisted:
-            raise ValueError(f"category ids {unlisted} are not among the categories of the ground truth")
-        self.ground_truth = ground_truth
-        self.category_ids = tuple(category_ids)
-        self._known_images = frozenset(image["id"] for image in ground_truth["images"])
+        self.truth = truth
+        self._known_images = frozenset(truth.image_ids.tolist())
         for name in ("boxes", "scores", "labels", "counts", "image_ids"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -112,7 +107,7 @@ class DetectionMetric(Metric):
         After `sync` (inside `compute` or `sync_context`) they cover all processes.
 
         Raises RuntimeError for an image that was evaluated twice, ValueError for boxes or scores that are not finite
-        and for labels outside `category_ids`.
+        and for labels outside the classes.
         """
         state = {name: _joined(getattr(self, name), empty) for name, empty in _empty_states(self.device).items()}
         image_ids, times = np.unique(state["image_ids"], return_counts=True)
@@ -127,28 +122,16 @@ class DetectionMetric(Metric):
         found = CollectedDetections(
             image_ids=image_ids,
             owners=owners[order],
-            boxes=state["boxes"][order].astype(np.float64),
-            scores=state["scores"][order].astype(np.float64),
+            boxes=state["boxes"][order],
+            scores=state["scores"][order],
             labels=state["labels"][order],
         )
-        _check(found, len(self.category_ids))
+        _check(found, len(self.truth.classes))
         return found
 
-
-def covered_ground_truth(
-    ground_truth: dict[str, Any], image_ids: Sequence[int] | np.ndarray, category_ids: Sequence[int]
-) -> dict[str, list[dict[str, Any]]]:
-    """The part of a COCO format dict that lies in the given images and categories, as copies.
-
-    Annotation ids are renumbered from 1, because pycocotools takes a match with annotation 0 for no match.
-    """
-    images, categories = {int(i) for i in image_ids}, set(category_ids)
-    annotations = [a for a in ground_truth["annotations"] if a["image_id"] in images and a["category_id"] in categories]
-    return {
-        "images": [dict(image) for image in ground_truth["images"] if image["id"] in images],
-        "categories": [dict(category) for category in ground_truth["categories"] if category["id"] in categories],
-        "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)],
-    }
+    def record(self) -> EvaluationRecord:
+        """What is collected, as `collected` gives it, beside the truth."""
+        return make_record(self.truth, self.collected())
 
 
 def _empty_states(device: torch.device) -> dict[str, Tensor]:

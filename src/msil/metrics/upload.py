@@ -6,23 +6,20 @@ Format: https://cocodataset.org/#format-results and https://cocodataset.org/#upl
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import numpy as np
 
-from msil.errors import ConfigError, DataError
+from msil.errors import ConfigError
 from msil.metrics.detections import CollectedDetections, DetectionMetric
 from msil.runs import replacing
 
 MAX_PER_IMAGE = 100  # over all classes; the server counts no more
-KEYS = ("image_id", "category_id", "bbox", "score")
 BOX_DECIMALS = 2  # a hundredth of a pixel, as COCO's own boxes
 SCORE_DECIMALS = 8  # float32 scores above 1/8 stay distinct, so that rounding does not change their order
 SMALLEST_SIDE = 0.01  # px
@@ -30,11 +27,7 @@ EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a zip can hold
 
 
 class DetectionCollector(DetectionMetric):
-    """Collects detections where there is nothing to score them against.
-
-    ground_truth: COCO format dict, of which the images and categories are looked at. category_ids: label i of the
-    detections is category_ids[i].
-    """
+    """Collects detections where there is nothing to score them against."""
 
     def compute(self) -> dict[str, float]:
         """No numbers: {}."""
@@ -50,38 +43,20 @@ def upload_entries(found: CollectedDetections, category_ids: Sequence[int]) -> l
     a side that this leaves nothing of is written as 0.01 px, since a box without area is no box to the server.
     """
     kept = _best(found)
-    corners = found.boxes[kept].round(BOX_DECIMALS)
+    corners = found.boxes[kept].astype(np.float64).round(BOX_DECIMALS)
     sides = (corners[:, 2:] - corners[:, :2]).round(BOX_DECIMALS)  # 0.3 - 0.1 is 0.19999999999999998
     sides = np.where(sides == 0, SMALLEST_SIDE, sides)
     rows = zip(
         found.owners[kept].tolist(),
         found.labels[kept].tolist(),
         np.concatenate([corners[:, :2], sides], axis=1).tolist(),
-        found.scores[kept].round(SCORE_DECIMALS).tolist(),
+        found.scores[kept].astype(np.float64).round(SCORE_DECIMALS).tolist(),
         strict=True,
     )
     return [
         {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": bbox, "score": score}
         for image_id, label, bbox, score in rows
     ]
-
-
-def check_upload(entries: Sequence[dict[str, Any]], image_ids: Collection[int], category_ids: Collection[int]) -> None:
-    """Raises DataError, naming the first entry that is not as the server wants it, or an image with too many.
-
-    An entry has image_id (one of `image_ids`), category_id (one of `category_ids`), bbox [x, y, width, height] with
-    width and height above 0, and score in [0, 1]; ids are ints, the rest finite numbers.
-    """
-    images, categories = frozenset(image_ids), frozenset(category_ids)
-    counts: Counter[int] = Counter()
-    for index, entry in enumerate(entries):
-        wrong = _wrong(entry, images, categories)
-        if wrong is None:
-            counts[entry["image_id"]] += 1
-            if counts[entry["image_id"]] > MAX_PER_IMAGE:
-                wrong = f"is the {MAX_PER_IMAGE + 1}st of image {entry['image_id']}, of which {MAX_PER_IMAGE} count"
-        if wrong is not None:
-            raise DataError(f"entry {index} of the upload {wrong}: correct it before uploading")
 
 
 def write_upload(folder: str | Path, split: str, name: str, entries: Sequence[dict[str, Any]]) -> tuple[Path, Path]:
@@ -115,25 +90,6 @@ def _best(found: CollectedDetections) -> np.ndarray:
     order = np.lexsort((-found.scores, found.owners))  # stable; image by image, since the images already are in order
     starts = np.searchsorted(found.owners, found.owners)
     return np.sort(order[np.arange(len(order)) - starts < MAX_PER_IMAGE])
-
-
-def _wrong(entry: object, image_ids: frozenset[int], category_ids: frozenset[int]) -> str | None:
-    """What is wrong with an entry, or None."""
-    if not isinstance(entry, dict) or set(entry) != set(KEYS):
-        return f"must be an object with {', '.join(KEYS)} and nothing else, but is {entry!r}"
-    for key, known in (("image_id", image_ids), ("category_id", category_ids)):
-        if type(entry[key]) is not int or entry[key] not in known:  # type: a bool is an int too
-            return f"has {key} {entry[key]!r}, which is not among the split's {len(known)}"
-    bbox, score = entry["bbox"], entry["score"]
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)) or min(bbox[2:]) <= 0:
-        return f"has bbox {bbox!r}, which is not [x, y, width, height] with finite numbers, the last two above 0"
-    if not _is_number(score) or not 0 <= score <= 1:
-        return f"has score {score!r}, which is not a number from 0 to 1"
-    return None
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and -math.inf < value < math.inf  # pyright: ignore[reportOperatorIssue]
 
 
 def _lines(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
