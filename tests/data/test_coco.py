@@ -262,7 +262,9 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     """Python's reader would take the last value: here, silently, the class dog instead of zebra."""
     text = json.dumps(coco_content()).replace('"category_id": 90', '"category_id": 90, "category_id": 7', 1)
     write_coco(tmp_path, text)
-    with pytest.raises(DataError, match=r"train\.json is not valid json .the key 'category_id' of the entry with id 100 is given twice"):
+    with pytest.raises(
+        DataError, match=r"train\.json is not valid json .the key 'category_id' of the entry with id 100 is given twice"
+    ):
         CocoDataset(tmp_path, "train")
 
 

@@ -42,7 +42,7 @@ def test_both_engines_equal_pycocotools_called_directly(seed: int, capfd: pytest
     assert list(metric.compute()) == list(STATS[:6])
     assert_same(metric.compute_final(), expected)
     assert list(metric.compute_final()) == list(STATS)
-    assert_same(fast_stats(metric.record()), expected)
+    assert_same(fast_stats(metric.collected()), expected)
     assert capfd.readouterr() == ("", "")
 
 

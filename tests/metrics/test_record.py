@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from msil.errors import DataError
-from msil.metrics.detections import CollectedDetections
 from msil.metrics.record import RECORD_FILE, EvaluationRecord, make_record, read_record, write_record
 
 from .cases import make, random_record
@@ -64,19 +63,21 @@ def test_make_record_sorts_by_image_id_and_leaves_other_images_out() -> None:
         truth_labels=np.array([0, 1, 1, 0]), truth_areas=np.array([3.0, 4, 5, 6]),
         truth_ignored=np.array([True, False, False, False]),
     )  # fmt: skip
-    found = CollectedDetections(
-        np.array([5, 7]), np.array([7]), np.array([[0, 1, 2, 3]], dtype=np.float32), np.array([0.5]), np.array([1])
-    )
-    record = make_record(truth, found)
+    record = make_record(
+        truth, np.array([5, 7]), np.array([7, 5, 7]), np.array([[0, 1, 2, 3]] * 3, dtype=np.float32),
+        np.array([0.5, 0.25, 0.75], dtype=np.float32), np.array([1, 0, 0]),
+    )  # fmt: skip
     assert record.image_ids.tolist() == [5, 7] and record.file_names.tolist() == ["five", "seven"]
     assert record.sizes.tolist() == [[6, 5], [8, 7]]
     assert record.truth_images.tolist() == [0, 1, 1]  # image 7's two stay in their order
     assert record.truth_labels.tolist() == [1, 0, 1] and record.truth_areas.tolist() == [4, 3, 5]
     assert record.truth_boxes.tolist() == [[1, 1, 4, 4], [0, 0, 2, 3], [2, 2, 5, 5]]
     assert record.truth_ignored.tolist() == [False, True, False]
-    assert record.found_images.tolist() == [1]
-    nothing = CollectedDetections(*(np.zeros(0, dtype=int),) * 2, np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=int))
-    assert len(make_record(truth, nothing).image_ids) == len(make_record(truth, nothing).truth_images) == 0
+    assert record.found_images.tolist() == [0, 1, 1] and record.found_scores.tolist() == [0.25, 0.5, 0.75]
+    assert record.found_labels.tolist() == [0, 1, 0]
+    none = np.zeros(0, dtype=int)
+    nothing = make_record(truth, none, none, np.zeros((0, 4)), np.zeros(0), none)
+    assert len(nothing.image_ids) == len(nothing.truth_images) == len(nothing.sizes) == 0
 
 
 def test_a_missing_file_is_one_sentence_with_its_path(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from pycocotools.cocoeval import COCOeval
 from msil.config import Config, config_hash, plain
 from msil.data.coco import CocoDataset
 from msil.metrics.coco import to_coco
-from msil.metrics.detections import CollectedDetections
 from msil.metrics.record import EvaluationRecord, make_record, write_record
 from msil.runs import write_json
 from msil.training.experiment import run
@@ -131,13 +130,11 @@ def judged(data: CocoDataset, seed: int) -> tuple[EvaluationRecord, list[float],
     boxes[:, 2:] += boxes[:, :2]
     record = make_record(
         data.annotations,
-        CollectedDetections(
-            image_ids=np.array(ids),
-            owners=np.array([one["image_id"] for one in found]),
-            boxes=boxes.astype(np.float32),
-            scores=np.array([one["score"] for one in found], dtype=np.float32),
-            labels=np.array([data.category_ids.index(one["category_id"]) for one in found]),
-        ),
+        np.array(ids),
+        np.array([one["image_id"] for one in found]),
+        boxes.astype(np.float32),
+        np.array([one["score"] for one in found], dtype=np.float32),
+        np.array([data.category_ids.index(one["category_id"]) for one in found]),
     )
     by_class = [average_precision(truth, found, [category]) for category in data.category_ids]
     return record, by_class, average_precision(truth, found, list(data.category_ids))

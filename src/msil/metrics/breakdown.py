@@ -15,7 +15,7 @@ nothing found and that no error of Cls or Loc lies on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from pycocotools import mask
@@ -80,7 +80,8 @@ def breakdown(record: EvaluationRecord) -> Breakdown:
 
 def _judge(record: EvaluationRecord) -> _Judged:
     found = by_score(record, np.arange(len(record.found_images)))
-    found = found[_place_in_group(record.found_images[found], record.found_labels[found]) < MAX_DETECTIONS]
+    groups = record.found_images * len(record.classes) + record.found_labels
+    found = found[_place_in_group(groups[found]) < MAX_DETECTIONS]
     labels = record.found_labels[found]
     kinds, objects = np.full(len(found), _BKG), np.full(len(found), -1)
     for here, there, ious in overlaps(record, found):
@@ -117,14 +118,11 @@ def _judge_image(ious: np.ndarray, same: np.ndarray, on_ignored: np.ndarray) -> 
     return kinds, objects
 
 
-def _place_in_group(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of each detection, how many of its image and class stand before it."""
-    order = np.lexsort((labels, images))
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (np.diff(images[order]) != 0) | (np.diff(labels[order]) != 0)
-    starts = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+def _place_in_group(groups: np.ndarray) -> np.ndarray:
+    """Of each element, how many of its group stand before it."""
+    order = np.argsort(groups, kind="stable")
     places = np.empty(len(order), dtype=np.int64)
-    places[order] = np.arange(len(order)) - starts
+    places[order] = np.arange(len(order)) - np.searchsorted(groups[order], groups[order])
     return places
 
 
@@ -137,13 +135,11 @@ def _turned(record: EvaluationRecord, judged: _Judged, kind: int) -> _Judged:
     kinds, labels = judged.kinds.copy(), judged.labels.copy()
     kinds[winners] = _HIT
     labels[winners] = record.truth_labels[judged.objects[winners]]
-    return _kept(_Judged(judged.images, labels, judged.scores, kinds, judged.objects), kept)
+    return _kept(replace(judged, labels=labels, kinds=kinds), kept)
 
 
 def _kept(judged: _Judged, kept: np.ndarray) -> _Judged:
-    return _Judged(
-        judged.images[kept], judged.labels[kept], judged.scores[kept], judged.kinds[kept], judged.objects[kept]
-    )
+    return _Judged(*(getattr(judged, field.name)[kept] for field in fields(judged)))
 
 
 def _ap50(record: EvaluationRecord, judged: _Judged, objects: np.ndarray) -> float:

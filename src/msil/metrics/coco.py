@@ -39,7 +39,7 @@ class CocoMetric(DetectionMetric):
             return self._statistics(pycocotools_stats)
 
     def _statistics(self, engine: Callable[[EvaluationRecord], dict[str, float]]) -> dict[str, float]:
-        record = self.record()
+        record = self.collected()
         return engine(record) if len(record.image_ids) else dict.fromkeys(STATS, float("nan"))
 
 

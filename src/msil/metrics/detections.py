@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,24 +12,6 @@ from torchmetrics import Metric
 
 from msil.detection.structures import Detections
 from msil.metrics.record import EvaluationRecord, GroundTruth, make_record
-
-
-@dataclass(frozen=True)
-class CollectedDetections:
-    """Detections of all images evaluated so far on all processes, by ascending image id; I images, D detections.
-
-    Inside an image they keep the order in which the detector gave them.
-
-    image_ids: (I,) int64, every image evaluated, also those without a detection.
-    owners: (D,) int64, each detection's image id.
-    boxes: (D, 4) float32, x1 y1 x2 y2. scores: (D,) float32. labels: (D,) int64.
-    """
-
-    image_ids: np.ndarray
-    owners: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
 
 
 class DetectionMetric(Metric):
@@ -96,13 +77,13 @@ class DetectionMetric(Metric):
                 state.append(empty)
         super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
 
-    def gathered(self) -> CollectedDetections:
-        """The detections of all processes, the same on each. All of them must call this. Raises as `collected`."""
+    def gathered(self) -> EvaluationRecord:
+        """`collected` of all processes, the same on each; all of them must call it."""
         with self.sync_context():
             return self.collected()
 
-    def collected(self) -> CollectedDetections:
-        """The states as arrays, independent of the order of updates and of the number of processes.
+    def collected(self) -> EvaluationRecord:
+        """The detections beside the truth, independent of the order of updates and of the number of processes.
 
         After `sync` (inside `compute` or `sync_context`) they cover all processes.
 
@@ -118,20 +99,17 @@ class DetectionMetric(Metric):
                 "reset the metric before each evaluation and give every image to one process only"
             )
         owners = np.repeat(state["image_ids"], state["counts"])
-        order = np.argsort(owners, kind="stable")
-        found = CollectedDetections(
-            image_ids=image_ids,
-            owners=owners[order],
-            boxes=state["boxes"][order],
-            scores=state["scores"][order],
-            labels=state["labels"][order],
-        )
-        _check(found, len(self.truth.classes))
-        return found
-
-    def record(self) -> EvaluationRecord:
-        """What is collected, as `collected` gives it, beside the truth."""
-        return make_record(self.truth, self.collected())
+        boxes, scores, labels = state["boxes"], state["scores"], state["labels"]
+        # A NaN box compares false with every threshold, which pycocotools counts as a match.
+        broken = ~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))
+        if broken.any():
+            raise ValueError(f"detections of image {owners[broken][0]} have boxes or scores that are not finite")
+        classes = len(self.truth.classes)
+        foreign = (labels < 0) | (labels >= classes)
+        if foreign.any():
+            label, image_id = labels[foreign][0], owners[foreign][0]
+            raise ValueError(f"a detection of image {image_id} has label {label}, outside [0, {classes})")
+        return make_record(self.truth, image_ids, owners, boxes, scores, labels)
 
 
 def _empty_states(device: torch.device) -> dict[str, Tensor]:
@@ -149,14 +127,3 @@ def _joined(state: list[Tensor] | Tensor, empty: Tensor) -> np.ndarray:
     # A list before torchmetrics has gathered it, one tensor after.
     joined = state if isinstance(state, Tensor) else torch.cat([empty, *state])
     return joined.cpu().numpy()
-
-
-def _check(found: CollectedDetections, num_classes: int) -> None:
-    # A NaN box compares false with every threshold, which pycocotools counts as a match.
-    broken = ~(np.isfinite(found.boxes).all(axis=1) & np.isfinite(found.scores))
-    if broken.any():
-        raise ValueError(f"detections of image {found.owners[broken][0]} have boxes or scores that are not finite")
-    foreign = (found.labels < 0) | (found.labels >= num_classes)
-    if foreign.any():
-        label, image_id = found.labels[foreign][0], found.owners[foreign][0]
-        raise ValueError(f"a detection of image {image_id} has label {label}, outside [0, {num_classes})")

@@ -9,17 +9,13 @@ import hashlib
 import io
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from msil.errors import DataError
 from msil.runs import RECORD as RECORD_FILE
 from msil.runs import write_bytes
-
-if TYPE_CHECKING:
-    from msil.metrics.detections import CollectedDetections
-
 
 # msil.data.annotations.Annotations, whose fields have the names of a record's: or another record.
 GroundTruth = Any
@@ -81,30 +77,39 @@ def to_xywh(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def make_record(truth: GroundTruth, found: CollectedDetections) -> EvaluationRecord:
-    """Of the images that were evaluated."""
-    images = np.searchsorted(found.image_ids, truth.image_ids).clip(max=max(len(found.image_ids) - 1, 0))
-    seen = np.isin(truth.image_ids, found.image_ids)
-    order = np.flatnonzero(seen)[np.argsort(truth.image_ids[seen])]
-    boxes = np.flatnonzero(seen[truth.truth_images])
-    owners = images[truth.truth_images[boxes]]
-    by_image = np.argsort(owners, kind="stable")  # the file's order inside an image
-    boxes = boxes[by_image]
+def make_record(
+    truth: GroundTruth,
+    image_ids: np.ndarray,
+    owners: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+) -> EvaluationRecord:
+    """image_ids: (I,) ascending, the images evaluated. owners: (D,) each detection's image id. boxes: (D, 4) float32
+    x1 y1 x2 y2. scores: (D,) float32. labels: (D,) int64."""
+    images = np.flatnonzero(np.isin(truth.image_ids, image_ids))
+    images = images[np.argsort(truth.image_ids[images])]
+    position = np.full(len(truth.image_ids), -1)
+    position[images] = np.arange(len(images))
+    truth_images = position[truth.truth_images]
+    order = np.argsort(truth_images, kind="stable")  # the file's order inside an image
+    truths = order[truth_images[order] >= 0]
+    found = np.argsort(owners, kind="stable")  # the detector's order inside an image
     return EvaluationRecord(
         classes=np.array(list(truth.classes), dtype=np.str_),
         category_ids=np.array(list(truth.category_ids), dtype=np.int64),
-        image_ids=found.image_ids,
-        file_names=np.array([truth.file_names[i] for i in order], dtype=np.str_),
-        sizes=truth.sizes[order].astype(np.int64).reshape(-1, 2),
-        truth_images=owners[by_image],
-        truth_boxes=truth.truth_boxes[boxes],
-        truth_areas=truth.truth_areas[boxes],
-        truth_labels=truth.truth_labels[boxes],
-        truth_ignored=truth.truth_ignored[boxes],
-        found_images=np.searchsorted(found.image_ids, found.owners),
-        found_boxes=found.boxes,
-        found_scores=found.scores,
-        found_labels=found.labels,
+        image_ids=image_ids,
+        file_names=np.array([truth.file_names[i] for i in images], dtype=np.str_),
+        sizes=np.asarray(truth.sizes[images], dtype=np.int64),
+        truth_images=truth_images[truths],
+        truth_boxes=truth.truth_boxes[truths],
+        truth_areas=truth.truth_areas[truths],
+        truth_labels=truth.truth_labels[truths],
+        truth_ignored=truth.truth_ignored[truths],
+        found_images=np.searchsorted(image_ids, owners[found]),
+        found_boxes=boxes[found],
+        found_scores=scores[found],
+        found_labels=labels[found],
     )
 
 

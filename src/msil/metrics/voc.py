@@ -24,7 +24,7 @@ class VOCMetric(DetectionMetric):
 
         Classes without a ground truth box that counts are left out; nan if that leaves none.
         """
-        matches = match_voc(self.record())
+        matches = match_voc(self.collected())
         points = []
         for one in matches.classes:
             if total := int(one.truths.sum()):
@@ -37,7 +37,7 @@ class VOCMetric(DetectionMetric):
     def per_class(self) -> dict[int, float]:
         """AP (area under the curve) of every category id; nan without a ground truth box that counts."""
         with self.sync_context():
-            values = per_class(match_voc(self.record()))["VOC_AP"]
+            values = per_class(match_voc(self.collected()))["VOC_AP"]
         return dict(zip(map(int, self.truth.category_ids), values.tolist(), strict=True))
 
 

@@ -15,7 +15,7 @@ from msil.config import Config, Resume
 from msil.data.module import DetectionDataModule
 from msil.errors import ConfigError
 from msil.interruption import Interruption
-from msil.metrics.record import make_record, write_record
+from msil.metrics.record import write_record
 from msil.reporting.figures import draw_curves
 from msil.runs import write_json
 from msil.training.averaging import AveragedWeights
@@ -94,7 +94,7 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
         "val_images": datamodule.num_eval,
         "classes": list(train.classes),
     }
-    found = module.metrics[0].gathered()  # pyright: ignore
+    record = module.metrics[0].gathered()  # pyright: ignore
     if trainer.is_global_zero:
         if module.evaluated_at_step != trainer.global_step:  # the training ended between two evaluations
             for logger in trainer.loggers:
@@ -103,7 +103,6 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
                 logger.log_metrics({**module.final_metrics, "epoch": epoch}, step=trainer.global_step - 1)
                 logger.save()
         draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
-        record = make_record(val.annotations, found)
         write_record(run_dir, record)
         write_json(run_dir / "result.json", result)
         (checkpoints / PREVIOUS).unlink(missing_ok=True)  # a finished run is not resumed

@@ -14,7 +14,7 @@ from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config, weights_name
 from msil.interruption import Interruption
-from msil.metrics.record import make_record, write_record
+from msil.metrics.record import write_record
 from msil.metrics.upload import DetectionCollector, upload_entries, write_upload
 from msil.runs import write_json
 from msil.training.callbacks import PredictionPictures
@@ -82,21 +82,20 @@ def test(config: Config, values: dict[str, Any], run_dir: Path, interruption: In
         "classes": list(data.classes),
         "split": split,
     }
-    found = collector.gathered()
+    record = collector.gathered()
     if trainer.is_global_zero:
-        entries = upload_entries(found, data.category_ids)
+        entries = upload_entries(record)
         # Whatever they are called on disk, the upload has a plain name.
         plain_split, name = (_PLAIN.sub("-", word) for word in (split, weights_name(config.model.weights)))
         files = write_upload(run_dir, plain_split, name, entries)
         result["detections"] = [path.name for path in files]
         for logger in loggers:
             logger.log_metrics(module.final_metrics, step=0)
-        record = make_record(data.annotations, found) if data.annotated else None
-        if record is not None:
+        if data.annotated:
             write_record(run_dir, record)
         write_json(run_dir / "result.json", result)
         if has_dashboard(loggers):
             from msil.training.panels import show_panels  # late: the other runs need none of it
 
-            show_panels(loggers, result, record, detector, data, 0)
+            show_panels(loggers, result, record if data.annotated else None, detector, data, 0)
     return result
