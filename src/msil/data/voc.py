@@ -13,15 +13,7 @@ import numpy as np
 from defusedxml import ElementTree
 
 from msil.data.annotations import AnnotatedImages, Annotations
-from msil.data.audit import (
-    check_classes,
-    check_images,
-    check_inside,
-    inner_name,
-    is_finite_number,
-    is_text,
-    short,
-)
+from msil.data.audit import check_classes, check_images, check_inside, inner_name, is_finite_number, is_text, short
 from msil.errors import DataError
 
 VOC_CLASSES = (
@@ -162,8 +154,8 @@ def _image_name(folder: Path, stem: str) -> str:
 def _read_xml(file: Path) -> _Record:
     try:
         status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{file} is no file: put the annotation there or take its name out of the split")
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block
+            raise DataError(f"{file} is not a regular file: put the annotation there or take its name out of the split")
         if status.st_size > LARGEST_XML:
             raise DataError(
                 f"{file} is {status.st_size / 2**20:.0f} MB large, more than the {LARGEST_XML / 2**20:.0f} MB that an "
@@ -179,27 +171,21 @@ def _read_xml(file: Path) -> _Record:
         raise DataError(f"{file} is not safe and valid xml ({error}): replace it with an intact copy") from None
     if tree is None or tree.tag != "annotation":
         raise DataError(f"{file} must be a VOC file, with <annotation> outermost, but is not: replace it")
-    return _Record(
-        file,
-        _read_size(tree, file),
-        [
-            _read_object(element, f"{file}: object {number}")
-            for number, element in enumerate(tree.findall("object"), start=1)
-        ],
-    )
+    elements = enumerate(tree.findall("object"), start=1)
+    objects = [_read_object(element, f"{file}: object {number}") for number, element in elements]
+    return _Record(file, _read_size(tree, str(file)), objects)
 
 
-def _read_size(tree: Element, file: Path) -> tuple[int, int] | None:
+def _read_size(tree: Element, where: str) -> tuple[int, int] | None:
     """(height, width), or None where the file gives none: labelling tools leave it out, or write 0."""
-    size = _child(tree, "size", str(file))
+    size = _child(tree, "size", where)
     if size is None:
         return None
-    height = _number(size, "height", str(file))
-    width = _number(size, "width", str(file))
-    if height == 0 and width == 0:
+    height, width = _number(size, "height", where), _number(size, "width", where)
+    if height == width == 0:
         return None
     if height < 1 or width < 1 or height != int(height) or width != int(width):
-        raise DataError(f"{file}: size must be in whole pixels, but is {width:g} x {height:g}: correct it")
+        raise DataError(f"{where}: size must be in whole pixels, but is {width:g} x {height:g}: correct it")
     return int(height), int(width)
 
 
@@ -209,20 +195,20 @@ def _read_object(element: Element, where: str) -> _Object:
         raise DataError(f"{where} has no name: add its class")
     if not is_text(name):
         raise DataError(f"{where} has the name {short(name)}, which is not one line of text: correct it")
-    bndbox = _child(element, "bndbox", f"{where} ({name})")
+    where += f" ({name})"
+    bndbox = _child(element, "bndbox", where)
     if bndbox is None:
-        raise DataError(f"{where} ({name}) has no bndbox: add or remove it")
-    xmin, ymin, xmax, ymax = (_number(bndbox, side, f"{where} ({name})") for side in SIDES)
+        raise DataError(f"{where} has no bndbox: add or remove it")
+    xmin, ymin, xmax, ymax = (_number(bndbox, side, where) for side in SIDES)
     if xmax < xmin or ymax < ymin:
         raise DataError(
-            f"{where} ({name}) is inverted, xmin {xmin:g} ymin {ymin:g} xmax {xmax:g} ymax {ymax:g}: "
-            "correct or remove it"
+            f"{where} is inverted, xmin {xmin:g} ymin {ymin:g} xmax {xmax:g} ymax {ymax:g}: correct or remove it"
         )
     width = xmax - xmin + 1 if xmax > xmin else 0.0
     height = ymax - ymin + 1 if ymax > ymin else 0.0
-    difficult = _text(element, "difficult", f"{where} ({name})") or "0"
+    difficult = _text(element, "difficult", where) or "0"
     if difficult not in ("0", "1"):
-        raise DataError(f"{where} ({name}): difficult must be 0 or 1, but is {short(difficult)}: correct it")
+        raise DataError(f"{where}: difficult must be 0 or 1, but is {short(difficult)}: correct it")
     return _Object(name, [xmin - 1, ymin - 1, width, height], difficult == "1")
 
 
@@ -257,12 +243,11 @@ def _number(parent: Element, tag: str, where: str) -> float:
 
 def _check_names(records: list[_Record], classes: tuple[str, ...]) -> None:
     """Refuses an object of an unlisted class, naming a list that holds every class of the split."""
-    known = set(classes)
     for record in records:
         for number, found in enumerate(record.objects, start=1):
-            if found.name not in known:
+            if found.name not in classes:
                 every = {item.name for other in records for item in other.objects}
-                needed = [name for name in classes if name in every] + sorted(every - known)
+                needed = [name for name in classes if name in every] + sorted(every - set(classes))
                 raise DataError(
                     f"{record.file}: object {number} is of class {short(found.name)}, which data.classes does not "
                     f"list; to read all that this split holds, set data.classes=[{','.join(needed)}]"
