@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -95,15 +94,6 @@ def test_wrong_classes(tmp_path: Path, classes: Any, message: str | None) -> Non
         CocoDataset(tmp_path, "train", classes=classes)
 
 
-def test_two_categories_of_one_name_can_be_read_but_not_chosen(tmp_path: Path) -> None:
-    content = coco_content()
-    content["categories"][1]["name"] = "dog"
-    write_coco(tmp_path, content)
-    assert CocoDataset(tmp_path, "train").classes == ("dog", "dog", "zebra")
-    with pytest.raises(DataError, match=r"\[3, 7\] are all named 'dog'"):
-        CocoDataset(tmp_path, "train", classes=["dog"])
-
-
 def test_area_and_iscrowd_may_be_missing_and_whole_floats_are_ids(tmp_path: Path) -> None:
     content = coco_content()
     for annotation in content["annotations"]:
@@ -154,26 +144,6 @@ def test_mended_boxes_are_told_in_one_warning_and_refused_when_strict(tmp_path: 
         CocoDataset(tmp_path, "train", strict=True)
 
 
-def test_more_than_three_boxes_are_counted_not_named(tmp_path: Path) -> None:
-    content = coco_content()
-    content["annotations"] += [
-        {"id": key, "image_id": 11, "category_id": 3, "bbox": [1, 1, 0, 0], "area": 0} for key in range(5)
-    ]
-    write_coco(tmp_path, content)
-    expected = (
-        r"5 boxes .* \(annotation 0 of train/a.jpg, annotation 1 of train/a.jpg, annotation 2 of train/a.jpg, \.\.\.\)$"
-    )
-    with pytest.warns(DataWarning, match=expected):
-        CocoDataset(tmp_path, "train")
-
-
-def test_degenerate_boxes_of_classes_that_were_not_chosen_do_not_matter(tmp_path: Path) -> None:
-    content = coco_content()
-    content["annotations"][0]["bbox"] = [0, 0, 0, 0]  # the zebra
-    write_coco(tmp_path, content)
-    CocoDataset(tmp_path, "train", classes=["cat"], strict=True)
-
-
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -196,56 +166,29 @@ ANNOTATION = r"instances_train\.json: annotation 101 of a\.jpg: "
     ("change", "message"),
     [
         (in_annotation(bbox=[float("nan"), 1, 2, 3]), ANNOTATION + r"bbox must be .*finite.*nan"),
-        (in_annotation(bbox=[1, 1, float("inf"), 3]), ANNOTATION + "bbox must be .*finite.*inf"),
-        (in_annotation(bbox=[1, 1, 10**400, 3]), ANNOTATION + "bbox must be .*finite"),
         (in_annotation(bbox=[1, 1, "2", 3]), ANNOTATION + "bbox must be a list of four"),
-        (in_annotation(bbox=[1, 1, True, 3]), ANNOTATION + "bbox must be a list of four"),
         (in_annotation(bbox=[1, 1, 3]), ANNOTATION + "bbox must be a list of four"),
-        (in_annotation(bbox=None), ANNOTATION + "bbox must be a list of four"),
         (in_annotation(bbox=[20, 10, -5, 6]), ANNOTATION + "bbox is inverted"),
-        (in_annotation(bbox=[20, 10, 5, -6]), ANNOTATION + "bbox is inverted"),
         (in_annotation(category_id=4), ANNOTATION + "category_id 4 is not among the categories"),
         (in_annotation(category_id="3"), ANNOTATION + "category_id must be a whole number, but is '3'"),
-        (in_annotation(category_id=3.5), ANNOTATION + "category_id must be a whole number"),
-        (in_annotation(category_id=True), ANNOTATION + "category_id must be a whole number"),
-        (in_annotation(area=float("nan")), ANNOTATION + "area must be"),
         (in_annotation(area=-1), ANNOTATION + "area must be"),
-        (in_annotation(area="9"), ANNOTATION + "area must be"),
         (in_annotation(iscrowd=2), ANNOTATION + "iscrowd must be 0 or 1"),
-        (in_annotation(iscrowd=[]), ANNOTATION + "iscrowd must be 0 or 1"),
         (in_annotation(image_id=99), r"json: annotation 101: image_id 99 is not among the images"),
-        (in_annotation(image_id=[11]), r"json: annotation 101: image_id must be a whole number"),
         (in_annotation(id=103), r"annotation 103 of sub/b\.jpg: its id is listed twice"),
         (in_annotation(id=None), r"annotations\[1\] of a\.jpg: id must be a whole number, but is None"),
         (in_image(id=11), "image 11 is listed twice"),
-        (in_image(id="5"), r"id of images\[1\] must be a whole number"),
-        (in_image(id=2**63), r"id of images\[1\] must be a whole number"),
         (in_image(width=0), "image 5: width must be a whole number of at least 1, but is 0"),
-        (in_image(height=float("nan")), "image 5: height must be a whole number of at least 1, but is nan"),
         (in_image(width=41), r"image 5 says width 41 and height 30, but .*b\.jpg is 40 x 30"),
         (in_image(file_name="../train/a.jpg"), r"image 5: file_name is '\.\./train/a\.jpg', which leaves"),
-        (in_image(file_name="sub/../../../x.jpg"), "image 5: file_name is .* which leaves"),
         (in_image(file_name="/etc/passwd"), "image 5: file_name is '/etc/passwd', which leaves"),
-        (in_image(file_name="..\\a.jpg"), "image 5: file_name is .* which leaves"),
         (in_image(file_name="C:\\a.jpg"), "image 5: file_name is .* which leaves"),
-        (in_image(file_name=7), "image 5: file_name must be the name of a file, but is 7"),
-        (in_image(file_name=""), "image 5: file_name must be the name of a file"),
-        (in_image(file_name="a\0.jpg"), "image 5: file_name must be the name of a file"),
-        (in_image(file_name="."), "image file .* cannot be read"),
-        (in_image(file_name="\ud800.jpg"), "image 5: file_name must be the name of a file"),
         (in_image(file_name="a\nb.jpg"), r"image 5: file_name must be the name of a file, but is 'a\\nb\.jpg'"),
         (in_image(file_name="d.jpg"), r"image file .*d\.jpg is missing"),
         (in_category(id=7), "category id 7 is listed twice"),
-        (in_category(id=None), r"id of categories\[1\] must be a whole number"),
-        (in_category(name=None), "name of category 3 must be text"),
-        (in_category(name=" "), "name of category 3 must be text, but is ' '"),
         (in_category(name="cat\n"), r"name of category 3 must be text, but is 'cat\\n'"),
-        (in_category(name="\ud800"), "name of category 3 must be text"),
         (lambda content: content["images"].clear(), "is empty: it lists no images"),
         (lambda content: content["annotations"].clear(), "is empty: no image has a usable box"),
-        (lambda content: content["categories"].clear(), "lists no categories"),
         (lambda content: content.pop("annotations"), "list 'annotations'"),
-        (lambda content: content.update(images={}), "list 'images'"),
         (lambda content: content["annotations"].append([]), r"annotations\[4\] must be a json object"),
     ],
 )
@@ -268,18 +211,11 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
         CocoDataset(tmp_path, "train")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"images": [}', "[" * 100000, "\udcff"])
+@pytest.mark.parametrize("text", ["", '{"images": [}', "[" * 100000, "\udcff"])
 def test_unreadable_json(tmp_path: Path, text: str) -> None:
     source = write_coco(tmp_path, "")
     source.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=r"instances_train\.json is not valid json"):
-        CocoDataset(tmp_path, "train")
-
-
-@pytest.mark.parametrize("content", ["[]", "3", "null"])
-def test_json_that_is_no_object(tmp_path: Path, content: str) -> None:
-    write_coco(tmp_path, content)
-    with pytest.raises(DataError, match="must be a json object with a list 'images'"):
         CocoDataset(tmp_path, "train")
 
 
@@ -318,14 +254,6 @@ def test_a_file_that_shrinks_after_the_audit(tmp_path: Path) -> None:
     write_jpeg(tmp_path / "train" / "a.jpg", 8, 8)
     with pytest.raises(DataError, match=r"a\.jpg is no longer of the size"):
         dataset[0]
-
-
-def test_pickling_keeps_everything(tmp_path: Path) -> None:
-    write_coco(tmp_path, coco_content())
-    dataset = CocoDataset(tmp_path, "train")
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert boxes_of(copy) == boxes_of(dataset)
-    assert torch.equal(copy[1][1].boxes, dataset[1][1].boxes)
 
 
 @needs_coco128

@@ -49,19 +49,6 @@ def test_a_split_without_annotations(tmp_path: Path, split: str, folder: str) ->
     pickle.loads(pickle.dumps(dataset))
 
 
-def test_a_split_of_its_own_folder_wins_over_the_one_without_dev(tmp_path: Path) -> None:
-    write_image_info(tmp_path, "test-dev2017", "test-dev2017")
-    (tmp_path / "test2017").mkdir()
-    assert CocoDataset(tmp_path, "test-dev2017").path(0).parent.name == "test-dev2017"
-
-
-def test_annotations_win_over_a_list_of_images(tmp_path: Path) -> None:
-    write_image_info(tmp_path, "train", "train")
-    write_coco(tmp_path, coco_content(), "train")
-    dataset = CocoDataset(tmp_path, "train")
-    assert dataset.annotated and len(boxes_of(dataset)) == 4
-
-
 def test_what_an_image_info_file_must_have(tmp_path: Path) -> None:
     source = write_image_info(tmp_path, "test2017", "test2017")
     (tmp_path / "test2017" / "000000000005.jpg").unlink()

@@ -11,12 +11,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from msil.data.audit import DataWarning
 from msil.data.coco import CocoDataset
-from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split, collate
+from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
 from msil.data.shapes import write_shapes
 from msil.data.voc import VOCDataset
 from msil.detection.structures import Target
@@ -89,15 +87,6 @@ def test_training_batches(shapes: tuple[CocoDataset, CocoDataset]) -> None:
             assert target.size == (32, 32)
 
 
-def test_evaluation_images_come_as_they_are_and_in_order(shapes: tuple[CocoDataset, CocoDataset]) -> None:
-    batches = list(module(shapes, min_size=40, flip=1.0, multiscale=(40, 48)).val_dataloader())
-    assert [len(images) for images, _ in batches] == [2, 2, 1]
-    seen = [pair for images, targets in batches for pair in zip(images, targets, strict=True)]
-    for (image, target), (original, truth) in zip(seen, (shapes[1][i] for i in range(5)), strict=True):
-        assert torch.equal(image, original)
-        assert torch.equal(target.boxes, truth.boxes) and target.image_id == truth.image_id
-
-
 def test_augmentation_does_not_depend_on_the_workers(shapes: tuple[CocoDataset, CocoDataset]) -> None:
     def epochs(workers: int) -> list[tuple[list[Tensor], list[Target]]]:
         loader = module(shapes, workers=workers, multiscale=(32, 48)).train_dataloader()
@@ -115,24 +104,6 @@ def test_augmentation_does_not_depend_on_the_workers(shapes: tuple[CocoDataset, 
         assert all(torch.equal(one, other) for one, other in zip(images, other_images, strict=True))
         assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(targets, other_targets, strict=True))
     assert len({image.shape for images, _ in alone for image in images}) > 3
-
-
-def test_augmentation_differs_from_epoch_to_epoch_and_from_seed_to_seed(
-    shapes: tuple[CocoDataset, CocoDataset],
-) -> None:
-    def sizes(seed: int, epoch: int) -> dict[int, tuple[int, ...]]:
-        loader = module(shapes, seed=seed, min_size=1, multiscale=(32, 96), max_size=96).train_dataloader()
-        loader.batch_sampler.set_epoch(epoch)  # pyright: ignore
-        return {
-            target.image_id: tuple(image.shape)
-            for images, targets in loader
-            for image, target in zip(images, targets, strict=True)
-        }
-
-    first = sizes(0, 0)
-    assert sizes(0, 0) == first
-    assert sizes(0, 1) != first
-    assert sizes(1, 0) != first
 
 
 class Recorder(L.LightningModule):
@@ -195,23 +166,6 @@ def test_images_without_a_box_to_train_on_or_too_small_are_left_out(tmp_path: Pa
     assert [id for batch in ids(datamodule.val_dataloader()) for id in batch] == [1, 2, 3, 4, 5, 6]  # scored on all
 
 
-@pytest.mark.parametrize("sizes", [{"low": (64, 31)}, {"empty": (64, 48), "low": (64, 31)}, {"crowd": (64, 48)}])
-def test_nothing_to_train_on_is_refused(tmp_path: Path, sizes: dict[str, tuple[int, int]]) -> None:
-    root = bordered(bordered(tmp_path, "train", sizes), "val", {"a": (64, 48)})
-    with pytest.raises(DataError, match=r"box.*32 pixels"):
-        module((CocoDataset(root, "train"), CocoDataset(root, "val")))
-
-
-def test_tall_images_share_no_batch_with_wide_ones(tmp_path: Path) -> None:
-    sizes = {f"{kind}{i}": size for i in range(4) for kind, size in (("tall", (40, 64)), ("wide", (64, 40)))}
-    root = bordered(bordered(tmp_path, "train", sizes), "val", sizes)
-    datamodule = module((CocoDataset(root, "train"), CocoDataset(root, "val")), batch_size=2, min_size=32, max_size=64)
-    loader = datamodule.train_dataloader()
-    for epoch in range(3):
-        loader.batch_sampler.set_epoch(epoch)  # pyright: ignore
-        assert [len({image.shape for image in images}) for images, _ in loader] == [1, 1, 1, 1]
-
-
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_share_every_training_batch(shapes: tuple[CocoDataset, CocoDataset], world_size: int) -> None:
     whole = [sorted(batch) for batch in ids(module(shapes).train_dataloader())]
@@ -249,31 +203,6 @@ def test_eval_images_takes_the_first(
     assert seen == [shapes[1].image_id(i) for i in range(count)]
 
 
-def test_collate_keeps_the_sizes() -> None:
-    images = [torch.zeros(3, 4, 5), torch.zeros(3, 6, 2)]
-    targets = [Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), i, (4, 5)) for i in range(2)]
-    batch, kept = collate(list(zip(images, targets, strict=True)))
-    assert [tuple(image.shape) for image in batch] == [(3, 4, 5), (3, 6, 2)]
-    assert [target.image_id for target in kept] == [0, 1]
-
-
-def test_build_datasets_makes_shapes_once(tmp_path: Path) -> None:
-    train, val = build_datasets("shapes", tmp_path / "s", "train", "val", **SHAPES)
-    assert (len(train), len(val)) == (11, 5)
-    assert train.classes == ("circle", "square", "triangle", "cross")
-    again, _ = build_datasets("shapes", tmp_path / "s", "train", "val", **SHAPES)
-    assert torch.equal(again[3][0], train[3][0])
-    with pytest.raises(DataError, match="seed"):
-        build_datasets("shapes", tmp_path / "s", "train", "val", **{**SHAPES, "seed": 1})
-
-
-@pytest.mark.parametrize("missing", ["num_train", "num_val", "image_size", "seed"])
-def test_shapes_need_their_parameters(tmp_path: Path, missing: str) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.{missing}"):
-        build_datasets("shapes", tmp_path / "s", "train", "val", **{**SHAPES, missing: None})
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_build_datasets_reads_coco_and_voc(tmp_path: Path) -> None:
     write_coco(tmp_path / "coco", coco_content(), "one")
     write_coco(tmp_path / "coco", coco_content(), "two")
@@ -286,18 +215,6 @@ def test_build_datasets_reads_coco_and_voc(tmp_path: Path) -> None:
     assert isinstance(train, VOCDataset) and len(train.classes) == 20
 
 
-def test_strict_reaches_both_splits(tmp_path: Path) -> None:
-    outside = coco_content()
-    outside["annotations"][1]["bbox"] = [30, 5, 60, 7]
-    for name, train, val in (("a", outside, coco_content()), ("b", coco_content(), outside)):
-        write_coco(tmp_path / name, train, "train")
-        write_coco(tmp_path / name, val, "val")
-        with pytest.warns(DataWarning):
-            build_datasets("coco", tmp_path / name, "train", "val")
-        with pytest.raises(DataError, match="101"):
-            build_datasets("coco", tmp_path / name, "train", "val", strict=True)
-
-
 def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
     write_coco(tmp_path, coco_content(), "train")
     other = coco_content()
@@ -306,23 +223,6 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train and val .*data\.classes"):
         build_datasets("coco", tmp_path, "train", "val")
     assert build_datasets("coco", tmp_path, "train", "val", classes=["cat"])[1].classes == ("cat",)
-
-
-def test_the_same_names_under_other_ids_are_refused(tmp_path: Path) -> None:
-    write_coco(tmp_path, coco_content(), "train")
-    other = coco_content()
-    for entry in other["categories"]:
-        entry["id"] += 100
-    for entry in other["annotations"]:
-        entry["category_id"] += 100
-    write_coco(tmp_path, other, "val")
-    with pytest.raises(DataError, match="different categories"):
-        build_datasets("coco", tmp_path, "train", "val")
-
-
-def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'cocoo'.*shapes, coco, voc"):
-        build_datasets("cocoo", tmp_path, "train", "val")
 
 
 def test_build_split_needs_no_other_split(tmp_path: Path) -> None:
@@ -364,24 +264,3 @@ def test_a_split_without_annotations_is_evaluated_but_not_trained_on(tmp_path: P
     batches = list(EvaluationDataModule(test, eval_batch_size=2).val_dataloader())
     assert [[target.image_id for target in targets] for _, targets in batches] == [[11, 5], [8]]
     assert [len(target.boxes) for _, targets in batches for target in targets] == [0, 0, 0]
-
-
-def test_an_evaluation_alone(shapes: tuple[CocoDataset, CocoDataset], tmp_path: Path) -> None:
-    """Lightning validates with it; there is no loader to train with."""
-    seen = []
-
-    class Evaluated(Recorder):
-        def validation_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> None:
-            seen.extend(target.image_id for target in batch[1])
-
-    datamodule = EvaluationDataModule(shapes[1], eval_batch_size=2, eval_images=3)
-    trainer = L.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=tmp_path,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.validate(Evaluated(), datamodule=datamodule, verbose=False)
-        assert seen == [shapes[1].image_id(i) for i in range(3)] and datamodule.num_eval == 3
-        with pytest.raises(MisconfigurationException, match="train_dataloader"):
-            trainer.fit(Recorder(), datamodule=datamodule)

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from msil.data.sampler import TrainingBatches, evaluation_share, image_generator
+from msil.data.sampler import TrainingBatches, image_generator
 
 # Counts that divide by the batch size and that do not; indices with gaps, as after leaving images out.
 COUNTS = (8, 9, 15, 16, 61)
@@ -41,25 +41,10 @@ def test_an_epoch_shows_every_image_once_and_fills_the_last_batch(count: int, ba
         assert sum(counts.values()) - count == -count % batch_size
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_length_is_the_number_of_batches(count: int) -> None:
-    for world_size in (1, 2, 4):
-        batches = sampler(count, world_size=world_size)
-        assert len(batches) == len(list(batches)) == -(-count // 4)
-
-
 def test_fewer_images_than_a_batch_are_repeated() -> None:
     (batch,) = sampler(3, batch_size=8).batches(0)
     assert len(batch) == 8
     assert sorted(Counter(batch).values()) == [2, 3, 3]
-
-
-def test_no_batch_holds_an_image_twice_if_there_are_enough() -> None:
-    """One tall image waits alone until the end, where the epoch's first images fill its batch: not by itself."""
-    for seed in range(30):
-        for epoch in range(3):
-            for batch in sampler(9, [True] + 8 * [False], seed=seed).batches(epoch):
-                assert len(set(batch)) == 4, (seed, epoch, batch)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -76,13 +61,6 @@ def test_every_number_of_processes_sees_the_same_batches(count: int) -> None:
         assert all(len(part) == 4 // world_size for shares in ranks for part in shares)
         together = [sorted(pair for part in parts for pair in part) for parts in zip(*ranks, strict=True)]
         assert together == whole
-
-
-def test_keys_carry_the_epoch() -> None:
-    batches = sampler(9)
-    batches.set_epoch(6)
-    assert {epoch for batch in batches for epoch, _ in batch} == {6}
-    assert all(type(number) is int for batch in batches for key in batch for number in key)
 
 
 def test_a_batch_is_all_tall_or_all_wide_but_for_the_left_over() -> None:
@@ -117,23 +95,6 @@ def test_resuming_at_an_epoch_continues_as_if_never_stopped() -> None:
     assert list(resumed) == seen[3]
     resumed.set_epoch(0)
     assert list(resumed) == seen[0]  # the epoch alone counts, not what was drawn before
-
-
-def test_the_global_streams_are_left_alone() -> None:
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    list(sampler(15))
-    image_generator(0, 0, 0)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("count", [1, 4, 7, 100])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_evaluation_shows_every_image_to_exactly_one_process(count: int, world_size: int) -> None:
-    shares = [list(evaluation_share(count, rank, world_size)) for rank in range(world_size)]
-    assert sorted(index for share in shares for index in share) == list(range(count))
-    sizes = [len(share) for share in shares]
-    assert max(sizes) - min(sizes) <= 1
 
 
 def test_every_image_has_its_own_stream_in_every_epoch() -> None:
