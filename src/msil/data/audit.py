@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-import stat
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -111,19 +110,19 @@ def check_inside(paths: Iterable[Path], folder: Path, root: Path) -> None:
 
     118k images take half a second: folders are resolved once each, and files only if they are links.
     """
-    allowed = (os.path.realpath(root), os.path.realpath(folder))
+    tops = [os.path.realpath(top) for top in (root, folder)]
     checked: set[str] = set()
     for path in map(os.fspath, paths):
         parent = os.path.dirname(path)
-        if parent not in checked:
-            _check_place(parent, allowed, root)
-            checked.add(parent)
-        try:
-            linked = stat.S_ISLNK(os.lstat(path).st_mode)
-        except (OSError, ValueError):  # missing, or a name that no file system holds: refused where the file is opened
-            continue
-        if linked:
-            _check_place(path, allowed, root)
+        places = [*([] if parent in checked else [parent]), *([path] if os.path.islink(path) else [])]
+        checked.add(parent)
+        for place in places:
+            real = os.path.realpath(place)
+            if not any(real == top or real.startswith(top.rstrip(os.sep) + os.sep) for top in tops):
+                raise DataError(
+                    f"{place} leads by a symbolic link to {real}, outside the data set's folder {root}: put the file "
+                    "itself there, or set data.root to a folder that holds both"
+                )
 
 
 def check_images(
@@ -186,15 +185,6 @@ def check_boxes(truth: Annotations, strict: bool) -> tuple[Array, Array, Array]:
     if truth.annotated and not kept.any():
         raise DataError(f"{truth.source} is empty: no image has a usable box of the chosen classes")
     return kept, trained, clipped
-
-
-def _check_place(path: str, allowed: Sequence[str], root: Path) -> None:
-    place = os.path.realpath(path)
-    if not any(place == top or place.startswith(top.rstrip(os.sep) + os.sep) for top in allowed):
-        raise DataError(
-            f"{path} leads by a symbolic link to {place}, outside the data set's folder {root}: put the file itself "
-            "there, or set data.root to a folder that holds both"
-        )
 
 
 def _check_image(path: Path, expected: Size | None, where: str) -> ImageHeader | DataError:

@@ -10,13 +10,13 @@ import numpy as np
 
 from msil.metrics.detections import DetectionMetric
 from msil.metrics.matching import match_voc
-from msil.metrics.precision import per_class, scores
+from msil.metrics.precision import scores
 
 
 class VOCMetric(DetectionMetric):
     """VOC AP at IoU 0.5 over the images given to `update`; ignored boxes are VOC's difficult ones.
 
-    With several processes, all of them must call a method; each raises as `collected`.
+    With several processes, all of them must call `compute`, which raises as `collected`.
     """
 
     def compute(self) -> dict[str, float]:
@@ -33,12 +33,6 @@ class VOCMetric(DetectionMetric):
             "VOC_AP": float(scores(matches)["VOC_AP"]),
             "VOC_AP11": float(np.mean(points)) if points else float("nan"),
         }
-
-    def per_class(self) -> dict[int, float]:
-        """AP (area under the curve) of every category id; nan without a ground truth box that counts."""
-        with self.sync_context():
-            values = per_class(match_voc(self.collected()))["VOC_AP"]
-        return dict(zip(map(int, self.truth.category_ids), values.tolist(), strict=True))
 
 
 def average_precision_11(hits: np.ndarray, num_truths: int) -> float:
