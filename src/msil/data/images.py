@@ -45,8 +45,8 @@ UPRIGHT = {
     5: (True, ()), 6: (True, (2,)), 7: (True, (1, 2)), 8: (True, (1,)),
 }  # fmt: skip
 
-# Pillow's own limits are above ours, which is an error.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of damaged EXIF, and of sizes that are errors here, without naming the file.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,8 @@ def _header(file: BufferedReader, path: Path) -> ImageHeader:
         with Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             # A TIFF's size is upright already. Image.getexif would decode a PNG without EXIF.
-            orientation = 1 if image.format == "TIFF" else _orientation(image.info.get("exif", b""))
+            block = image.info.get("exif")
+            orientation = _orientation(block) if block and image.format != "TIFF" else 1
             end = ENDS.get(image.format or "")
     except Image.DecompressionBombError:
         raise DataError(_too_large(path, "far too many pixels")) from None

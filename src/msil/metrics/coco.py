@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -127,8 +126,8 @@ class _ClassEvaluation(COCOeval_faster):
         self.truth_boxes, self.found_boxes = record.truth_boxes[truths], to_xywh(record.found_boxes[found])
         self.scores = record.found_scores[found].astype(np.float64)
         images = np.union1d(record.truth_images[truths], record.found_images[found])
-        self.truth_owners, self.truth_rows = _positions(record.truth_images[truths], images)
-        self.found_owners, self.found_rows = _positions(record.found_images[found], images)
+        self.truth_owners, self.truth_bounds = _positions(record.truth_images[truths], images)
+        self.found_owners, self.found_bounds = _positions(record.found_images[found], images)
         self.params.imgIds = list(range(len(images)))
         self.params.catIds = [0]
 
@@ -144,7 +143,7 @@ class _ClassEvaluation(COCOeval_faster):
 
     def computeIoU(self, imgId: int, catId: int) -> list[list[float]]:
         """(D, G) of one image, the highest scores first."""
-        truths, found = self.truth_rows[imgId], self.found_rows[imgId]
+        truths, found = (slice(*bounds[imgId : imgId + 2]) for bounds in (self.truth_bounds, self.found_bounds))
         if truths.start == truths.stop or found.start == found.stop:
             return []
         boxes = self.found_boxes[found][: self.params.maxDets[-1]]
@@ -152,10 +151,10 @@ class _ClassEvaluation(COCOeval_faster):
         return ious.tolist()
 
 
-def _positions(owners: np.ndarray, images: np.ndarray) -> tuple[list[int], list[slice]]:
-    """Each owner's position in `images`, both ascending, and each image's rows of `owners`."""
-    bounds = np.append(np.searchsorted(owners, images), len(owners)).tolist()
-    return np.searchsorted(images, owners).tolist(), [slice(*pair) for pair in pairwise(bounds)]
+def _positions(owners: np.ndarray, images: np.ndarray) -> tuple[list[int], list[int]]:
+    """Each owner's position in `images`, both ascending, and where each image's rows of `owners` begin, and the end."""
+    bounds = np.append(np.searchsorted(owners, images), len(owners))
+    return np.searchsorted(images, owners).tolist(), bounds.tolist()
 
 
 def _named(evaluation: Any) -> dict[str, float]:
