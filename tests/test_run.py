@@ -215,7 +215,7 @@ def test_two_processes_train_and_count_every_image_once(tmp_path: Path, shapes: 
     # The same checkpoint, evaluated here in one process: every image once, whatever process had it.
     detector, _ = load_detector(run_dir / "checkpoints" / "last.ckpt")
     dataset = CocoDataset(shapes, "val")
-    metric = CocoMetric(dataset.ground_truth(), dataset.category_ids)
+    metric = CocoMetric(dataset.annotations)
     for i in range(len(dataset)):
         metric.update(detector.predict([dataset[i][0]]), [dataset.image_id(i)])
     alone = {name: None if value != value else value for name, value in metric.compute_final().items()}

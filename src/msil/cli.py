@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msil.errors import UserError
 
 if TYPE_CHECKING:
-    from msil.data.annotated import AnnotatedImages
+    from msil.data.annotations import AnnotatedImages
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -249,7 +249,7 @@ def _figure_data(options: argparse.Namespace) -> AnnotatedImages:
 def _centers(options: argparse.Namespace) -> int:
     from msil.reporting.centers import write_centers
 
-    print("\n".join(write_centers(_figure_data(options).ground_truth(), options.out, options.classes)))
+    print("\n".join(write_centers(_figure_data(options).annotations, options.out, options.classes)))
     return 0
 
 

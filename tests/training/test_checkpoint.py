@@ -122,7 +122,7 @@ def test_the_final_ap_is_that_of_the_last_checkpoint(finished: tuple[Config, Pat
     state = load(run_dir / "checkpoints" / "last.ckpt")["state_dict"]
     detector.load_state_dict({key.removeprefix("detector."): value for key, value in state.items()})
     dataset = CocoDataset(shapes, "val")
-    metric = CocoMetric(dataset.ground_truth(), dataset.category_ids)
+    metric = CocoMetric(dataset.annotations)
     for i in range(len(dataset)):
         metric.update(detector.predict([dataset[i][0]]), [dataset.image_id(i)])
     assert metric.compute_final() == pytest.approx(result["metrics"], abs=1e-6, nan_ok=True)

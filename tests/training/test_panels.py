@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from msil.config import Config, config_hash, plain
 from msil.data.coco import CocoDataset
+from msil.metrics.coco import to_coco
 from msil.metrics.record import EvaluationRecord, make_record, write_record
 from msil.runs import write_json
 from msil.training.experiment import run
@@ -112,7 +113,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Logged:
 def judged(data: CocoDataset, seed: int) -> tuple[EvaluationRecord, list[float], float]:
     """Detections near the truth, some of them of a wrong class; their AP by class and over all, by pycocotools."""
     random = np.random.default_rng(seed)
-    truth = data.ground_truth()
+    truth = to_coco(data.annotations)
     ids = [data.image_id(i) for i in range(len(data))]
     found = []
     for annotation in truth["annotations"]:
@@ -128,15 +129,12 @@ def judged(data: CocoDataset, seed: int) -> tuple[EvaluationRecord, list[float],
     boxes = np.array([one["bbox"] for one in found])
     boxes[:, 2:] += boxes[:, :2]
     record = make_record(
-        truth,
-        data.classes,
-        data.category_ids,
-        {image_id: f"val/{data.path(i).name}" for i, image_id in enumerate(ids)},
-        image_ids=np.array(ids),
-        owners=np.array([one["image_id"] for one in found]),
-        boxes=boxes,
-        scores=np.array([one["score"] for one in found]),
-        labels=np.array([data.category_ids.index(one["category_id"]) for one in found]),
+        data.annotations,
+        np.array(ids),
+        np.array([one["image_id"] for one in found]),
+        boxes.astype(np.float32),
+        np.array([one["score"] for one in found], dtype=np.float32),
+        np.array([data.category_ids.index(one["category_id"]) for one in found]),
     )
     by_class = [average_precision(truth, found, [category]) for category in data.category_ids]
     return record, by_class, average_precision(truth, found, list(data.category_ids))
@@ -172,8 +170,8 @@ def test_the_table_of_classes_has_pycocotools_numbers(logged: Logged) -> None:
     found = table(logged.run, "classes")
     assert [row["class"] for row in found] == list(logged.data.classes)
     assert [row["AP"] for row in found] == pytest.approx(logged.class_aps[0], abs=1e-9)
-    labels = [annotation["category_id"] for annotation in logged.data.ground_truth()["annotations"]]
-    assert [row["objects"] for row in found] == [labels.count(category) for category in logged.data.category_ids]
+    labels = logged.data.annotations.truth_labels.tolist()
+    assert [row["objects"] for row in found] == [labels.count(label) for label in range(4)]
     assert min(logged.class_aps[0]) > 0.1 and max(logged.class_aps[0]) < 0.95  # or they would show little
 
 

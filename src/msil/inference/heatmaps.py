@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from msil.data.annotated import AnnotatedImages
+from msil.data.annotations import AnnotatedImages
 from msil.data.images import read_image
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError

@@ -28,7 +28,7 @@ from msil.training.memory import Sizes
 from msil.training.metrics_file import MetricsFile
 from msil.training.module import DetectionModule
 from msil.training.progress import Progress
-from msil.training.record import common, evaluated
+from msil.training.record import common
 from msil.training.setup import make_datamodule, make_metrics, make_trainer
 from msil.training.step_log import StepLog
 
@@ -80,12 +80,6 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
         train_ended = time.time()
         module.final_evaluation = True
         trainer.validate(module, datamodule=datamodule, verbose=False)
-    skipped = [str(train.path(index)) for index in datamodule.skipped_images]
-    if skipped and trainer.is_global_zero:
-        words = "image could not be read, and another stood in for it"
-        if len(skipped) > 1:
-            words = "images could not be read, and others stood in for them"
-        print(f"{len(skipped)} training {words}: {', '.join(skipped)}")
     result = {
         **common(config, values, detector, trainer),
         "metrics": module.final_metrics,
@@ -97,11 +91,10 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
         "steps": trainer.global_step,
         "skipped_steps": finite.skipped,
         "train_images": len(datamodule.train_indices),
-        "skipped_images": len(skipped),
         "val_images": datamodule.num_eval,
         "classes": list(train.classes),
     }
-    found = module.metrics[0].gathered()  # pyright: ignore
+    record = module.metrics[0].gathered()  # pyright: ignore
     if trainer.is_global_zero:
         if module.evaluated_at_step != trainer.global_step:  # the training ended between two evaluations
             for logger in trainer.loggers:
@@ -110,7 +103,6 @@ def train(config: Config, values: dict[str, Any], run_dir: Path, interruption: I
                 logger.log_metrics({**module.final_metrics, "epoch": epoch}, step=trainer.global_step - 1)
                 logger.save()
         draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
-        record = evaluated(found, val, config.data.root)
         write_record(run_dir, record)
         write_json(run_dir / "result.json", result)
         (checkpoints / PREVIOUS).unlink(missing_ok=True)  # a finished run is not resumed

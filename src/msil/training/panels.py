@@ -14,11 +14,10 @@ import wandb
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from msil.data.annotated import AnnotatedImages
+from msil.data.annotations import AnnotatedImages
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
-from msil.metrics.breakdown import breakdown
-from msil.metrics.confusion import confusion
+from msil.metrics.breakdown import breakdown, confusion
 from msil.metrics.matching import Matches, match_coco
 from msil.metrics.precision import per_class, precision_recall, scores
 from msil.metrics.record import EvaluationRecord, corners

@@ -14,11 +14,8 @@ import lightning as L
 import torch
 
 from msil.config import Config, config_hash
-from msil.data.annotated import AnnotatedImages
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
-from msil.metrics.detections import CollectedDetections
-from msil.metrics.record import EvaluationRecord, make_record
 from msil.training.cost import count_flops, count_parameters, padded_size
 
 PACKAGES = ("msil", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "pycocotools",
@@ -43,22 +40,6 @@ def common(config: Config, values: dict[str, Any], detector: AnyDetector, traine
         "machine": _machine(trainer),
         "config": values,
     }
-
-
-def evaluated(found: CollectedDetections, data: AnnotatedImages, root: str) -> EvaluationRecord:
-    """What a run's evaluation on `data`, which lies below `root`, compared."""
-    names = {data.image_id(i): data.path(i).relative_to(root).as_posix() for i in range(len(data))}
-    return make_record(
-        data.ground_truth(),
-        data.classes,
-        data.category_ids,
-        names,
-        image_ids=found.image_ids,
-        owners=found.owners,
-        boxes=found.boxes,
-        scores=found.scores,
-        labels=found.labels,
-    )
 
 
 def _machine(trainer: L.Trainer) -> dict[str, Any]:

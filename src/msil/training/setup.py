@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 
-from msil.config import Config, DataName, OnBadImage
+from msil.config import Config, DataName
 from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
 from msil.errors import ConfigError
 from msil.metrics.coco import CocoMetric
@@ -97,7 +97,6 @@ def make_datamodule(config: Config) -> DetectionDataModule:
         multiscale=low_high,
         flip=data.flip,
         device_transforms=data.device_transforms,
-        skip_bad_images=data.on_bad_image is OnBadImage.skip,
         workers=data.workers,
         eval_images=config.schedule.eval_images,
     )
@@ -123,8 +122,7 @@ def make_test_datamodule(config: Config) -> EvaluationDataModule:
 
 
 def make_metrics(config: Config, val: Any) -> list[CocoMetric | VOCMetric]:
-    ground_truth = val.ground_truth()
-    metrics: list[CocoMetric | VOCMetric] = [CocoMetric(ground_truth, val.category_ids)]
+    metrics: list[CocoMetric | VOCMetric] = [CocoMetric(val.annotations)]
     if config.data.name is DataName.voc:
-        metrics.append(VOCMetric(ground_truth, val.category_ids))
+        metrics.append(VOCMetric(val.annotations))
     return metrics

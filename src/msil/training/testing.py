@@ -15,7 +15,7 @@ from msil.checkpoints.load import load_weights
 from msil.config import Config, weights_name
 from msil.interruption import Interruption
 from msil.metrics.record import write_record
-from msil.metrics.upload import DetectionCollector, check_upload, upload_entries, write_upload
+from msil.metrics.upload import DetectionCollector, upload_entries, write_upload
 from msil.runs import write_json
 from msil.training.callbacks import PredictionPictures
 from msil.training.checkpoint import StopEvaluation
@@ -24,7 +24,7 @@ from msil.training.loggers import dashboard_loggers, has_dashboard
 from msil.training.memory import Sizes
 from msil.training.module import DetectionModule
 from msil.training.progress import EvaluationProgress
-from msil.training.record import common, evaluated
+from msil.training.record import common
 from msil.training.setup import make_metrics, make_test_datamodule, make_trainer
 
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]")
@@ -46,7 +46,7 @@ def test(config: Config, values: dict[str, Any], run_dir: Path, interruption: In
     if rank_zero_only.rank == 0:
         print("; ".join([f"testing {config.model.weights} on {config.data.name.value} {split}", *notes]))
     prepare(detector, config.trainer, frozen=True)
-    collector = DetectionCollector(data.ground_truth(), data.category_ids)
+    collector = DetectionCollector(data.annotations)
     module = DetectionModule(
         detector,
         [*(make_metrics(config, data) if data.annotated else []), collector],
@@ -82,22 +82,20 @@ def test(config: Config, values: dict[str, Any], run_dir: Path, interruption: In
         "classes": list(data.classes),
         "split": split,
     }
-    found = collector.gathered()
+    record = collector.gathered()
     if trainer.is_global_zero:
-        entries = upload_entries(found, data.category_ids)
-        check_upload(entries, found.image_ids.tolist(), data.category_ids)
+        entries = upload_entries(record)
         # Whatever they are called on disk, the upload has a plain name.
         plain_split, name = (_PLAIN.sub("-", word) for word in (split, weights_name(config.model.weights)))
         files = write_upload(run_dir, plain_split, name, entries)
         result["detections"] = [path.name for path in files]
         for logger in loggers:
             logger.log_metrics(module.final_metrics, step=0)
-        record = evaluated(found, data, config.data.root) if data.annotated else None
-        if record is not None:
+        if data.annotated:
             write_record(run_dir, record)
         write_json(run_dir / "result.json", result)
         if has_dashboard(loggers):
             from msil.training.panels import show_panels  # late: the other runs need none of it
 
-            show_panels(loggers, result, record, detector, data, 0)
+            show_panels(loggers, result, record if data.annotated else None, detector, data, 0)
     return result
