@@ -99,7 +99,7 @@ def begun(program: Sequence[str], folder: Path, root: Path, *words: str, **varia
 def ended(*processes: subprocess.Popen[str]) -> tuple[list[int], str, str]:
     """Their exit codes, outputs and errors; kills what does not end."""
     try:
-        out, err = zip(*(process.communicate(timeout=400) for process in processes), strict=True)
+        out, err = zip(*(process.communicate(timeout=200) for process in processes), strict=True)
     finally:
         for process in processes:
             process.kill()
@@ -121,15 +121,17 @@ def until_it_has_saved(folder: Path, process: subprocess.Popen[str]) -> None:
 SLURM = {
     "sbatch": """
         last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
-        export SLURM_ARRAY_JOB_ID=$$ SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=localhost
-        export SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
-        for task in $(seq 0 "$last"); do
-            (export SLURM_JOB_ID=$$$task SLURM_ARRAY_TASK_ID=$task; bash "$1"
+        export SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=localhost
+        export SLURM_JOB_ID=$$ SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
+        for task in $(seq 0 "${last:-0}"); do
+            (test -z "$last" || export SLURM_ARRAY_JOB_ID=$$ SLURM_ARRAY_TASK_ID=$task
+             bash "$1"
              if rm "$HERE/requeue"; then bash "$1"; fi) > /dev/null 2>&1 &
         done
         echo "Submitted batch job $$" """,
     "srun": """
-        log=${3//%A/$SLURM_ARRAY_JOB_ID}; log=${log//%a/$SLURM_ARRAY_TASK_ID}; log=${log//%t/0}
+        log=${3//%A/$SLURM_ARRAY_JOB_ID}; log=${log//%a/$SLURM_ARRAY_TASK_ID}
+        log=${log//%j/$SLURM_JOB_ID}; log=${log//%t/0}
         mkdir -p "$(dirname "$log")"; shift 5; exec "$@" >> "$log" 2>&1""",
     "scontrol": 'touch "$HERE/requeue"',
     "sacct": "echo",
