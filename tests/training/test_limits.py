@@ -71,7 +71,7 @@ def test_a_second_run_is_told_who_is_there(tmp_path: Path, shapes: Path) -> None
         other.communicate()
 
 
-def test_a_lock_left_behind_by_a_killed_run_locks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lock_left_behind_by_a_killed_run_locks_nothing(tmp_path: Path) -> None:
     """Even while a child of it, such as a loader's worker, still lives."""
     ready, done = os.pipe(), os.pipe()
     holder = os.fork()
@@ -90,8 +90,3 @@ def test_a_lock_left_behind_by_a_killed_run_locks_nothing(tmp_path: Path, capsys
     with locked(tmp_path):
         pass
     os.write(done[1], b"x")
-    said = capsys.readouterr().err
-    assert f"the process before (pid {holder} on host" in said and "did not end in order" in said
-    with locked(tmp_path):  # and now it did
-        pass
-    assert capsys.readouterr().err == ""
