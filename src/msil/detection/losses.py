@@ -6,7 +6,6 @@ The caller divides by the number of positives over all ranks. Values follow MMDe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msil.detection.boxes import aligned_giou, aligned_iou
-from msil.detection.priors import vector
 
 # Logits (..., 1) at the labelled classes -> the loss of each as an object's, and its derivative.
 ObjectTerm = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -38,17 +36,8 @@ def mean_across_ranks(values: Tensor, at_least: Sequence[float] = ()) -> Tensor:
         values = values.detach().clone()
         dist.all_reduce(values)
     if at_least:
-        limits = _make_limits if torch.compiler.is_compiling() else _cached_limits
-        values = torch.maximum(values, limits(tuple(at_least), values.device))
+        values = torch.stack([value.clamp(min=limit) for value, limit in zip(values.unbind(), at_least, strict=True)])
     return values if ranks == 1 else values / ranks
-
-
-def _make_limits(at_least: tuple[float, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # cached: must serve training too
-        return vector(at_least, device)
-
-
-_cached_limits = lru_cache(maxsize=64)(_make_limits)
 
 
 class _ClassificationLoss(torch.autograd.Function):
