@@ -190,7 +190,8 @@ class ResNet(PartlyFrozen):
     ) -> None:
         super().__init__()
         given = None if weights is None else str(weights)
-        norm, frozen_stages = ResNetOptions(name, given, frozen_stages, norm, style).decided().values()
+        decided = ResNetOptions(name, given, frozen_stages, norm, style).decided()
+        norm = str(decided["norm"])
         block, layers = DEPTHS[name]
         net = resnet.ResNet(block, layers, num_classes=1, norm_layer=NORMS[norm])  # its fc is dropped
         if norm == "frozen_bn":
@@ -206,7 +207,7 @@ class ResNet(PartlyFrozen):
             self._load(name, weights, norm)
 
         stages = [[self.conv1, self.bn1, self.layer1], [self.layer2], [self.layer3], [self.layer4]]
-        frozen = [module for stage in stages[:frozen_stages] for module in stage]
+        frozen = [module for stage in stages[: decided["frozen_stages"]] for module in stage]
         for module in frozen:
             module.requires_grad_(False)
         fixed_norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)] if norm == "eval_bn" else []
