@@ -69,16 +69,14 @@ def test_star_offsets_by_hand() -> None:
     torch.testing.assert_close(offsets + regular, taps)
 
 
-@pytest.mark.parametrize("gradient_mul", [0.0, 0.1, 1.0])
-def test_the_share_of_the_gradient(gradient_mul: float) -> None:
+def test_a_tenth_of_the_gradient_passes_through() -> None:
     distances = torch.rand(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    offsets = star_offsets(distances, 4, gradient_mul)
-    torch.testing.assert_close(offsets, star_offsets(distances, 4, 1.0))  # the value does not depend on it
+    offsets = star_offsets(distances, 4)
     down = torch.arange(18.0).view(18, 1, 1).expand_as(offsets)
     (grad,) = torch.autograd.grad(offsets, distances, down)
     # Every side moves three taps: left x of taps 0, 3, 6 (channels 1, 7, 13) backwards, top y of 0, 1, 2, and so on.
     full = torch.tensor([-(1 + 7 + 13), -(0 + 2 + 4), 5 + 11 + 17, 12 + 14 + 16]) / 4
-    torch.testing.assert_close(grad, gradient_mul * full.view(4, 1, 1).expand_as(grad))
+    torch.testing.assert_close(grad, 0.1 * full.view(4, 1, 1).expand_as(grad))
 
 
 def test_deformable_convolution_of_the_reference(golden) -> None:

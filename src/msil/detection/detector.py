@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from msil.detection.backbone import build_backbone, eval_mode
 from msil.detection.fpn import FPN
-from msil.detection.heads import DenseHead, HeadOptions, build_head, head_class
+from msil.detection.heads import HEADS, DenseHead, HeadOptions, head_class
 from msil.detection.postprocess import merged, mirrored, rescaled, scaled_limits
 from msil.detection.preprocess import (
     IMAGENET_MEAN,
@@ -231,27 +231,30 @@ def image_sizes(images: list[Tensor]) -> list[tuple[int, int]]:
 
 
 def _resized(image: Tensor, limits: Limits) -> Tensor:
-    if limits is None:
-        return image
-    return resize(image, resized_size(image.shape[-2], image.shape[-1], *limits))
+    return image if limits is None else resize(image, resized_size(image.shape[-2], image.shape[-1], *limits))
 
 
 def image_list(images: Images) -> list[Tensor]:
     """One image (3, H, W), a batch (N, 3, H, W) or a sequence of images (3, H, W) as a list of images.
 
-    Raises ValueError, saying what is wrong, for anything else.
+    Raises ValueError for anything else.
     """
-    if isinstance(images, Tensor) and images.dim() not in (3, 4):
-        raise ValueError(f"images must be (3, H, W), (N, 3, H, W) or a list of (3, H, W), not {tuple(images.shape)}.")
     if isinstance(images, Tensor):
+        if images.dim() not in (3, 4):
+            raise ValueError(
+                f"images must be (3, H, W), (N, 3, H, W) or a list of (3, H, W), not {tuple(images.shape)}."
+            )
         return [images] if images.dim() == 3 else list(images)
     if not isinstance(images, Sequence) or isinstance(images, str):
         raise ValueError(f"images must be a tensor or a list of tensors (3, H, W), not {type(images).__name__}.")
     for number, image in enumerate(images):
         if not isinstance(image, Tensor) or image.dim() != 3:
-            found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f"image {number} must be a tensor (3, H, W), not {found}.")
+            raise ValueError(f"image {number} must be a tensor (3, H, W), not {_kind(image)}.")
     return list(images)
+
+
+def _kind(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _check_values(images: list[Tensor]) -> None:
@@ -267,7 +270,7 @@ def _check_values(images: list[Tensor]) -> None:
 def target_list(targets: Sequence[Target | Mapping[str, Tensor]], images: int, num_classes: int) -> list[Target]:
     """The Targets of so many images, of Targets or torchvision's dicts with "boxes" and "labels".
 
-    Raises ValueError, saying what is wrong, for anything else.
+    Raises ValueError for anything else.
     """
     if not isinstance(targets, Sequence) or len(targets) != images:
         found = len(targets) if isinstance(targets, Sequence) else type(targets).__name__
@@ -275,8 +278,8 @@ def target_list(targets: Sequence[Target | Mapping[str, Tensor]], images: int, n
     return [_as_target(target, number, num_classes) for number, target in enumerate(targets)]
 
 
-def _as_target(target: Target | Mapping[str, Tensor], number: int, num_classes: int) -> Target:
-    given = target
+def _as_target(given: Target | Mapping[str, Tensor], number: int, num_classes: int) -> Target:
+    target = given
     if isinstance(target, Mapping) and {"boxes", "labels"} <= target.keys():
         target = Target(target["boxes"], target["labels"])
     if not isinstance(target, Target):
@@ -286,11 +289,12 @@ def _as_target(target: Target | Mapping[str, Tensor], number: int, num_classes: 
         )
     boxes, labels = target.boxes, target.labels
     if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
-        found = tuple(boxes.shape) if isinstance(boxes, Tensor) else type(boxes).__name__
-        raise ValueError(f"the boxes of target {number} must be a tensor (M, 4), not {found}.")
+        raise ValueError(f"the boxes of target {number} must be a tensor (M, 4), not {_kind(boxes)}.")
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != boxes.shape[:1]:
-        found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"the labels of target {number} must be torch.int64 ({len(boxes)},), not {found}.")
+        dtype = f"{labels.dtype} " if isinstance(labels, Tensor) else ""
+        raise ValueError(
+            f"the labels of target {number} must be torch.int64 ({len(boxes)},), not {dtype}{_kind(labels)}."
+        )
     if len(boxes) and target is not given:
         least, most = (int(label) for label in labels.aminmax())
         if least < 0 or most >= num_classes:
@@ -346,8 +350,11 @@ def build_detector(
         fpn = fpn_of(body, head.options, head.channels)
     else:
         options = head_class(head).Options() if isinstance(head, str) else head
+        kind = next((kind for kind in HEADS.values() if kind.Options is type(options)), None)
+        if kind is None:
+            raise ValueError(f"head must be a name, a head's options or a DenseHead, not {type(options).__name__}.")
         fpn = fpn_of(body, options, channels)
-        head = build_head(options, num_classes, channels, msil)
+        head = kind(num_classes, channels, msil=msil, **vars(options))
     built = Detector(body, fpn, head, min_size=min_size, max_size=max_size)
     if weights is not None:
         state = load_state_dict_file(weights)
