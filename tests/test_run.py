@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
@@ -278,8 +277,6 @@ def test_a_sweep_with_a_failing_job_runs_the_other_and_ends_with_1(tmp_path: Pat
     (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
     assert (sweep / "table.md").exists()
     runs = [path for path in (tmp_path / "runs").iterdir() if path.name != "sweeps"]
-    states = sorted(json.loads((run / "status.json").read_text())["state"] for run in runs)
-    assert states == ["failed", "ok"]
     assert sum(read_result(run) is not None for run in runs) == 1
 
 

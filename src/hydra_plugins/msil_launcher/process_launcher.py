@@ -21,11 +21,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from msil.config import LoggerConfig, LoggerName
 from msil.errors import ConfigError, UserError
 from msil.lock import Locked, locked
 from msil.overrides import check_weights, typed
-from msil.reporting.tables import Table
 from msil.runs import probe, read_result
 from msil.sweep.plan import Sweep, gpu_shares, job_arguments, job_environment, plan
 from msil.sweep.run import run_jobs
@@ -83,21 +81,19 @@ class ProcessLauncher(Launcher):
                 self._remove_folders()
                 sys.exit(0)
             with locked(sweep.folder):
-                return self._sweep(sweep, configs[0].logger)
+                return self._sweep(sweep)
         except Locked as error:
             _stop(error, 73)
         except UserError as error:
             self._remove_folders()
             _stop(error, 2)
 
-    def _sweep(self, sweep: Sweep, logger: LoggerConfig) -> Sequence[JobReturn]:
+    def _sweep(self, sweep: Sweep) -> Sequence[JobReturn]:
         outcomes = [first_outcome(job) for job in sweep.jobs]
         stopped_by = self._run(sweep, outcomes)
-        table, written = report(sweep, outcomes)
+        written = report(sweep, outcomes)
         if stopped_by is not None:
             sys.exit(130 if stopped_by == signal.SIGINT else 75)
-        if logger.name is LoggerName.wandb:
-            _log_table(sweep, outcomes, table, logger)
         if not all(outcome.done for outcome in outcomes):
             sys.exit(1)
         if not written:
@@ -127,16 +123,6 @@ class ProcessLauncher(Launcher):
         with contextlib.suppress(OSError):  # no longer empty
             for folder in self._new_folders:
                 folder.rmdir()
-
-
-def _log_table(sweep: Sweep, outcomes: Sequence[Outcome], table: Table, logger: LoggerConfig) -> None:
-    """The same table in W&B."""
-    from msil.training.sweep_panels import show_sweep  # late: W&B takes seconds, and few sweeps need it
-
-    folders = [outcome.job.run_dir for outcome in outcomes if outcome.done]
-    found = [(folder, result) for folder in folders if (result := read_result(folder)) is not None]
-    results = [{**result, "folder": str(folder)} for folder, result in found]
-    show_sweep(logger, sweep.folder, sweep.name, table, results, sweep.table)
 
 
 def _job_return(outcome: Outcome) -> JobReturn:
