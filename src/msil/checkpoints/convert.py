@@ -71,8 +71,9 @@ def import_checkpoint(
     state = {key: value for key, value in state.items() if not key.startswith(NOT_OF_THE_NET)}
     layout, style = _layout(path, source, state, style, head)
     tensors = from_mmdet(state) if source == "mmdet" else from_torchvision(state)
-    if missing := [key for key in CLASSIFIER if key not in tensors]:
-        raise WeightsError(f"{path} lacks {missing[0]} (in our names): the checkpoint is incomplete.")
+    weight, bias = (tensors.get(key, torch.zeros(0)) for key in CLASSIFIER)
+    if weight.dim() != 4 or bias.shape != weight.shape[:1] or len(bias) % layout.per_cell:
+        raise WeightsError(f"{path} lacks the head's classifier, or a part of it: the checkpoint is incomplete.")
     if source == "torchvision":
         _convert_torchvision(tensors, layout)
     found = _class_names(path, classes, meta, len(tensors[CLASSIFIER[1]]) // layout.per_cell)
@@ -93,9 +94,9 @@ def import_checkpoint(
     except OSError as error:
         raise WeightsError(f"{out} cannot be written ({error.strerror or error}): choose another -o.") from error
     model = description.model
-    caffe = f"style {style}, norm {model.backbone['norm']}, {model.channel_order} images, mean {model.image_mean}"
+    body = f"style {style}, norm {model.backbone['norm']}, {model.channel_order} images, mean {model.image_mean}"
     return [
-        f"{description.source}: {len(tensors)} tensors on {model.backbone['name']} ({caffe}), {len(found)} classes",
+        f"{description.source}: {len(tensors)} tensors on {model.backbone['name']} ({body}), {len(found)} classes",
         f"  thresholds: score {model.score_thresh}, NMS {model.nms_thresh}, {model.detections_per_img} detections",
     ]
 
