@@ -219,7 +219,7 @@ def test_imagenet_without_network_says_what_to_do(tmp_path: Path, monkeypatch: p
     with pytest.raises(WeightsError) as caught:
         TimmBackbone("convnext_atto", weights="imagenet")
     message = str(caught.value)
-    assert message.startswith("the ImageNet weights of timm's convnext_atto cannot be had (")
+    assert message.startswith("the ImageNet weights of timm's convnext_atto cannot be loaded (")
     assert message.endswith(
         "set model.backbone.weights=<path> to model.safetensors of https://huggingface.co/timm/convnext_atto.d2_in1k, "
         "or model.backbone.weights=null to train from scratch."

@@ -120,7 +120,7 @@ class Detector(nn.Module):
         return batch.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
     def lay_out(self, *, channels_last: bool) -> None:
-        """Choose how feature maps lie in memory: channels last (the default, and faster), or channel by channel."""
+        """Memory format of weights and batches: channels last (the default, and faster) or contiguous."""
         self.channels_last = channels_last
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
@@ -136,20 +136,19 @@ class Detector(nn.Module):
         frozen: the weights are final, so that inductor may fold them in graphs without gradients (its freezing).
             Applies to everything that this process compiles afterwards.
         """
-        if mode is None:
-            return
-        allow_graphs(frozen)
-        # Of the classes, not of this detector: a copy of it gets its own.
-        self.net = partial(torch.compile(type(self).net, mode=mode), self)
-        self.head.padded_loss = partial(torch.compile(type(self.head).padded_loss, mode=mode), self.head)
+        if mode is not None:
+            allow_graphs(frozen)
+            # The classes' methods, so that a copy of this detector gets its own.
+            self.net = partial(torch.compile(type(self).net, mode=mode), self)
+            self.head.padded_loss = partial(torch.compile(type(self.head).padded_loss, mode=mode), self.head)
 
     def loss(self, images: Images, targets: Sequence[Target | Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The head's loss terms, scalars, of N images and their N targets.
 
         images: as in `predict`. targets: Target, or torchvision's dicts {"boxes": (M, 4), "labels": (M,)}, in the
         images' pixels, with labels in [0, num_classes).
-        Raises ValueError for anything else. The values of a dict are checked, which waits for an accelerator; those
-        of a Target, which msil's data sets have checked, are not.
+        Raises ValueError for anything else. The values in a dict are checked (a host sync); those of a Target, which
+        msil's data sets check, are not.
         """
         images = image_list(images)
         return self.head.loss(
@@ -170,8 +169,8 @@ class Detector(nn.Module):
         """One image (3, H, W), a batch (N, 3, H, W) or a list of N images of any sizes -> N Detections in the pixels of
         those images. Runs in eval mode and leaves the mode as it was.
 
-        What is found in an image does not depend on the others: only images that are padded to the same size go
-        through the net together. Raises ValueError for anything else than such images.
+        Only images padded to the same size share a batch, so an image's detections do not depend on the others.
+        Raises ValueError for any other input.
         """
         images = image_list(images)
         check_values(images)
@@ -262,9 +261,8 @@ def build_detector(
     num_classes: K. channels: of the FPN and the head.
     msil: keyword arguments of MSIL (channels aside), by default the full block; a module of one's own from (cls_feat,
         reg_feat) to the same two shapes; None, or apply="none": the plain detector.
-    weights: file with a Detector's state dict (or a checkpoint of a run), loaded after building. Whether the other
-        settings are those that it was trained with does not show in a state dict alone:
-        msil.checkpoints.load.load_detector reads them from the file too.
+    weights: file with a Detector's state dict (or a run's checkpoint) that fits these settings;
+        msil.checkpoints.load.load_detector takes the settings from a checkpoint too.
     min_size, max_size: as in Detector.
 
     Raises ValueError for an unknown name or an option outside its limits, WeightsError for weights that are missing or

@@ -79,11 +79,11 @@ class Detections:
 
 
 def to_device(values: Tensor, device: torch.device | None) -> Tensor:
-    """`values` on `device` (None: where they are); from the host without waiting for the copy."""
+    """`values` on `device` (None: where they are); copies from the host are asynchronous."""
     if device is None or values.device == device:
         return values
     if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()  # an ordinary host tensor's copy would make the host wait
+        values = values.pin_memory()  # the copy from pageable memory is a host sync
     return values.to(device, non_blocking=True)
 
 
@@ -92,7 +92,7 @@ def sizes_tensor(image_sizes: list[tuple[int, int]], device: torch.device) -> Te
     if torch.compiler.is_exporting():
         return torch.tensor(image_sizes, device=device)  # they may be symbols
     sizes = torch.empty((len(image_sizes), 2), dtype=torch.int64)
-    sizes.numpy()[:] = image_sizes  # of the host: nothing that counts copies to a device takes it for one
+    sizes.numpy()[:] = image_sizes  # on the host, before its one copy
     return to_device(sizes, device)
 
 
