@@ -54,9 +54,8 @@ def one_run(composed: DictConfig, interruption: Interruption) -> float | None:
     from lightning.pytorch.utilities import rank_zero_only
 
     from msil.reporting.tables import result_line
-    from msil.training.divergence import TrainingDiverged
     from msil.training.experiment import run
-    from msil.training.peers import PeerLost
+    from msil.training.faults import PeerLost, TrainingDiverged
 
     if not loaded:
         gc.freeze()

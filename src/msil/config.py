@@ -57,13 +57,6 @@ class Decay(StrEnum):
     cosine = "cosine"
 
 
-class NaNPolicy(StrEnum):
-    """What to do before an optimizer step whose loss or gradients are not finite."""
-
-    stop = "stop"
-    skip = "skip"  # pass over it, at most three in a row
-
-
 class Resume(StrEnum):
     auto = "auto"  # from the last checkpoint of an unfinished run
     never = "never"  # from the beginning
@@ -170,16 +163,12 @@ class TrainerConfig:
     num_nodes: int = MISSING
     strategy: str = MISSING
     precision: str = MISSING
-    # Parts in which a device takes its images of a step, one after the other, for less memory; the step's loss is the
-    # mean of the parts' losses.
-    accumulate: int = MISSING
+    accumulate: int = MISSING  # batches that a step's images are taken in, for less memory
     progress_bar: bool = MISSING
     save_every: int = MISSING  # steps between two checkpoints inside an epoch; one is saved after every epoch anyway
-    nan_policy: NaNPolicy = MISSING
     # For speed alone; docs/performance.md has what each of them brings.
     channels_last: bool = MISSING  # feature maps with their channels side by side in memory
-    compile: bool = MISSING  # torch.compile of the net and of its loss
-    cuda_graph: bool = MISSING  # forward, loss and backward of a step as one CUDA graph for each size of batch
+    compile: str | None = MISSING  # torch.compile's mode for the net and its loss; null: eager
     require_gpu: bool = MISSING  # refuse to run without one, instead of saying so and taking the CPU
 
 

@@ -1,8 +1,10 @@
-"""What a user can mend: every message is one clear sentence saying what is wrong, where, and what to do."""
+"""Errors that end a command with one printed sentence and an exit code: what is wrong, where, and what to do."""
 
 
 class UserError(Exception):
-    """Base of the errors that end a command with exit code 2 and one printed sentence, no traceback."""
+    """What a user can mend."""
+
+    exit_code = 2
 
 
 class ConfigError(UserError):
@@ -15,3 +17,9 @@ class DataError(UserError):
 
 class WeightsError(UserError):
     """Weights are missing, cannot be downloaded, or do not fit the net."""
+
+
+class RunError(Exception):
+    """A run that ended before its end, for no mistake of the user's. A subclass has its own exit code."""
+
+    exit_code = 1

@@ -8,11 +8,15 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from msil.errors import RunError
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class Preempted(Exception):
-    """A signal ended the run before its end (exit code 75)."""
+class Preempted(RunError):
+    """A signal ended the run before its end."""
+
+    exit_code = 75
 
 
 class Interruption:

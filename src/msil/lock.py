@@ -23,7 +23,9 @@ _held: set[int] = set()
 
 
 class Locked(UserError):
-    """Another live process works in the folder (exit code 73)."""
+    """Another live process works in the folder."""
+
+    exit_code = 73
 
 
 @contextlib.contextmanager

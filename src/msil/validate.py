@@ -14,7 +14,6 @@ from msil.config import (
     LoggerName,
     Mode,
     ModelConfig,
-    TrainerConfig,
 )
 from msil.errors import ConfigError
 
@@ -57,6 +56,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.msil.kernel_size": (1, 3),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.strategy": ("auto", "ddp"),
+    "trainer.compile": (None, "default", "reduce-overhead", "max-autotune"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
 ONLY_SHAPES = ("num_train", "num_val", "image_size", "seed")
@@ -79,7 +79,6 @@ def validate(config: Config) -> None:
     _check_data(config.data)
     _check_schedule(config)
     _check_accumulation(config)
-    _check_graphs(config.trainer)
     _check_devices(config.trainer.devices)
     if config.trainer.require_gpu and config.trainer.accelerator == "cpu":
         raise ConfigError("trainer.require_gpu=true contradicts trainer.accelerator=cpu: leave out one of them.")
@@ -194,25 +193,11 @@ def _check_schedule(config: Config) -> None:
 
 def _check_accumulation(config: Config) -> None:
     parts, images = config.trainer.accumulate, config.data.batch_size
-    if parts > images:
+    if images % parts:
         raise ConfigError(
-            f"trainer.accumulate={parts} parts need at least as many images a step, but data.batch_size={images}."
+            f"trainer.accumulate={parts} must divide data.batch_size={images}: a step's images are taken in so many "
+            "batches of one size."
         )
-
-
-def _check_graphs(trainer: TrainerConfig) -> None:
-    """What can be known before the devices are; see training/graphs.py for the rest."""
-    if not trainer.cuda_graph:
-        return
-    others = {
-        "trainer.accumulate": trainer.accumulate > 1,
-        "trainer.precision=16-mixed": trainer.precision == "16-mixed",
-    }
-    for name, given in others.items():
-        if given:
-            raise ConfigError(f"trainer.cuda_graph=true does not go with {name}: leave out one of them.")
-    if trainer.accelerator == "cpu":
-        raise ConfigError("trainer.cuda_graph=true needs an NVIDIA GPU, not trainer.accelerator=cpu: leave it out.")
 
 
 def _check_devices(devices: int | str) -> None:

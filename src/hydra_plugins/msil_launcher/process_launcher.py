@@ -24,11 +24,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from msil.config import LoggerConfig, LoggerName
 from msil.errors import UserError
 from msil.lock import Locked, locked
 from msil.overrides import check_weights, typed
-from msil.reporting.tables import Table, sweep_table, to_text, write_table
+from msil.reporting.tables import sweep_table, to_text, write_table
 from msil.runs import is_finished, probe, read_result
 from msil.sweep.aftermath import await_killed_jobs
 from msil.sweep.jobs import Sweep, gpu_shares, job_arguments, job_environment, plan, varied
@@ -89,7 +88,7 @@ class ProcessLauncher(Launcher):
                 self._leave_nothing()
                 sys.exit(0)
             with locked(sweep.folder):
-                return self._sweep(sweep, configs[0].logger)
+                return self._sweep(sweep)
         except Locked as error:
             self._record().unlink(missing_ok=True)
             _stop(f"{error} Its state: msil status {shlex.quote(str(sweep.folder))}", 73)
@@ -97,15 +96,13 @@ class ProcessLauncher(Launcher):
             self._leave_nothing()
             _stop(str(error), 2)
 
-    def _sweep(self, sweep: Sweep, logger: LoggerConfig) -> Sequence[JobReturn]:
+    def _sweep(self, sweep: Sweep) -> Sequence[JobReturn]:
         if self._record().exists():
             shutil.move(self._record(), sweep.folder / "multirun.yaml")
         outcomes, stopped_by = self._run(sweep)
-        table, written = _report(sweep, outcomes)
+        written = _report(sweep, outcomes)
         if stopped_by is not None:
             sys.exit(130 if stopped_by == signal.SIGINT else 75)
-        if logger.name is LoggerName.wandb:
-            _show(sweep, outcomes, table, logger)
         if not all(outcome.done for outcome in outcomes):
             sys.exit(1)
         if not written:
@@ -148,7 +145,7 @@ class ProcessLauncher(Launcher):
         return Path(self.config.hydra.sweep.dir) / "multirun.yaml"
 
 
-def _report(sweep: Sweep, outcomes: Sequence[Outcome]) -> tuple[Table, bool]:
+def _report(sweep: Sweep, outcomes: Sequence[Outcome]) -> bool:
     """The table on the terminal and in the sweep's folder, and one line that counts; whether files could be written."""
     rows = [_row(outcome) for outcome in outcomes]
     table = sweep_table(rows, varied=varied([job.overrides for job in sweep.jobs]), table=sweep.table)
@@ -170,17 +167,7 @@ def _report(sweep: Sweep, outcomes: Sequence[Outcome]) -> tuple[Table, bool]:
             "again; finished jobs are not repeated.",
             file=sys.stderr,
         )
-    return table, unwritten is None
-
-
-def _show(sweep: Sweep, outcomes: Sequence[Outcome], table: Table, logger: LoggerConfig) -> None:
-    """The same table in W&B."""
-    from msil.training.sweep_panels import show_sweep  # late: W&B takes seconds, and few sweeps need it
-
-    folders = [outcome.job.run_dir for outcome in outcomes if outcome.done]
-    found = [(folder, result) for folder in folders if (result := read_result(folder)) is not None]
-    results = [{**result, "folder": str(folder)} for folder, result in found]
-    show_sweep(logger, sweep.folder, sweep.name, table, results, sweep.table)
+    return unwritten is None
 
 
 def count(outcomes: Sequence[Outcome]) -> str:

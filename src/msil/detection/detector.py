@@ -123,7 +123,7 @@ class Detector(nn.Module):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
 
-    def compile_parts(self, *, frozen: bool = False) -> None:
+    def compile_parts(self, mode: str = "default", *, frozen: bool = False) -> None:
         """From now on run `net` and the head's loss through torch.compile, each for itself.
 
         It costs up to minutes when a mode, or a size that differs in kind from those before (the second of image, batch
@@ -131,13 +131,14 @@ class Detector(nn.Module):
         stay as they are. What this process compiles from now on may be compiled MOST_GRAPHS times: PyTorch's own limit
         is 8, beyond which it would go on eagerly.
 
+        mode: torch.compile's; "reduce-overhead" replays CUDA graphs.
         frozen: the weights are final, so that what runs without gradients may fold and reorder them (inductor's
             freezing). Applies to everything that this process compiles from now on.
         """
         allow_graphs(frozen)
         # Not the methods of this detector: a copy of it has to get its own.
-        self.net = partial(torch.compile(type(self).net), self)
-        self.head.padded_loss = partial(torch.compile(type(self.head).padded_loss), self.head)
+        self.net = partial(torch.compile(type(self).net, mode=mode), self)
+        self.head.padded_loss = partial(torch.compile(type(self.head).padded_loss, mode=mode), self.head)
 
     def loss(self, images: Images, targets: Sequence[Target | Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The head's loss terms, scalars, of N images and their N targets.

@@ -72,11 +72,12 @@ class TorchvisionDetector(nn.Module):
         lambda self: self._boxes.score_thresh, lambda self, value: setattr(self._boxes, "score_thresh", value)
     )
 
-    def compile_parts(self, *, frozen: bool = False) -> None:
+    def compile_parts(self, mode: str = "default", *, frozen: bool = False) -> None:
         """As Detector.compile_parts, of the backbone and FPN alone: shapes in the rest depend on the data."""
         allow_graphs(frozen)
         backbone = self.model.backbone
-        backbone.forward = partial(torch.compile(type(backbone).forward), backbone)  # so that a copy gets its own
+        # Not the method of this backbone: a copy of it has to get its own.
+        backbone.forward = partial(torch.compile(type(backbone).forward, mode=mode), backbone)
 
     def net(self, batch: Tensor) -> None:
         """All layers on a batch (N, 3, H, W), to count FLOPs; Faster R-CNN's second stage on the most proposals."""

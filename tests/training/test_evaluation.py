@@ -15,7 +15,6 @@ from pycocotools.cocoeval import COCOeval
 from msil.checkpoints.load import load_detector
 from msil.config import Config
 from msil.data.coco import CocoDataset
-from msil.detection import Detector
 from msil.errors import ConfigError, DataError
 from msil.reporting.tables import result_line
 from msil.runs import read_result
@@ -65,18 +64,6 @@ def test_a_run_s_checkpoint_gives_the_run_s_numbers(
     score.summarize()
     assert score.stats[0] == pytest.approx(result["metrics"]["AP"], abs=1e-3)
     assert "(percent, 8 val images of shapes)" in result_line(result)
-
-
-def test_it_is_compiled_for_weights_that_stay(
-    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(Detector, "compile_parts", lambda self, *, frozen=False: asked.append(frozen))
-    for switch in ("true", "false"):
-        evaluated(
-            tiny_config(tmp_path / switch, shapes, "mode=test", checkpoint(finished), f"trainer.compile={switch}")
-        )
-    assert asked == [True]
 
 
 def test_the_split_can_be_named_and_classes_left_out(
