@@ -2,9 +2,9 @@
 
     python -m benchmarks.coco_evaluation
 
-Both sides begin with the tensors that CocoMetric has collected, 8 images an update, and with the ground truth as COCO's
-dict; both end with the 12 numbers. Ours is what a run computes after every epoch (msil.metrics.fast), the anchor
-what it computes once at its end: pycocotools, on dicts without the polygon a detection that its own loadRes adds.
+Both sides begin with the tensors that CocoMetric has collected, 8 images an update, and with the ground truth as
+arrays; both end with the 12 numbers. Ours is what a run computes after every epoch (faster-coco-eval), the anchor what
+it computes once at its end: pycocotools, on dicts without the polygon a detection that its own loadRes adds.
 pycocotools takes so long that there are 2 rounds and no warm-up.
 
 Peak memory: what the resident set grows by to its highest during an evaluation (getrusage's ru_maxrss); detections and
@@ -17,69 +17,67 @@ from __future__ import annotations
 import multiprocessing
 import resource
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.compare import Row, faster, interleaved, run
 from msil.detection import Detections
-from msil.metrics.coco import STATS, CocoMetric
+from msil.metrics.coco import STATS, CocoMetric, fast_stats
+from msil.metrics.record import EvaluationRecord
 
 IMAGES, PER_IMAGE, CLASSES = 5000, 100, 80
 SIZE = (640.0, 480.0)  # width, height
 CROWD = 0.012  # of the boxes, as in COCO's val2017
 
 
-def ground_truth(images: int = IMAGES, seed: int = 0) -> dict[str, Any]:
-    """COCO's dict of images with 0 to 14 boxes of 2 to 4 classes and of log-uniform sides."""
+def ground_truth(images: int = IMAGES, seed: int = 0) -> EvaluationRecord:
+    """Images with 0 to 14 boxes of 2 to 4 classes and of log-uniform sides; no detections yet."""
     rng = np.random.default_rng(seed)
-    annotations = []
-    for image_id in range(1, images + 1):
+    owners, labels, boxes, areas = [], [], [], []
+    for image in range(images):
         classes = rng.choice(CLASSES, rng.integers(2, 5), replace=False)
         for _ in range(rng.integers(0, 15)):
             sides = np.exp(rng.uniform(np.log(8), np.log(400), 2))
             corner = rng.uniform(0, 1, 2) * (np.array(SIZE) - sides)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": int(rng.choice(classes)) + 1,
-                    "bbox": np.concatenate([corner, sides]).round(2).tolist(),
-                    "area": float(sides.prod() * rng.uniform(0.4, 1)),  # of the object's outline
-                    "iscrowd": int(rng.random() < CROWD),
-                }
-            )
-    return {
-        "images": [
-            {"id": i, "width": SIZE[0], "height": SIZE[1], "file_name": f"{i}.jpg"} for i in range(1, images + 1)
-        ],
-        "categories": [{"id": c, "name": f"class {c}"} for c in range(1, CLASSES + 1)],
-        "annotations": annotations,
-    }
+            owners.append(image)
+            labels.append(rng.choice(classes))
+            boxes.append(np.concatenate([corner, sides]).round(2))
+            areas.append(sides.prod() * rng.uniform(0.4, 1))  # of the object's outline
+    return EvaluationRecord(
+        classes=np.array([f"class {c}" for c in range(CLASSES)]),
+        category_ids=np.arange(1, CLASSES + 1),
+        image_ids=np.arange(1, images + 1),
+        file_names=np.array([f"{i}.jpg" for i in range(1, images + 1)]),
+        sizes=np.tile((480, 640), (images, 1)),
+        truth_images=np.array(owners),
+        truth_boxes=np.array(boxes),
+        truth_areas=np.array(areas),
+        truth_labels=np.array(labels),
+        truth_ignored=rng.random(len(owners)) < CROWD,
+        found_images=np.zeros(0, dtype=np.int64),
+        found_boxes=np.zeros((0, 4), dtype=np.float32),
+        found_scores=np.zeros(0, dtype=np.float32),
+        found_labels=np.zeros(0, dtype=np.int64),
+    )
 
 
-def detections(truth: dict[str, Any], seed: int = 1) -> list[Detections]:
+def detections(truth: EvaluationRecord, seed: int = 1) -> list[Detections]:
     """100 an image by descending score: every box up to three times, moved and now and then mislabelled, and others
     of low scores, three of four in the classes that the image has."""
     rng = np.random.default_rng(seed)
-    boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in truth["images"]}
-    classes: dict[int, list[int]] = {image["id"]: [] for image in truth["images"]}
-    for annotation in truth["annotations"]:
-        boxes[annotation["image_id"]].append(annotation["bbox"])
-        classes[annotation["image_id"]].append(annotation["category_id"] - 1)
     found = []
-    for image_id, xywh in boxes.items():
+    for image in range(len(truth.image_ids)):
+        here = truth.truth_images == image
+        xywh, classes = truth.truth_boxes[here], truth.truth_labels[here]
         times = rng.integers(0, 4, len(xywh))
-        near = np.repeat(np.array(xywh).reshape(-1, 4), times, axis=0)
+        near = np.repeat(xywh, times, axis=0)
         sides = np.exp(rng.uniform(np.log(8), np.log(400), (PER_IMAGE - len(near), 2)))
         false = np.concatenate([rng.uniform(0, 1, sides.shape) * (np.array(SIZE) - sides), sides], axis=1)
         near += rng.normal(0, 0.07, near.shape) * near[:, [2, 3, 2, 3]]
         every = np.concatenate([near, false])
-        present = classes[image_id] or list(range(CLASSES))
-        labels = np.concatenate(
-            [np.repeat(np.array(classes[image_id], dtype=np.int64), times), rng.choice(present, len(false))]
-        ).astype(np.int64)
+        present = classes if len(classes) else np.arange(CLASSES)
+        labels = np.concatenate([np.repeat(classes, times), rng.choice(present, len(false))]).astype(np.int64)
         mislabelled = rng.random(PER_IMAGE) < np.where(np.arange(PER_IMAGE) < len(near), 0.1, 0.25)
         labels[mislabelled] = rng.integers(0, CLASSES, mislabelled.sum())
         scores = np.concatenate([rng.beta(4, 2, len(near)), rng.beta(1, 8, len(false))]).astype(np.float32)
@@ -89,9 +87,9 @@ def detections(truth: dict[str, Any], seed: int = 1) -> list[Detections]:
     return found
 
 
-def collected(truth: dict[str, Any], found: list[Detections]) -> CocoMetric:
+def collected(truth: EvaluationRecord, found: list[Detections]) -> CocoMetric:
     """A metric at the end of an evaluation."""
-    metric = CocoMetric(truth, [category["id"] for category in truth["categories"]])
+    metric = CocoMetric(truth)
     for first in range(0, len(found), 8):
         batch = found[first : first + 8]
         metric.update(batch, list(range(first + 1, first + 1 + len(batch))))
@@ -122,10 +120,10 @@ def measure() -> Iterator[Row]:
     peaks: list[int] = []
 
     def ours() -> None:
-        numbers["ours"] = np.array(list(metric.statistics(final=False).values()))
+        numbers["ours"] = np.array(list(fast_stats(metric.collected()).values()))
 
     def anchor() -> None:
-        numbers["anchor"] = np.array(list(metric.statistics(final=True).values()))
+        numbers["anchor"] = np.array(list(metric.compute_final().values()))
 
     peak = grown_by_elsewhere(ours)
     seconds = interleaved({"ours": ours, "anchor": lambda: peaks.append(grown_by(anchor))}, repeats=2, warmup=0)

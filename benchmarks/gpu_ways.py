@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision.models.detection import FCOS
 
 from benchmarks.gpu_setup import Clock, Scene, Setup, Way
-from msil.config import Config, NaNPolicy, register, to_config
+from msil.compose import register, to_config
+from msil.config import Config, NaNPolicy
 from msil.data.module import EvaluationDataModule
 from msil.detection import Detections, Detector
 from msil.training.callbacks import SeedSteps, Throughput

@@ -34,7 +34,8 @@ from benchmarks.mmdetection import instances, vfnet_head
 from benchmarks.operators import HostSyncs
 from benchmarks.scenes import IMAGE, ground_truth
 from benchmarks.vfnet_loss import IMAGES, outputs, theirs_of
-from msil.config import Config, register, to_config
+from msil.compose import register, to_config
+from msil.config import Config
 from msil.detection import build_detector
 from msil.detection.heads import HEADS
 from msil.training import divergence, experiment, step_log

@@ -31,7 +31,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
 from benchmarks.compare import Row, interleaved, run
-from msil.data.annotated import AnnotatedImages, BoxList, ImageList
+from msil.data.annotations import AnnotatedImages, Annotations
 from msil.data.module import AugmentedImages, collate_untransformed
 from msil.data.transforms import Augmentation, draw_augmentation, transform_image
 from msil.detection.preprocess import batch_images, normalize
@@ -58,14 +58,23 @@ def made_files(folder: Path) -> AnnotatedImages:
     for name in names:
         Image.fromarray(picture(rng)).save(folder / name, quality=90)
     corners, sides = rng.uniform(0, 200, (IMAGES * BOXES, 2)), rng.uniform(20, 200, (IMAGES * BOXES, 2))
-    images = ImageList(folder, folder, list(range(IMAGES)), names, [None] * IMAGES, names)
-    boxes = BoxList(
-        np.arange(IMAGES).repeat(BOXES), np.concatenate([corners, sides], axis=1),
-        rng.integers(0, 80, IMAGES * BOXES), sides.prod(axis=1), np.zeros(IMAGES * BOXES, bool), str,
-    )  # fmt: skip
-    classes = tuple(map(str, range(80)))
     return AnnotatedImages(
-        images, boxes, classes, tuple(range(80)), source="made", train_on_ignored=False, strict=False
+        Annotations(
+            root=folder,
+            source=folder,
+            classes=tuple(map(str, range(80))),
+            category_ids=tuple(range(80)),
+            image_ids=np.arange(IMAGES),
+            file_names=names,
+            sizes=np.tile((HEIGHT, WIDTH), (IMAGES, 1)),
+            orientations=np.ones(IMAGES, dtype=np.uint8),
+            truth_images=np.arange(IMAGES).repeat(BOXES),
+            truth_ids=np.arange(IMAGES * BOXES),
+            truth_boxes=np.concatenate([corners, sides], axis=1),
+            truth_labels=rng.integers(0, 80, IMAGES * BOXES),
+            truth_areas=sides.prod(axis=1),
+            truth_ignored=np.zeros(IMAGES * BOXES, bool),
+        )
     )
 
 

@@ -23,7 +23,7 @@ GATES = (0.5, 0.9, 0.99, 0.999)
 
 
 def average_precision(detector: Detector, data: CocoDataset) -> float:
-    metric = CocoMetric(data.ground_truth(), data.category_ids)
+    metric = CocoMetric(data.annotations)
     for index in range(len(data)):
         image, target = data[index]
         metric.update(detector.predict([image]), [target.image_id])

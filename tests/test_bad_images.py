@@ -93,42 +93,6 @@ def test_an_image_truncated_during_training_ends_it_by_name(tmp_path: Path, root
     assert read_result(tmp_path / "runs" / "mine") is None
 
 
-@pytest.mark.parametrize(
-    "places",
-    [
-        ("data.workers=2",),
-        pytest.param(("data.workers=0",), marks=pytest.mark.slow),
-        pytest.param(("data.workers=1", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
-                     marks=pytest.mark.slow),
-    ],
-)  # fmt: skip
-def test_an_image_truncated_during_training_is_skipped_if_asked_told_and_counted(
-    tmp_path: Path, root: Path, places: tuple[str, ...]
-) -> None:
-    skip = ("data.on_bad_image=skip", "schedule.epochs=15", *places)
-    with training(tmp_path, root, *skip) as run:
-        image = truncated(sorted((root / "train").iterdir())[3])
-        out, err = run.communicate(timeout=180)
-        assert run.returncode == 0, err
-    if "trainer=ddp" not in places:  # else rank 1's words are in its log
-        assert err.startswith(f"warning: image file {image} is truncated")
-        assert err.count("\n") == 1
-    assert f"1 training image could not be read, and another stood in for it: {image}\n" in out
-    result = read_result(tmp_path / "runs" / "mine")
-    assert result is not None
-    assert result["skipped_images"] == 1
-
-
-@pytest.mark.slow
-def test_an_image_truncated_before_the_evaluation_ends_it_also_where_training_skips(tmp_path: Path, root: Path) -> None:
-    with training(tmp_path, root, "data.on_bad_image=skip", "schedule.epochs=15") as run:
-        image = truncated(sorted((root / "val").iterdir())[3])
-        _, err = run.communicate(timeout=180)
-        assert run.returncode == 2, err
-    assert err.startswith(f"error: image file {image} is truncated")
-    assert read_result(tmp_path / "runs" / "mine") is None
-
-
 def test_a_killed_worker_ends_the_run_in_one_sentence(tmp_path: Path, root: Path) -> None:
     with training(tmp_path, root, "schedule.epochs=5000", "data.workers=2") as run:
         workers = [pid for pid in session(run.pid) if Path(f"/proc/{pid}/comm").read_text().strip() == "pt_data_worker"]
@@ -136,9 +100,6 @@ def test_a_killed_worker_ends_the_run_in_one_sentence(tmp_path: Path, root: Path
         _, err = run.communicate(timeout=120)
         assert run.returncode == 2, err
         (line,) = err.splitlines()
-        assert line.startswith(
-            f"error: loader worker process {workers[0]} was killed by a signal (Killed) while it read"
-        )
-        assert f"{root}/train/" in line
+        assert line.startswith(f"error: loader worker process {workers[0]} was killed by a signal (Killed)")
         assert "lower data.workers or data.batch_size; the same command continues after the last checkpoint." in line
         assert session(run.pid) == []

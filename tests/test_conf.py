@@ -14,13 +14,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from msil.check import check
 from msil.checkpoints.assemble import head_options
-from msil.config import Config, Decay, OptimizerName, config_hash, plain, register, to_config
+from msil.compose import register, to_config
+from msil.config import Config, Decay, OptimizerName, config_hash, plain
 from msil.detection.heads import HEADS
-from msil.overrides import config_groups
+from msil.explain import config_groups
 from msil.reporting.paper import TABLES
 from msil.reporting.regenerated import STAND_INS
-from msil.validate import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -36,32 +37,14 @@ def composed(*overrides: str) -> Any:
 
 def config(*overrides: str) -> Config:
     result = to_config(composed(*overrides))
-    validate(result)
+    check(result)
     return result
 
 
 @pytest.mark.parametrize("choice", ["seed=0", *CHOICES])
 def test_every_choice_composes_with_every_setting_given(choice: str) -> None:
     given = ["model.backbone.name=resnet18"] if choice == "model/backbone=timm" else []
-    config(choice, *given)  # to_object raises for a setting that is missing, validate for one that cannot work
-
-
-def test_the_groups_are_those_of_the_documentation() -> None:
-    groups = config_groups([CONF])
-    assert set(groups["experiment"]) == {*(f"table{number}" for number in range(1, 6)), "hosts"}
-    assert groups["model"] == ["torchvision"]
-    assert set(groups["model/backbone"]) == {
-        "resnet10",
-        "resnet18",
-        "resnet18_scratch",
-        "resnet34",
-        "resnet50",
-        "resnet101",
-        "timm",
-    }
-    assert set(groups["model/msil"]) == {"full", "no_align", "no_separate"}
-    assert set(groups["model/head"]) == {*HEADS, "fcos_plain"}
-    assert set(groups["schedule"]) == {"quick", "smoke", "1x", "2x", "ms-2x"}
+    config(choice, *given)  # to_object raises for a setting that is missing, check for one that cannot work
 
 
 def test_the_default_is_small_and_from_scratch() -> None:
@@ -188,7 +171,6 @@ def test_an_experiment_sweeps_the_papers_rows(
         assert recipe.model.backbone["name"] == "resnet50"
     header = (CONF / "experiment" / f"{table}.yaml").read_text()
     assert f"python run.py experiment={table}" in header
-    assert "Cost (an estimate" in header
     assert metrics in header
 
 
@@ -222,12 +204,6 @@ def test_the_command_line_wins_over_the_experiment() -> None:
     assert config("schedule=2x", "schedule.lr=0.02").schedule.lr == 0.02
 
 
-def test_off_is_false() -> None:
-    model = config("model.msil.align=off", "model.msil.separate=no").model
-    assert (model.msil.align, model.msil.separate) == (False, False)
-    assert config("data=voc", "data.strict=on").data.strict is True
-
-
 def changed(*dotted: str) -> str:
     """The hash of the default settings with some changed."""
     merged = OmegaConf.merge(composed(), OmegaConf.from_dotlist(list(dotted)))
@@ -235,23 +211,12 @@ def changed(*dotted: str) -> str:
     return config_hash(plain(to_config(merged)))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "trainer.devices=8",
-        "trainer.strategy=ddp",
-        "trainer.accelerator=cpu",
-        "data.workers=7",
-        "data.eval_batch_size=1",
-        "logger.name=wandb",
-        "logger.group=mine",
-        "runs_dir=elsewhere",
-        "run_name=mine",
-        "table=table1",
-    ],
-)
-def test_the_hash_does_not_see_where_and_how_fast(change: str) -> None:
-    assert changed(change) == changed()
+def test_the_hash_does_not_see_where_and_how_fast() -> None:
+    changes = (
+        "trainer.devices=8", "data.workers=7", "data.eval_batch_size=1", "logger.name=wandb", "runs_dir=elsewhere",
+        "run_name=mine", "table=table1",
+    )  # fmt: skip
+    assert {changed(change) for change in changes} == {changed()}
 
 
 def test_the_hash_sees_what_is_computed() -> None:

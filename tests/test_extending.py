@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision.models import regnet_y_400mf
 
 from msil import MSIL, Target, load_detector
-from msil.config import register
+from msil.compose import register
 from msil.data.coco import CocoDataset
 from msil.detection import ATSSHead, Predictions
 from msil.runs import read_result

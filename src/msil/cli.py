@@ -11,15 +11,23 @@ from typing import TYPE_CHECKING
 from msil.errors import UserError
 
 if TYPE_CHECKING:
-    from msil.data.annotated import AnnotatedImages
+    from msil.data.annotations import AnnotatedImages
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, or 1 where some images could not be read, or 2 for what the user can mend."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     try:
+        if words[:1] == ["train"]:
+            return _train(words[1:])
+        options = _parser().parse_args(words)
         return options.run(options)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("msil"):
+            raise
+        print(f"error: {error.name} is not installed: run pip install 'msil[train]'.", file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -30,9 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="msil", description="MSIL detectors: weights, predictions, export, figures, report, a sweep's status."
+        prog="msil", description="MSIL detectors: weights, predictions, export, figures and report."
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    verbs.add_parser(
+        "train", help="train, evaluate and sweep, as python run.py does; msil train --help", add_help=False
+    )
 
     weights = verbs.add_parser("weights", help="checkpoints of other projects").add_subparsers(
         required=True, metavar="import"
@@ -47,14 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     importer.add_argument("--from", dest="source", required=True, choices=("mmdet", "torchvision"))
     importer.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
-    importer.add_argument(
-        "--style", choices=("pytorch", "caffe"), help="of the ResNet, where the checkpoint carries no config"
-    )
-    importer.add_argument(
-        "--form", choices=("improved", "plain"), help="of FCOS, where the checkpoint carries no config"
-    )
+    importer.add_argument("--style", choices=("pytorch", "caffe"), help="of MMDetection's ResNet")
+    importer.add_argument("--head", choices=("fcos", "fcos_plain"), help="which of MMDetection's two forms of FCOS")
     importer.add_argument("--classes", type=_names, metavar="A,B,...", help="where the checkpoint does not name them")
-    importer.add_argument("-v", "--verbose", action="store_true", help="every renamed key on a line of its own")
     importer.set_defaults(run=_import)
 
     predict = verbs.add_parser("predict", help="draw a detector's boxes on images, and write them as json")
@@ -63,10 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: predictions")
     predict.add_argument("--score-thresh", type=float, default=0.3, metavar="P", help="draw and write from here on")
     predict.set_defaults(run=_predict)
-
-    replay = verbs.add_parser("replay", help="look at the batch at which a training's loss was no number")
-    replay.add_argument("batch", type=Path, metavar="FILE", help="a run's nan_batch_rank0.pt")
-    replay.set_defaults(run=_replay)
 
     export = verbs.add_parser("export", help="write a detector as one ONNX file, checked in onnxruntime")
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, or an imported one")
@@ -77,7 +80,6 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_figure(verbs)
     _add_report(verbs)
-    _add_status(verbs)
     return parser
 
 
@@ -133,35 +135,30 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
     report.set_defaults(run=_report)
 
 
-def _add_status(verbs: argparse._SubParsersAction) -> None:
-    status = verbs.add_parser(
-        "status",
-        help="what the sweeps are doing: their jobs, how far the running ones are, the time left",
-        description="Show the newest sweep in full, and the others a line each.",
-    )
-    status.add_argument(
-        "place", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="of runs, or a sweep's; default: runs"
-    )
-    status.add_argument("--all", action="store_true", help="all sweeps in full")
-    status.set_defaults(run=_status)
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
-def _import(options: argparse.Namespace) -> int:
-    from msil.checkpoints.importer import import_checkpoint, report_lines
+def _train(words: list[str]) -> int:
+    from msil.main import main as train
 
-    report = import_checkpoint(
+    sys.argv = [sys.argv[0], *words]  # where Hydra reads them
+    train()
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from msil.checkpoints.convert import import_checkpoint
+
+    lines = import_checkpoint(
         options.checkpoint,
         options.source,
         options.output,
         style=options.style,
-        form=options.form,
+        head=options.head,
         classes=options.classes,
     )
-    print("\n".join(report_lines(report, verbose=options.verbose)))
+    print("\n".join(lines))
     return 0
 
 
@@ -174,7 +171,7 @@ def _predict(options: argparse.Namespace) -> int:
     detector, description = load_detector(options.checkpoint)
     detector.to("cuda" if torch.cuda.is_available() else "cpu")
     detector.score_thresh = min(detector.score_thresh, options.score_thresh)
-    summary = predict_folder(
+    content = predict_folder(
         detector,
         description.classes,
         options.source,
@@ -182,34 +179,26 @@ def _predict(options: argparse.Namespace) -> int:
         checkpoint=str(options.checkpoint),
         score_thresh=options.score_thresh,
     )
-    for failure in summary.failures:
-        print(f"error: {failure}", file=sys.stderr)
-    plural = "" if summary.images == 1 else "s"
-    print(f"{summary.detections} detections on {summary.images} image{plural} in {options.out}, {summary.result.name}")
-    return 1 if summary.failures else 0
-
-
-def _replay(options: argparse.Namespace) -> int:
-    from msil.checkpoints.load import load_detector
-    from msil.inference.replay import read_batch, replay, replay_lines
-
-    step, images, targets = read_batch(options.batch)
-    detector, _ = load_detector(options.batch)
-    print("\n".join(replay_lines(replay(detector, step, images, targets))))
-    return 0
+    for failure in content["failed"]:
+        print(f"error: {failure['error']}", file=sys.stderr)
+    images = content["images"]
+    count = sum(len(image["detections"]) for image in images)
+    plural = "" if len(images) == 1 else "s"
+    print(f"{count} detections on {len(images)} image{plural} in {options.out}, detections.json")
+    return 1 if content["failed"] else 0
 
 
 def _export(options: argparse.Namespace) -> int:
     from msil.checkpoints.load import load_dense_detector
-    from msil.inference.export import export_lines, export_onnx
+    from msil.inference.export import export_onnx
 
     detector, description = load_dense_detector(options.checkpoint)
     short = description.min_size
     size = options.size or (short, min(short * 4 // 3, description.max_size))
-    report = export_onnx(
+    lines = export_onnx(
         detector, options.onnx, classes=description.classes, image_size=size, dynamic=not options.static
     )
-    print("\n".join(export_lines(report)))
+    print("\n".join(lines))
     return 0
 
 
@@ -260,7 +249,7 @@ def _figure_data(options: argparse.Namespace) -> AnnotatedImages:
 def _centers(options: argparse.Namespace) -> int:
     from msil.reporting.centers import write_centers
 
-    print("\n".join(write_centers(_figure_data(options).ground_truth(), options.out, options.classes)))
+    print("\n".join(write_centers(_figure_data(options).annotations, options.out, options.classes)))
     return 0
 
 
@@ -275,13 +264,6 @@ def _report(options: argparse.Namespace) -> int:
             f"the report cannot be written to {out} ({error}): choose another folder with --out."
         ) from error
     print(f"the page: {page}")
-    return 0
-
-
-def _status(options: argparse.Namespace) -> int:
-    from msil.sweep.status import status_lines
-
-    print("\n".join(status_lines(options.place, show_all=options.all)))
     return 0
 
 

@@ -1,22 +1,44 @@
-"""Every setting and its type. Values live in conf/; nothing here has a default, so a forgotten one is an error."""
+"""Every setting: its type, default, limits and meaning. conf/ holds what a choice of a group changes.
+
+Standard library alone: `load_detector` reads settings without OmegaConf.
+"""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import PurePath
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict, read_write
+Section = TypeVar("Section")
+
+MISSING: Any = "???"  # OmegaConf's word: a value that must be given
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A field with what it means and its limits, which `msil.check` holds it to: low <= value <= high, value > above, a
+    value of `choices`. A value of null passes where the type admits it."""
+    limits = {"meaning": meaning, "low": low, "high": high, "above": above, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=limits)
+    return field(default=default, metadata=limits)
 
 
 class Apply(StrEnum):
-    """Which branch gets the gated feature of eq. 5."""
+    """The branches that get the gated feature of eq. 6."""
 
     none = "none"
     cls = "cls"
@@ -40,13 +62,6 @@ class DataName(StrEnum):
     voc = "voc"
 
 
-class OnBadImage(StrEnum):
-    """What a training does about an image that can no longer be read: end, or go on with another one instead."""
-
-    error = "error"
-    skip = "skip"
-
-
 class OptimizerName(StrEnum):
     sgd = "sgd"
     adamw = "adamw"
@@ -58,8 +73,8 @@ class Decay(StrEnum):
 
 
 class Resume(StrEnum):
-    auto = "auto"  # from the last checkpoint of an unfinished run
-    never = "never"  # from the beginning
+    auto = "auto"
+    never = "never"
 
 
 class LoggerName(StrEnum):
@@ -70,140 +85,131 @@ class LoggerName(StrEnum):
 
 @dataclass
 class MSILConfig:
-    align: bool = MISSING
-    separate: bool = MISSING
-    apply: Apply = MISSING
-    kernel_size: int = MISSING  # 3 or 1
-    reduction: int = MISSING  # of the channel attention's hidden layer
-    # Another block in its place: an importable class, block(channels, **options), see docs/extending.md
-    block: str | None = MISSING
-    options: Any = MISSING  # null or a dict; under a type of dict no key could be given on the command line
+    align: bool = setting(True, "align both features with shared weights (eq. 3)")
+    separate: bool = setting(True, "one gate a branch (eq. 5), not one for both")
+    apply: Apply = setting(Apply.both, "branches that get the gated feature (eq. 6); none: the plain detector")
+    kernel_size: int = setting(3, "of the block's convolutions", choices=(1, 3))
+    reduction: int = setting(16, "of the channel attention's hidden layer; at most model.channels", low=1)
+    block: str | None = setting(None, "another block in its place, package.module.Class(channels, **options)")
+    # Any: under a type of dict no key could be given on the command line.
+    options: Any = setting(None, "arguments of model.msil.block, a dict")
 
 
 @dataclass
 class ModelConfig:
-    backbone: dict[str, Any] = field(default_factory=dict)  # name, and the fields of msil.detection.backbone's options
-    # name, a registered head's or package.module.Class, and the fields of its Options
+    # name and the fields of msil.detection.backbone's options; name (a registered head's or package.module.Class) and
+    # the fields of its Options.
+    backbone: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
     msil: MSILConfig = field(default_factory=MSILConfig)
-    # A whole detector of torchvision's in the place of head, backbone and channels
-    detector: str | None = MISSING
-    detector_weights: str | None = MISSING  # null: from scratch; imagenet: the backbone's
-    weights: str | None = MISSING  # null; else a file of a whole detector: an imported one or a run's checkpoint
-    weights_sha256: str | None = MISSING  # of that file; filled in, so that another content is another run
-    channels: int = MISSING  # of the FPN and the head
-    # Of the net's input channels in their order, of 0..255; null: the backbone's own
-    image_mean: list[float] | None = MISSING
-    image_std: list[float] | None = MISSING
-    channel_order: ChannelOrder = MISSING  # what the net takes; images are read as RGB
-    # null: 0.05, 0.6, 1000 and 100; with model.weights, what the file says
-    score_thresh: float | None = MISSING
-    nms_thresh: float | None = MISSING
-    topk_candidates: int | None = MISSING  # a level
-    detections_per_img: int | None = MISSING
-    # Several views of each image in evaluation and prediction. null: one; with model.weights, what the file says
-    test_scales: list[int] | None = MISSING  # short sides in place of data.min_size; data.max_size in proportion
-    test_flip: bool | None = MISSING  # the mirrored image too
+    detector: str | None = setting(None, "one of torchvision's detectors in the place of backbone, head and channels")
+    detector_weights: str | None = setting(None, "of model.detector: null, from scratch; imagenet, its backbone's")
+    weights: str | None = setting(None, "a whole detector's file, to test or to start from")
+    weights_sha256: str | None = setting(None, "of that file; filled in, so that other content is another run")
+    channels: int = setting(64, "of the FPN and the head", low=1)
+    image_mean: list[float] | None = setting([123.675, 116.28, 103.53], "of the net's input, 0..255; null: the net's")
+    image_std: list[float] | None = setting([58.395, 57.12, 57.375], "likewise")
+    channel_order: ChannelOrder = setting(ChannelOrder.rgb, "that the net takes; images are read as RGB")
+    score_thresh: float | None = setting(None, "null: 0.05, or that of model.weights", low=0, high=1)
+    nms_thresh: float | None = setting(None, "null: 0.6, or that of model.weights", low=0, high=1)
+    topk_candidates: int | None = setting(None, "a level; null: 1000, or that of model.weights", low=1)
+    detections_per_img: int | None = setting(None, "null: 100, or that of model.weights", low=1)
+    test_scales: list[int] | None = setting(None, "test-time augmentation: short sides in place of data.min_size")
+    test_flip: bool | None = setting(None, "test-time augmentation: the mirrored image too")
 
 
 @dataclass
 class DataConfig:
     name: DataName = MISSING
     root: str = MISSING
-    train_split: str = MISSING
-    val_split: str = MISSING
-    split: str | None = MISSING  # mode=test: what to evaluate; null: val_split
-    classes: list[str] | None = MISSING  # null: all that the set has
-    batch_size: int = MISSING  # images a training step, over all devices together
-    eval_batch_size: int = MISSING  # images an evaluation step, on one device
-    min_size: int = MISSING  # short side, pixels
-    max_size: int = MISSING  # the long side's limit, pixels
-    multiscale: list[int] | None = MISSING  # [low, high] of the short side in training; null: min_size
-    flip: float = MISSING  # probability of a horizontal flip in training
-    device_transforms: bool = MISSING  # resize and flip training images on the device, not in the loader processes
-    workers: int = MISSING  # loader processes a device
-    strict: bool = MISSING  # refuse boxes that would be clipped or dropped
-    on_bad_image: OnBadImage = MISSING  # in training; evaluation never skips
-    num_train: int | None = MISSING  # shapes: how many images to make
-    num_val: int | None = MISSING
-    image_size: int | None = MISSING  # shapes: side in pixels
-    seed: int | None = MISSING  # shapes: of the generator
+    train_split: str = setting("train", "of the training")
+    val_split: str = setting("val", "of the evaluations")
+    split: str | None = setting(None, "mode=test: what to evaluate; null: val_split")
+    classes: list[str] | None = setting(None, "the classes in their order; null: all of the data set")
+    batch_size: int = setting(16, "images a training step, over all devices together", low=1)
+    eval_batch_size: int = setting(4, "images an evaluation step, on one device", low=1)
+    min_size: int = setting(800, "short side, pixels", low=32)
+    max_size: int = setting(1333, "limit of the long side, pixels", low=32)
+    multiscale: list[int] | None = setting(None, "[low, high] of the short side in training; null: min_size")
+    flip: float = setting(0.5, "probability of a horizontal flip in training", low=0, high=1)
+    device_transforms: bool = setting(False, "resize and flip training images on the device, not in the workers")
+    workers: int = setting(2, "loader processes a device", low=0)
+    strict: bool = setting(False, "refuse boxes that would be clipped or dropped")
+    num_train: int | None = setting(None, "shapes: training images", low=1)
+    num_val: int | None = setting(None, "shapes: validation images", low=1)
+    image_size: int | None = setting(None, "shapes: side, pixels", low=32)
+    seed: int | None = setting(None, "shapes: of the generator", low=0, high=2**32 - 1)
 
 
 @dataclass
 class ScheduleConfig:
     name: str = MISSING
-    epochs: int = MISSING
-    max_steps: int | None = MISSING  # ends the training early (smoke)
-    eval_every: int = MISSING  # epochs
-    eval_images: int | None = MISSING  # evaluate only the first so many (smoke); null: all
-    optimizer: OptimizerName = MISSING
-    lr: float = MISSING
-    base_batch_size: int | None = MISSING  # lr is for so many images a step and scales linearly; null: lr as it is
-    momentum: float = MISSING  # sgd
-    weight_decay: float = MISSING
-    # The next three: null, of the head's published recipe
-    bias_lr_factor: float | None = MISSING  # of biases outside norm layers
-    bias_weight_decay: float | None = MISSING  # of every bias
-    warmup_factor: float | None = MISSING  # of the lr at step 0; rises linearly
-    warmup_steps: int = MISSING
-    decay: Decay = MISSING
-    milestones: list[int] = MISSING  # epochs after which the lr drops (decay: step)
-    gamma: float = MISSING
-    grad_clip: float | None = MISSING  # L2 norm
-    # Decay of the exponential moving average of the weights, e.g. 0.999, which is then what is evaluated and what
-    # checkpoints hold; null: none. Early on it is (1 + n) / (10 + n) after n steps, if that is less.
-    ema: float | None = MISSING
+    epochs: int = setting(12, "of the training", low=1)
+    max_steps: int | None = setting(None, "ends the training early", low=1)
+    eval_every: int = setting(1, "epochs between evaluations", low=1)
+    eval_images: int | None = setting(None, "evaluate the first so many only; null: all", low=1)
+    optimizer: OptimizerName = setting(OptimizerName.sgd, "SGD with momentum, or AdamW")
+    lr: float = setting(0.01, "learning rate", above=0)
+    base_batch_size: int | None = setting(
+        None, "lr is for so many images a step and scales linearly; null: as it is", low=1
+    )
+    momentum: float = setting(0.9, "of sgd", low=0, high=1)
+    weight_decay: float = setting(0.0001, "of weights", low=0)
+    bias_lr_factor: float | None = setting(None, "of biases outside norms; null: of the head's published recipe", low=0)
+    bias_weight_decay: float | None = setting(None, "of every bias; null: of the head's published recipe", low=0)
+    warmup_factor: float | None = setting(None, "of the lr at step 0; null: of the head's recipe", low=0, high=1)
+    warmup_steps: int = setting(500, "until the lr is whole; linear", low=0)
+    decay: Decay = setting(Decay.step, "by gamma at milestones, or half a cosine")
+    milestones: list[int] = setting([8, 11], "epochs after which the lr drops (decay=step)")
+    gamma: float = setting(0.1, "factor of each drop", above=0)
+    grad_clip: float | None = setting(None, "limit of the gradients' L2 norm", above=0)
+    ema: float | None = setting(None, "decay of an average of the weights, e.g. 0.999, which is evaluated and kept")
 
 
 @dataclass
 class TrainerConfig:
-    accelerator: str = MISSING
-    devices: int | str = MISSING
-    num_nodes: int = MISSING
-    strategy: str = MISSING
-    precision: str = MISSING
-    accumulate: int = MISSING  # batches that a step's images are taken in, for less memory
-    progress_bar: bool = MISSING
-    save_every: int = MISSING  # steps between two checkpoints inside an epoch; one is saved after every epoch anyway
-    # For speed alone; docs/performance.md has what each of them brings.
-    channels_last: bool = MISSING  # feature maps with their channels side by side in memory
-    compile: str | None = MISSING  # torch.compile's mode for the net and its loss; null: eager
-    require_gpu: bool = MISSING  # refuse to run without one, instead of saying so and taking the CPU
+    accelerator: str = setting("auto", "auto: a GPU if there is one", choices=("auto", "cpu", "gpu", "cuda", "mps"))
+    devices: int | str = setting(1, "a number, auto, or indices such as '0,1'")
+    num_nodes: int = setting(1, "machines", low=1)
+    strategy: str = setting("auto", "ddp: a process a device", choices=("auto", "ddp"))
+    precision: str = setting("32-true", "of the forward pass", choices=("32-true", "bf16-mixed", "16-mixed"))
+    accumulate: int = setting(1, "batches that a step's images are taken in, for less memory", low=1)
+    progress_bar: bool = setting(True, "on the terminal")
+    save_every: int = setting(500, "steps between checkpoints; one is saved after every epoch too", low=1)
+    channels_last: bool = setting(True, "memory format of feature maps")
+    compile: str | None = setting(
+        None, "torch.compile's mode for the net and its loss", choices=("default", "reduce-overhead", "max-autotune")
+    )
+    require_gpu: bool = setting(False, "refuse to run without a GPU")
 
 
 @dataclass
 class LoggerConfig:
-    name: LoggerName = MISSING
-    project: str = MISSING
-    entity: str | None = MISSING
-    group: str | None = MISSING  # null: the sweep's name inside a sweep
-    tags: list[str] = MISSING
-    offline: bool | None = MISSING  # null: online with a login and a network, else offline
+    name: LoggerName = setting(LoggerName.csv, "beside metrics.csv, which every run writes")
+    project: str = setting("msil", "W&B's")
+    entity: str | None = setting(None, "W&B's")
+    group: str | None = setting(None, "null: the sweep's name inside a sweep")
+    tags: list[str] = setting([], "W&B's")
+    offline: bool | None = setting(None, "null: online with a login and a network, else offline")
 
 
 @dataclass
 class Config:
-    mode: Mode = MISSING
+    mode: Mode = setting(Mode.train, "test: evaluate model.weights on data.split")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    seed: int = MISSING
-    resume: Resume = MISSING
-    table: str | None = MISSING  # the paper's table that an experiment regenerates
-    runs_dir: str = MISSING
+    seed: int = setting(0, "of weights, data order and augmentation", low=0, high=2**32 - 1)
+    resume: Resume = setting(Resume.auto, "an unfinished run goes on from its last checkpoint; never: from the start")
+    table: str | None = setting(None, "the paper's table that an experiment regenerates")
+    runs_dir: str = setting("runs", "folder of all runs")
     run_name: str = MISSING  # folder below runs_dir; by default made of the values and config_hash
 
 
-# In the paper's tables under a schedule that trains from scratch in minutes, these nets stand in for its own.
-FROM_SCRATCH = ("quick", "smoke")
-STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18_scratch"}
-
 # What changes where or how fast a run happens, not what it computes.
 NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
-              "data.on_bad_image",  # what was skipped is counted in result.json
               "data.device_transforms",  # on a CPU every pixel is the same, a GPU rounds some of them by 1 of 255
               "model.weights")  # of these, weights_sha256 counts  # fmt: skip
 
@@ -284,56 +290,45 @@ def weights_name(path: str | None) -> str:
     return file.parent.parent.name or file.stem if file.parent.name == "checkpoints" else file.stem
 
 
-def plain(config: DictConfig | Config) -> dict[str, Any]:
-    """The resolved settings as a nested dict of str, int, float, bool, None and lists (enums by their value)."""
-    node = OmegaConf.structured(config) if isinstance(config, Config) else config
-    values = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
-    assert isinstance(values, dict)
-    return values  # pyright: ignore[reportReturnType]
+def plain(section: Any) -> dict[str, Any]:
+    """A section of the settings as a nested dict of str, int, float, bool, None and lists (enums by their value)."""
+    return {field.name: _plain(getattr(section, field.name)) for field in dataclasses.fields(section)}
 
 
-def to_config(node: DictConfig) -> Config:
-    """The composed settings as dataclasses, interpolations resolved and Hydra's own part left out. What the file in
-    model.weights says of its net is not in it yet: see msil.checkpoints.settle.
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return plain(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
 
-    Raises OmegaConf's errors for a value that is missing, of the wrong type or not resolvable.
+
+def from_plain(kind: type[Section], values: Mapping[str, Any]) -> Section:
+    """The inverse of `plain`; what `values` lacks has its default.
+
+    Raises ValueError for a name that is no setting or a value of another type.
     """
-    values = copy.deepcopy(node)
-    with read_write(values), open_dict(values):
-        values.pop("hydra", None)
-    return _typed(values)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{kind.__name__} is {values!r}")
+    hints = get_type_hints(kind)
+    unknown = sorted(values.keys() - hints.keys())
+    if unknown:
+        raise ValueError(f"{unknown[0]} is not a setting of {kind.__name__}")
+    return kind(**{name: _typed(value, hints[name], name) for name, value in values.items()})
 
 
-def _typed(values: DictConfig) -> Config:
-    config = OmegaConf.to_object(values)
-    assert isinstance(config, Config)
-    if config.model.detector is not None:  # it has a head and a backbone of its own
-        config.model.head, config.model.backbone = {}, {}
-    return config
-
-
-def register(settle: Callable[[Config], Config] = lambda config: config) -> None:
-    """Make `schema` known to Hydra, `${run_name:}` and `${backbones:}` to OmegaConf. Safe to call twice.
-
-    settle: what the name of a run with model.weights is made of; see msil.checkpoints.settle.
-    """
-
-    def run_name(*, _root_: DictConfig) -> str:
-        """Resolves every setting of the root but run_name itself, and Hydra's own, then names them."""
-        given = {key: _root_[key] for key in Config.__dataclass_fields__ if key != "run_name"}
-        values = {
-            key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-            for key, node in given.items()
-        }
-        merged = OmegaConf.merge(OmegaConf.structured(Config), {**values, "run_name": ""})
-        assert isinstance(merged, DictConfig)
-        return default_run_name(plain(settle(_typed(merged))))
-
-    ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("backbones", _resolve_backbones, replace=True)
-
-
-def _resolve_backbones(schedule: str, *names: str) -> str:
-    """The choices of a table's sweep over model/backbone: the paper's, or under a quick schedule what stands in."""
-    return ",".join(STAND_INS[name] if schedule in FROM_SCRATCH else name for name in names)
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in kinds:
+        plain_kind = get_origin(kind) or kind
+        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            return from_plain(kind, value)  # pyright: ignore[reportArgumentType]
+        if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
+            return kind(value)
+        if plain_kind is list and isinstance(value, list | tuple):
+            return list(value)
+        if kind is Any or type(value) is plain_kind or (kind is float and type(value) is int):
+            return value
+    raise ValueError(f"{name} is {value!r}")

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.description import Description, explicit, to_text
-from msil.config import Config, register, to_config
+from msil.compose import register, to_config
+from msil.config import Config
 from msil.detection import Detector
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -13,9 +13,8 @@ from msil.checkpoints.load import load_detector
 from msil.checkpoints.settle import check_typed, settled
 from msil.config import config_hash, default_run_name, plain
 from msil.errors import ConfigError, WeightsError
-from msil.overrides import check_command_line
 
-from .cases import CONF, composed, described_file
+from .cases import composed, described_file
 
 
 @pytest.fixture
@@ -147,14 +146,6 @@ def test_what_was_typed_and_agrees_is_fine(file: Path) -> None:
     check_typed(config, [word.partition("=")[0] for word in (*typed, *free)])
     # in training the MSIL switches are free
     check_typed(composed(f"model.weights={file}", "model.msil.apply=reg"), ["model.weights", "model.msil.apply"])
-
-
-def test_the_command_line_is_checked_against_the_file(file: Path) -> None:
-    words = ["mode=test", f"model.weights={file}"]
-    check_command_line(words, CONF)
-    for wrong in ("model/head=fcos", "model={channels:128}"):
-        with pytest.raises(ConfigError, match=r"model"):
-            check_command_line([*words, wrong], CONF)
 
 
 def test_where_the_file_lies_does_not_matter(file: Path, tmp_path: Path) -> None:

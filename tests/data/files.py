@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from msil.data.annotations import AnnotatedImages
+
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
 
 
@@ -94,3 +96,11 @@ def quadrants(height: int = 16, width: int = 32) -> np.ndarray:
     pixels[height // 2 :, : width // 2] = (0, 0, 255)
     pixels[height // 2 :, width // 2 :] = (255, 255, 255)
     return pixels
+
+
+def boxes_of(dataset: AnnotatedImages) -> list[tuple[int, str, list[float], float, bool]]:
+    """Image id, class, x y width height, area and ignored of every box that evaluation scores against."""
+    truth = dataset.annotations
+    columns = (truth.truth_boxes.tolist(), truth.truth_areas.tolist(), truth.truth_ignored.tolist())
+    images = truth.image_ids[truth.truth_images].tolist()
+    return list(zip(images, [truth.classes[label] for label in truth.truth_labels], *columns, strict=True))

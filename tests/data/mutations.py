@@ -131,21 +131,7 @@ def xml_double(tree: Element, where: int, how: int) -> None:
 
 def xml_replace(tree: Element, where: int, how: int) -> None:
     leaves = [element for element in tree.iter() if not len(element)]
-    values = (
-        *TEXTS,
-        *map(str, NUMBERS),
-        "cat",
-        "dog",
-        "zebra",
-        "\ud800",
-        "\x00",
-        "1,5",
-        "0x10",
-        " 7 ",
-        "+3",
-        "7.",
-        ".5",
-    )
+    values = (*TEXTS, *map(str, NUMBERS), "zebra", "\ud800", "\x00", "1,5", "0x10", " 7 ", "+3", "7.", ".5")
     leaves[where % len(leaves)].text = values[how % len(values)]
 
 
@@ -226,23 +212,7 @@ def flip(text: bytes, how: int) -> bytes:
 
 
 def insert(text: bytes, how: int) -> bytes:
-    pieces = (
-        b"\x00",
-        b"\xff",
-        b"\xc3",
-        b",",
-        b"}",
-        b"]",
-        b"-",
-        b"9",
-        b"e",
-        b'"',
-        b"\\",
-        b"<",
-        b"&",
-        b"/>",
-        b"\xed\xa0\x80",
-    )
+    pieces = (b"\x00", b"\xff", b"\xc3", b",", b"}", b"]", b"-", b"9", b"e", b'"', b"\\", b"<", b"&", b"/>")
     at = how % (len(text) + 1)
     return text[:at] + pieces[(how // 11) % len(pieces)] + text[at:]
 

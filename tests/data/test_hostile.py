@@ -11,12 +11,11 @@ import pytest
 from PIL import Image
 
 from msil.data.coco import CocoDataset
-from msil.data.headers import LARGEST
 from msil.data.images import read_image
 from msil.data.voc import VOCDataset
 from msil.errors import DataError
 
-from .files import coco_content, png, voc_object, voc_xml, write_coco, write_jpeg, write_voc
+from .files import coco_content, png, voc_object, voc_xml, write_coco, write_voc
 
 CAT = voc_object("cat", 1, 1, 20, 20)
 
@@ -67,26 +66,6 @@ def test_links_that_leave_a_voc_set_are_refused(voc: Path, tmp_path: Path, name:
     assert str(error.value).startswith(OUTSIDE.format(path=path, place=place, root=voc))
 
 
-def test_a_relative_link_and_a_link_to_a_link_are_refused(coco: Path, tmp_path: Path) -> None:
-    write_jpeg(tmp_path / "secret.jpg", 40, 30)
-    image = coco / "train" / "a.jpg"
-    image.unlink()
-    image.symlink_to("../../secret.jpg")
-    with pytest.raises(DataError, match=r"a\.jpg leads by a symbolic link to .*secret\.jpg"):
-        CocoDataset(coco, "train")
-    image.unlink()
-    (coco / "train" / "between.jpg").symlink_to("../../secret.jpg")
-    image.symlink_to("between.jpg")
-    with pytest.raises(DataError, match=r"a\.jpg leads by a symbolic link to .*secret\.jpg"):
-        CocoDataset(coco, "train")
-
-
-def test_a_folder_whose_name_only_begins_like_the_sets_is_outside(coco: Path, tmp_path: Path) -> None:
-    moved(coco / "train" / "a.jpg", tmp_path / "coco-private" / "a.jpg")
-    with pytest.raises(DataError, match="outside the data set's folder"):
-        CocoDataset(coco, "train")
-
-
 def test_links_to_nothing_and_to_themselves_are_refused(coco: Path) -> None:
     image = coco / "train" / "a.jpg"
     image.unlink()
@@ -124,13 +103,6 @@ def test_xml_of_100_mb_is_refused_before_it_is_parsed(voc: Path) -> None:
         VOCDataset(voc, "train")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB; parsed, it would take 1 GB
     file.unlink()
-
-
-def test_a_large_but_sane_xml_is_read(voc: Path) -> None:
-    xml = voc_xml(CAT * 20001)
-    assert len(xml) > 2**21
-    (voc / "Annotations" / "b.xml").write_text(xml)
-    assert len(VOCDataset(voc, "train").ground_truth()["annotations"]) == 20002
 
 
 BILLION_LAUGHS = (
@@ -179,18 +151,11 @@ def test_100_megapixels_are_refused_from_the_header(coco: Path, kind: str) -> No
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB; decoded, it would take 300 MB
 
 
-def test_the_limit_is_of_pixels_not_of_a_side(tmp_path: Path) -> None:
-    assert LARGEST == 67_108_864
-    path = tmp_path / "long.png"
-    large(path, 40_000, 16)
-    assert read_image(path).shape == (3, 16, 40_000)
-
-
 def test_a_header_that_lies_costs_nothing(tmp_path: Path) -> None:
     """2**31 - 1 pixels a side, and no pixels at all."""
     path = tmp_path / "a.png"
     path.write_bytes(png(2**31 - 1, 2**31 - 1, 8, 2, []))
-    with pytest.raises(DataError, match="2147483647 x 2147483647 pixels, more than"):
+    with pytest.raises(DataError, match=r"a\.png has far too many pixels, more than"):
         read_image(path)
 
 
@@ -200,9 +165,9 @@ def test_a_header_that_lies_costs_nothing(tmp_path: Path) -> None:
 def test_a_named_pipe_is_refused_not_waited_for(coco: Path, voc: Path) -> None:
     (coco / "train" / "a.jpg").unlink()
     os.mkfifo(coco / "train" / "a.jpg")
-    with pytest.raises(DataError, match=r"a\.jpg cannot be read \(it is no file\)"):
+    with pytest.raises(DataError, match=r"a\.jpg cannot be read \(it is not a regular file\)"):
         CocoDataset(coco, "train")
     (voc / "Annotations" / "a.xml").unlink()
     os.mkfifo(voc / "Annotations" / "a.xml")
-    with pytest.raises(DataError, match=r"a\.xml is no file"):
+    with pytest.raises(DataError, match=r"a\.xml is not a regular file"):
         VOCDataset(voc, "train")

@@ -11,12 +11,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from msil.data.audit import DataWarning
 from msil.data.coco import CocoDataset
-from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split, collate
+from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
 from msil.data.shapes import write_shapes
 from msil.data.voc import VOCDataset
 from msil.detection.structures import Target
@@ -25,12 +24,22 @@ from msil.errors import ConfigError, DataError
 from .files import coco_content, voc_object, voc_xml, write_coco, write_jpeg, write_voc
 
 SHAPES: dict[str, Any] = {"num_train": 11, "num_val": 5, "image_size": 32, "seed": 0}
+Datasets = tuple[CocoDataset, CocoDataset]
+Seen = list[tuple[int, Tensor, Tensor, Tensor]]  # image id, pixels, boxes, labels
+SIZES = [(64, 48), (48, 64), (90, 40), (33, 77), (64, 48), (50, 50), (120, 60), (41, 59), (64, 48)]  # width, height
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> tuple[CocoDataset, CocoDataset]:
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
     root = write_shapes(tmp_path_factory.mktemp("data") / "shapes", **SHAPES)
     return CocoDataset(root, "train"), CocoDataset(root, "val")
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
+    """JPEGs of several sizes."""
+    root = tmp_path_factory.mktemp("jpegs")
+    return CocoDataset(bordered(root, "train", {str(i): size for i, size in enumerate(SIZES)}), "train")
 
 
 def module(datasets: tuple[Any, Any], **changes: Any) -> DetectionDataModule:
@@ -61,7 +70,7 @@ def bordered(root: Path, split: str, sizes: dict[str, tuple[int, int]]) -> Path:
         if not name.startswith("empty"):
             crowd = int(name.startswith("crowd"))
             annotations.append({
-                "id": number, "image_id": number, "category_id": 1, "bbox": [1, 1, 20, 20], "area": 400,
+                "id": number, "image_id": number, "category_id": 1, "bbox": [1.5, 1, 20, 20], "area": 400,
                 "iscrowd": crowd,
             })  # fmt: skip
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
@@ -71,16 +80,14 @@ def bordered(root: Path, split: str, sizes: dict[str, tuple[int, int]]) -> Path:
     return root
 
 
-def test_training_batches(shapes: tuple[CocoDataset, CocoDataset]) -> None:
+def test_training_batches(shapes: Datasets) -> None:
     datamodule = module(shapes, min_size=40)
     batches = list(datamodule.train_dataloader())
     trained = sum(shapes[0].has_boxes(i) for i in range(11))
     assert len(batches) == datamodule.steps_per_epoch == -(-trained // 4)
     for images, targets in batches:
-        assert isinstance(images, list) and isinstance(targets, list)
         assert len(images) == len(targets) == 4
         for image, target in zip(images, targets, strict=True):
-            assert isinstance(target, Target)
             assert image.dtype == torch.uint8 and tuple(image.shape) == (3, 40, 40)  # resized
             assert target.boxes.dtype == torch.float32 and target.labels.dtype == torch.int64
             assert target.boxes.shape == (len(target.labels), 4) and len(target.labels) > 0
@@ -89,71 +96,29 @@ def test_training_batches(shapes: tuple[CocoDataset, CocoDataset]) -> None:
             assert target.size == (32, 32)
 
 
-def test_evaluation_images_come_as_they_are_and_in_order(shapes: tuple[CocoDataset, CocoDataset]) -> None:
-    batches = list(module(shapes, min_size=40, flip=1.0, multiscale=(40, 48)).val_dataloader())
-    assert [len(images) for images, _ in batches] == [2, 2, 1]
-    seen = [pair for images, targets in batches for pair in zip(images, targets, strict=True)]
-    for (image, target), (original, truth) in zip(seen, (shapes[1][i] for i in range(5)), strict=True):
-        assert torch.equal(image, original)
-        assert torch.equal(target.boxes, truth.boxes) and target.image_id == truth.image_id
-
-
-def test_augmentation_does_not_depend_on_the_workers(shapes: tuple[CocoDataset, CocoDataset]) -> None:
-    def epochs(workers: int) -> list[tuple[list[Tensor], list[Target]]]:
-        loader = module(shapes, workers=workers, multiscale=(32, 48)).train_dataloader()
-        seen = []
-        for epoch in range(2):
-            torch.manual_seed(workers)  # the global stream must not matter
-            loader.batch_sampler.set_epoch(epoch)  # pyright: ignore
-            seen += [(images, targets) for images, targets in loader]
-        return seen
-
-    alone, workers = epochs(0), epochs(2)
-    assert len(alone) == len(workers) > 4
-    for (images, targets), (other_images, other_targets) in zip(alone, workers, strict=True):
-        assert [target.image_id for target in targets] == [target.image_id for target in other_targets]
-        assert all(torch.equal(one, other) for one, other in zip(images, other_images, strict=True))
-        assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(targets, other_targets, strict=True))
-    assert len({image.shape for images, _ in alone for image in images}) > 3
-
-
-def test_augmentation_differs_from_epoch_to_epoch_and_from_seed_to_seed(
-    shapes: tuple[CocoDataset, CocoDataset],
-) -> None:
-    def sizes(seed: int, epoch: int) -> dict[int, tuple[int, ...]]:
-        loader = module(shapes, seed=seed, min_size=1, multiscale=(32, 96), max_size=96).train_dataloader()
-        loader.batch_sampler.set_epoch(epoch)  # pyright: ignore
-        return {
-            target.image_id: tuple(image.shape)
-            for images, targets in loader
-            for image, target in zip(images, targets, strict=True)
-        }
-
-    first = sizes(0, 0)
-    assert sizes(0, 0) == first
-    assert sizes(0, 1) != first
-    assert sizes(1, 0) != first
-
-
 class Recorder(L.LightningModule):
-    """Learns nothing and remembers which images, in which sizes, came in each epoch."""
+    """Learns nothing and keeps what it is trained and evaluated on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: dict[int, list[tuple[int, int]]] = {}
+        self.trained: dict[int, Seen] = {}
+        self.evaluated: Seen = []
 
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> Tensor:
-        images, targets = batch
-        shown = self.seen.setdefault(self.current_epoch, [])
-        shown += [(target.image_id, image.shape[-1]) for image, target in zip(images, targets, strict=True)]
+        self.trained.setdefault(self.current_epoch, []).extend(rows(*batch))
         return self.weight * 1.0
 
     def validation_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> None:
-        assert len(batch[0]) == len(batch[1])
+        self.evaluated += rows(*batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def rows(images: list[Tensor], targets: list[Target]) -> Seen:
+    pairs = zip(images, targets, strict=True)
+    return [(target.image_id, image.clone(), target.boxes, target.labels) for image, target in pairs]
 
 
 def fit(datamodule: DetectionDataModule, folder: Path, epochs: int, resume: Path | None = None) -> Recorder:
@@ -170,111 +135,92 @@ def fit(datamodule: DetectionDataModule, folder: Path, epochs: int, resume: Path
     return recorder
 
 
+def same(ours: Seen, theirs: Seen) -> bool:
+    pairs = zip(ours, theirs, strict=True)
+    return all(a[0] == b[0] and all(map(torch.equal, a[1:], b[1:])) for a, b in pairs)
+
+
+def test_the_net_is_given_the_same_bits_whoever_resizes(jpegs: CocoDataset, tmp_path: Path) -> None:
+    """By the main process, by workers, and on the device that trains; every epoch has its own order and sizes."""
+    settings: dict[str, Any] = {"batch_size": 2, "seed": 3, "min_size": 40, "max_size": 90, "multiscale": (30, 70)}
+    ways = [(0, False), (1, False), (0, True), (1, True)]
+    first, *others = [
+        fit(module((jpegs, jpegs), **settings, workers=workers, device_transforms=on_device), tmp_path, 2)
+        for workers, on_device in ways
+    ]
+    for other in others:
+        assert all(same(first.trained[epoch], other.trained[epoch]) for epoch in (0, 1))
+        assert same(first.evaluated, other.evaluated)
+    shown = first.trained[0] + first.trained[1]
+    assert len(shown) == 20 and all(row[1].dtype == torch.uint8 for row in shown)  # 2 x (9 + a filler)
+    assert len({tuple(row[1].shape) for row in shown}) > 10, "hardly anything was drawn"
+    for image_id, pixels, boxes, _ in first.evaluated:  # as they are, in order, in each of two epochs
+        image, truth = jpegs[image_id - 1]
+        assert torch.equal(pixels, image) and torch.equal(boxes, truth.boxes)
+    assert [row[0] for row in first.evaluated] == [*range(1, 10)] * 2
+
+
 @pytest.mark.parametrize("workers", [0, 1])  # workers begin to fetch before Lightning names the epoch
-def test_lightning_gives_every_epoch_its_own_order_and_augmentation_also_after_a_resume(
-    shapes: tuple[CocoDataset, CocoDataset], tmp_path: Path, workers: int
+def test_every_epoch_has_its_own_order_and_augmentation_also_after_a_resume(
+    shapes: Datasets, tmp_path: Path, workers: int
 ) -> None:
     changes: dict[str, Any] = {"multiscale": (32, 96), "max_size": 96, "workers": workers}
-    through = fit(module(shapes, **changes), tmp_path / "through", 4).seen
-    assert sorted(through) == [0, 1, 2, 3]
-    assert len({tuple(shown) for shown in through.values()}) == 4  # other sizes, in another order
-    assert len({tuple(image_id for image_id, _ in shown) for shown in through.values()}) == 4
-    stopped = fit(module(shapes, **changes), tmp_path / "stopped", 2).seen
-    resumed = fit(module(shapes, **changes), tmp_path / "resumed", 4, tmp_path / "stopped" / "2.ckpt").seen
-    assert stopped | resumed == through
-    assert sorted(resumed) == [2, 3]
+    through = fit(module(shapes, **changes), tmp_path / "through", 4).trained
+    assert len({tuple((row[0], row[1].shape) for row in shown) for shown in through.values()}) == 4
+    assert len({tuple(row[0] for row in shown) for shown in through.values()}) == 4
+    fit(module(shapes, **changes), tmp_path / "stopped", 2)
+    resumed = fit(module(shapes, **changes), tmp_path / "resumed", 4, tmp_path / "stopped" / "2.ckpt").trained
+    assert sorted(resumed) == [2, 3] and all(same(resumed[epoch], through[epoch]) for epoch in (2, 3))
 
 
 def test_images_without_a_box_to_train_on_or_too_small_are_left_out(tmp_path: Path) -> None:
     sizes = {"a": (64, 48), "empty": (64, 48), "low": (64, 31), "thin": (31, 64), "just": (32, 32), "crowd": (64, 48)}
     root = bordered(bordered(tmp_path, "train", sizes), "val", sizes)
-    datasets = CocoDataset(root, "train"), CocoDataset(root, "val")
-    datamodule = module(datasets, batch_size=2)
+    datamodule = module((CocoDataset(root, "train"), CocoDataset(root, "val")), batch_size=2)
     assert datamodule.steps_per_epoch == 1
     assert sorted(id for batch in ids(datamodule.train_dataloader()) for id in batch) == [1, 5]  # a, just
     assert [id for batch in ids(datamodule.val_dataloader()) for id in batch] == [1, 2, 3, 4, 5, 6]  # scored on all
-
-
-@pytest.mark.parametrize("sizes", [{"low": (64, 31)}, {"empty": (64, 48), "low": (64, 31)}, {"crowd": (64, 48)}])
-def test_nothing_to_train_on_is_refused(tmp_path: Path, sizes: dict[str, tuple[int, int]]) -> None:
-    root = bordered(bordered(tmp_path, "train", sizes), "val", {"a": (64, 48)})
+    bordered(tmp_path, "train", {"low": (64, 31), "empty": (64, 48)})
     with pytest.raises(DataError, match=r"box.*32 pixels"):
         module((CocoDataset(root, "train"), CocoDataset(root, "val")))
 
 
-def test_tall_images_share_no_batch_with_wide_ones(tmp_path: Path) -> None:
-    sizes = {f"{kind}{i}": size for i in range(4) for kind, size in (("tall", (40, 64)), ("wide", (64, 40)))}
-    root = bordered(bordered(tmp_path, "train", sizes), "val", sizes)
-    datamodule = module((CocoDataset(root, "train"), CocoDataset(root, "val")), batch_size=2, min_size=32, max_size=64)
-    loader = datamodule.train_dataloader()
-    for epoch in range(3):
-        loader.batch_sampler.set_epoch(epoch)  # pyright: ignore
-        assert [len({image.shape for image in images}) for images, _ in loader] == [1, 1, 1, 1]
-
-
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_share_every_training_batch(shapes: tuple[CocoDataset, CocoDataset], world_size: int) -> None:
+def test_processes_share_every_training_batch(shapes: Datasets, world_size: int) -> None:
     whole = [sorted(batch) for batch in ids(module(shapes).train_dataloader())]
     ranks = [ids(on_process(module(shapes), rank, world_size).train_dataloader()) for rank in range(world_size)]
     assert [sorted(id for part in parts for id in part) for parts in zip(*ranks, strict=True)] == whole
     assert {len(part) for shares in ranks for part in shares} == {4 // world_size}
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_evaluate_every_image_once(shapes: tuple[CocoDataset, CocoDataset], world_size: int) -> None:
-    shares = [ids(on_process(module(shapes), rank, world_size).val_dataloader()) for rank in range(world_size)]
-    seen = [id for share in shares for batch in share for id in batch]
-    assert sorted(seen) == sorted(shapes[1].image_id(i) for i in range(5))
+def test_processes_evaluate_every_image_once(shapes: Datasets) -> None:
+    for world_size in (2, 3):
+        shares = [ids(on_process(module(shapes), rank, world_size).val_dataloader()) for rank in range(world_size)]
+        seen = [id for share in shares for batch in share for id in batch]
+        assert sorted(seen) == sorted(shapes[1].image_id(i) for i in range(5))
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(shapes: tuple[CocoDataset, CocoDataset]) -> None:
-    datamodule = on_process(module(shapes, batch_size=4), 0, 3)
+def test_what_the_processes_cannot_share_is_refused(shapes: Datasets) -> None:
     with pytest.raises(ConfigError, match=r"data\.batch_size=4.*3 processes"):
-        datamodule.train_dataloader()
-
-
-def test_fewer_evaluation_images_than_processes_are_refused(shapes: tuple[CocoDataset, CocoDataset]) -> None:
+        on_process(module(shapes, batch_size=4), 0, 3).train_dataloader()
     for images, world_size in ((None, 6), (2, 3)):
         with pytest.raises(ConfigError, match=f"{images or 5} images.*{world_size} processes"):
             on_process(module(shapes, eval_images=images), 0, world_size).val_dataloader()
 
 
-@pytest.mark.parametrize(("eval_images", "count"), [(None, 5), (1, 1), (3, 3), (5, 5), (99, 5)])
-def test_eval_images_takes_the_first(
-    shapes: tuple[CocoDataset, CocoDataset], eval_images: int | None, count: int
-) -> None:
+@pytest.mark.parametrize(("eval_images", "count"), [(None, 5), (3, 3), (99, 5)])
+def test_eval_images_takes_the_first(shapes: Datasets, eval_images: int | None, count: int) -> None:
     datamodule = module(shapes, eval_images=eval_images)
     assert datamodule.num_eval == count
     seen = [id for batch in ids(datamodule.val_dataloader()) for id in batch]
     assert seen == [shapes[1].image_id(i) for i in range(count)]
 
 
-def test_collate_keeps_the_sizes() -> None:
-    images = [torch.zeros(3, 4, 5), torch.zeros(3, 6, 2)]
-    targets = [Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), i, (4, 5)) for i in range(2)]
-    batch, kept = collate(list(zip(images, targets, strict=True)))
-    assert [tuple(image.shape) for image in batch] == [(3, 4, 5), (3, 6, 2)]
-    assert [target.image_id for target in kept] == [0, 1]
-
-
-def test_build_datasets_makes_shapes_once(tmp_path: Path) -> None:
+def test_build_datasets_reads_every_layout(tmp_path: Path) -> None:
     train, val = build_datasets("shapes", tmp_path / "s", "train", "val", **SHAPES)
     assert (len(train), len(val)) == (11, 5)
-    assert train.classes == ("circle", "square", "triangle", "cross")
-    again, _ = build_datasets("shapes", tmp_path / "s", "train", "val", **SHAPES)
-    assert torch.equal(again[3][0], train[3][0])
-    with pytest.raises(DataError, match="seed"):
-        build_datasets("shapes", tmp_path / "s", "train", "val", **{**SHAPES, "seed": 1})
-
-
-@pytest.mark.parametrize("missing", ["num_train", "num_val", "image_size", "seed"])
-def test_shapes_need_their_parameters(tmp_path: Path, missing: str) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.{missing}"):
-        build_datasets("shapes", tmp_path / "s", "train", "val", **{**SHAPES, missing: None})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_build_datasets_reads_coco_and_voc(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.num_val"):
+        build_datasets("shapes", tmp_path / "s", "train", "val", **{**SHAPES, "num_val": None})
     write_coco(tmp_path / "coco", coco_content(), "one")
     write_coco(tmp_path / "coco", coco_content(), "two")
     train, val = build_datasets("coco", tmp_path / "coco", "one", "two", classes=["zebra", "cat"])
@@ -282,20 +228,10 @@ def test_build_datasets_reads_coco_and_voc(tmp_path: Path) -> None:
     assert (train.classes, train.category_ids) == (val.classes, val.category_ids) == (("zebra", "cat"), (90, 3))
     for split in ("one", "two"):
         write_voc(tmp_path / "voc", {"x": voc_xml(voc_object("dog", 1, 1, 20, 20))}, split)
-    train, _ = build_datasets("voc", tmp_path / "voc", "one", "two")
+    train, _ = build_datasets("voc", tmp_path / "voc", "one", "two", **SHAPES)
     assert isinstance(train, VOCDataset) and len(train.classes) == 20
-
-
-def test_strict_reaches_both_splits(tmp_path: Path) -> None:
-    outside = coco_content()
-    outside["annotations"][1]["bbox"] = [30, 5, 60, 7]
-    for name, train, val in (("a", outside, coco_content()), ("b", coco_content(), outside)):
-        write_coco(tmp_path / name, train, "train")
-        write_coco(tmp_path / name, val, "val")
-        with pytest.warns(DataWarning):
-            build_datasets("coco", tmp_path / name, "train", "val")
-        with pytest.raises(DataError, match="101"):
-            build_datasets("coco", tmp_path / name, "train", "val", strict=True)
+    with pytest.raises(ConfigError, match=r"'cocoo'.*shapes, coco, voc"):
+        build_split("cocoo", tmp_path, "val")
 
 
 def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
@@ -308,80 +244,24 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
     assert build_datasets("coco", tmp_path, "train", "val", classes=["cat"])[1].classes == ("cat",)
 
 
-def test_the_same_names_under_other_ids_are_refused(tmp_path: Path) -> None:
-    write_coco(tmp_path, coco_content(), "train")
-    other = coco_content()
-    for entry in other["categories"]:
-        entry["id"] += 100
-    for entry in other["annotations"]:
-        entry["category_id"] += 100
-    write_coco(tmp_path, other, "val")
-    with pytest.raises(DataError, match="different categories"):
-        build_datasets("coco", tmp_path, "train", "val")
-
-
-def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'cocoo'.*shapes, coco, voc"):
-        build_datasets("cocoo", tmp_path, "train", "val")
-
-
-def test_build_split_needs_no_other_split(tmp_path: Path) -> None:
-    write_coco(tmp_path / "coco", coco_content(), "val")
-    dataset = build_split("coco", tmp_path / "coco", "val", classes=["zebra", "cat"])
-    assert isinstance(dataset, CocoDataset) and dataset.category_ids == (90, 3)
-    write_voc(tmp_path / "voc", {"x": voc_xml(voc_object("dog", 1, 1, 20, 20))}, "test")
-    dataset = build_split("voc", tmp_path / "voc", "test")
-    assert isinstance(dataset, VOCDataset) and dataset.annotated
-    dataset = build_split("shapes", tmp_path / "s", "val", **SHAPES)
-    assert len(dataset) == SHAPES["num_val"]
-    with pytest.raises(ConfigError, match=r"'cocoo'.*shapes, coco, voc"):
-        build_split("cocoo", tmp_path, "val")
-    with pytest.raises(DataError, match=r"instances_test\.json is missing \(the splits there are val\)"):
-        build_split("coco", tmp_path / "coco", "test")
+def test_a_split_alone_is_read_strictly_too(tmp_path: Path) -> None:
     outside = coco_content()
     outside["annotations"][1]["bbox"] = [30, 5, 60, 7]
-    write_coco(tmp_path / "coco", outside, "val")
+    write_coco(tmp_path, outside, "val")
+    with pytest.warns(DataWarning):
+        build_split("coco", tmp_path, "val")
     with pytest.raises(DataError, match="101"):
-        build_split("coco", tmp_path / "coco", "val", strict=True)
-
-
-def without_annotations(root: Path, split: str) -> Path:
-    """A split as write_coco writes it, its annotation file turned into one of images alone."""
-    source = write_coco(root, coco_content(), split)
-    source.rename(source.with_name(f"image_info_{split}.json"))
-    return root
+        build_split("coco", tmp_path, "val", strict=True)
 
 
 def test_a_split_without_annotations_is_evaluated_but_not_trained_on(tmp_path: Path) -> None:
-    without_annotations(tmp_path, "test")
+    source = write_coco(tmp_path, coco_content(), "test")
+    source.rename(source.with_name("image_info_test.json"))
     write_coco(tmp_path, coco_content(), "train")
     for train, val in (("test", "train"), ("train", "test")):
         with pytest.raises(DataError, match=r"split test of .* has no annotations.*mode=test"):
             build_datasets("coco", tmp_path, train, val)
     test = build_split("coco", tmp_path, "test")
-    with pytest.raises(DataError, match="no training image has"):
-        module((test, test))
     batches = list(EvaluationDataModule(test, eval_batch_size=2).val_dataloader())
-    assert [[target.image_id for target in targets] for _, targets in batches] == [[11, 5], [8]]
+    assert ids(batches) == [[11, 5], [8]]
     assert [len(target.boxes) for _, targets in batches for target in targets] == [0, 0, 0]
-
-
-def test_an_evaluation_alone(shapes: tuple[CocoDataset, CocoDataset], tmp_path: Path) -> None:
-    """Lightning validates with it; there is no loader to train with."""
-    seen = []
-
-    class Evaluated(Recorder):
-        def validation_step(self, batch: tuple[list[Tensor], list[Target]], batch_idx: int) -> None:
-            seen.extend(target.image_id for target in batch[1])
-
-    datamodule = EvaluationDataModule(shapes[1], eval_batch_size=2, eval_images=3)
-    trainer = L.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=tmp_path,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.validate(Evaluated(), datamodule=datamodule, verbose=False)
-        assert seen == [shapes[1].image_id(i) for i in range(3)] and datamodule.num_eval == 3
-        with pytest.raises(MisconfigurationException, match="train_dataloader"):
-            trainer.fit(Recorder(), datamodule=datamodule)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,172 +9,80 @@ import torch
 from torch import Tensor
 
 from msil.data.transforms import Augmentation, draw_augmentation, transform_boxes, transform_image
-from msil.detection.structures import Target
 
 
 def random_image(height: int, width: int) -> Tensor:
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
-def target_of(*boxes: tuple[float, float, float, float], size: tuple[int, int] = (30, 40)) -> Target:
-    labels = torch.arange(len(boxes))
-    return Target(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), labels, image_id=7, size=size)
+def drawn(size: tuple[int, int], seed: int = 0, **changes: Any) -> Augmentation:
+    settings: dict[str, Any] = {"min_size": 1, "max_size": 999, "multiscale": None, "flip": 0.0}
+    return draw_augmentation(*size, torch.Generator().manual_seed(seed), **{**settings, **changes})
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def training_transform(
-    image: Tensor, target: Target, generator: torch.Generator, **settings: Any
-) -> tuple[Tensor, Target]:
-    """What AugmentedImages does to a sample."""
-    height, width = image.shape[-2:]
-    augmentation = draw_augmentation(height, width, generator, **settings)
-    boxes = transform_boxes(target.boxes, (height, width), augmentation)
-    return transform_image(image, augmentation), replace(target, boxes=boxes)
-
-
-def resize_with_boxes(image: Tensor, target: Target, min_size: int, max_size: int) -> tuple[Tensor, Target]:
-    return training_transform(
-        image, target, generator(), min_size=min_size, max_size=max_size, multiscale=None, flip=0.0
-    )
-
-
-def mirror(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    height, width = image.shape[-2:]
-    augmentation = Augmentation(height, width, mirrored=True)
-    boxes = transform_boxes(target.boxes, (height, width), augmentation)
-    return transform_image(image, augmentation), replace(target, boxes=boxes)
-
-
-def test_resized_boxes_by_hand() -> None:
-    image, target = resize_with_boxes(random_image(30, 40), target_of((4, 3, 10, 12), (0, 0, 40, 30)), 60, 1000)
-    assert image.shape == (3, 60, 80) and image.dtype == torch.uint8
-    assert target.boxes.tolist() == [[8, 6, 20, 24], [0, 0, 80, 60]]  # everything twice
-    assert target.labels.tolist() == [0, 1]
-    assert (target.image_id, target.size) == (7, (30, 40))  # the size stays that of the file
+def moved(boxes: list[list[float]], size: tuple[int, int], augmentation: Augmentation) -> Tensor:
+    return transform_boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), size, augmentation)
 
 
 def test_each_axis_is_scaled_by_its_own_rounded_side() -> None:
     # Scale min(1333/500, 800/333) = 2.4024: 333 x 500 -> 800 x 1201 (from 1201.2), so x grows by 1201/500 = 2.402.
-    image, target = resize_with_boxes(random_image(333, 500), target_of((100, 111, 250, 222)), 800, 1333)
-    assert image.shape == (3, 800, 1201)
-    torch.testing.assert_close(target.boxes, torch.tensor([[240.2, 800 / 3, 600.5, 1600 / 3]]), rtol=1e-6, atol=0)
+    augmentation = drawn((333, 500), min_size=800, max_size=1333)
+    assert augmentation == (800, 1201, False)
+    boxes = moved([[100, 111, 250, 222]], (333, 500), augmentation)
+    torch.testing.assert_close(boxes, torch.tensor([[240.2, 800 / 3, 600.5, 1600 / 3]]), rtol=1e-6, atol=0)
 
 
 def test_boxes_stay_inside_after_rounding() -> None:
     for height, width in ((333, 500), (97, 101), (427, 640), (31, 211)):
         for short in range(40, 60):
-            image, target = resize_with_boxes(
-                random_image(height, width), target_of((width - 0.3, height - 0.3, width, height)), short, 1000
-            )
-            x1, y1, x2, y2 = target.boxes[0].tolist()
-            assert 0 <= x1 < x2 <= image.shape[2]
-            assert 0 <= y1 < y2 <= image.shape[1]
+            augmentation = drawn((height, width), min_size=short)
+            x1, y1, x2, y2 = moved(
+                [[width - 0.3, height - 0.3, width, height]], (height, width), augmentation
+            )[0].tolist()  # fmt: skip
+            assert 0 <= x1 < x2 <= augmentation.width and 0 <= y1 < y2 <= augmentation.height
             # They also reach the edge as before, but for float32's last digits.
-            assert (x2, y2) == pytest.approx((image.shape[2], image.shape[1]), rel=1e-6)
+            assert (x2, y2) == pytest.approx((augmentation.width, augmentation.height), rel=1e-6)
 
 
 def test_sizes_of_the_reference(golden: Any) -> None:
     """Width x height -> what MMDetection's rescale to (1333, 800) gave."""
-    table = golden.misc()["rescale_wh_to_1333x800"]
-    assert len(table) == 9
-    for name, (wanted_width, wanted_height) in table.items():
+    for name, (wanted_width, wanted_height) in golden.misc()["rescale_wh_to_1333x800"].items():
         width, height = map(int, name.split("x"))
-        image = torch.zeros(3, height, width, dtype=torch.uint8)
-        out, _ = resize_with_boxes(image, target_of(), 800, 1333)
-        assert tuple(out.shape[1:]) == (wanted_height, wanted_width), name
+        assert drawn((height, width), min_size=800, max_size=1333)[:2] == (wanted_height, wanted_width), name
 
 
 def test_mirrored_boxes_and_pixels_by_hand() -> None:
     image = torch.zeros(3, 30, 40, dtype=torch.uint8)
     image[:, 5:9, 2:6] = 255  # the box's own pixels
-    mirrored, target = mirror(image, target_of((2, 5, 6, 9), (0, 0, 40, 30), (39.5, 1, 40, 2)))
-    assert target.boxes.tolist() == [[34, 5, 38, 9], [0, 0, 40, 30], [0, 1, 0.5, 2]]  # x -> 40 - x
-    rows, columns = torch.nonzero(mirrored[0], as_tuple=True)
+    mirror = Augmentation(30, 40, mirrored=True)
+    boxes = moved([[2, 5, 6, 9], [0, 0, 40, 30], [39.5, 1, 40, 2]], (30, 40), mirror)
+    assert boxes.tolist() == [[34, 5, 38, 9], [0, 0, 40, 30], [0, 1, 0.5, 2]]  # x -> 40 - x
+    rows, columns = torch.nonzero(transform_image(image, mirror)[0], as_tuple=True)
     assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == [34, 5, 38, 9]
-
-
-def test_mirroring_twice_changes_nothing() -> None:
-    image, target = random_image(30, 41), target_of((2.25, 5, 6.5, 9), (0, 0, 41, 30))  # exact in float32
-    twice, back = mirror(*mirror(image, target))
-    assert torch.equal(twice, image)
-    assert torch.equal(back.boxes, target.boxes)
-
-
-def test_the_inputs_stay_as_they_were() -> None:
-    image, target = random_image(30, 40), target_of((2, 5, 6, 9))
-    before = image.clone(), target.boxes.clone()
-    training_transform(image, target, generator(), min_size=60, max_size=100, multiscale=None, flip=1.0)
-    assert torch.equal(image, before[0]) and torch.equal(target.boxes, before[1])
-
-
-def test_an_image_without_boxes_passes() -> None:
-    out, target = training_transform(
-        random_image(30, 40), target_of(), generator(), min_size=15, max_size=100, multiscale=None, flip=1.0
-    )
-    assert out.shape == (3, 15, 20)
-    assert target.boxes.shape == (0, 4) and target.boxes.dtype == torch.float32
+    assert moved([], (30, 40), mirror).numel() == 0
 
 
 @pytest.mark.parametrize(("flip", "mirrored"), [(0.0, 0), (1.0, 50), (0.5, 25)])
 def test_flip_is_a_probability(flip: float, mirrored: int) -> None:
-    image, target = random_image(30, 40), target_of((2, 5, 6, 9))
-    count = 0
-    for seed in range(50):
-        out, boxes = training_transform(
-            image, target, generator(seed), min_size=30, max_size=40, multiscale=None, flip=flip
-        )
-        flipped = torch.equal(out, image.flip(-1))
-        assert flipped != torch.equal(out, image)
-        assert boxes.boxes.tolist() == ([[34, 5, 38, 9]] if flipped else [[2, 5, 6, 9]])
-        count += flipped
+    count = sum(drawn((30, 40), seed, flip=flip).mirrored for seed in range(50))
     # 50 fair throws stay within 25 +- 14 but for 1 in 10000 cases; 0 and 1 are certain.
     assert abs(count - mirrored) <= (14 if 0 < flip < 1 else 0)
 
 
-def test_multiscale_draws_every_short_side_between_its_bounds() -> None:
-    image = random_image(8, 8)
-    shapes = set()
-    for seed in range(100):
-        out, _ = training_transform(
-            image, target_of(), generator(seed), min_size=999, max_size=999, multiscale=(5, 9), flip=0.0
-        )
-        shapes.add(tuple(out.shape))
-    assert shapes == {(3, side, side) for side in (5, 6, 7, 8, 9)}
-
-
-def test_the_limit_of_the_long_side_holds_under_multiscale() -> None:
+def test_multiscale_draws_every_short_side_up_to_the_limit_of_the_long_one() -> None:
+    sizes = {drawn((8, 8), seed, multiscale=(5, 9))[:2] for seed in range(100)}
+    assert sizes == {(side, side) for side in (5, 6, 7, 8, 9)}
     # 10 x 40, short side 20..30 wants a long side of 80..120, but 60 is the limit: 15 x 60.
-    for seed in range(10):
-        out, target = training_transform(
-            random_image(10, 40), target_of((4, 2, 8, 6)), generator(seed), min_size=1, max_size=60,
-            multiscale=(20, 30), flip=0.0,
-        )  # fmt: skip
-        assert tuple(out.shape) == (3, 15, 60)
-        assert target.boxes.tolist() == [[6, 3, 12, 9]]
+    assert {drawn((10, 40), seed, max_size=60, multiscale=(20, 30))[:2] for seed in range(10)} == {(15, 60)}
 
 
 def test_all_chance_comes_from_the_generator() -> None:
-    def run(seed: int) -> tuple[Tensor, Target]:
-        return training_transform(
-            random_image(30, 40), target_of((2, 5, 6, 9)), generator(seed), min_size=1, max_size=999,
-            multiscale=(20, 60), flip=0.5,
-        )  # fmt: skip
-
-    results = []
-    for seed in range(8):
-        torch.manual_seed(1)
-        image, target = run(seed)
-        torch.manual_seed(2)
-        again, same = run(seed)
-        assert torch.equal(image, again) and torch.equal(target.boxes, same.boxes)
-        results.append(tuple(image.shape))
-    assert len(set(results)) > 3
     state = torch.get_rng_state()
-    run(0)
+    first = [drawn((30, 40), seed, multiscale=(20, 60), flip=0.5) for seed in range(8)]
     assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert [drawn((30, 40), seed, multiscale=(20, 60), flip=0.5) for seed in range(8)] == first
+    assert len(set(first)) > 3
 
 
 @pytest.mark.parametrize("size", [(60, 80), (17, 93), (30, 40), (12, 16), (47, 31)])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msil.detection import Detector, FCOSHead, ResNetOptions, Target, VFNetHead, build_detector
+from msil.detection import Detector, FCOSHead, ResNetOptions, Target, build_detector
 from msil.detection.heads import HEADS
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -28,18 +28,6 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "head_fcos_tricks": {},
 }
-
-# Every variant of the block that a table can ask for.
-VARIANTS: list[dict[str, Any]] = [
-    {"align": align, "separate": separate, "apply": apply}
-    for align in (True, False)
-    for separate in (True, False)
-    for apply in ("cls", "reg", "both")
-]
-
-
-def variant_name(msil: dict[str, Any] | None) -> str:
-    return "plain" if msil is None else " ".join(f"{key}={value}" for key, value in msil.items())
 
 
 def map_sizes_of(height: int, width: int, strides: tuple[int, ...] = STRIDES) -> tuple[tuple[int, int], ...]:
@@ -66,11 +54,6 @@ def random_targets(counts: list[int], height: int, width: int, num_classes: int,
 def small_head(msil: nn.Module | dict[str, Any] | None = None, **settings: Any) -> FCOSHead:
     torch.manual_seed(0)
     return FCOSHead(5, 32, num_convs=1, norm_groups=8, msil=msil, **settings)
-
-
-def small_vfnet(msil: nn.Module | dict[str, Any] | None = None, **settings: Any) -> VFNetHead:
-    torch.manual_seed(0)
-    return VFNetHead(5, 32, num_convs=1, norm_groups=8, msil=msil, **settings)
 
 
 def small_detector(
@@ -109,8 +92,3 @@ def assert_gradient(ours: Tensor | None, theirs: Tensor, name: str) -> None:
     """Within 1e-5 of the reference's largest element."""
     assert ours is not None
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max(), f"the gradient of {name} is off"
-
-
-def dense(arrays: dict[str, Tensor], prefix: str) -> Tensor:
-    """Five maps (N, C, H, W) of the reference -> (N, P, C)."""
-    return torch.cat([arrays[f"{prefix}{level}"].flatten(2).transpose(1, 2) for level in range(5)], 1)

@@ -48,6 +48,6 @@ def flat(arrays: dict[str, Tensor], prefix: str, per_cell: int = 1) -> Tensor:
     return torch.cat([m.reshape(len(m), -1, m.shape[-1] // per_cell) for m in maps], 1)
 
 
-def levels(arrays: dict[str, Tensor], prefix: str) -> Tensor:
-    """Five arrays (N, n, ...) of the reference -> (N, P, ...)."""
-    return torch.cat([arrays[f"{prefix}{level}"] for level in range(5)], 1)
+def levels(arrays: dict[str, Tensor], prefix: str, *tail: int) -> Tensor:
+    """Five arrays of the reference, (2, n, ...) or (2 n, ...), as (2, P, *tail)."""
+    return torch.cat([arrays[f"{prefix}{level}"].reshape(2, -1, *tail) for level in range(5)], 1)

@@ -113,7 +113,7 @@ def batch_of(rng: random.Random, grain: float) -> tuple[tuple[tuple[int, int], .
 def test_max_iou_of_random_boxes() -> None:
     rng = random.Random(0)
     seen = torch.zeros(3, dtype=torch.int64)
-    for case in range(100):
+    for case in range(40):
         map_sizes, truth, targets = batch_of(rng, rng.choice([1, 4, 8, 16]))
         priors = NINE(map_sizes, CPU)
         found = MaxIoUAssigner()(priors, truth)
@@ -122,13 +122,13 @@ def test_max_iou_of_random_boxes() -> None:
             expected = max_iou(priors.boxes, valid_priors(map_sizes, size, 9), one.boxes)
             assert torch.equal(match, expected), case
             seen += torch.stack([(match >= 0).sum(), (match == BACKGROUND).sum(), (match == IGNORED).sum()])
-    assert seen.min() > 10_000
+    assert seen.min() > 4_000
 
 
 def test_task_aligned_of_random_predictions() -> None:
     rng, generator = random.Random(0), torch.Generator().manual_seed(0)
     compared = positives = 0
-    for case in range(200):
+    for case in range(80):
         map_sizes, truth, targets = batch_of(rng, 0.37)
         priors = ONE(map_sizes, CPU)
         scores = torch.rand(3, len(priors.centers), 3, generator=generator)
@@ -146,7 +146,7 @@ def test_task_aligned_of_random_predictions() -> None:
                 assert torch.equal(found.index[image], match), case
                 torch.testing.assert_close(found.metric[image], metric, rtol=1e-5, atol=1e-6)
                 compared, positives = compared + 1, positives + int((match >= 0).sum())
-    assert compared > 580 and positives > 1000
+    assert compared > 230 and positives > 400
 
 
 def reference_truth(golden) -> GroundTruth:

@@ -138,7 +138,7 @@ def test_atss_equals_the_dense_reference(geometry: str, grain: float) -> None:
     strides = ATSS_GEOMETRIES[geometry]
     rng = random.Random(f"{geometry} {grain}")
     compared = skipped = positives = ignored = 0
-    for case in range(40):
+    for case in range(24):
         # long and flat, small, or ordinary images: maps of 1 x n, of 1 x 1 and of odd sizes
         low, high = (((5, 30), (100, 400)), ((5, 60), (5, 60)), ((40, 260), (40, 260)))[case % 3]
         sizes = [(rng.randint(*low), rng.randint(*high)) for _ in range(rng.randint(1, 3))]
@@ -163,7 +163,7 @@ def test_atss_equals_the_dense_reference(geometry: str, grain: float) -> None:
             positives += int((matched[image] >= 0).sum())
             ignored += int((matched[image] == IGNORED).sum())
             assert torch.equal(matched[image], expected.matched), (case, image)
-    assert compared > 60 and skipped < compared / 10 and positives > 300 and ignored > 300
+    assert compared > 36 and skipped < compared / 10 and positives > 150 and ignored > 150
 
 
 @pytest.mark.parametrize("image", [0, 1])
@@ -174,27 +174,6 @@ def test_atss_of_the_reference(golden, image: int) -> None:
     matched = run_atss(truth["boxes"][None], truth["labels"][None], MAP_SIZES, [(256, 320)])[0]
     assert (matched >= 0).sum() > 20
     assert torch.equal(matched, case["gt_inds"] - 1)
-
-
-def test_anchors_and_valid_points_of_the_reference(golden) -> None:
-    """What the dense reference above takes for granted."""
-    case = golden("primitives", "anchors/atss/")
-    for level, (stride, (height, width)) in enumerate(zip(STRIDES, MAP_SIZES, strict=True)):
-        assert case[f"base/{level}"].tolist() == [[-4 * stride, -4 * stride, 4 * stride, 4 * stride]]
-        valid = valid_cells(height, width, stride, (210, 275))
-        assert torch.equal(valid.flatten(), case[f"valid_img1/{level}"].bool())
-
-
-def test_atss_of_many_boxes_on_a_full_size_map() -> None:
-    rng = random.Random(5)
-    map_sizes = map_sizes_of(800, 1344)
-    boxes, labels = pad_ground_truth([target(atss_boxes(rng, 60, 800, 1333, 0)), target([])])
-    matched = run_atss(boxes, labels, map_sizes, [(800, 1333), (600, 800)])
-    expected = DenseATSS(boxes[0], labels[0], map_sizes, (800, 1333), STRIDES, 9)
-    assert min(expected.margin, expected.distance_margin) > 1e-6
-    assert torch.equal(matched[0], expected.matched)
-    assert (matched[0] >= 0).sum() > 200
-    assert (matched[1] < 0).all()
 
 
 # Of a box around all its candidates on the coarsest of these levels every candidate there has the IoU 64^2 / area, and
@@ -220,18 +199,6 @@ def test_of_equally_near_candidates_the_upper_then_the_left_one_counts() -> None
     assert coarsest(matched[0]) == [(*cell, 0) for cell in cells]
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_of_equally_near_candidates_on_a_single_line(turned: bool) -> None:
-    # A map of 1 x 11 at the last level, centre at 5.5 cells: columns 1 and 10 are equally near, and 1 ... 10 would be
-    # ten candidates. The box holds all their anchors.
-    box, size, strides = [-24, -66, 200, 66], (11, 176), (2, 4, 8, 16)
-    if turned:
-        box, size = [box[1], box[0], box[3], box[2]], size[::-1]
-    map_sizes = map_sizes_of(*size, strides)
-    matched = run_atss(*pad_ground_truth([target(box)]), map_sizes, [size], strides)
-    assert matched[0, -11:].tolist() == [-1] + [0] * 9 + [-1]
-
-
 def test_of_equal_overlaps_the_first_box_counts() -> None:
     # Two boxes side by side, two columns apart, that hold all anchors of both: the points (7, 8), (7, 9), (8, 8) are
     # candidates of both with the same IoU.
@@ -245,20 +212,11 @@ def test_of_equal_overlaps_the_first_box_counts() -> None:
         assert {box for _, _, box in found} == {0, 1}
 
 
-def test_of_several_boxes_the_highest_overlap_counts() -> None:
-    # Around the same centre: of 100 x 100 and 120 x 120 the smaller one's IoU with every anchor is the larger.
-    small, large = [10, 10, 110, 110], [0, 0, 120, 120]
-    for order, winner in (([small, large], 0), ([large, small], 1)):
-        padded = pad_ground_truth([target(order)])
-        matched = run_atss(*padded, map_sizes_of(128, 128, FINE), [(128, 128)], FINE)
-        assert {box for _, _, box in coarsest(matched[0])} == {winner}
-
-
-@pytest.mark.parametrize("topk", [1, 2, 4, 12])
+@pytest.mark.parametrize("topk", [1, 4, 12])
 def test_atss_with_another_number_of_candidates(topk: int) -> None:
     rng = random.Random(topk)
     wrong = []
-    for case in range(30):
+    for case in range(15):
         size = (rng.randint(20, 260), rng.randint(20, 260))
         map_sizes = map_sizes_of(*size)
         boxes, labels = atss_boxes(rng, 20, *size, 0), torch.zeros(20, dtype=torch.int64)

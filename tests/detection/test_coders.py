@@ -36,17 +36,6 @@ def test_deltas_of_the_reference(golden) -> None:
     torch.testing.assert_close(coder.encode(priors, case["gt"]), case["encoded"], rtol=1e-5, atol=1e-5)
 
 
-def test_distances_of_the_reference(golden) -> None:
-    case = golden("primitives", "distance/")
-    strides = torch.full((len(case["points"]),), 8.0)
-    priors = priors_of(case["boxes"], strides, case["points"])
-    torch.testing.assert_close(Distances().decode(priors, case["distance"]), case["boxes"], rtol=0, atol=1e-4)
-    torch.testing.assert_close(Distances().encode(priors, case["boxes"]), case["back"], rtol=0, atol=1e-4)
-    in_strides = Distances(by_stride=True)
-    torch.testing.assert_close(in_strides.decode(priors, case["distance"] / 8), case["boxes"], rtol=0, atol=1e-4)
-    torch.testing.assert_close(in_strides.encode(priors, case["boxes"]), case["back"] / 8, rtol=0, atol=1e-4)
-
-
 def test_by_hand() -> None:
     anchor = torch.tensor([[10.0, 20.0, 30.0, 60.0]])  # 20 x 40 around (20, 40)
     priors = priors_of(anchor, torch.tensor([4.0]))
@@ -75,16 +64,6 @@ def test_what_is_encoded_is_decoded(name: str) -> None:
     raw = coder.encode(priors, boxes)
     assert raw.shape[-1] == coder.channels
     torch.testing.assert_close(coder.decode(priors, raw), boxes, rtol=1e-5, atol=1e-3)
-
-
-def test_integral_is_the_mean_of_each_sides_distribution(golden) -> None:
-    coder = Integral()
-    assert coder.channels == 68 and Integral(7).channels == 32
-    assert coder.distances(torch.zeros(68)).tolist() == [8] * 4  # uniform
-    logits = golden("primitives", "loss_in/")["corners"].view(16, 68)
-    share = logits.double().view(16, 4, 17).exp()
-    expected = (share * torch.arange(17)).sum(-1) / share.sum(-1)
-    torch.testing.assert_close(coder.distances(logits).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_integral_decodes_the_distribution_that_its_loss_asks_for() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msil import build_detector
 from msil.detection import Detector, FCOSHead, Target
-from msil.detection.heads import HEADS, HeadOptions
+from msil.detection.heads import HeadOptions
 from msil.errors import WeightsError
 
 from .cases import random_targets, small_detector, target
@@ -37,69 +37,12 @@ def talkative(**settings) -> Detector:
     return detector
 
 
-def summed_loss(detector: Detector, counts: list[int]) -> Tensor:
-    images = [image(64, 96, seed) for seed in range(len(counts))]
-    return torch.stack(list(detector.loss(images, random_targets(counts, 64, 96, 3)).values())).sum()
-
-
-def test_apply_none_is_the_plain_detector_bit_for_bit() -> None:
-    plain, none = small_detector(None), small_detector({**FULL, "apply": "none"})
-    assert none.head.msil is None
-    assert plain.state_dict().keys() == none.state_dict().keys()
-    for key, value in plain.state_dict().items():
-        assert torch.equal(value, none.state_dict()[key]), key
-    images, targets = [image(64, 96), image(50, 70)], random_targets([3, 2], 50, 70, 3)
-    ours, theirs = plain(images), none(images)
-    for name in ("logits", "box", "quality"):
-        assert torch.equal(getattr(ours, name), getattr(theirs, name))
-    expected = plain.loss(images, targets)
-    for name, loss in none.loss(images, targets).items():
-        assert torch.equal(loss, expected[name])
-
-
 def test_apply_none_draws_no_random_number() -> None:
     """So that the training that follows is the same, too."""
     small_detector(None)
     state = torch.get_rng_state()
     small_detector({**FULL, "apply": "none"})
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_block_leaves_the_other_weights_at_the_start_alone() -> None:
-    state, plain = small_detector(FULL).state_dict(), small_detector(None).state_dict()
-    assert {key for key in state if not key.startswith("head.msil.")} == plain.keys()
-    assert len(state) > len(plain)
-    for key, value in plain.items():
-        assert torch.equal(state[key], value), key
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_no_parameter_is_unused(head: str) -> None:
-    """DDP waits for each: also in a batch without a box."""
-    detector = small_detector(FULL, head)
-    for counts in ([2], [0]):
-        detector.zero_grad()
-        summed_loss(detector, counts).backward()
-        for name, parameter in detector.named_parameters():
-            if parameter.requires_grad:
-                assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-
-
-def test_the_full_block_is_the_default() -> None:
-    torch.manual_seed(0)
-    default = build_detector(FCOSHead.Options(num_convs=1), "resnet10", 3, channels=64).state_dict()
-    full = small_detector(FULL).state_dict()
-    assert default.keys() == full.keys()
-    assert all(torch.equal(value, full[key]) for key, value in default.items())
-
-
-def test_loss_terms() -> None:
-    detector = small_detector(FULL)
-    images = [image(64, 96), image(33, 40)]
-    losses = detector.loss(images, random_targets([3, 0], 33, 40, 3))
-    assert list(losses) == ["loss_cls", "loss_bbox", "loss_centerness"]
-    for loss in losses.values():
-        assert loss.shape == () and loss.isfinite() and loss.requires_grad
 
 
 def test_predict_takes_images_of_different_sizes() -> None:

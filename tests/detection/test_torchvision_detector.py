@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import MobileNet_V3_Large_Weights, detection, get_model, list_models, mobilenet_v3_large
+from torchvision.models import MobileNet_V3_Large_Weights, detection, get_model, mobilenet_v3_large
 from torchvision.ops import FrozenBatchNorm2d
 
 from msil.detection.structures import Target
@@ -101,12 +101,6 @@ def test_predictions_are_torchvisions(ours: TorchvisionDetector, name: str) -> N
         assert (found.scores.diff() <= 0).all()
 
 
-@pytest.mark.parametrize("ours", [FASTER], indirect=True)
-def test_float_images_are_taken_as_they_are(ours: TorchvisionDetector) -> None:
-    for whole, fraction in zip(ours.predict(images()), ours.predict([x / 255 for x in images()]), strict=True):
-        assert torch.equal(whole.boxes, fraction.boxes) and torch.equal(whole.scores, fraction.scores)
-
-
 @pytest.mark.parametrize("ours", FAMILIES, indirect=True)
 def test_every_parameter_gets_a_gradient_in_a_batch_without_a_box(ours: TorchvisionDetector) -> None:
     """DDP waits for each."""
@@ -165,8 +159,6 @@ def test_the_score_threshold_can_be_read_and_set(ours: TorchvisionDetector) -> N
     [
         ("fasterrcnn_resnet50_fpn", detection.FasterRCNN_ResNet50_FPN_Weights),
         ("fcos_resnet50_fpn", detection.FCOS_ResNet50_FPN_Weights),
-        ("retinanet_resnet50_fpn_v2", detection.RetinaNet_ResNet50_FPN_V2_Weights),
-        ("ssd300_vgg16", detection.SSD300_VGG16_Weights),
         ("ssdlite320_mobilenet_v3_large", detection.SSDLite320_MobileNet_V3_Large_Weights),
     ],
 )
@@ -179,23 +171,15 @@ def test_operations_are_those_that_torchvision_states(name: str, weights: Any) -
     assert counter.get_total_flops() / 2e9 == pytest.approx(weights.COCO_V1.meta["_ops"], abs=5e-4)
 
 
-@pytest.mark.parametrize("ours", [LITE], indirect=True)
-def test_channels_last_changes_the_layout_alone(ours: TorchvisionDetector) -> None:
-    expected = ours.predict(images())
-    ours.lay_out(channels_last=True)
-    weights = [parameter for parameter in ours.parameters() if parameter.dim() == 4]
-    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
-    for found, before in zip(ours.predict(images()), expected, strict=True):
-        torch.testing.assert_close(found.scores, before.scores, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("ours", [FASTER], indirect=True)
 def test_only_the_backbone_is_compiled_and_a_copy_has_its_own(
     ours: TorchvisionDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys, expected = list(ours.state_dict()), ours.predict(images())
     calls: list[Any] = []
-    monkeypatch.setattr(torch, "compile", lambda function: lambda part, x: calls.append(part) or function(part, x))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, mode: lambda part, x: calls.append(part) or function(part, x)
+    )
     ours.compile_parts()
     copied = copy.deepcopy(ours)
     assert torch.equal(copied.predict(images())[0].boxes, expected[0].boxes)
@@ -244,10 +228,6 @@ def test_imagenet_weights_without_a_network_or_from_a_damaged_file(imagenet: Pat
 def test_other_names_are_refused_with_near_ones(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TorchvisionDetector(name, 3)
-
-
-def test_names_are_all_that_torchvision_has_for_boxes() -> None:
-    assert len(NAMES) == 9 and set(NAMES) < set(list_models(module=detection))
 
 
 FULL = {"align": True, "separate": True, "apply": "both", "kernel_size": 3, "reduction": 16}

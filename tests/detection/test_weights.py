@@ -114,11 +114,9 @@ def test_what_does_not_matter_is_dropped() -> None:
         (["bbox_head.cls_convs.0.bn.weight"], "the key bbox_head.cls_convs.0.bn.weight is none of"),
         (["cls_convs.3.conv.conv_offset.weight"], "the key cls_convs.3.conv.conv_offset.weight is none of"),
         (["xneck.fpn_convs.0.conv.bias"], "the key xneck.fpn_convs.0.conv.bias is none of"),
-        (["neck.fpn_convs.0.conv.bias", "conv_cls.bias"], "conv_cls.bias has no part's prefix while neck.fpn_convs"),
-        (["conv1.weight", "fpn_convs.0.conv.bias"], "conv1.weight and fpn_convs.0.conv.bias are of different parts"),
-        (["scales.0.scale", "scales.3.scale"], "scales lacks the levels 1, 2"),
-        (["conv_cls.bias", "vfnet_cls.bias"], "the key conv_cls.bias is of FCOSHead and vfnet_cls.bias of VFNetHead"),
-        (["bbox_head.scales_refine.0.scale", "bbox_head.conv_reg.bias"], "bbox_head.conv_reg.bias is of FCOSHead and"),
+        (["neck.fpn_convs.0.conv.bias", "conv_cls.bias"], "the key conv_cls.bias is none of"),
+        (["conv1.weight", "fpn_convs.0.conv.bias"], "the key fpn_convs.0.conv.bias is none of"),
+        (["conv_cls.bias", "vfnet_cls.bias"], "conv_cls.bias and vfnet_cls.bias are two names of one tensor"),
         (["conv_cls.bias", "fcos_cls.bias"], "conv_cls.bias and fcos_cls.bias are two names of one tensor"),
     ],
 )
@@ -241,7 +239,7 @@ def test_safetensors_files_load(prefix: str, tmp_path: Path) -> None:
 def test_damaged_safetensors_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=r"weights\.safetensors (is not a safetensors file|holds no state dict)"):
+    with pytest.raises(WeightsError, match=r"weights\.safetensors (is not a weights file|holds no state dict)"):
         load_state_dict_file(path)
 
 

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from msil.detection.structures import Detections
+from msil.metrics.detections import DetectionMetric
 from msil.metrics.record import EvaluationRecord
 
 Truth = tuple[int, int, Sequence[float]]  # image, class, x y width height
@@ -79,13 +82,21 @@ def random_record(seed: int, images: int = 12, *, classes: int = 5, ties: bool =
     return record
 
 
-def by_pycocotools(record: EvaluationRecord, copies: Sequence[int] | None = None) -> COCOeval:
-    """Evaluated and accumulated. copies: how often each image is in the data, each copy under an id of its own."""
+def by_pycocotools(
+    record: EvaluationRecord, copies: Sequence[int] | None = None, results: str | None = None
+) -> COCOeval:
+    """Evaluated and accumulated. copies: how often each image is in the data, each copy under an id of its own.
+    results: a file of detections in place of the record's."""
     numbers = np.ones(len(record.image_ids), dtype=int) if copies is None else copies
-    names = [(i, 1000 * (i + 1) + copy) for i, number in enumerate(numbers) for copy in range(number)]
+    ids = record.image_ids.tolist()
+    names = [
+        (i, ids[i] if copies is None else 1000 * (i + 1) + copy)
+        for i, number in enumerate(numbers)
+        for copy in range(number)
+    ]
     categories = record.category_ids.tolist()
     truths: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for image, image_id in names:
         for i in np.flatnonzero(record.truth_images == image):
             truths.append({
@@ -95,7 +106,7 @@ def by_pycocotools(record: EvaluationRecord, copies: Sequence[int] | None = None
             })  # fmt: skip
         for i in np.flatnonzero(record.found_images == image):
             x1, y1, x2, y2 = (float(one) for one in record.found_boxes[i])
-            results.append({
+            rows.append({
                 "image_id": image_id, "category_id": categories[record.found_labels[i]],
                 "bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(record.found_scores[i]),
             })  # fmt: skip
@@ -107,15 +118,34 @@ def by_pycocotools(record: EvaluationRecord, copies: Sequence[int] | None = None
     }
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(results or rows), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation
 
 
-def coco_numbers(record: EvaluationRecord, copies: Sequence[int] | None = None) -> dict[str, float]:
-    """pycocotools' six, nan for its -1."""
-    stats = by_pycocotools(record, copies).stats[:6]
-    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+def coco_numbers(record: EvaluationRecord, copies: Sequence[int] | None = None, count: int = 6) -> dict[str, float]:
+    """pycocotools' first numbers, nan for its -1."""
+    stats = by_pycocotools(record, copies).stats[:count]
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")[:count]
     return {name: float("nan") if one == -1 else float(one) for name, one in zip(names, stats, strict=True)}
+
+
+def updated(metric: DetectionMetric, record: EvaluationRecord, images: Sequence[int] | None = None) -> Any:
+    """The metric, given the record's detections of the images at these positions (all), three at a time."""
+    chosen = list(range(len(record.image_ids)) if images is None else images)
+    for start in range(0, len(chosen), 3):
+        batch = chosen[start : start + 3]
+        metric.update([detections_of(record, image) for image in batch], record.image_ids[batch].tolist())
+    return metric
+
+
+def detections_of(record: EvaluationRecord, image: int) -> Detections:
+    here = record.found_images == image
+    parts = (record.found_boxes[here], record.found_scores[here], record.found_labels[here])
+    return Detections(*(torch.from_numpy(part) for part in parts))
+
+
+def nothing() -> Detections:
+    return Detections(torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0, dtype=torch.int64))

@@ -7,6 +7,7 @@ import multiprocessing
 import random
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,89 +16,67 @@ from torch.multiprocessing.spawn import start_processes
 
 from msil.detection.structures import Detections
 from msil.metrics.coco import CocoMetric
+from msil.metrics.upload import DetectionCollector
 from msil.metrics.voc import VOCMetric
 
-from .coco_cases import CATEGORY_IDS, jittered, nothing, random_ground_truth
+from .cases import detections_of, nothing, random_record, updated
 
-SEED = 3
 METRICS = [CocoMetric, VOCMetric]
+RECORD = random_record(3)
+IMAGE_IDS = RECORD.image_ids.tolist()
 
 
-def case() -> tuple[dict, dict[int, Detections], list[int]]:
-    ground_truth = random_ground_truth(SEED)
-    return ground_truth, jittered(ground_truth, CATEGORY_IDS, SEED), [image["id"] for image in ground_truth["images"]]
-
-
-def numbers(metric: CocoMetric | VOCMetric) -> dict[str, dict]:
-    rest = metric.compute_final() if isinstance(metric, CocoMetric) else metric.per_class()
+def numbers(metric: Any) -> dict[str, dict]:
+    rest = metric.compute_final() if isinstance(metric, CocoMetric) else {}
     # repr keeps every digit and makes nan equal to nan
     return {"compute": {k: repr(v) for k, v in metric.compute().items()}, "rest": {k: repr(v) for k, v in rest.items()}}
 
 
 @pytest.mark.parametrize("kind", METRICS)
-def test_the_order_and_size_of_updates_do_not_matter(kind):
-    ground_truth, found, image_ids = case()
-    metric = kind(ground_truth, CATEGORY_IDS)
-    metric.update([found[i] for i in image_ids], image_ids)
-    expected = numbers(metric)
-    metric.reset()
-    random.Random(0).shuffle(image_ids)
-    for image_id in image_ids:
-        metric.update([found[image_id]], [image_id])
-    assert numbers(metric) == expected
-
-
-@pytest.mark.parametrize("kind", METRICS)
-def test_reset_forgets_and_a_copy_goes_on_by_itself(kind):
-    ground_truth, found, image_ids = case()
-    metric = kind(ground_truth, CATEGORY_IDS)
-    metric.update([found[i] for i in image_ids[:4]], image_ids[:4])
-    expected = numbers(metric)
+def test_order_resets_and_copies(kind: Any) -> None:
+    expected = numbers(updated(kind(RECORD), RECORD))
+    metric = updated(kind(RECORD), RECORD, range(4))
+    part = numbers(metric)
     twin = copy.deepcopy(metric)
-    twin.update([found[i] for i in image_ids[4:]], image_ids[4:])
-    assert numbers(twin) != expected and numbers(metric) == expected
+    others = list(range(4, 12))
+    random.Random(0).shuffle(others)
+    assert numbers(updated(twin, RECORD, others)) == expected
+    assert numbers(metric) == part != expected
     twin.reset()
-    twin.update([found[i] for i in image_ids[:4]], image_ids[:4])
-    assert numbers(twin) == expected
+    assert numbers(updated(twin, RECORD, range(4))) == part
 
 
 @pytest.mark.parametrize("kind", METRICS)
-def test_an_image_evaluated_twice_is_an_error(kind):
-    ground_truth, found, image_ids = case()
-    metric = kind(ground_truth, CATEGORY_IDS)
-    metric.update([found[i] for i in image_ids[:4]], image_ids[:4])
-    metric.update([nothing()], [image_ids[2]])  # noticed also without a detection
-    with pytest.raises(RuntimeError, match=rf"more than once, the first with id {image_ids[2]}:"):
+def test_an_image_evaluated_twice_is_an_error(kind: Any) -> None:
+    metric = updated(kind(RECORD), RECORD, range(4))
+    metric.update([nothing()], [IMAGE_IDS[2]])  # noticed also without a detection
+    with pytest.raises(RuntimeError, match=rf"more than once, the first with id {IMAGE_IDS[2]}:"):
         metric.compute()
 
 
-def test_mistakes_are_refused():
-    ground_truth, _, image_ids = case()
-    metric = CocoMetric(ground_truth, CATEGORY_IDS)
+def test_mistakes_are_refused() -> None:
+    metric = CocoMetric(RECORD)
     with pytest.raises(ValueError, match="1 detections were given for 2 image ids"):
-        metric.update([nothing()], image_ids[:2])
+        metric.update([nothing()], IMAGE_IDS[:2])
     with pytest.raises(ValueError, match=r"\[5000\] are not in the ground truth"):
         metric.update([nothing()], [5000])
-    with pytest.raises(ValueError, match=r"\[2\] are not among the categories"):
-        CocoMetric(ground_truth, (1, 2, 3))
     box, score, label = torch.tensor([[0.0, 0, 5, 5]]), torch.tensor([0.5]), torch.tensor([0])
     for broken, message in [
-        (Detections(box * torch.nan, score, label), f"image {image_ids[0]} have boxes or scores that are not finite"),
-        (Detections(box, score * torch.inf, label), f"image {image_ids[0]} have boxes or scores that are not finite"),
-        (Detections(box, score, label + 5), rf"image {image_ids[0]} has label 5, outside \[0, 5\)"),
-        (Detections(box, score, label - 1), rf"image {image_ids[0]} has label -1, outside \[0, 5\)"),
+        (Detections(box * torch.nan, score, label), f"image {IMAGE_IDS[0]} have boxes or scores that are not finite"),
+        (Detections(box, score * torch.inf, label), f"image {IMAGE_IDS[0]} have boxes or scores that are not finite"),
+        (Detections(box, score, label + 5), rf"image {IMAGE_IDS[0]} has label 5, outside \[0, 5\)"),
+        (Detections(box, score, label - 1), rf"image {IMAGE_IDS[0]} has label -1, outside \[0, 5\)"),
     ]:
         metric.reset()
-        metric.update([broken], image_ids[:1])
+        metric.update([broken], IMAGE_IDS[:1])
         with pytest.raises(ValueError, match=message):
             metric.compute()
 
 
-def test_reduced_precision_is_stored_as_float32_on_the_device_of_the_metric():
-    ground_truth, _, image_ids = case()
-    metric = CocoMetric(ground_truth, CATEGORY_IDS).to("meta")
+def test_reduced_precision_is_stored_as_float32_on_the_device_of_the_metric() -> None:
+    metric = CocoMetric(RECORD).to("meta")
     boxes = torch.tensor([[0.0, 0, 5, 5]], dtype=torch.bfloat16, requires_grad=True)
-    metric.update([Detections(boxes, torch.tensor([0.5], dtype=torch.float16), torch.tensor([0]))], image_ids[:1])
+    metric.update([Detections(boxes, torch.tensor([0.5], dtype=torch.float16), torch.tensor([0]))], IMAGE_IDS[:1])
     assert [(s[0].dtype, s[0].device.type) for s in (metric.boxes, metric.scores, metric.image_ids)] == [
         (torch.float32, "meta"),
         (torch.float32, "meta"),
@@ -106,59 +85,58 @@ def test_reduced_precision_is_stored_as_float32_on_the_device_of_the_metric():
     assert not metric.boxes[0].requires_grad
 
 
-# name: (images of rank 0, images of rank 1) as slices of the image ids, whether rank 1 detects anything
+# name: (images of rank 0, images of rank 1), whether rank 1 detects anything
 SHARES = {
-    "uneven": (slice(0, 9), slice(9, None), True),
-    "every second image": (slice(0, None, 2), slice(1, None, 2), True),
-    "nothing detected on rank 1": (slice(0, 9), slice(9, None), False),
-    "no update on rank 1": (slice(0, None), slice(0, 0), True),
+    "uneven": (range(8), range(8, 12), True),
+    "every second image": (range(0, 12, 2), range(1, 12, 2), True),
+    "nothing detected on rank 1": (range(8), range(8, 12), False),
+    "no update on rank 1": (range(12), range(0), True),
 }
 
 
-def share(name: str, rank: int) -> tuple[dict[int, Detections], list[int]]:
-    _, found, image_ids = case()
-    first, second, rank_1_detects = SHARES[name]
-    if not rank_1_detects:
-        found.update({i: nothing() for i in image_ids[second]})
-    return found, image_ids[(first, second)[rank]]
+def fill(metric: Any, name: str, ranks: tuple[int, ...]) -> Any:
+    metric.reset()
+    for rank in ranks:
+        for image in SHARES[name][rank]:
+            found = detections_of(RECORD, image) if rank == 0 or SHARES[name][2] else nothing()
+            metric.update([found], [IMAGE_IDS[image]])
+    return metric
 
 
 def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     wait = timedelta(seconds=60)  # a gather that hangs fails instead
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", timeout=wait, rank=rank, world_size=2)
-    ground_truth, found, image_ids = case()
-    results = {}
+    results: dict[Any, Any] = {}
     for kind in METRICS:
-        metric = kind(ground_truth, CATEGORY_IDS)
-        for name in SHARES:  # one metric for all: resets between epochs must work on gathered states too
-            metric.reset()
-            found, mine = share(name, rank)
-            for start in range(0, len(mine), 2):
-                metric.update([found[i] for i in mine[start : start + 2]], mine[start : start + 2])
-            results[kind.__name__, name] = numbers(metric)
+        metric = kind(RECORD)  # one for all: resets between epochs must work on gathered states too
+        for name in SHARES:
+            results[kind.__name__, name] = numbers(fill(metric, name, (rank,)))
         metric.reset()
-        metric.update([nothing(), nothing()], [image_ids[rank], image_ids[7]])
+        metric.update([nothing(), nothing()], [IMAGE_IDS[rank], IMAGE_IDS[7]])
         try:
             metric.compute()
         except RuntimeError as error:
             results[kind.__name__, "twice"] = str(error)
+    collector = fill(DetectionCollector(RECORD), "uneven", (rank,))
+    assert collector.compute() == {}  # as the training loop does before; it must not spoil what follows
+    results["gathered"] = torch.from_numpy(collector.gathered().found_boxes)
+    results["alone"] = len(collector.collected().image_ids)
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
-def test_two_processes_give_the_numbers_of_one(tmp_path: Path):
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     # Most of the time is the import of torch and torchmetrics: done once, in the server that both are forked from.
     multiprocessing.set_forkserver_preload(["msil.metrics.coco"])
     start_processes(rank_main, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert ranks[0] == ranks[1]
-    ground_truth, _, image_ids = case()
     for kind in METRICS:
         for name in SHARES:
-            metric = kind(ground_truth, CATEGORY_IDS)
-            found, _ = share(name, 0)
-            metric.update([found[i] for i in image_ids], image_ids)
-            assert ranks[0][kind.__name__, name] == numbers(metric), name
-        assert f"the first with id {image_ids[7]}:" in ranks[0][kind.__name__, "twice"]
+            expected = numbers(fill(kind(RECORD), name, (0, 1)))
+            assert ranks[0][kind.__name__, name] == ranks[1][kind.__name__, name] == expected, name
+        assert f"the first with id {IMAGE_IDS[7]}:" in ranks[0][kind.__name__, "twice"]
+    whole = torch.from_numpy(fill(DetectionCollector(RECORD), "uneven", (0, 1)).collected().found_boxes)
+    assert all(torch.equal(rank["gathered"], whole) for rank in ranks)
+    assert [rank["alone"] for rank in ranks] == [8, 4]

@@ -109,10 +109,3 @@ def test_interval_of_a_mean_over_images() -> None:
     assert image_mean(np.arange(400) % 4 == 0, samples=4000) == interval
     with pytest.raises(ValueError, match="at least one"):
         image_mean(np.zeros(0))
-
-
-def test_many_images_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(2).random(50)
-    whole = image_mean(values, samples=101)
-    monkeypatch.setattr("msil.metrics.energy._BLOCK", 70)  # one resample at a time
-    assert image_mean(values, samples=101) == whole

@@ -3,18 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from msil.metrics.matching import COCO_AREAS, COCO_IOUS, corners, match_coco, match_voc
+from msil.metrics.matching import COCO_AREAS, COCO_IOUS, match_coco, match_voc
 
 from .cases import by_pycocotools, make, random_record
 
 
 def test_coco_ious_are_those_of_pycocotools() -> None:
     assert np.allclose(COCO_IOUS, by_pycocotools(random_record(0)).params.iouThrs, rtol=0, atol=1e-12)
-
-
-def test_corners() -> None:
-    assert corners(np.array([[1.0, 2, 3, 4]])).tolist() == [[1, 2, 4, 6]]
-    assert corners(np.zeros((0, 4))).shape == (0, 4)
 
 
 def test_coco_by_hand() -> None:
@@ -81,8 +76,3 @@ def test_voc_by_hand() -> None:
     assert first.truths.tolist() == [[1, 1]]
     assert second.hits[0, 0].tolist() == [False]
     assert second.truths.tolist() == [[1, 0]]
-
-
-def test_matches_of_two_runs_have_one_question() -> None:
-    first, second = make([(0, 0, [0, 0, 9, 9])], []), make([(0, 0, [0, 0, 9, 9])], [(0, 0, [0, 0, 9, 9], 0.5)])
-    assert match_coco(first).question == match_voc(second).question

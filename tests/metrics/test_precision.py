@@ -1,58 +1,21 @@
+"""AP of judged detections against pycocotools, on images as they are and as a resample counts them."""
+
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from msil.detection.structures import Detections
-from msil.metrics import precision
-from msil.metrics.coco import CocoMetric
 from msil.metrics.matching import match_coco, match_voc
 from msil.metrics.precision import per_class, precision_recall, scores
 from msil.metrics.record import EvaluationRecord
-from msil.metrics.voc import VOCMetric
 
 from .cases import by_pycocotools, coco_numbers, make, random_record
 
 IMAGES = 12
-
-
-def metric_inputs(
-    record: EvaluationRecord, copies: np.ndarray | None = None
-) -> tuple[dict[str, Any], list[Detections], list[int]]:
-    """The record as CocoMetric and VOCMetric take it; each copy of an image has an id of its own."""
-    numbers = np.ones(len(record.image_ids), dtype=int) if copies is None else copies
-    images, annotations, detections = [], [], []
-    for image, number in enumerate(numbers):
-        for copy in range(number):
-            image_id = 1000 * (image + 1) + copy
-            images.append({"id": image_id, "width": 480, "height": 480})
-            for i in np.flatnonzero(record.truth_images == image):
-                crowd = int(record.truth_ignored[i])
-                annotations.append({
-                    "id": len(annotations) + 1, "image_id": image_id, "bbox": record.truth_boxes[i].tolist(),
-                    "category_id": int(record.category_ids[record.truth_labels[i]]), "difficult": crowd,
-                    "iscrowd": crowd, "area": float(record.truth_areas[i]),
-                })  # fmt: skip
-            here = record.found_images == image
-            parts = (record.found_boxes[here], record.found_scores[here], record.found_labels[here])
-            detections.append(Detections(*(torch.from_numpy(part) for part in parts)))
-    categories = [{"id": int(c), "name": str(c)} for c in record.category_ids]
-    return (
-        {"images": images, "categories": categories, "annotations": annotations},
-        detections,
-        [image["id"] for image in images],
-    )
-
-
-def voc_metric(record: EvaluationRecord, copies: np.ndarray | None = None) -> VOCMetric:
-    truth, detections, image_ids = metric_inputs(record, copies)
-    metric = VOCMetric(truth, record.category_ids.tolist())
-    metric.update(detections, image_ids)
-    return metric
 
 
 def agree(found: dict[str, Any], expected: dict[str, float], place: int | None = None) -> None:
@@ -70,23 +33,6 @@ def test_coco_scores_are_those_of_pycocotools(seed: int) -> None:
     agree(scores(match_coco(record)), coco_numbers(record))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_coco_scores_are_those_that_a_run_reports(seed: int) -> None:
-    record = random_record(seed)
-    truth, detections, image_ids = metric_inputs(record)
-    metric = CocoMetric(truth, record.category_ids.tolist())
-    metric.update(detections, image_ids)
-    final = metric.compute_final()
-    found = scores(match_coco(record))
-    agree(found, {name: final[name] for name in found})
-
-
-def test_nothing_found_is_zero() -> None:
-    record = make([(0, 0, [0, 0, 10, 10]), (0, 1, [0, 0, 200, 200])], [])
-    assert scores(match_coco(record), metrics=("AP", "APs", "APl")) == {"AP": 0.0, "APs": 0.0, "APl": 0.0}
-    assert scores(match_voc(record)) == {"VOC_AP": 0.0}
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_coco_weights_are_images_that_are_there_so_many_times(seed: int) -> None:
     # Equal scores inside one image would be ranked a b a b in the copies; between images they may be equal.
@@ -100,25 +46,20 @@ def test_coco_weights_are_images_that_are_there_so_many_times(seed: int) -> None
         agree(found, coco_numbers(record, copies), place)
 
 
-def test_coco_weights_of_zero_are_images_that_are_not_there() -> None:
-    # Also with ties everywhere, since nothing is there twice.
-    record = random_record(7)
-    weights = (np.random.default_rng(0).random((4, IMAGES)) < 0.5).astype(int)
-    found = scores(match_coco(record), weights)
-    for place, copies in enumerate(weights):
-        agree(found, coco_numbers(record, copies), place)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_voc_scores_are_those_of_the_metric(seed: int) -> None:
-    record = random_record(seed)
-    metric = voc_metric(record)
-    matches = match_voc(record)
-    agree(scores(matches), {"VOC_AP": metric.compute()["VOC_AP"]})
-    expected = metric.per_class()
-    (found,) = per_class(matches).values()
-    assert np.allclose(found, [expected[int(c)] for c in record.category_ids], rtol=0, atol=1e-12, equal_nan=True)
-    assert np.isnan(found[-1])  # the class without objects
+def copied(record: EvaluationRecord, copies: np.ndarray) -> EvaluationRecord:
+    """Each image so many times, one after the other."""
+    images = np.repeat(np.arange(IMAGES), copies)
+    parts = {}
+    for kind in ("truth", "found"):
+        owners = getattr(record, f"{kind}_images")
+        rows = [np.flatnonzero(owners == image) for image in images]
+        names = [name for name in vars(record) if name.startswith(kind)]
+        parts |= {name: getattr(record, name)[np.concatenate(rows)] for name in names}
+        parts[f"{kind}_images"] = np.repeat(np.arange(len(images)), list(map(len, rows)))
+    return dataclasses.replace(
+        record, image_ids=np.arange(len(images)), file_names=record.file_names[images], sizes=record.sizes[images],
+        **parts,
+    )  # fmt: skip
 
 
 def test_voc_weights_are_images_that_are_there_so_many_times() -> None:
@@ -127,7 +68,7 @@ def test_voc_weights_are_images_that_are_there_so_many_times() -> None:
     weights = np.random.default_rng(1).integers(0, 4, (4, IMAGES))
     found = scores(match_voc(record), weights)
     for place, copies in enumerate(weights):
-        agree(found, {"VOC_AP": voc_metric(record, copies).compute()["VOC_AP"]}, place)
+        agree(found, {"VOC_AP": float(scores(match_voc(copied(record, copies)))["VOC_AP"])}, place)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -184,15 +125,6 @@ def test_weights_by_hand() -> None:
     # COCO: the grid's 41 points up to 0.4 at 1, the other 60 at 5/6.
     coco = scores(match_coco(HAND), weights)["AP50"]
     assert np.allclose(coco, [1, 0.5, 0.5, (41 + 60 * 5 / 6) / 101, np.nan], rtol=0, atol=1e-12, equal_nan=True)
-
-
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    matches = match_coco(random_record(2))
-    weights = np.random.default_rng(0).integers(0, 3, (7, IMAGES))
-    whole = scores(matches, weights)
-    monkeypatch.setattr(precision, "_BLOCK", 300)  # one or two resamples of the largest class at a time
-    for name, values in scores(matches, weights).items():
-        assert np.allclose(values, whole[name], rtol=0, atol=1e-12, equal_nan=True)
 
 
 def test_only_what_the_rule_gives_can_be_asked() -> None:

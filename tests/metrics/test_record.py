@@ -1,7 +1,8 @@
+"""evaluation.npz: bit by bit, damaged, hostile; and the digest of what was evaluated."""
+
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,9 @@ def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         make([], [(1, 0, [0, 0, 5, 5], 0.25)], images=2),
         make([], [], images=0, classes=1),
         dataclasses.replace(make([], [], images=2), image_ids=np.array([-7, 2**40])),
-        dataclasses.replace(make([], [], images=2), image_ids=np.array([-(2**15), 2**15])),
         dataclasses.replace(make([], [], images=2), file_names=np.array(["a/ä b.jpg", "深.png"])),
     ],
-    ids=["random", "no detections", "no objects", "nothing", "wide ids", "ids of both signs", "names"],
+    ids=["random", "no detections", "no objects", "nothing", "wide ids", "names"],
 )
 def test_what_was_written_is_read_bit_by_bit(record: EvaluationRecord, tmp_path: Path) -> None:
     write_record(tmp_path, record)
@@ -46,31 +46,30 @@ def test_what_was_written_is_read_bit_by_bit(record: EvaluationRecord, tmp_path:
     assert read.same_question(record)
 
 
-def test_values_that_floats_round_stay(tmp_path: Path) -> None:
-    record = make([(0, 0, [0.1, 1 / 3, np.nextafter(5, 6), 1e-300])], [(0, 0, [0.1, 0.2, 1e30, 7.7], 1e-40)])
-    write_record(tmp_path, record)
-    assert read_record(tmp_path).truth_boxes.tolist() == [[0.1, 1 / 3, np.nextafter(5, 6), 1e-300]]
-    assert read_record(tmp_path).found_scores[0] == np.float32(1e-40)  # not even normal as float32
-
-
-def test_make_record_sorts_truths_by_image_and_leaves_foreign_ones_out() -> None:
-    rows = [(7, 3, [0, 0, 2, 3], 1), (5, 1, [1, 1, 4, 4], 0), (7, 1, [2, 2, 5, 5], 0), (9, 1, [0, 0, 1, 1], 0)]
-    annotations = [
-        {"image_id": image, "category_id": category, "bbox": box, "area": 3.5, "iscrowd": crowd}
-        for image, category, box, crowd in [*rows, (5, 8, [0, 0, 1, 1], 0)]
-    ]
-    truth = {"images": [{"id": i, "height": i + 1, "width": i} for i in (9, 7, 5)], "annotations": annotations}
-    record = make_record(
-        truth, ("a", "b"), (3, 1), {5: "five", 7: "seven"}, image_ids=np.array([5, 7]), owners=np.array([7]),
-        boxes=np.array([[0, 1, 2, 3]]), scores=np.array([0.5]), labels=np.array([1]),
+def test_make_record_sorts_by_image_id_and_leaves_other_images_out() -> None:
+    # Images 9, 7, 5 in the data's order, of which 9 is not evaluated.
+    truth = dataclasses.replace(
+        make([], [], images=3), image_ids=np.array([9, 7, 5]), sizes=np.array([[10, 9], [8, 7], [6, 5]]),
+        file_names=np.array(["nine", "seven", "five"]), truth_images=np.array([1, 2, 1, 0]),
+        truth_boxes=np.array([[0, 0, 2, 3], [1, 1, 4, 4], [2, 2, 5, 5], [0, 0, 1, 1]], dtype=float),
+        truth_labels=np.array([0, 1, 1, 0]), truth_areas=np.array([3.0, 4, 5, 6]),
+        truth_ignored=np.array([True, False, False, False]),
     )  # fmt: skip
-    # Image 9 was not evaluated and category 8 is no class; image 5 comes first, image 7's two stay in their order.
-    assert record.truth_images.tolist() == [0, 1, 1]
-    assert record.truth_labels.tolist() == [1, 0, 1]  # categories 1, 3, 1
+    record = make_record(
+        truth, np.array([5, 7]), np.array([7, 5, 7]), np.array([[0, 1, 2, 3]] * 3, dtype=np.float32),
+        np.array([0.5, 0.25, 0.75], dtype=np.float32), np.array([1, 0, 0]),
+    )  # fmt: skip
+    assert record.image_ids.tolist() == [5, 7] and record.file_names.tolist() == ["five", "seven"]
+    assert record.sizes.tolist() == [[6, 5], [8, 7]]
+    assert record.truth_images.tolist() == [0, 1, 1]  # image 7's two stay in their order
+    assert record.truth_labels.tolist() == [1, 0, 1] and record.truth_areas.tolist() == [4, 3, 5]
     assert record.truth_boxes.tolist() == [[1, 1, 4, 4], [0, 0, 2, 3], [2, 2, 5, 5]]
     assert record.truth_ignored.tolist() == [False, True, False]
-    assert record.sizes.tolist() == [[6, 5], [8, 7]]
-    assert record.found_images.tolist() == [1]
+    assert record.found_images.tolist() == [0, 1, 1] and record.found_scores.tolist() == [0.25, 0.5, 0.75]
+    assert record.found_labels.tolist() == [0, 1, 0]
+    none = np.zeros(0, dtype=int)
+    nothing = make_record(truth, none, none, np.zeros((0, 4)), np.zeros(0), none)
+    assert len(nothing.image_ids) == len(nothing.truth_images) == len(nothing.sizes) == 0
 
 
 def test_a_missing_file_is_one_sentence_with_its_path(tmp_path: Path) -> None:
@@ -131,44 +130,11 @@ def test_an_object_array_is_never_unpickled(tmp_path: Path) -> None:
     assert not sprung.exists()
 
 
-def test_a_pickle_in_place_of_the_archive_is_never_unpickled(tmp_path: Path) -> None:
-    import pickle
-
-    sprung = tmp_path / "sprung"
-    (tmp_path / RECORD_FILE).write_bytes(pickle.dumps(Trap(str(sprung))))
-    with pytest.raises(DataError, match="cannot be read"):
-        read_record(tmp_path)
-    assert not sprung.exists()
-
-
-def test_one_array_in_place_of_the_archive_is_refused(tmp_path: Path) -> None:
-    with (tmp_path / RECORD_FILE).open("wb") as file:
-        np.save(file, np.zeros(3))
-    with pytest.raises(DataError, match="cannot be read"):
-        read_record(tmp_path)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_without_one_of_the_arrays_is_refused(name: str, tmp_path: Path) -> None:
-    arrays = arrays_of(random_record(3))
-    del arrays[name]
-    write_arrays(tmp_path, arrays)
-    with pytest.raises(DataError, match=name):
-        read_record(tmp_path)
-
-
-def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / RECORD_FILE, "w") as archive:
-        archive.writestr("readme.txt", "hello")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_record(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        *[(name, lambda a: a[:-1]) for name in NAMES],
-        *[(name, lambda a: np.array(7)) for name in NAMES],
+        *[(name, lambda a: a[:-1]) for name in ("classes", "sizes", "truth_images", "found_scores")],
+        ("found_boxes", lambda a: np.array(7)),
         ("truth_boxes", lambda a: a[:, :3]),
         ("sizes", lambda a: a.ravel()),
         ("truth_labels", lambda a: np.where(np.arange(len(a)) == 0, 5, a)),  # of 5 classes
@@ -216,16 +182,3 @@ def test_the_question_is_the_truth_and_not_the_answer() -> None:
         asked.add(dataclasses.replace(record, **{name: array}).question())
     assert len(asked) == 1 + len(changes)
     assert not record.same_question(make([], []))
-
-
-def test_the_question_survives_the_file(tmp_path: Path) -> None:
-    # Names are held in fewer or more characters by one array than by another, which is no difference.
-    record = make([(0, 0, [1, 2, 3, 4])], [])
-    wide = dataclasses.replace(record, classes=record.classes.astype("U50"))
-    write_record(tmp_path, wide)
-    assert read_record(tmp_path).same_question(record)
-
-
-def test_names_are_told_apart_at_their_borders() -> None:
-    one, other = (dataclasses.replace(make([], []), classes=np.array(names)) for names in (["ab", "c"], ["a", "bc"]))
-    assert not one.same_question(other)

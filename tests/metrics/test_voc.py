@@ -1,3 +1,5 @@
+"""VOC AP by hand, and against the development kit told as loops."""
+
 from __future__ import annotations
 
 import math
@@ -5,61 +7,25 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 
-from msil.detection.structures import Detections
-from msil.metrics.voc import VOCMetric, average_precision, average_precision_11, box_iou, match
+from msil.metrics.matching import box_iou, judge_voc, match_voc
+from msil.metrics.precision import per_class
+from msil.metrics.voc import VOCMetric, average_precision_11
 
-from .coco_cases import nothing
+from .cases import Found, make, nothing, updated
 
-CAR, DOG, CAT = 1, 2, 3
-
-
-def truth(image_id: int, category_id: int, box: list[float], difficult: int = 0) -> dict:
-    x1, y1, x2, y2 = box
-    return {
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": (x2 - x1) * (y2 - y1),
-        "iscrowd": difficult,
-        "difficult": difficult,
-    }
+CAR, DOG, CAT = 0, 1, 2
 
 
-def ground_truth(annotations: list[dict], num_images: int = 3) -> dict:
-    return {
-        "images": [{"id": i, "width": 200, "height": 200, "file_name": f"{i}.jpg"} for i in range(1, num_images + 1)],
-        "categories": [{"id": CAR, "name": "car"}, {"id": DOG, "name": "dog"}, {"id": CAT, "name": "cat"}],
-        "annotations": [{"id": n, **annotation} for n, annotation in enumerate(annotations, start=1)],
-    }
-
-
-def detections(*rows: tuple[list[float], float, int]) -> Detections:
-    boxes, scores, categories = zip(*rows, strict=True)
-    return Detections(torch.tensor(boxes), torch.tensor(scores), torch.tensor([c - 1 for c in categories]))
-
-
-def hits(*values: int) -> np.ndarray:
-    return np.array(values, dtype=bool)
-
-
-def test_area_under_the_curve_by_hand():
+def test_eleven_points_by_hand() -> None:
     # 4 boxes to find; hit, miss, hit, miss, hit. Precision at the ranks: 1, 1/2, 2/3, 2/4, 3/5; recall: 1/4, 1/4,
     # 2/4, 2/4, 3/4. Made monotone from the right: 1, 2/3, 2/3, 3/5, 3/5; beyond recall 3/4 it is 0.
-    # Area: 1/4 * 1 + 1/4 * 2/3 + 1/4 * 3/5 = 17/30.
-    # 11 points: recalls 0, .1, .2 -> 1; .3, .4, .5 -> 2/3; .6, .7 -> 3/5; .8, .9, 1 -> 0: (3 + 2 + 6/5) / 11.
-    assert average_precision(hits(1, 0, 1, 0, 1), 4) == pytest.approx(17 / 30, abs=1e-12)
-    assert average_precision_11(hits(1, 0, 1, 0, 1), 4) == pytest.approx(6.2 / 11, abs=1e-12)
+    # Recalls 0, .1, .2 -> 1; .3, .4, .5 -> 2/3; .6, .7 -> 3/5; .8, .9, 1 -> 0: (3 + 2 + 6/5) / 11.
+    assert average_precision_11(np.array([1, 0, 1, 0, 1], dtype=bool), 4) == pytest.approx(6.2 / 11, abs=1e-12)
+    assert average_precision_11(np.zeros(0, dtype=bool), 3) == average_precision_11(np.zeros(2, dtype=bool), 3) == 0.0
 
 
-def test_precision_can_rise_with_the_rank():
-    # 2 boxes; miss, hit, hit: precision 0, 1/2, 2/3, monotone 2/3 everywhere: area 2/3, and 11 points of 2/3.
-    assert average_precision(hits(0, 1, 1), 2) == pytest.approx(2 / 3, abs=1e-12)
-    assert average_precision_11(hits(0, 1, 1), 2) == pytest.approx(2 / 3, abs=1e-12)
-
-
-def test_recalls_on_the_eleven_points_are_reached():
+def test_recalls_on_the_eleven_points_are_reached() -> None:
     # 10 boxes, n hits, no miss: the points 0, .1, .. n/10 have precision 1: n + 1 of 11, for every n. In floats
     # 0.1 * 3 > 3 / 10 would lose one of them.
     for n in range(11):
@@ -67,31 +33,25 @@ def test_recalls_on_the_eleven_points_are_reached():
         assert average_precision_11(np.ones(n, dtype=bool), 10) == pytest.approx(expected, abs=1e-12)
 
 
-def test_nothing_found_is_0_and_nothing_to_find_is_nan():
-    assert average_precision(hits(), 3) == average_precision_11(hits(), 3) == 0.0
-    assert average_precision(hits(0, 0), 3) == average_precision_11(hits(0, 0), 3) == 0.0
-    assert math.isnan(average_precision(hits(0), 0)) and math.isnan(average_precision_11(hits(), 0))
-
-
-def test_an_iou_of_exactly_one_half_matches():
+def test_an_iou_of_exactly_one_half_matches() -> None:
     # 10 x 10 against its left half of 5 x 10: 50 / 100 = 0.5, and the kit tests ovmax >= minoverlap.
     truths = np.array([[0.0, 0, 10, 10]])
-    assert match(np.array([[0.0, 0, 5, 10]]), truths, np.array([False])).tolist() == [1]
-    assert match(np.array([[0.0, 0, 4.99, 10]]), truths, np.array([False])).tolist() == [0]
+    assert judge_voc(np.array([[0.0, 0, 5, 10]]), truths, np.array([False])).tolist() == [1]
+    assert judge_voc(np.array([[0.0, 0, 4.99, 10]]), truths, np.array([False])).tolist() == [0]
 
 
-def test_a_detection_is_judged_by_its_best_truth_only():
+def test_a_detection_is_judged_by_its_best_truth_only() -> None:
     # Truths A = x 0..10 and B = x 2..12, all 10 high. Detection 1 is A: hit. Detection 2 is x 0..11: IoU with A 10/11,
     # with B 9/12. It goes to A, which is taken: false, though B (IoU 0.75) is free and COCO would give it.
     truths = np.array([[0.0, 0, 10, 10], [2, 0, 12, 10]])
     boxes = np.array([[0.0, 0, 10, 10], [0, 0, 11, 10]])
-    assert match(boxes, truths, np.array([False, False])).tolist() == [1, 0]
+    assert judge_voc(boxes, truths, np.array([False, False])).tolist() == [1, 0]
 
 
-def test_matches_with_a_difficult_box_count_neither_way():
+def test_matches_with_a_difficult_box_count_neither_way() -> None:
     truths = np.array([[0.0, 0, 10, 10], [50, 50, 60, 60]])
     boxes = np.array([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [90, 90, 99, 99]])
-    assert match(boxes, truths, np.array([True, False])).tolist() == [-1, -1, 1, 0]
+    assert judge_voc(boxes, truths, np.array([True, False])).tolist() == [-1, -1, 1, 0]
 
 
 def kit_iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -104,7 +64,7 @@ def kit_iou(a: np.ndarray, b: np.ndarray) -> float:
     return iw * ih / (area_a + area_b - iw * ih)
 
 
-def test_iou_equals_the_inclusive_pixel_arithmetic_of_the_kit():
+def test_iou_equals_the_inclusive_pixel_arithmetic_of_the_kit() -> None:
     # The kit: 1-based inclusive corners, iw = min(x2) - max(x1) + 1, area (x2 - x1 + 1) * (y2 - y1 + 1). Ours: the
     # reader subtracts 1 from x1 and y1, then plain continuous arithmetic. Both are exact in doubles.
     rng = np.random.default_rng(0)
@@ -116,88 +76,77 @@ def test_iou_equals_the_inclusive_pixel_arithmetic_of_the_kit():
     assert (expected > 0.5).sum() > 60  # more than the diagonal: the case is not empty
 
 
-def test_the_metric_by_hand():
-    # Cars: images 1 and 2 one each, image 3 a difficult one. Dogs: two in image 1. Cats: a difficult one only.
+def test_the_metric_by_hand() -> None:
+    # Cars: images 0 and 1 one each, image 2 a difficult one. Dogs: two in image 0. Cats: a difficult one only.
     a, b = [10.0, 10, 50, 50], [100.0, 100, 150, 180]
-    metric = VOCMetric(
-        ground_truth(
-            [
-                truth(1, CAR, a),
-                truth(2, CAR, b),
-                truth(3, CAR, a, difficult=1),
-                truth(1, DOG, b),
-                truth(1, DOG, a),
-                truth(2, CAT, a, difficult=1),
-            ]
-        ),
-        (CAR, DOG, CAT),
-    )
-    # Cars by score: .9 image 3 on the difficult box: dropped. .8 image 1 hit. .7 image 1 same box again: false.
-    # .6 image 2 hit. Hits 1 0 1 of 2: precision 1, 1/2, 2/3; AP = 1/2 * 1 + 1/2 * 2/3 = 5/6.
+    a_size, b_size = [10.0, 10, 40, 40], [100.0, 100, 50, 80]
+    truths = [
+        (0, CAR, a_size),
+        (1, CAR, b_size),
+        (2, CAR, a_size),
+        (0, DOG, b_size),
+        (0, DOG, a_size),
+        (1, CAT, a_size),
+    ]
+    # Cars by score: .9 image 2 on the difficult box: dropped. .8 image 0 hit. .7 image 0 same box again: false.
+    # .6 image 1 hit. Hits 1 0 1 of 2: precision 1, 1/2, 2/3; AP = 1/2 * 1 + 1/2 * 2/3 = 5/6.
     # 11 points: 0 .. .5 -> 1 (6 of them), .6 .. 1 -> 2/3 (5): (6 + 10/3) / 11 = 28/33.
-    # Dogs: .9 image 1 on the car's place b: hit. .5 in image 2: false. Hits 1 0 of 2: AP = 1/2; 11 points: 6/11.
+    # Dogs: .9 image 0 on the car's place b: hit. .5 in image 1: false. Hits 1 0 of 2: AP = 1/2; 11 points: 6/11.
     # Cats: the one match is with a difficult box and nothing is to be found: nan, left out of the means.
-    metric.update([detections((a, 0.8, CAR), (a, 0.7, CAR), (b, 0.9, DOG))], [1])
-    metric.update([detections((a, 0.9, CAR)), detections((b, 0.6, CAR), (a, 0.5, DOG), (a, 0.4, CAT))], [3, 2])
-    per_class = metric.per_class()
-    assert list(per_class) == [CAR, DOG, CAT]
-    assert per_class[CAR] == pytest.approx(5 / 6, abs=1e-12)
-    assert per_class[DOG] == pytest.approx(1 / 2, abs=1e-12)
-    assert math.isnan(per_class[CAT])
+    found: list[Found] = [
+        (0, CAR, a, 0.8), (0, CAR, a, 0.7), (0, DOG, b, 0.9), (2, CAR, a, 0.9), (1, CAR, b, 0.6), (1, DOG, a, 0.5),
+        (1, CAT, a, 0.4),
+    ]  # fmt: skip
+    record = make(truths, found, images=3, classes=3, ignored=[2, 5])
+    metric = updated(VOCMetric(record), record, [0, 2, 1])
+    assert per_class(match_voc(record))["VOC_AP"] == pytest.approx([5 / 6, 1 / 2, math.nan], abs=1e-12, nan_ok=True)
     assert metric.compute() == pytest.approx(
         {"VOC_AP": (5 / 6 + 1 / 2) / 2, "VOC_AP11": (28 / 33 + 6 / 11) / 2}, rel=0, abs=1e-12
     )
 
 
-def test_scores_rank_over_images_and_not_inside_them():
-    # Image 1 has only a false one (.9), image 2 only the hit (.3): hits 0 1 of 1: AP 1/2.
-    metric = VOCMetric(ground_truth([truth(2, CAR, [0.0, 0, 10, 10])]), (CAR,))
-    metric.update([detections(([0.0, 0, 10, 10], 0.3, CAR))], [2])
-    metric.update([detections(([0.0, 0, 10, 10], 0.9, CAR))], [1])
-    assert metric.compute()["VOC_AP"] == pytest.approx(0.5, abs=1e-12)
-
-
-def test_the_higher_score_takes_the_box_whatever_the_order_given():
-    # The looser box (IoU 0.8) scores .9 and comes second; it is the hit, the tight one of .5 the repeat: hits 1 0.
-    metric = VOCMetric(ground_truth([truth(1, CAR, [0.0, 0, 10, 10])]), (CAR,))
-    metric.update([detections(([0.0, 0, 10, 10], 0.5, CAR), ([0.0, 0, 10, 8], 0.9, CAR))], [1])
-    assert metric.compute()["VOC_AP"] == 1.0
-
-
-def test_only_images_seen_count_and_no_detection_is_0():
+def test_scores_rank_over_images_and_not_inside_them() -> None:
+    # Image 0 has only a false one (.9), image 1 only the hit (.3): hits 0 1 of 1: AP 1/2.
     box = [0.0, 0, 10, 10]
-    metric = VOCMetric(ground_truth([truth(1, CAR, box), truth(2, CAR, box)]), (CAR, DOG, CAT))
-    metric.update([detections((box, 0.5, CAR))], [1])
+    record = make([(1, CAR, box)], [(1, CAR, box, 0.3), (0, CAR, box, 0.9)], images=2)
+    assert updated(VOCMetric(record), record).compute()["VOC_AP"] == pytest.approx(0.5, abs=1e-12)
+
+
+def test_only_images_seen_count_and_no_detection_is_0() -> None:
+    box = [0.0, 0, 10, 10]
+    metric = VOCMetric(make([(0, CAR, box), (1, CAR, box)], [], images=3))
+    record = make([], [(0, CAR, box, 0.5)])
+    updated(metric, record)
     assert metric.compute() == {"VOC_AP": 1.0, "VOC_AP11": 1.0}
-    metric.update([nothing()], [2])  # one of two found: area 1/2, the points 0 .. .5 of 11
+    metric.update([nothing()], [20])  # one of two found: area 1/2, the points 0 .. .5 of 11
     assert metric.compute() == pytest.approx({"VOC_AP": 0.5, "VOC_AP11": 6 / 11}, abs=1e-12)
     metric.reset()
-    metric.update([nothing(), nothing()], [1, 2])
+    metric.update([nothing(), nothing()], [10, 20])
     assert metric.compute() == {"VOC_AP": 0.0, "VOC_AP11": 0.0}
     metric.reset()
-    metric.update([nothing()], [3])  # an image without boxes
+    metric.update([nothing()], [30])  # an image without boxes
     assert all(math.isnan(value) for value in metric.compute().values())
 
 
-def kit_curve(results: list[tuple], truths: dict[int, list], image_ids: list[int]) -> tuple[float, float]:
+def kit_curve(results: list[tuple], truths: dict[int, list]) -> tuple[float, float]:
     """VOCevaldet.m and VOCap.m retold as plain loops on inclusive pixels, for one class.
 
-    results: (score, image id, inclusive box), in file order. truths: image id -> [(inclusive box, difficult)].
+    results: (score, image, inclusive box), in file order. truths: image -> [(inclusive box, difficult)].
     """
-    to_find = sum(not difficult for i in image_ids for _, difficult in truths[i])
+    to_find = sum(not difficult for boxes in truths.values() for _, difficult in boxes)
     taken: set[tuple[int, int]] = set()
     tp, fp, curve = 0, 0, []
-    for _, image_id, box in sorted(results, key=lambda row: -row[0]):  # sorted() is stable
+    for _, image, box in sorted(results, key=lambda row: -row[0]):  # sorted() is stable
         best, best_iou = -1, -1.0
-        for j, (truth_box, _) in enumerate(truths[image_id]):
+        for j, (truth_box, _) in enumerate(truths[image]):
             iou = kit_iou(np.array(box), np.array(truth_box))
             if iou > best_iou:
                 best, best_iou = j, iou
         if best_iou >= 0.5:
-            if truths[image_id][best][1]:
+            if truths[image][best][1]:
                 continue
-            is_hit = (image_id, best) not in taken
-            taken.add((image_id, best))
+            is_hit = (image, best) not in taken
+            taken.add((image, best))
         else:
             is_hit = False
         tp, fp = tp + is_hit, fp + (not is_hit)
@@ -209,22 +158,25 @@ def kit_curve(results: list[tuple], truths: dict[int, list], image_ids: list[int
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_random_cases_equal_the_kit_told_as_loops(seed):
+def test_random_cases_equal_the_kit_told_as_loops(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    truths, annotations, results, found = {}, [], [], []
-    image_ids = [1, 2, 3, 4, 5, 6]
-    for image_id in image_ids:
+    truths: dict[int, list] = {}
+    rows, ignored, results = [], [], []
+    found: list[Found] = []
+    for image in range(6):
         corners = rng.integers(1, 60, (5, 2))
         boxes = np.concatenate([corners, corners + rng.integers(5, 40, (5, 2))], axis=1)
-        truths[image_id] = [(box.tolist(), bool(rng.random() < 0.3)) for box in boxes[: rng.integers(0, 6)]]
-        annotations += [truth(image_id, DOG, [b[0] - 1, b[1] - 1, b[2], b[3]], int(d)) for b, d in truths[image_id]]
+        truths[image] = [(box.tolist(), bool(rng.random() < 0.3)) for box in boxes[: rng.integers(0, 6)]]
+        for (x1, y1, x2, y2), difficult in truths[image]:
+            ignored += [len(rows)] if difficult else []
+            rows.append((image, DOG, [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]))
         moved = np.repeat(boxes, 3, axis=0) + rng.integers(-4, 5, (15, 4))
         scores = rng.integers(1, 9, 15) / 8  # many ties, exact in float32
-        results += [(score, image_id, box) for score, box in zip(scores, moved.tolist(), strict=True)]
-        rows = [([b[0] - 1.0, b[1] - 1.0, b[2] * 1.0, b[3] * 1.0], s, DOG) for s, b in zip(scores, moved, strict=True)]
-        found.append(detections(*rows))
-    metric = VOCMetric(ground_truth(annotations, num_images=6), (CAR, DOG))
-    metric.update(found, image_ids)
-    area, points = kit_curve(results, truths, image_ids)
+        for score, (x1, y1, x2, y2) in zip(scores, moved.tolist(), strict=True):
+            results.append((score, image, [x1, y1, x2, y2]))
+            found.append((image, DOG, [x1 - 1.0, y1 - 1.0, x2, y2], score))
+    record = make(rows, found, images=6, ignored=ignored)
+    area, points = kit_curve(results, truths)
     assert 0.1 < area < 0.95
+    metric = updated(VOCMetric(record), record)
     assert metric.compute() == pytest.approx({"VOC_AP": area, "VOC_AP11": points}, rel=0, abs=1e-12)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from msil.metrics.coco import coco_results, pycocotools_stats
-from msil.metrics.detections import CollectedDetections
+from msil.metrics.coco import pycocotools_stats
 from msil.metrics.record import EvaluationRecord, write_record
 
 from .test_regenerated import run
@@ -60,35 +59,14 @@ def record(noise: float, seed: int, classes: tuple[str, ...] = CLASSES) -> Evalu
     )
 
 
-def pycocotools_ap(one: EvaluationRecord) -> dict[str, float]:
-    """AP, AP50, AP75 by pycocotools itself."""
-    ids = one.image_ids
-    ground_truth = {
-        "images": [{"id": int(i), "height": SIDE, "width": SIDE} for i in ids],
-        "categories": [{"id": int(i), "name": str(i)} for i in one.category_ids],
-        "annotations": [
-            {
-                "id": n + 1, "image_id": int(ids[image]), "category_id": int(one.category_ids[label]),
-                "bbox": box.tolist(), "area": float(area), "iscrowd": 0,
-            }
-            for n, (image, label, box, area) in enumerate(
-                zip(one.truth_images, one.truth_labels, one.truth_boxes, one.truth_areas, strict=True)
-            )
-        ],
-    }  # fmt: skip
-    found = CollectedDetections(
-        ids, ids[one.found_images], one.found_boxes.astype(float), one.found_scores.astype(float), one.found_labels
-    )
-    stats = pycocotools_stats(ground_truth, coco_results(found, ground_truth, one.category_ids.tolist()))
-    return dict(zip(("AP", "AP50", "AP75"), stats, strict=False))
-
-
 def write_run(runs: Path, data_root: Path, noise: float, seed: int, classes: tuple[str, ...] = CLASSES, **switches: Any
 ) -> dict[str, Any]:  # fmt: skip
     """One finished run, "seed" its seed; the others are `run`'s settings. Returns what its result.json holds."""
     one = record(noise, seed + 100 * int(10 * noise), classes)
     result = run(seed, **switches)
-    result["metrics"] = pycocotools_ap(one)
+    result["metrics"] = {
+        name: value for name, value in pycocotools_stats(one).items() if name in ("AP", "AP50", "AP75")
+    }
     result["config"]["data"]["root"] = str(data_root)
     result["classes"] = list(classes)
     folder = runs / result["run_name"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,15 +20,14 @@ def centers(**points: list[list[float]]) -> dict[str, Centers]:
     return {name: Centers(array, quadrant_counts(array)) for name, array in arrays.items()}
 
 
-def truth(names: list[str]) -> dict[str, Any]:
+def truth(names: list[str]) -> SimpleNamespace:
     """An image of 100 x 100 with one box of every class but the last, in the upper left."""
-    return {
-        "images": [{"id": 1, "width": 100, "height": 100}],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
-        "annotations": [
-            {"image_id": 1, "category_id": i, "bbox": [5, 5, 10, 10], "iscrowd": 0} for i in range(len(names) - 1)
-        ],
-    }
+    boxes = len(names) - 1
+    return SimpleNamespace(
+        classes=names, image_ids=np.array([1]), sizes=np.array([[100, 100]]), truth_labels=np.arange(boxes),
+        truth_images=np.zeros(boxes, dtype=int), truth_boxes=np.tile([5.0, 5, 10, 10], (boxes, 1)),
+        truth_ignored=np.zeros(boxes, dtype=bool),
+    )  # fmt: skip
 
 
 def pixels(content: bytes) -> np.ndarray:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.settle import settled
-from msil.config import Config, plain, register, to_config
+from msil.compose import register, to_config
+from msil.config import Config, plain
 from msil.data.module import AugmentedImages
 from msil.metrics.detections import DetectionMetric
 from msil.runs import read_result

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -68,29 +70,41 @@ def images_of() -> list[tuple[Tensor, Target]]:
     ]
 
 
-def truth_of(head: str) -> dict[str, Any]:
+def truth_of(head: str) -> dict[str, Tensor]:
     """Every third of what the detector finds in an image, moved a little, so that AP is neither 0 nor 1."""
     detector: Detector = detector_of(head).detector
-    annotations = []
+    images, boxes, labels = [], [], []
     for image, target in images_of():
         (found,) = detector.predict([image])
         assert isinstance(found, Detections) and len(found.boxes) > 10
         for place in range(0, len(found.boxes), 3):
             x1, y1, x2, y2 = found.boxes[place].tolist()
             width, height = (x2 - x1) * (0.67 + 0.1 * (place % 4)), y2 - y1  # no IoU at a threshold
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": target.image_id, "category_id": int(found.labels[place]) + 1,
-                 "bbox": [x1, y1, width, height], "area": width * height, "iscrowd": 0}
-            )  # fmt: skip
-    images = [{"id": i, "height": h, "width": w, "file_name": f"{i}.png"} for i, (h, w) in enumerate(SIDES)]
-    categories = [{"id": label + 1, "name": str(label)} for label in range(4)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+            images.append(target.image_id)
+            boxes.append([x1, y1, width, height])
+            labels.append(int(found.labels[place]))
+    return {
+        "truth_images": torch.tensor(images), "truth_labels": torch.tensor(labels),
+        "truth_boxes": torch.tensor(boxes, dtype=torch.float64),
+        "truth_areas": torch.tensor([width * height for *_, width, height in boxes], dtype=torch.float64),
+        "truth_ignored": torch.zeros(len(boxes), dtype=torch.bool),
+    }  # fmt: skip
 
 
-def evaluation_of(head: str, truth: dict[str, Any], rank: int, world_size: int, size: int, **settings: Any) -> Any:
+def metric_of(truth: dict[str, Tensor]) -> CocoMetric:
+    images = np.arange(len(SIDES))
+    names = [f"{i}.png" for i in images]
+    columns = {name: column.numpy() for name, column in truth.items()}
+    return CocoMetric(
+        SimpleNamespace(classes=list("0123"), category_ids=(1, 2, 3, 4), image_ids=images, file_names=names,
+                        sizes=np.array(SIDES), **columns)
+    )  # fmt: skip
+
+
+def evaluation_of(head: str, truth: dict[str, Tensor], rank: int, world_size: int, size: int, **settings: Any) -> Any:
     """The 12 numbers of the final evaluation, through the Trainer, in batches of `size` images a process."""
     module = detector_of(head)
-    module.metrics.append(CocoMetric(truth, (1, 2, 3, 4)))
+    module.metrics.append(metric_of(truth))
     module.final_evaluation = True
     trainer = L.Trainer(
         **{"accelerator": "cpu", "devices": 1, **settings}, logger=False, enable_checkpointing=False,

@@ -12,6 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from msil.check import check
 from msil.checkpoints.load import load_detector
 from msil.config import Config
 from msil.data.coco import CocoDataset
@@ -19,13 +20,12 @@ from msil.errors import ConfigError, DataError
 from msil.reporting.tables import result_line
 from msil.runs import read_result
 from msil.training.experiment import run
-from msil.validate import validate
 
 from .cases import tiny_config
 
 
 def evaluated(config: Config) -> tuple[Path, dict[str, Any]]:
-    validate(config)
+    check(config)
     result = run(config)
     return Path(config.runs_dir) / config.run_name, result
 
@@ -116,9 +116,9 @@ def test_what_cannot_be_tested_is_one_sentence(
     finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"mode=test needs model\.weights=FILE"):
-        validate(tiny_config(tmp_path, shapes, "mode=test"))
+        check(tiny_config(tmp_path, shapes, "mode=test"))
     with pytest.raises(ConfigError, match=r"data\.split=val is what mode=test evaluates"):
-        validate(tiny_config(tmp_path, shapes, "data.split=val"))
+        check(tiny_config(tmp_path, shapes, "data.split=val"))
     with pytest.raises(DataError, match="image_info_nowhere"):
         run(tiny_config(tmp_path, shapes, "mode=test", checkpoint(finished), "data.split=nowhere"))
 
@@ -131,7 +131,7 @@ def test_a_finished_baseline_goes_on_with_msil(
     file = tmp_path / plain.run_name / "checkpoints" / "last.ckpt"
     capsys.readouterr()
     tuned = tiny_config(tmp_path, shapes, f"model.weights={file}", "model.msil.apply=cls", "schedule.max_steps=1")
-    validate(tuned)
+    check(tuned)
     result = run(tuned)
     assert f"starting from {file}; MSIL is new and starts with open gates" in capsys.readouterr().out
     assert f"_msil-cls_from-{plain.run_name}_" in result["run_name"]

@@ -113,7 +113,7 @@ def test_the_final_ap_is_that_of_the_last_checkpoint(finished: Finished, shapes:
     assert (list(description.classes), description.min_size) == (result["classes"], config.data.min_size)
     assert last(config)["msil"]["config"] == plain(config)
     dataset = CocoDataset(shapes, "val")
-    metric = CocoMetric(dataset.ground_truth(), dataset.category_ids)
+    metric = CocoMetric(dataset.annotations)
     for i in range(len(dataset)):
         metric.update(detector.predict([dataset[i][0]]), [dataset.image_id(i)])
     assert metric.compute_final() == pytest.approx(result["metrics"], abs=1e-6, nan_ok=True)

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from msil.data.coco import CocoDataset
 from msil.data.module import DetectionDataModule
-from msil.metrics.coco import STATS, CocoMetric
+from msil.metrics.coco import STATS, CocoMetric, to_coco
 from msil.training.module import DetectionModule
 
 from .cases import module_of, tiny_config
@@ -32,7 +32,7 @@ def data(shapes: Path) -> DetectionDataModule:
 
 @pytest.fixture
 def module(data: DetectionDataModule) -> DetectionModule:
-    metric = CocoMetric(data.val.ground_truth(), data.val.category_ids)
+    metric = CocoMetric(data.val.annotations)
     return module_of(tiny_config("runs", "data"), metrics=[metric])
 
 
@@ -79,7 +79,7 @@ def test_the_final_numbers_are_pycocotools_own_and_evaluations_do_not_add_up(
     assert len(results) > 100
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth: Any = COCO()
-        ground_truth.dataset = dataset.ground_truth()
+        ground_truth.dataset = to_coco(dataset.annotations)
         ground_truth.createIndex()
         evaluation = COCOeval(ground_truth, ground_truth.loadRes(results), "bbox")
         evaluation.evaluate()

@@ -25,6 +25,7 @@ from msil.errors import ConfigError
 Options = TypeVar("Options")
 Class = TypeVar("Class")
 
+_USUAL = {"align": True, "separate": True, "apply": Apply.both, "kernel_size": 3, "reduction": 16}  # MSIL's switches
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 
 
@@ -132,9 +133,7 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
 
 
 def _switches(model: ModelConfig) -> dict[str, Any]:
-    msil = model.msil
-    return {"align": msil.align, "separate": msil.separate, "apply": str(msil.apply),
-            "kernel_size": msil.kernel_size, "reduction": msil.reduction}  # fmt: skip
+    return {name: getattr(model.msil, name) for name in _USUAL}
 
 
 def _interaction(model: ModelConfig) -> nn.Module | dict[str, Any] | None:
@@ -195,9 +194,6 @@ def _try_block(block: nn.Module, name: str, shape: tuple[int, ...]) -> None:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-_USUAL = {"align": True, "separate": True, "apply": Apply.both, "kernel_size": 3, "reduction": 16}
 
 
 def _imported(path: str, base: type[Class], setting: str) -> type[Class]:

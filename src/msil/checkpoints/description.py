@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 
 from msil.checkpoints.assemble import backbone_options
-from msil.config import ModelConfig
+from msil.config import ModelConfig, from_plain, plain
+from msil.detection.weights import load_file
 from msil.errors import ConfigError, WeightsError
 
 
@@ -36,8 +34,23 @@ class Description:
 
 def to_text(description: Description) -> str:
     """As json, for the header of a safetensors file."""
-    model = OmegaConf.to_container(OmegaConf.structured(description.model), enum_to_str=True)
-    return json.dumps({**vars(description), "model": model})
+    return json.dumps({**vars(description), "model": plain(description.model)})
+
+
+def described(values: Mapping[str, Any]) -> Description:
+    """From the names of Description, with model.* as plain values. Settings that are not given have their defaults.
+
+    Raises ConfigError, KeyError, TypeError or ValueError for what describes no detector.
+    """
+    model = from_plain(ModelConfig, values["model"])
+    return Description(
+        dataclasses.replace(model, backbone=explicit(model.backbone), weights=None, weights_sha256=None),
+        int(values["min_size"]),
+        int(values["max_size"]),
+        tuple(values["classes"]),
+        tuple(values["category_ids"]),
+        str(values["source"]),
+    )
 
 
 def read_description(path: str | Path) -> Description | None:
@@ -46,17 +59,25 @@ def read_description(path: str | Path) -> Description | None:
     Raises WeightsError for a file that is missing or unreadable, or a description that is not of this version.
     """
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}: give the path of a detector's file.")
-    if path.suffix == ".safetensors":
-        try:
+    try:
+        if path.suffix == ".safetensors" and path.is_file():
             with safe_open(path, framework="pt") as file:
                 text = (file.metadata() or {}).get("msil")
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} cannot be read as a safetensors file ({error}): make it anew.") from error
-        return None if text is None else _parse(lambda: json.loads(text), path)
-    own = _saved_by_run(path)
-    return None if own is None else _parse(lambda: _of_run(own), path)
+            return None if text is None else described(json.loads(text))
+        own = _saved_by_run(path)
+        if own is None:
+            return None
+        config = own["config"]
+        names = {key: own[key] for key in ("classes", "category_ids")}
+        sizes = {key: config["data"][key] for key in ("min_size", "max_size")}
+        return described({"model": config["model"], "source": f"run {config['run_name']}", **names, **sizes})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read as a safetensors file ({error}): make it anew.") from error
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path} was written by another version of msil and does not describe a detector of this one "
+            f"({str(error).splitlines()[0]}): import it again, or load it with the version that wrote it."
+        ) from error
 
 
 def run_settings(path: str | Path) -> Mapping[str, Any] | None:
@@ -64,67 +85,17 @@ def run_settings(path: str | Path) -> Mapping[str, Any] | None:
 
     Raises WeightsError for a file that is missing or unreadable.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}: give the path of a detector's file.")
-    own = None if path.suffix == ".safetensors" else _saved_by_run(path)
+    own = _saved_by_run(Path(path))
     return None if own is None else own.get("config")
 
 
 def _saved_by_run(path: Path) -> Mapping[str, Any] | None:
-    """What a run saves under "msil" in its checkpoints; None in other files of torch."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise WeightsError(f"{path} is not a weights file, is damaged, or holds code, which is not loaded.") from error
+    """What a run saves under "msil" in its checkpoints; None in other files."""
+    content = load_file(path, mmap=True)
     own = content.get("msil") if isinstance(content, Mapping) else None
     return own if isinstance(own, Mapping) else None
-
-
-def _of_run(own: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run saves under "msil", by the names of Description."""
-    config = own["config"]
-    return {
-        "model": config["model"],
-        "min_size": config["data"]["min_size"],
-        "max_size": config["data"]["max_size"],
-        "classes": own["classes"],
-        "category_ids": own["category_ids"],
-        "source": f"run {config['run_name']}",
-    }
 
 
 def explicit(backbone: Mapping[str, Any]) -> dict[str, Any]:
     """The same backbone without weights of its own to read: what they decide is written out."""
     return {**backbone, "weights": None, **backbone_options(backbone).decided()} if backbone else {}
-
-
-def _parse(read: Callable[[], Mapping[str, Any]], path: Path) -> Description:
-    try:
-        values = read()
-        model = OmegaConf.to_object(_with_nulls(OmegaConf.merge(OmegaConf.structured(ModelConfig), values["model"])))
-        assert isinstance(model, ModelConfig)
-        return Description(
-            dataclasses.replace(model, backbone=explicit(model.backbone), weights=None, weights_sha256=None),
-            int(values["min_size"]),
-            int(values["max_size"]),
-            tuple(values["classes"]),
-            tuple(values["category_ids"]),
-            str(values["source"]),
-        )
-    except (OmegaConfBaseException, ConfigError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(
-            f"{path} was written by another version of msil and does not describe a detector of this one ({reason}): "
-            "import it again, or load it with the version that wrote it."
-        ) from error
-
-
-def _with_nulls(settings: Any) -> Any:
-    """Optional settings that a file of before their time does not have are null."""
-    for key in settings:
-        if OmegaConf.is_missing(settings, key):
-            settings[key] = None  # raises ValidationError where null is not allowed
-        elif OmegaConf.is_dict(settings[key]):
-            _with_nulls(settings[key])
-    return settings

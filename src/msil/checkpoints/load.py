@@ -12,11 +12,9 @@ from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.description import Description, read_description
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
-from msil.detection.weights import differences, load_state_dict_file
+from msil.detection.weights import differences, listed, load_state_dict_file
 from msil.errors import ConfigError, WeightsError
 from msil.interaction import MSIL
-
-_CLASSIFIER = ("head.cls_logits.weight", "head.cls_logits.bias")
 
 
 def load_detector(path: str | Path) -> tuple[AnyDetector, Description]:
@@ -24,17 +22,15 @@ def load_detector(path: str | Path) -> tuple[AnyDetector, Description]:
 
     Raises WeightsError for a file that is missing, unreadable, or a bare state dict that describes nothing.
     """
-    description = read_description(path)
-    if description is None:
+    found = read_description(path)
+    if found is None:
         raise WeightsError(
             f"{path} holds weights but does not say of what net: give a run's checkpoint or a file that "
             "`msil weights import` wrote."
         )
-    detector = detector_from_config(
-        description.model, len(description.classes), description.min_size, description.max_size
-    )
+    detector = detector_from_config(found.model, len(found.classes), found.min_size, found.max_size)
     _load(detector, load_state_dict_file(path), path)
-    return detector.eval(), description
+    return detector.eval(), found
 
 
 def load_dense_detector(path: str | Path) -> tuple[Detector, Description]:
@@ -56,30 +52,28 @@ def load_weights(detector: AnyDetector, path: str | Path, classes: Sequence[str]
 
     Raises WeightsError if anything else is missing, unknown or of another shape.
     """
-    state = load_state_dict_file(path)
-    own = detector.state_dict()
-    description = read_description(path)
-    notes = []
-    if description is not None and tuple(classes) != description.classes:
-        if description.model.detector is not None:
+    state, own, notes = load_state_dict_file(path), detector.state_dict(), []
+    found = read_description(path)
+    if found is not None and tuple(classes) != found.classes:
+        known = listed(found.classes, 5)
+        if found.model.detector is not None:
             raise WeightsError(
-                f"{path} holds torchvision's {description.model.detector} of other classes, "
-                f"{_listed(description.classes)}: set data.classes to those, in this order."
+                f"{path} holds torchvision's {found.model.detector} of other classes, {known}: set data.classes to "
+                "those, in this order."
             )
-        state, new = _rows_of(classes, description.classes, state, own)
+        new = [name for name in classes if name not in found.classes]
         if new and not to_train:
             raise WeightsError(
-                f"{path} has no class {new[0]!r}; it knows {_listed(description.classes)}: set data.classes to those "
-                "of the data that it knows."
+                f"{path} has no class {new[0]!r}; it knows {known}: set data.classes to those of the data that it "
+                "knows."
             )
-        notes.append(_class_note(len(classes), new))
-    if description is not None and (description.min_size, description.max_size) != (
-        detector.min_size,
-        detector.max_size,
-    ):
+        _take_rows(classes, found.classes, state, own)
+        notes.append(f"of {len(classes)} classes {len(new)} start anew: {listed(new, 5)}" if new else
+                     f"the {len(classes)} classes were found by name")  # fmt: skip
+    if found is not None and (found.min_size, found.max_size) != (detector.min_size, detector.max_size):
         notes.append(
             f"images of {detector.min_size} to {detector.max_size} pixels, where the file's were of "
-            f"{description.min_size} to {description.max_size} (data.min_size, data.max_size)"
+            f"{found.min_size} to {found.max_size} (data.min_size, data.max_size)"
         )
     block = {key for key in own if "head.msil." in key}
     if to_train and block and not block & state.keys():
@@ -88,42 +82,27 @@ def load_weights(detector: AnyDetector, path: str | Path, classes: Sequence[str]
             module.open_gates()
         state |= {key: value for key, value in detector.state_dict().items() if key in block}
         notes.append("MSIL is new and starts with open gates" if gated else "the block is new")
-    _load(detector, state, path, block=None if description is None else description.model.msil.block)
+    _load(detector, state, path, block=None if found is None else found.model.msil.block)
     return notes
 
 
 def _load(detector: AnyDetector, state: dict[str, Tensor], path: str | Path, block: str | None = None) -> None:
     """block: model.msil.block of the file."""
-    found = differences(detector.state_dict(), state)
-    if found:
+    if wrong := differences(detector.state_dict(), state):
         trained_with = "" if block is None else f" The file was trained with model.msil.block={block}."
         raise WeightsError(
-            f"{path} does not fit the detector that the settings describe: it {found}; see model.head, model.backbone, "
+            f"{path} does not fit the detector that the settings describe: it {wrong}; see model.head, model.backbone, "
             f"model.msil and model.channels.{trained_with}"
         )
     detector.load_state_dict(state)
 
 
-def _rows_of(
-    classes: Sequence[str], known: Sequence[str], state: dict[str, Tensor], own: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The state with the classifier's rows of `classes`, and the classes whose rows stay as they are in `own`."""
+def _take_rows(classes: Sequence[str], known: Sequence[str], state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Gives the state the classifier's rows of `classes`; those of new classes stay as they are in `own`."""
     place = {name: index for index, name in enumerate(known)}
-    state = dict(state)
-    for key in _CLASSIFIER:
+    for key in ("head.cls_logits.weight", "head.cls_logits.bias"):
         if key in state and not len(state[key]) % len(known):
             # One row a class, in RetinaNet for each of a cell's anchors.
             theirs, ours = state[key].unflatten(0, (-1, len(known))), own[key].unflatten(0, (-1, len(classes)))
             rows = [theirs[:, place[n]] if n in place else ours[:, i] for i, n in enumerate(classes)]
             state[key] = torch.stack(rows, dim=1).flatten(0, 1)
-    return state, [name for name in classes if name not in place]
-
-
-def _class_note(count: int, new: list[str]) -> str:
-    if not new:
-        return f"the {count} classes were found by name"
-    return f"of {count} classes {len(new)} start anew: {_listed(new)}"
-
-
-def _listed(names: Sequence[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

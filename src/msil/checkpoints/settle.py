@@ -1,4 +1,4 @@
-"""Which settings a run with `model.weights` really has: the file knows what net it holds, the command does not."""
+"""Which settings a run with `model.weights` really has: those of the net come from the file."""
 
 from __future__ import annotations
 
@@ -31,33 +31,28 @@ def settled(config: Config) -> Config:
 
     Raises WeightsError for a file that is missing or unreadable.
     """
-    typed = config.model
+    typed, data = config.model, config.data
     if typed.weights is None:
         return config
     description = read_description(typed.weights)
-    model = dataclasses.replace(
-        typed if description is None else description.model,
-        weights=typed.weights,
-        weights_sha256=_sha256(typed.weights, os.stat(typed.weights).st_mtime_ns),
-    )
-    backbone = explicit(model.backbone)
+    model = typed if description is None else description.model
+    backbone, msil = explicit(model.backbone), model.msil
     if config.mode == Mode.train and description is not None:
-        own = {name: typed.backbone.get(name) for name in ("norm", "frozen_stages")}
-        backbone |= {name: value for name, value in own.items() if value is not None}
-        model = dataclasses.replace(model, msil=typed.msil)
-    data = config.data
+        names = ("norm", "frozen_stages")
+        backbone |= {name: value for name in names if (value := typed.backbone.get(name)) is not None}
+        msil = typed.msil
     if config.mode == Mode.test and description is not None and data.name == DataName.voc and data.classes is None:
         # VOC's layout lists no classes, and the usual twenty need not be the file's.
         data = dataclasses.replace(data, classes=list(description.classes))
-    return dataclasses.replace(
-        config,
-        data=data,
-        model=dataclasses.replace(
-            model,
-            backbone=backbone,
-            **{name: value for name in DETECTION if (value := getattr(typed, name)) is not None},
-        ),
+    model = dataclasses.replace(
+        model,
+        weights=typed.weights,
+        weights_sha256=_sha256(typed.weights, os.stat(typed.weights).st_mtime_ns),
+        backbone=backbone,
+        msil=msil,
+        **{name: value for name in DETECTION if (value := getattr(typed, name)) is not None},
     )
+    return dataclasses.replace(config, data=data, model=model)
 
 
 def check_typed(composed: Config, keys: Sequence[str]) -> None:
@@ -65,7 +60,7 @@ def check_typed(composed: Config, keys: Sequence[str]) -> None:
 
     composed: before `settled`. keys: names of the typed overrides, e.g. model/head, model.channels.
     """
-    after = settled(composed)
+    model = settled(composed).model
     for key in keys:
         if key == "model":
             raise ConfigError(
@@ -74,28 +69,25 @@ def check_typed(composed: Config, keys: Sequence[str]) -> None:
             )
         if not key.startswith(("model.", "model/")):
             continue
-        if after.model.detector is not None and key.startswith(("model/head", "model/backbone")):
-            raise ConfigError(
-                f"{key} was typed, but {composed.model.weights} holds torchvision's {after.model.detector}: leave "
-                f"{key} out, or give the weights of another net."
-            )
+        holds, remedy = f"{key} was typed, but {composed.model.weights} holds", f"leave {key} out, or give the weights"
+        if model.detector is not None and key.startswith(("model/head", "model/backbone")):
+            raise ConfigError(f"{holds} torchvision's {model.detector}: {remedy} of another net.")
         for path in _IDENTITY.get(key, (key.replace("/", ".").removeprefix("model."),)):
-            said, holds = _at(composed.model, path), _at(after.model, path)
-            if said != holds:
+            ours, theirs = _at(composed.model, path), _at(model, path)
+            if ours != theirs:
                 raise ConfigError(
-                    f"{key} was typed, but {composed.model.weights} holds a net with model.{path}={_plain(holds)}, not "
-                    f"{_plain(said)}: leave {key} out, or give the weights of another net."
+                    f"{holds} a net with model.{path}={_plain(theirs)}, not {_plain(ours)}: {remedy} of another net."
                 )
 
 
-def _at(model: ModelConfig, path: str) -> object:
+def _at(model: ModelConfig, path: str) -> Any:
     value: Any = model
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else getattr(value, name)
     return value
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> object:
     return "null" if value is None else dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
 
 

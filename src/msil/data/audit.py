@@ -14,32 +14,33 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-import stat
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msil.data.headers import ImageHeader, read_header
-from msil.data.images import read_image
+from msil.data.images import ImageHeader, read_header, read_image
 from msil.errors import DataError
+
+if TYPE_CHECKING:
+    from msil.data.annotations import Annotations
 
 Array = NDArray[Any]
 Size = tuple[int, int]
 
 ROUNDING = 0.02  # px: COCO rounds x and width to 0.01 each, so their sum may leave the image by that much
 MIN_SIDE = 1.0  # px, of a box to train on
-LARGEST = 1e15  # px or px^2: whatever is beyond is no measure of an image
+LARGEST = 1e15  # px or px^2: beyond it no number is a measure of an image
 NAMED = 3  # boxes named in the warning, of each kind
-THREADS = 4  # they wait for the disk; more would only wait for each other
+THREADS = 4  # they wait for the disk
 PART = 256  # images a thread takes at a time
 
-# What would break a sentence in two, play with a terminal, or not survive being written as UTF-8 (lone surrogates).
+# Control characters, line separators and lone surrogates: a message is one printable line of UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -48,16 +49,6 @@ _SHORT.maxlevel = 3
 
 class DataWarning(UserWarning):
     """Something in a data set was mended; the message says what and how often."""
-
-
-@dataclass
-class CheckedBoxes:
-    """Of A boxes. kept: (A,) bool, not degenerate. trained: (A,) bool, kept and large enough to train on.
-    clipped: (A, 4) float64 x1 y1 x2 y2 inside the image, in pixels."""
-
-    kept: Array
-    trained: Array
-    clipped: Array
 
 
 def whole_number(value: object, what: str, low: int = -(2**63)) -> int:
@@ -70,15 +61,6 @@ def whole_number(value: object, what: str, low: int = -(2**63)) -> int:
         kind = "a whole number" if low < 0 else f"a whole number of at least {low}"
         raise DataError(f"{what} must be {kind}, but is {short(value)}: correct it")
     return number
-
-
-def xywh_box(value: object, what: str) -> list[float]:
-    """`value`, if it is a list of 4 finite numbers, x y width height, the last two not negative; else DataError."""
-    if not isinstance(value, list) or len(value) != 4 or not all(is_finite_number(number) for number in value):
-        raise DataError(f"{what} must be a list of four finite numbers, but is {short(value)}: correct or remove it")
-    if value[2] < 0 or value[3] < 0:
-        raise DataError(f"{what} is inverted, {value} has a negative width or height: correct or remove it")
-    return value
 
 
 def is_finite_number(value: object) -> bool:
@@ -111,84 +93,6 @@ def inner_name(value: object, what: str) -> str:
     return value
 
 
-def check_inside(paths: Iterable[Path], folder: Path, root: Path) -> None:
-    """Raises DataError for the first of the paths, all below `folder`, that is or lies below a symbolic link to a place
-    outside both `root`, the data set's folder, and `folder`. These two may themselves be links.
-
-    118k images take half a second: folders are resolved once each, and files only if they are links.
-    """
-    allowed = (os.path.realpath(root), os.path.realpath(folder))
-    checked: set[str] = set()
-    for path in map(os.fspath, paths):
-        parent = os.path.dirname(path)
-        if parent not in checked:
-            _check_place(parent, allowed, root)
-            checked.add(parent)
-        try:
-            linked = stat.S_ISLNK(os.lstat(path).st_mode)
-        except (OSError, ValueError):  # missing, or a name that no file system holds: said where the file is opened
-            continue
-        if linked:
-            _check_place(path, allowed, root)
-
-
-def check_images(paths: Sequence[Path], sizes: Sequence[Size | None], where: Sequence[str]) -> tuple[Array, Array]:
-    """Looks at the header and the end of every file, and decodes those whose end is not the usual one.
-
-    sizes: (height, width) that the annotations give, or None. where: what to call each image's entry in a message.
-    A size that is the file's only without its EXIF rotation means that the boxes were drawn on the stored pixels: that
-    file is then read without the rotation.
-
-    Returns (N, 2) int32, height and width of each image as it is to be read, and (N,) uint8, the EXIF orientation to
-    read it with. Raises DataError for the first file that is missing, truncated, no image, or of another size.
-    """
-    parts = range(0, len(paths), PART)
-    with ThreadPoolExecutor(THREADS) as pool:
-        checked = pool.map(_check_part, *([column[at : at + PART] for at in parts] for column in (paths, sizes, where)))
-    results = [result for part in checked for result in part]
-    errors = [result for result in results if isinstance(result, DataError)]
-    if errors:
-        more = f" ({len(errors) - 1} more of the {len(paths)} images fail too)" if len(errors) > 1 else ""
-        raise DataError(f"{errors[0]}{more}")
-    headers = [result for result in results if isinstance(result, ImageHeader)]
-    return (
-        np.array([header.size for header in headers], dtype=np.int32).reshape(-1, 2),
-        np.array([header.orientation for header in headers], dtype=np.uint8),
-    )
-
-
-def check_boxes(
-    xywh: Array, areas: Array, sizes: Array, source: str, name: Callable[[int], str], strict: bool
-) -> CheckedBoxes:
-    """xywh: (A, 4) float64, x1 y1 width height, finite, width and height >= 0. areas: (A,). sizes: (A, 2), height and
-    width of each box's image.
-
-    source: the annotations' path, to open the message with. name: box index -> its id and file.
-    Raises DataError for a set without a single usable box, and, if `strict`, for whatever is otherwise mended and told
-    in one DataWarning.
-    """
-    limits = sizes[:, [1, 0, 1, 0]].astype(np.float64)
-    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-    clipped = np.clip(corners, 0, limits)
-    inside = clipped[:, 2:] - clipped[:, :2]
-    kept = np.all(np.concatenate([xywh[:, 2:], inside], axis=1) > 0, axis=1)
-    trained = kept & np.all(inside >= MIN_SIDE, axis=1) & (areas > 0)
-    leaving = kept & np.any((corners < -ROUNDING) | (corners > limits + ROUNDING), axis=1)
-    findings = [
-        _finding(leaving, "reaching out of the image, clipped", name),
-        _finding(~kept, "without any area in the image, dropped", name),
-        _finding(kept & ~trained, "below 1 pixel or of area 0, not trained on", name),
-    ]
-    told = "; ".join(finding for finding in findings if finding)
-    if told and strict:
-        raise DataError(f"{source}: {told}: correct them, or set data.strict=false to accept this")
-    if told:
-        warnings.warn(f"{source}: {told}", DataWarning, stacklevel=4)
-    if not kept.any():
-        raise DataError(f"{source} is empty: no image has a usable box of the chosen classes")
-    return CheckedBoxes(kept, trained, clipped)
-
-
 def check_classes(classes: Sequence[str] | None) -> None:
     """Raises DataError unless `classes` is None or names at least one class, each once."""
     if classes is None:
@@ -200,19 +104,87 @@ def check_classes(classes: Sequence[str] | None) -> None:
         raise DataError(f"data.classes names {twice[0]!r} more than once: name each class once")
 
 
-def _check_place(path: str, allowed: Sequence[str], root: Path) -> None:
-    place = os.path.realpath(path)
-    if not any(place == top or place.startswith(top.rstrip(os.sep) + os.sep) for top in allowed):
-        raise DataError(
-            f"{path} leads by a symbolic link to {place}, outside the data set's folder {root}: put the file itself "
-            "there, or set data.root to a folder that holds both"
-        )
+def check_inside(paths: Iterable[Path], folder: Path, root: Path) -> None:
+    """Raises DataError for the first of the paths, all below `folder`, that is or lies below a symbolic link to a place
+    outside both `root`, the data set's folder, and `folder`. These two may themselves be links.
+
+    118k images take half a second: folders are resolved once each, and files only if they are links.
+    """
+    tops = [os.path.realpath(top) for top in (root, folder)]
+    checked: set[str] = set()
+    for path in map(os.fspath, paths):
+        parent = os.path.dirname(path)
+        places = [*([] if parent in checked else [parent]), *([path] if os.path.islink(path) else [])]
+        checked.add(parent)
+        for place in places:
+            real = os.path.realpath(place)
+            if not any(real == top or real.startswith(top.rstrip(os.sep) + os.sep) for top in tops):
+                raise DataError(
+                    f"{place} leads by a symbolic link to {real}, outside the data set's folder {root}: put the file "
+                    "itself there, or set data.root to a folder that holds both"
+                )
 
 
-def _check_part(
-    paths: Sequence[Path], sizes: Sequence[Size | None], where: Sequence[str]
-) -> list[ImageHeader | DataError]:
-    return [_check_image(*image) for image in zip(paths, sizes, where, strict=True)]
+def check_images(
+    paths: Sequence[Path], folder: Path, root: Path, sizes: Sequence[Size | None], where: Sequence[str]
+) -> tuple[Array, Array]:
+    """Reads the header and the end of every file below `folder`, and decodes those whose end is not the usual one.
+
+    sizes: (height, width) that the annotations give, or None. where: what to call each image's entry in a message.
+    A size that is the file's only without its EXIF rotation means that the boxes were drawn on the stored pixels: that
+    file is then read without the rotation.
+
+    Returns (N, 2) int32, height and width of each image as it is to be read, and (N,) uint8, the EXIF orientation to
+    read it with. Raises DataError for the first file that is missing, truncated, no image, of another size, or outside
+    of the data set.
+    """
+    check_inside(paths, folder, root)
+
+    def part(at: int) -> list[ImageHeader | DataError]:
+        rows = slice(at, at + PART)
+        return [_check_image(*row) for row in zip(paths[rows], sizes[rows], where[rows], strict=True)]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = [result for results in pool.map(part, range(0, len(paths), PART)) for result in results]
+    errors = [result for result in results if isinstance(result, DataError)]
+    if errors:
+        more = f" ({len(errors) - 1} more of the {len(paths)} images fail too)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0]}{more}")
+    headers = [result for result in results if isinstance(result, ImageHeader)]
+    return (
+        np.array([header.size for header in headers], dtype=np.int32).reshape(-1, 2),
+        np.array([header.orientation for header in headers], dtype=np.uint8),
+    )
+
+
+def check_boxes(truth: Annotations, strict: bool) -> tuple[Array, Array, Array]:
+    """Of A boxes: kept (A,) bool, not degenerate; trained (A,) bool, kept and large enough to train on; clipped (A, 4)
+    float64 x1 y1 x2 y2 inside the image.
+
+    Raises DataError for an annotated set without a single usable box, and, if `strict`, for what is otherwise mended
+    and told in one DataWarning.
+    """
+    limits = truth.sizes[truth.truth_images][:, [1, 0, 1, 0]].astype(np.float64)
+    xywh = truth.truth_boxes
+    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    clipped = np.clip(corners, 0, limits)
+    inside = clipped[:, 2:] - clipped[:, :2]
+    kept = np.all(np.concatenate([xywh[:, 2:], inside], axis=1) > 0, axis=1)
+    trained = kept & np.all(inside >= MIN_SIDE, axis=1) & (truth.truth_areas > 0)
+    leaving = kept & np.any((corners < -ROUNDING) | (corners > limits + ROUNDING), axis=1)
+    findings = [
+        _finding(truth, leaving, "reaching out of the image, clipped"),
+        _finding(truth, ~kept, "without any area in the image, dropped"),
+        _finding(truth, kept & ~trained, "below 1 pixel or of area 0, not trained on"),
+    ]
+    told = "; ".join(finding for finding in findings if finding)
+    if told and strict:
+        raise DataError(f"{truth.source}: {told}: correct them, or set data.strict=false to accept this")
+    if told:
+        warnings.warn(f"{truth.source}: {told}", DataWarning, stacklevel=4)
+    if truth.annotated and not kept.any():
+        raise DataError(f"{truth.source} is empty: no image has a usable box of the chosen classes")
+    return kept, trained, clipped
 
 
 def _check_image(path: Path, expected: Size | None, where: str) -> ImageHeader | DataError:
@@ -225,7 +197,7 @@ def _check_image(path: Path, expected: Size | None, where: str) -> ImageHeader |
                     f"{where} says width {expected[1]} and height {expected[0]}, but {path} is {width} x {height}: "
                     "its boxes would not fit; correct the size or replace the file"
                 )
-            header = ImageHeader(header.stored_size, 1, header.ends)
+            header = replace(header, orientation=1)
         if not header.ends:
             read_image(path, header.orientation)
     except DataError as error:
@@ -233,11 +205,11 @@ def _check_image(path: Path, expected: Size | None, where: str) -> ImageHeader |
     return header
 
 
-def _finding(chosen: Array, what: str, name: Callable[[int], str]) -> str:
+def _finding(truth: Annotations, chosen: Array, what: str) -> str:
     """'2 boxes reaching out ... (annotation 7 of a.jpg, annotation 9 of b.jpg)', or '' for none."""
     count = int(chosen.sum())
     if count == 0:
         return ""
-    named = ", ".join(name(int(index)) for index in np.flatnonzero(chosen)[:NAMED])
+    named = ", ".join(truth.box_name(int(index)) for index in np.flatnonzero(chosen)[:NAMED])
     more = ", ..." if count > NAMED else ""
     return f"{count} {'box' if count == 1 else 'boxes'} {what} ({named}{more})"

@@ -7,13 +7,16 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from msil.data.annotated import AnnotatedImages, BoxList, ImageList
-from msil.data.audit import check_classes, inner_name, is_finite_number, is_text, short, whole_number, xywh_box
+from msil.data.annotations import AnnotatedImages, Annotations
+from msil.data.audit import check_classes, check_images, inner_name, is_finite_number, is_text, short, whole_number
 from msil.errors import DataError
+
+Entry = dict[str, Any]
+Row = tuple[int, int, int, list[float], float, bool]  # id, image_id, category_id, bbox, area, iscrowd
 
 
 class CocoDataset(AnnotatedImages):
@@ -27,85 +30,59 @@ class CocoDataset(AnnotatedImages):
         depend on the file's order). Images without a box of them stay, as images without boxes.
     Read: image id, file_name, width, height; annotation id, image_id, category_id, bbox [x, y, width, height], area
         (default width * height), iscrowd (default 0); category id and name. Crowds are never trained on, but stay in
-        ground_truth(). Polygons are thrown away while reading: train2017 takes some 1 GB for a moment, 80 MB to keep.
+        the annotations. Polygons are dropped while reading: train2017 takes some 1 GB for a moment, 80 MB to keep.
     An image's width and height must be those of the file turned upright by its EXIF orientation. If they are those of
         the stored pixels instead, the boxes are meant for these, and the file is read without turning it.
     strict: refuse boxes that would be clipped, dropped or left out of training (see msil.data.audit).
 
-    Raises DataError, naming file and id, for whatever is missing or malformed. Every image file's header and end are
-    looked at. Warns once (DataWarning) about mended boxes.
+    Raises DataError, naming file and id, for whatever is missing or malformed, also of the image files. Warns once
+    (DataWarning) about mended boxes.
     """
 
     def __init__(
         self, root: str | Path, split: str, *, classes: Sequence[str] | None = None, strict: bool = False
     ) -> None:
-        check_classes(classes)
-        folder, source, annotated = _locate(Path(root), split)
-        content = _read_json(source, ("images", "categories", *(("annotations",) if annotated else ())))
-        categories = _read_categories(content["categories"], source)
-        selected = _select(categories, classes, source)
-        images = _read_images(content["images"], Path(root), folder, source)
-        boxes = _read_boxes(content["annotations"], images, categories, selected, source) if annotated else None
-        super().__init__(
-            images,
-            boxes,
-            tuple(categories[category_id] for category_id in selected),
-            tuple(selected),
-            source=str(source),
-            train_on_ignored=False,
-            strict=strict,
-        )
+        super().__init__(read_coco(Path(root), split, classes), strict)
 
 
-class _KeyTwice(ValueError):
-    """Of one json object."""
+def read_coco(root: Path, split: str, classes: Sequence[str] | None = None) -> Annotations:
+    """See CocoDataset; the boxes are not audited yet."""
+    check_classes(classes)
+    folder, source, annotated = _locate(root, split)
+    content = _read_json(source, ("images", "categories", *(("annotations",) if annotated else ())))
+    categories = _read_categories(content["categories"], source)
+    selected = _select(categories, classes, source)
+    label_of = {category_id: label for label, category_id in enumerate(selected)}
 
+    image_ids, names, sizes = _read_images(content["images"], source)
+    where = [f"{source}: image {image_id}" for image_id in image_ids]
+    read_as = check_images([folder / name for name in names], folder, root, sizes, where)
 
-class _Box(NamedTuple):
-    annotation_id: int
-    image: int  # index of the image
-    category_id: int
-    xywh: list[float]
-    area: float
-    crowd: bool
-
-
-def _read_json(source: Path, lists: Sequence[str]) -> dict[str, list[Any]]:
-    """A COCO file, of which `lists` are known to be lists of objects, polygons and masks left out."""
-    try:
-        content = json.loads(source.read_bytes(), object_pairs_hook=_entry)
-    except OSError as error:
-        raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
-    except _KeyTwice as error:
-        raise DataError(f"{source}: {error}: keep the right one") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{source} is not valid json ({error}): replace it with an intact copy") from None
-    for key in lists:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            kind = "instances" if "annotations" in lists else "image_info"
-            raise DataError(f"{source} must be a json object with a list {key!r}, as COCO's {kind} files are")
-        for index, entry in enumerate(content[key]):
-            if not isinstance(entry, dict):
-                raise DataError(f"{source}: {key}[{index}] must be a json object, but is {type(entry).__name__}")
-    return content
-
-
-def _entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Frees the polygons, nine tenths of the file, as soon as they are parsed. A key that comes twice is refused: which
-    of its values is meant, say of category_id, nobody knows."""
-    entry = dict(pairs)
-    if len(entry) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        which = f" of the entry with id {short(entry['id'])}" if "id" in entry else ""
-        raise _KeyTwice(f"the key {short(twice)}{which} is given twice")
-    entry.pop("segmentation", None)
-    return entry
+    position = {image_id: index for index, image_id in enumerate(image_ids)}
+    rows = _read_boxes(content["annotations"], position, names, categories, source) if annotated else []
+    rows = [row for row in rows if row[2] in label_of]
+    ids, owners, category_ids, boxes, areas, crowds = zip(*rows, strict=True) if rows else ((),) * 6
+    return Annotations(
+        root=root,
+        source=source,
+        classes=tuple(categories[category_id] for category_id in selected),
+        category_ids=tuple(selected),
+        image_ids=np.array(image_ids, dtype=np.int64),
+        file_names=[f"{folder.name}/{name}" for name in names],
+        sizes=read_as[0],
+        orientations=read_as[1],
+        truth_images=np.array([position[image_id] for image_id in owners], dtype=np.int64),
+        truth_ids=np.array(ids, dtype=np.int64),
+        truth_boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        truth_labels=np.array([label_of[category_id] for category_id in category_ids], dtype=np.int64),
+        truth_areas=np.array(areas, dtype=np.float64),
+        truth_ignored=np.array(crowds, dtype=bool),
+        annotated=annotated,
+    )
 
 
 def _locate(root: Path, split: str) -> tuple[Path, Path, bool]:
-    """(folder of the images, annotation file, whether it has boxes). Says which layouts are expected if one is not
-    there."""
+    """(folder of the images, annotation file, whether it has boxes)."""
     layout = (
         f"COCO's layout is <data.root>/{split}/*.jpg and <data.root>/annotations/instances_{split}.json, or "
         f"image_info_{split}.json for a split without boxes"
@@ -113,9 +90,8 @@ def _locate(root: Path, split: str) -> tuple[Path, Path, bool]:
     if not root.is_dir():
         raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root; {layout}")
     source = root / "annotations" / f"instances_{split}.json"
-    if source.is_file():
-        annotated, folders = True, [root / split]
-    else:
+    annotated, folders = True, [root / split]
+    if not source.is_file():
         missing, source = source, root / "annotations" / f"image_info_{split}.json"
         annotated, folders = False, [root / split, root / split.replace("-dev", "", 1)]
         if not source.is_file():
@@ -136,16 +112,45 @@ def _splits(root: Path) -> str:
     return f"the splits there are {', '.join(there)}" if there else "there is no instances_*.json at all"
 
 
-def _read_categories(entries: list[dict[str, Any]], source: Path) -> dict[int, str]:
+def _read_json(source: Path, lists: Sequence[str]) -> dict[str, list[Entry]]:
+    """A COCO file, of which `lists` are lists of objects, polygons and masks left out."""
+    try:
+        content = json.loads(source.read_bytes(), object_pairs_hook=_entry)
+    except OSError as error:
+        raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source} is not valid json ({error}): correct it or replace it with an intact copy") from None
+    for key in lists:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            kind = "instances" if "annotations" in lists else "image_info"
+            raise DataError(f"{source} must be a json object with a list {key!r}, as COCO's {kind} files are")
+        for index, entry in enumerate(content[key]):
+            if not isinstance(entry, dict):
+                raise DataError(f"{source}: {key}[{index}] must be a json object, but is {type(entry).__name__}")
+    return content
+
+
+def _entry(pairs: list[tuple[str, Any]]) -> Entry:
+    """Frees the polygons, nine tenths of the file, as soon as they are parsed. Refuses a key that is given twice, of
+    which json would take the last value."""
+    entry = dict(pairs)
+    if len(entry) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        which = f" of the entry with id {short(entry['id'])}" if "id" in entry else ""
+        raise ValueError(f"the key {short(twice)}{which} is given twice")
+    entry.pop("segmentation", None)
+    return entry
+
+
+def _read_categories(entries: list[Entry], source: Path) -> dict[int, str]:
     """Category id -> name, by rising id."""
     categories: dict[int, str] = {}
     for index, entry in enumerate(entries):
         category_id = whole_number(entry.get("id"), f"{source}: id of categories[{index}]")
         name = entry.get("name")
         if not is_text(name):
-            raise DataError(
-                f"{source}: name of category {category_id} must be a text, but is {short(name)}: correct it"
-            )
+            raise DataError(f"{source}: name of category {category_id} must be text, but is {short(name)}: correct it")
         if category_id in categories:
             raise DataError(f"{source}: category id {category_id} is listed twice: give each category its own id")
         categories[category_id] = name
@@ -170,78 +175,63 @@ def _select(categories: dict[int, str], classes: Sequence[str] | None, source: P
     return selected
 
 
-def _read_images(entries: list[dict[str, Any]], root: Path, folder: Path, source: Path) -> ImageList:
-    images = ImageList(root, folder, [], [], [], [])
-    seen: set[int] = set()
+def _read_images(entries: list[Entry], source: Path) -> tuple[list[int], list[str], list[tuple[int, int]]]:
+    """Ids, file names below the split's folder, (height, width)."""
+    sizes: dict[int, tuple[int, int]] = {}
+    names = []
     for index, entry in enumerate(entries):
         image_id = whole_number(entry.get("id"), f"{source}: id of images[{index}]")
         where = f"{source}: image {image_id}"
-        if image_id in seen:
+        if image_id in sizes:
             raise DataError(f"{where} is listed twice: give each image its own id")
-        seen.add(image_id)
         height = whole_number(entry.get("height"), f"{where}: height", low=1)
-        width = whole_number(entry.get("width"), f"{where}: width", low=1)
-        images.ids.append(image_id)
-        images.names.append(inner_name(entry.get("file_name"), f"{where}: file_name"))
-        images.sizes.append((height, width))
-        images.where.append(where)
-    if not images.ids:
+        sizes[image_id] = height, whole_number(entry.get("width"), f"{where}: width", low=1)
+        names.append(inner_name(entry.get("file_name"), f"{where}: file_name"))
+    if not names:
         raise DataError(f"{source} is empty: it lists no images")
-    return images
+    return list(sizes), names, list(sizes.values())
 
 
 def _read_boxes(
-    entries: list[dict[str, Any]], images: ImageList, categories: dict[int, str], selected: list[int], source: Path
-) -> BoxList:
-    """Checks every annotation; keeps those of the selected categories."""
-    index_of = {image_id: index for index, image_id in enumerate(images.ids)}
-    label_of = {category_id: label for label, category_id in enumerate(selected)}
+    entries: list[Entry], position: dict[int, int], names: list[str], categories: dict[int, str], source: Path
+) -> list[Row]:
+    """Every annotation, of whatever category."""
+    rows: list[Row] = []
     seen: set[int] = set()
-    rows: list[_Box] = []
-    for position, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         try:
-            box = _read_box(entry, index_of, categories)
-            if box.annotation_id in seen:
+            row = _read_box(entry, position, categories)
+            if row[0] in seen:
                 raise DataError("its id is listed twice: give each annotation its own id")
         except DataError as error:
-            raise DataError(f"{source}: {_describe(entry, position, images, index_of)}: {error}") from None
-        seen.add(box.annotation_id)
-        if box.category_id in label_of:
-            rows.append(box)
-    return BoxList(
-        np.array([row.image for row in rows], dtype=np.int64),
-        np.array([row.xywh for row in rows], dtype=np.float64).reshape(-1, 4),
-        np.array([label_of[row.category_id] for row in rows], dtype=np.int64),
-        np.array([row.area for row in rows], dtype=np.float64),
-        np.array([row.crowd for row in rows], dtype=bool),
-        lambda index: f"annotation {rows[index].annotation_id} of {images.names[rows[index].image]}",
-    )
+            annotation_id, image_id = entry.get("id"), entry.get("image_id")
+            name = f"annotation {short(annotation_id)}" if type(annotation_id) is int else f"annotations[{index}]"
+            if type(image_id) is int and image_id in position:
+                name += f" of {names[position[image_id]]}"
+            raise DataError(f"{source}: {name}: {error}") from None
+        seen.add(row[0])
+        rows.append(row)
+    return rows
 
 
-def _read_box(entry: dict[str, Any], index_of: dict[int, int], categories: dict[int, str]) -> _Box:
-    """The messages of its errors are still to be opened by the annotation's name: made only where it is needed, since
-    COCO has 860k of them."""
+def _read_box(entry: Entry, position: dict[int, int], categories: dict[int, str]) -> Row:
+    """The caller puts the annotation's name before the errors; made for each of COCO's 860k, it would take a second."""
     annotation_id = whole_number(entry.get("id"), "id")
     image_id = whole_number(entry.get("image_id"), "image_id")
-    if image_id not in index_of:
+    if image_id not in position:
         raise DataError(f"image_id {image_id} is not among the images: list the image or remove the annotation")
     category_id = whole_number(entry.get("category_id"), "category_id")
     if category_id not in categories:
         raise DataError(f"category_id {category_id} is not among the categories: list it or correct the annotation")
-    xywh = xywh_box(entry.get("bbox"), "bbox")
-    area = entry.get("area", xywh[2] * xywh[3])
+    bbox = entry.get("bbox")
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_finite_number, bbox)):
+        raise DataError(f"bbox must be a list of four finite numbers, but is {short(bbox)}: correct or remove it")
+    if bbox[2] < 0 or bbox[3] < 0:
+        raise DataError(f"bbox is inverted, {bbox} has a negative width or height: correct or remove it")
+    area = entry.get("area", bbox[2] * bbox[3])
     if not is_finite_number(area) or area < 0:
         raise DataError(f"area must be a finite number of at least 0, but is {short(area)}: correct it")
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise DataError(f"iscrowd must be 0 or 1, but is {short(crowd)}: correct it")
-    return _Box(annotation_id, index_of[image_id], category_id, xywh, area, bool(crowd))
-
-
-def _describe(entry: dict[str, Any], position: int, images: ImageList, index_of: dict[int, int]) -> str:
-    """'annotation 12 of a.jpg', or what of it is known: the entry may be malformed anywhere."""
-    annotation_id, image_id = entry.get("id"), entry.get("image_id")
-    name = f"annotation {short(annotation_id)}" if type(annotation_id) is int else f"annotations[{position}]"
-    if type(image_id) is int and image_id in index_of:
-        name += f" of {images.names[index_of[image_id]]}"
-    return name
+    return annotation_id, image_id, category_id, bbox, area, bool(crowd)

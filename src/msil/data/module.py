@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,43 +12,30 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from msil.data.annotated import AnnotatedImages
+from msil.data.annotations import AnnotatedImages
 from msil.data.coco import CocoDataset
 from msil.data.sampler import TrainingBatches, evaluation_share, image_generator
 from msil.data.shapes import write_shapes
-from msil.data.skipping import SkippedImages
 from msil.data.transforms import Augmentation, Untransformed, draw_augmentation, transform_boxes, transform_image
 from msil.data.voc import VOCDataset
-from msil.data.workers import Reading, WatchedImages, heed_dead_workers, lost_worker, outlive_signals
+from msil.data.workers import WatchedLoader, naming_lost_workers, outlive_signals
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError
 
 MIN_TRAINING_SIDE = 32  # pixels; MMDetection trains on nothing smaller
+READERS: dict[str, type[AnnotatedImages]] = {"shapes": CocoDataset, "coco": CocoDataset, "voc": VOCDataset}
 
 
 def build_datasets(
-    name: str,
-    root: str | Path,
-    train_split: str,
-    val_split: str,
-    *,
-    classes: list[str] | None = None,
-    strict: bool = False,
-    num_train: int | None = None,
-    num_val: int | None = None,
-    image_size: int | None = None,
-    seed: int | None = None,
+    name: str, root: str | Path, train_split: str, val_split: str, **settings: Any
 ) -> tuple[AnnotatedImages, AnnotatedImages]:
-    """The audited training and validation set of "shapes", "coco" or "voc".
+    """The audited training and validation set, `settings` as in `build_split`.
 
-    num_train, num_val, image_size (pixels), seed: of shapes, which is made at `root` if it is not there.
     Raises DataError for what the audit refuses or a split without annotations, ConfigError for an unknown name.
     """
-    reader = _prepare(name, root, num_train, num_val, image_size, seed)
-    train = reader(root, train_split, classes=classes, strict=strict)
-    val = reader(root, val_split, classes=classes, strict=strict)
+    train, val = (build_split(name, root, split, **settings) for split in (train_split, val_split))
     if (train.classes, train.category_ids) != (val.classes, val.category_ids):
         raise DataError(
             f"the splits {train_split} and {val_split} of {root} have different categories; name the classes to use"
@@ -70,17 +57,22 @@ def build_split(
     *,
     classes: list[str] | None = None,
     strict: bool = False,
-    num_train: int | None = None,
-    num_val: int | None = None,
-    image_size: int | None = None,
-    seed: int | None = None,
+    **shapes: int | None,
 ) -> AnnotatedImages:
-    """One audited split of "shapes", "coco" or "voc" to evaluate on; no other split needs to be there.
+    """One audited split of "shapes", "coco" or "voc"; no other split needs to be there.
 
-    It may lack annotations (see `AnnotatedImages.annotated`). Arguments and errors otherwise as in `build_datasets`.
+    It may lack annotations (see `AnnotatedImages.annotated`). shapes: num_train, num_val, image_size (pixels) and seed
+    of "shapes", which is made at `root` if it is not there; the others ignore them.
+    Raises DataError for what the audit refuses, ConfigError for an unknown name.
     """
-    reader = _prepare(name, root, num_train, num_val, image_size, seed)
-    return reader(root, split, classes=classes, strict=strict)
+    if name not in READERS:
+        raise ConfigError(f"unknown data set {name!r}; known: {', '.join(READERS)}.")
+    if name == "shapes":
+        given = {key: value for key, value in shapes.items() if value is not None}
+        if given.keys() != {"num_train", "num_val", "image_size", "seed"}:
+            raise ConfigError("data=shapes needs data.num_train, data.num_val, data.image_size and data.seed.")
+        write_shapes(root, **given)
+    return READERS[name](root, split, classes=classes, strict=strict)  # pyright: ignore[reportCallIssue]
 
 
 def split_of_run(data: Mapping[str, Any], split: str, root: str | Path | None = None) -> AnnotatedImages:
@@ -92,28 +84,8 @@ def split_of_run(data: Mapping[str, Any], split: str, root: str | Path | None = 
     folder = Path(root or data["root"])
     if not folder.is_dir():
         raise DataError(f"the data of that run is not in {folder}: name its folder with --root.")
-    return build_split(
-        data["name"], root or data["root"], split, classes=data["classes"], strict=data["strict"],
-        num_train=data["num_train"], num_val=data["num_val"], image_size=data["image_size"], seed=data["seed"],
-    )  # fmt: skip
-
-
-def _prepare(
-    name: str, root: str | Path, num_train: int | None, num_val: int | None, image_size: int | None, seed: int | None
-) -> type[CocoDataset] | type[VOCDataset]:
-    """The reader of a data set's layout; shapes is made if it is not there."""
-    match name:
-        case "shapes":
-            if num_train is None or num_val is None or image_size is None or seed is None:
-                raise ConfigError("data=shapes needs data.num_train, data.num_val, data.image_size and data.seed.")
-            write_shapes(root, num_train=num_train, num_val=num_val, image_size=image_size, seed=seed)
-            return CocoDataset
-        case "coco":
-            return CocoDataset
-        case "voc":
-            return VOCDataset
-        case _:
-            raise ConfigError(f"unknown data set {name!r}; known: shapes, coco, voc.")
+    keys = ("classes", "strict", "num_train", "num_val", "image_size", "seed")
+    return build_split(data["name"], root or data["root"], split, **{key: data[key] for key in keys})
 
 
 class EvaluationDataModule(L.LightningDataModule):
@@ -134,26 +106,15 @@ class EvaluationDataModule(L.LightningDataModule):
         self.val = val
         self.eval_batch_size = eval_batch_size
         self.workers = workers
-        self._readings = [Reading(val, workers)]
+        self._loaders: list[WatchedLoader] = []
         self.num_eval = len(val) if eval_images is None else min(eval_images, len(val))
 
-    def setup(self, stage: str) -> None:
-        heed_dead_workers()
-
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> WatchedLoader:
         rank, world_size = self._place()
         if self.num_eval < world_size:
             raise ConfigError(f"{self.num_eval} images to evaluate are too few for {world_size} processes.")
-        return DataLoader(
-            WatchedImages(self.val, self._readings[0]),
-            batch_size=self.eval_batch_size,
-            sampler=evaluation_share(self.num_eval, rank, world_size),
-            num_workers=self.workers,
-            collate_fn=collate,
-            worker_init_fn=outlive_signals,
-            persistent_workers=self.workers > 0,
-            pin_memory=self._pins(),
-        )
+        sampler = evaluation_share(self.num_eval, rank, world_size)
+        return self._loader(self.val, collate, batch_size=self.eval_batch_size, sampler=sampler)
 
     def transfer_batch_to_device(
         self, batch: tuple[list[Tensor], list[Target]] | Untransformed, device: torch.device, dataloader_idx: int
@@ -162,22 +123,23 @@ class EvaluationDataModule(L.LightningDataModule):
         images = [image.to(device, non_blocking=True) for image in batch[0]]
         return batch._replace(images=images) if isinstance(batch, Untransformed) else (images, batch[1])
 
-    @contextmanager
-    def naming_lost_workers(self) -> Iterator[None]:
-        """Around what uses the loaders: a worker process that dies ends in a DataError naming the file it read."""
-        try:
-            yield
-        except (RuntimeError, OSError, EOFError) as error:
-            try:
-                lost = lost_worker(error, self._readings)
-            except RuntimeError as death:  # torch's SIGCHLD handler raises it wherever the program is
-                lost = lost_worker(death, self._readings)
-            if lost is None:
-                raise
-            raise lost from error
+    def naming_lost_workers(self) -> AbstractContextManager[None]:
+        """Around what uses the loaders: a worker process that dies ends in a DataError."""
+        return naming_lost_workers(self._loaders)
 
-    def _pins(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+    def _loader(self, dataset: Dataset[Any], collate_fn: Any, **batches: Any) -> WatchedLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        loader = WatchedLoader(
+            dataset,
+            num_workers=self.workers,
+            collate_fn=collate_fn,
+            worker_init_fn=outlive_signals,
+            persistent_workers=self.workers > 0,
+            pin_memory=on_gpu,
+            **batches,
+        )
+        self._loaders.append(loader)
+        return loader
 
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -195,8 +157,7 @@ class DetectionDataModule(EvaluationDataModule):
     of them in. seed: of order and augmentation.
     min_size, max_size, multiscale, flip: as in draw_augmentation. device_transforms: the loader gives the files' pixels
     (Untransformed), and they are resized and mirrored once they are on the device that trains; the draws, the boxes
-    and on a CPU every pixel are the same. skip_bad_images: go on with another image in place of one that can no longer
-    be read, see SkippedImages. The rest: as in EvaluationDataModule.
+    and on a CPU every pixel are the same. The rest: as in EvaluationDataModule.
 
     Raises DataError if there is nothing to train on, ConfigError if the processes cannot share the images evenly.
     """
@@ -215,7 +176,6 @@ class DetectionDataModule(EvaluationDataModule):
         multiscale: tuple[int, int] | None = None,
         flip: float = 0.5,
         device_transforms: bool = False,
-        skip_bad_images: bool = False,
         workers: int = 0,
         eval_images: int | None = None,
     ) -> None:
@@ -231,34 +191,13 @@ class DetectionDataModule(EvaluationDataModule):
         ]
         if not self.train_indices:
             raise DataError("no training image has both a usable box and a short side of at least 32 pixels.")
-        self.skipped = SkippedImages(train, self.train_indices) if skip_bad_images else None
-        self._readings.append(Reading(train, workers))
-
-    @property
-    def skipped_images(self) -> list[int]:
-        """Indices of the training images that were skipped, by all processes, which must all ask at once."""
-        if self.skipped is None:
-            return []
-        flags = self.skipped.flags
-        if self.trainer is not None and self.trainer.world_size > 1:
-            device = self.trainer.strategy.root_device
-            flags = self.trainer.strategy.all_gather(flags.to(device)).amax(0).cpu()
-        return flags.nonzero().flatten().tolist()
-
-    def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint: a run that continues counts on."""
-        return {} if self.skipped is None else {"skipped_images": self.skipped.marked()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.skipped is not None:
-            self.skipped.mark(state_dict.get("skipped_images", []))
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps an epoch; the same on every process."""
         return -(-len(self.train_indices) // self.batch_size)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> WatchedLoader:
         rank, world_size = self._place()
         if self.batch_size % (world_size * self.accumulate):
             raise ConfigError(
@@ -278,23 +217,12 @@ class DetectionDataModule(EvaluationDataModule):
         if self.trainer is not None:
             # Workers begin to prefetch before Lightning sets the epoch, so a resumed run must start in the right one.
             batches.start_at(self.trainer.global_step)
-        gather = partial(collate_untransformed, draw=self.draw, seed=self.seed)
-        images = AugmentedImages(
-            self.train, self.draw, self.seed,
-            postponed=self.device_transforms, reading=self._readings[1], skipped=self.skipped,
-        )  # fmt: skip
-        return DataLoader(
-            images,
-            batch_sampler=batches,
-            num_workers=self.workers,
-            collate_fn=gather if self.device_transforms else collate,
-            worker_init_fn=outlive_signals,
-            persistent_workers=self.workers > 0,
-            pin_memory=self._pins(),
-        )
+        images = AugmentedImages(self.train, self.draw, self.seed, postponed=self.device_transforms)
+        gather = partial(collate_untransformed, draw=self.draw, seed=self.seed) if self.device_transforms else collate
+        return self._loader(images, gather, batch_sampler=batches)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Lightning calls this with every batch on its device, before anybody sees it."""
+        """Lightning's hook: a batch is on its device, and goes to the step next."""
         if not isinstance(batch, Untransformed):
             return batch
         pairs = zip(batch.images, batch.augmentations, strict=True)
@@ -305,32 +233,19 @@ class AugmentedImages(Dataset[Any]):
     """A data set seen through its training transform; indexed by (epoch, image index).
 
     draw: draw_augmentation, but for height, width and generator. postponed: give (image, Target, key) as they are in
-    place of (image, Target); `collate_untransformed` does the rest. reading: where reads are noted. skipped: what
-    stands in for an image that cannot be read; None: a DataError.
+    place of (image, Target); `collate_untransformed` does the rest.
     """
 
     def __init__(
-        self,
-        dataset: AnnotatedImages,
-        draw: partial[Augmentation],
-        seed: int,
-        *,
-        postponed: bool = False,
-        reading: Reading | None = None,
-        skipped: SkippedImages | None = None,
+        self, dataset: AnnotatedImages, draw: partial[Augmentation], seed: int, *, postponed: bool = False
     ) -> None:
         self.dataset = dataset
         self.draw = draw
         self.seed = seed
         self.postponed = postponed
-        self.reading = reading
-        self.skipped = skipped
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
-        _, index = key
-        if self.reading is not None:
-            self.reading.begins(index)
-        image, target = self.dataset[index] if self.skipped is None else self.skipped.read(index)
+        image, target = self.dataset[key[1]]
         if self.postponed:
             return image, target, key
         target, augmentation = augment_target(target, key, self.draw, self.seed)

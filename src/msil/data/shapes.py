@@ -68,8 +68,7 @@ def write_shapes(root: Path | str, *, num_train: int, num_val: int, image_size: 
             f"{MIN_IMAGE_SIZE} and data.seed of at least 0, but they are {num_train}, {num_val}, {image_size}, {seed}."
         )
     stamp = {"format": FORMAT, "num_train": num_train, "num_val": num_val, "image_size": image_size, "seed": seed}
-    if _occupied(root):
-        _check_stamp(root, stamp)
+    if _is_made(root, stamp):
         return root
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
@@ -79,13 +78,16 @@ def write_shapes(root: Path | str, *, num_train: int, num_val: int, image_size: 
             _write_split(made, "train", num_train, image_size, seed)
             _write_split(made, "val", num_val, image_size, seed)
             (made / STAMP).write_text(json.dumps(stamp) + "\n")
-            _rename_unless_there(made, root)
+            try:
+                os.rename(made, root)
+            except OSError:
+                if not _is_made(root, stamp):
+                    raise
     except OSError as error:
         raise DataError(
             f"Cannot write the shapes data set to {root} ({error.strerror or error}); set data.root to a folder that "
             f"can be written."
         ) from error
-    _check_stamp(root, stamp)
     return root
 
 
@@ -129,36 +131,23 @@ def box_of_mask(mask: Array) -> list[int]:
 # --- files
 
 
-def _occupied(root: Path) -> bool:
-    return root.exists() and not (root.is_dir() and not any(root.iterdir()))
-
-
-def _check_stamp(root: Path, wanted: dict[str, int]) -> None:
+def _is_made(root: Path, wanted: dict[str, int]) -> bool:
+    """False if nothing is there; DataError if that is not the data set with these parameters."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
     try:
-        found = json.loads((root / STAMP).read_text())
-    except (OSError, ValueError) as error:
+        found = dict(json.loads((root / STAMP).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"{root} exists but is no shapes data set (no readable {STAMP} in it); set data.root to a new folder."
         ) from error
     if found != wanted:
+        made, needed = (", ".join(f"{name}={value}" for name, value in one.items()) for one in (found, wanted))
         raise DataError(
-            f"{root} holds a shapes data set made with {_in_words(found)}, not {_in_words(wanted)}; remove that folder "
-            f"or set data.root to a new one."
+            f"{root} holds a shapes data set made with {made}, not {needed}; remove that folder or set data.root to a "
+            "new one."
         )
-
-
-def _in_words(stamp: object) -> str:
-    if not isinstance(stamp, dict):
-        return "unknown parameters"
-    return ", ".join(f"{name}={value}" for name, value in stamp.items())
-
-
-def _rename_unless_there(made: Path, root: Path) -> None:
-    try:
-        os.rename(made, root)
-    except OSError:
-        if not _occupied(root):
-            raise
+    return True
 
 
 def _write_split(root: Path, split: str, count: int, image_size: int, seed: int) -> None:
@@ -181,16 +170,8 @@ def _write_split(root: Path, split: str, count: int, image_size: int, seed: int)
                     "iscrowd": 0,
                 }
             )
-    content = {
-        "info": {"description": f"msil shapes, {split} split", "version": str(FORMAT)},
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-        "categories": [
-            {"id": category_id, "name": name, "supercategory": "shape"}
-            for category_id, name in zip(CATEGORY_IDS, CLASSES, strict=True)
-        ],
-    }
+    categories = [{"id": number, "name": name} for number, name in zip(CATEGORY_IDS, CLASSES, strict=True)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 
@@ -249,29 +230,12 @@ def _coverage(label: int, centre: Array, side: float, angle: float, image_size: 
     return coverage, 1.0 - float(coverage.sum() / patch.sum())
 
 
-def _circle(u: Array, v: Array) -> Array:
-    return u * u + v * v <= 1.0
-
-
-def _square(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u), np.abs(v)) <= 0.94
-
-
-def _triangle(u: Array, v: Array) -> Array:
-    return (v <= 0.9) & (2 * np.abs(u) <= v + 1.1)  # apex up, base 2 wide
-
-
-def _cross(u: Array, v: Array) -> Array:
-    a, b = np.abs(u), np.abs(v)
-    return (np.maximum(a, b) <= 1.0) & (np.minimum(a, b) <= 0.34)
-
-
 # Is a point inside the shape? u to the right, v down, both in half sides from its centre.
 INSIDE: dict[str, Callable[[Array, Array], Array]] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "cross": _cross,
+    "circle": lambda u, v: u * u + v * v <= 1.0,
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) <= 0.94,
+    "triangle": lambda u, v: (v <= 0.9) & (2 * np.abs(u) <= v + 1.1),  # apex up, base 2 wide
+    "cross": lambda u, v: (np.maximum(np.abs(u), np.abs(v)) <= 1.0) & (np.minimum(np.abs(u), np.abs(v)) <= 0.34),
 }
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
 from defusedxml import ElementTree
 
-from msil.data.annotated import AnnotatedImages, BoxList, ImageList
-from msil.data.audit import check_classes, check_inside, inner_name, is_finite_number, is_text, short
+from msil.data.annotations import AnnotatedImages, Annotations
+from msil.data.audit import check_classes, check_images, check_inside, inner_name, is_finite_number, is_text, short
 from msil.errors import DataError
 
 VOC_CLASSES = (
@@ -39,71 +38,76 @@ class VOCDataset(AnnotatedImages):
     classes: the class names in the order of the labels; None: the 20 of VOC. An object of any other class is refused.
     image ids: the line's number among the split's names, from 1. category_ids: label + 1.
     Read: size (may be missing or 0, otherwise compared with the file, EXIF as in CocoDataset), object/name, bndbox,
-        difficult (default 0). The xml's own filename, stale in many sets, is not. Difficult objects are trained on, and
-        have iscrowd = difficult = 1 in ground_truth().
+        difficult (default 0). The xml's own filename, stale in many sets, is not. Difficult objects are trained on, but
+        neither to be found nor wrong to find.
     strict: refuse boxes that would be clipped, dropped or left out of training (see msil.data.audit).
 
-    Raises DataError, naming file and object, for whatever is missing or malformed. Every image file's header and end
-    are looked at. Warns once (DataWarning) about mended boxes.
+    Raises DataError, naming file and object, for whatever is missing or malformed, also of the image files. Warns once
+    (DataWarning) about mended boxes.
     """
 
     def __init__(
         self, root: str | Path, split: str, *, classes: Sequence[str] | None = None, strict: bool = False
     ) -> None:
-        check_classes(classes)
-        names = VOC_CLASSES if classes is None else tuple(classes)
-        root = Path(root)
-        source = _locate(root, split)
-        stems = _read_split(source)
-        files = [root / "Annotations" / f"{stem}.xml" for stem in stems]
-        check_inside(files, root / "Annotations", root)
-        records = [_read_xml(file) for file in files]
-        _check_names(records, names)
-        images = ImageList(
-            root,
-            root / "JPEGImages",
-            list(range(1, len(stems) + 1)),
-            [_image_name(root / "JPEGImages", stem) for stem in stems],
-            [record.size for record in records],
-            [str(file) for file in files],
-        )
-        super().__init__(
-            images,
-            _boxes(records, names),
-            names,
-            tuple(range(1, len(names) + 1)),
-            source=str(source),
-            train_on_ignored=True,
-            strict=strict,
-        )
-
-    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
-        """As AnnotatedImages.ground_truth, and `difficult` (0 or 1) in every annotation. bbox is 0-based."""
-        truth = super().ground_truth()
-        for annotation in truth["annotations"]:
-            annotation["difficult"] = annotation["iscrowd"]
-        return truth
+        super().__init__(read_voc(Path(root), split, classes), strict)
 
 
-@dataclass
-class _Object:
+class _Object(NamedTuple):
     name: str
     xywh: list[float]
     difficult: bool
-    where: str  # 'object 3 of name.xml'
 
 
-@dataclass
-class _Record:
-    """One annotation file."""
+class _Record(NamedTuple):
+    """One annotation file. size: (height, width), or None where it gives none."""
 
     file: Path
     size: tuple[int, int] | None
     objects: list[_Object]
 
 
+def read_voc(root: Path, split: str, classes: Sequence[str] | None = None) -> Annotations:
+    """See VOCDataset; the boxes are not audited yet."""
+    check_classes(classes)
+    names = VOC_CLASSES if classes is None else tuple(classes)
+    source = _locate(root, split)
+    stems = _read_split(source)
+    files = [root / "Annotations" / f"{stem}.xml" for stem in stems]
+    check_inside(files, root / "Annotations", root)
+    records = [_read_xml(file) for file in files]
+    _check_names(records, names)
+
+    folder = root / "JPEGImages"
+    file_names = [_image_name(folder, stem) for stem in stems]
+    sizes, where = [record.size for record in records], list(map(str, files))
+    read_as = check_images([folder / name for name in file_names], folder, root, sizes, where)
+
+    label_of = {name: label for label, name in enumerate(names)}
+    counts = [len(record.objects) for record in records]
+    objects = [found for record in records for found in record.objects]
+    boxes = np.array([found.xywh for found in objects], dtype=np.float64).reshape(-1, 4)
+    return Annotations(
+        root=root,
+        source=source,
+        classes=names,
+        category_ids=tuple(range(1, len(names) + 1)),
+        image_ids=np.arange(1, len(stems) + 1),
+        file_names=[f"JPEGImages/{name}" for name in file_names],
+        sizes=read_as[0],
+        orientations=read_as[1],
+        truth_images=np.repeat(np.arange(len(stems)), counts),
+        truth_ids=np.array([number for count in counts for number in range(1, count + 1)], dtype=np.int64),
+        truth_boxes=boxes,
+        truth_labels=np.array([label_of[found.name] for found in objects], dtype=np.int64),
+        truth_areas=boxes[:, 2] * boxes[:, 3],
+        truth_ignored=np.array([found.difficult for found in objects], dtype=bool),
+        unit="object",
+        train_on_ignored=True,
+    )
+
+
 def _locate(root: Path, split: str) -> Path:
-    """The split's list of names. Says which layout is expected if a part is not there."""
+    """The split's list of names."""
     source = root / "ImageSets" / "Main" / f"{split}.txt"
     layout = "VOC's layout is <data.root>/JPEGImages, <data.root>/Annotations and <data.root>/ImageSets/Main"
     if not root.is_dir():
@@ -150,8 +154,8 @@ def _image_name(folder: Path, stem: str) -> str:
 def _read_xml(file: Path) -> _Record:
     try:
         status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{file} is no file: put the annotation there or take its name out of the split")
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block
+            raise DataError(f"{file} is not a regular file: put the annotation there or take its name out of the split")
         if status.st_size > LARGEST_XML:
             raise DataError(
                 f"{file} is {status.st_size / 2**20:.0f} MB large, more than the {LARGEST_XML / 2**20:.0f} MB that an "
@@ -167,55 +171,49 @@ def _read_xml(file: Path) -> _Record:
         raise DataError(f"{file} is not safe and valid xml ({error}): replace it with an intact copy") from None
     if tree is None or tree.tag != "annotation":
         raise DataError(f"{file} must be a VOC file, with <annotation> outermost, but is not: replace it")
-    return _Record(
-        file,
-        _read_size(tree, file),
-        [
-            _read_object(element, f"object {number} of {file.name}", f"{file}: object {number}")
-            for number, element in enumerate(tree.findall("object"), start=1)
-        ],
-    )
+    elements = enumerate(tree.findall("object"), start=1)
+    objects = [_read_object(element, f"{file}: object {number}") for number, element in elements]
+    return _Record(file, _read_size(tree, str(file)), objects)
 
 
-def _read_size(tree: Element, file: Path) -> tuple[int, int] | None:
-    """(height, width), or None where the file does not know: labelling tools leave it out, or write 0."""
-    size = _child(tree, "size", str(file))
+def _read_size(tree: Element, where: str) -> tuple[int, int] | None:
+    """(height, width), or None where the file gives none: labelling tools leave it out, or write 0."""
+    size = _child(tree, "size", where)
     if size is None:
         return None
-    height = _number(size, "height", str(file))
-    width = _number(size, "width", str(file))
-    if height == 0 and width == 0:
+    height, width = _number(size, "height", where), _number(size, "width", where)
+    if height == width == 0:
         return None
     if height < 1 or width < 1 or height != int(height) or width != int(width):
-        raise DataError(f"{file}: size must be in whole pixels, but is {width:g} x {height:g}: correct it")
+        raise DataError(f"{where}: size must be in whole pixels, but is {width:g} x {height:g}: correct it")
     return int(height), int(width)
 
 
-def _read_object(element: Element, brief: str, where: str) -> _Object:
+def _read_object(element: Element, where: str) -> _Object:
     name = _text(element, "name", where)
     if not name:
         raise DataError(f"{where} has no name: add its class")
     if not is_text(name):
         raise DataError(f"{where} has the name {short(name)}, which is not one line of text: correct it")
-    bndbox = _child(element, "bndbox", f"{where} ({name})")
+    where += f" ({name})"
+    bndbox = _child(element, "bndbox", where)
     if bndbox is None:
-        raise DataError(f"{where} ({name}) has no bndbox: add or remove it")
-    xmin, ymin, xmax, ymax = (_number(bndbox, side, f"{where} ({name})") for side in SIDES)
+        raise DataError(f"{where} has no bndbox: add or remove it")
+    xmin, ymin, xmax, ymax = (_number(bndbox, side, where) for side in SIDES)
     if xmax < xmin or ymax < ymin:
         raise DataError(
-            f"{where} ({name}) is inverted, xmin {xmin:g} ymin {ymin:g} xmax {xmax:g} ymax {ymax:g}: "
-            "correct or remove it"
+            f"{where} is inverted, xmin {xmin:g} ymin {ymin:g} xmax {xmax:g} ymax {ymax:g}: correct or remove it"
         )
     width = xmax - xmin + 1 if xmax > xmin else 0.0
     height = ymax - ymin + 1 if ymax > ymin else 0.0
-    difficult = _text(element, "difficult", f"{where} ({name})") or "0"
+    difficult = _text(element, "difficult", where) or "0"
     if difficult not in ("0", "1"):
-        raise DataError(f"{where} ({name}): difficult must be 0 or 1, but is {short(difficult)}: correct it")
-    return _Object(name, [xmin - 1, ymin - 1, width, height], difficult == "1", brief)
+        raise DataError(f"{where}: difficult must be 0 or 1, but is {short(difficult)}: correct it")
+    return _Object(name, [xmin - 1, ymin - 1, width, height], difficult == "1")
 
 
 def _child(parent: Element, tag: str, where: str) -> Element | None:
-    """The one child of that tag, or None. Raises DataError where there are several: which is meant, nobody knows."""
+    """The one child of that tag, or None. Raises DataError where there are several."""
     found = parent.findall(tag)
     if len(found) > 1:
         raise DataError(f"{where} has {len(found)} elements {tag}: keep the right one")
@@ -244,28 +242,13 @@ def _number(parent: Element, tag: str, where: str) -> float:
 
 
 def _check_names(records: list[_Record], classes: tuple[str, ...]) -> None:
-    """Refuses an object of an unlisted class, and tells the list that would do."""
-    known = set(classes)
+    """Refuses an object of an unlisted class, naming a list that holds every class of the split."""
     for record in records:
         for number, found in enumerate(record.objects, start=1):
-            if found.name not in known:
+            if found.name not in classes:
                 every = {item.name for other in records for item in other.objects}
-                needed = [name for name in classes if name in every] + sorted(every - known)
+                needed = [name for name in classes if name in every] + sorted(every - set(classes))
                 raise DataError(
                     f"{record.file}: object {number} is of class {short(found.name)}, which data.classes does not "
                     f"list; to read all that this split holds, set data.classes=[{','.join(needed)}]"
                 )
-
-
-def _boxes(records: list[_Record], classes: tuple[str, ...]) -> BoxList:
-    label_of = {name: label for label, name in enumerate(classes)}
-    objects = [found for record in records for found in record.objects]
-    xywh = np.array([found.xywh for found in objects], dtype=np.float64).reshape(-1, 4)
-    return BoxList(
-        np.repeat(np.arange(len(records)), [len(record.objects) for record in records]),
-        xywh,
-        np.array([label_of[found.name] for found in objects], dtype=np.int64),
-        xywh[:, 2] * xywh[:, 3],
-        np.array([found.difficult for found in objects], dtype=bool),
-        lambda index: objects[index].where,
-    )

@@ -1,30 +1,27 @@
 """Backbones: ResNet of torchvision's blocks and with torchvision's state-dict keys, nets of timm, the caller's own.
 
 A backbone has out_channels, the channels of C3, C4 and C5, and its forward pass takes normalised images (N, 3, H, W), H
-and W multiples of 32, to [C3, C4, C5] at strides 8, 16, 32. image_mean and image_std (RGB, 0..255 units) say how the
-images are normalised. What is frozen in it stays in eval mode whatever `train` says.
+and W multiples of 32, to [C3, C4, C5] at strides 8, 16, 32. image_mean and image_std (RGB, 0..255 units) are those of
+its weights. Frozen modules stay in eval mode after train().
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
-from msil.detection.folding import fold_norms
-from msil.detection.freezing import PartlyFrozen
 from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from msil.detection.timm_backbone import NORMS as TIMM_NORMS
-from msil.detection.timm_backbone import TimmBackbone
 from msil.detection.weights import differences, imagenet_state_dict, load_state_dict_file
 from msil.errors import WeightsError
 
@@ -41,6 +38,121 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "eval_bn": nn.BatchNorm2d,
     "frozen_bn": FrozenBatchNorm2d,
 }
+STAGES = (*range(5), None)  # of frozen_stages
+
+
+@dataclass
+class ResNetOptions:
+    """Arguments of ResNet. Raises ValueError, naming the field, for a value outside its limits."""
+
+    name: str = "resnet50"
+    weights: str | None = None
+    frozen_stages: int | None = None
+    norm: str | None = None
+    style: str = "pytorch"
+
+    def __post_init__(self) -> None:
+        _check("name", self.name, list(DEPTHS))
+        _check("frozen_stages", self.frozen_stages, STAGES)
+        _check("norm", self.norm, [*NORMS, None])
+        _check("style", self.style, ["pytorch", "caffe"])
+        if self.style == "caffe" and DEPTHS[self.name][0] is resnet.BasicBlock:
+            raise ValueError(
+                f"style=caffe is for a ResNet with bottlenecks (resnet50, resnet101), not for {self.name}."
+            )
+
+    def decided(self) -> dict[str, Any]:
+        """norm and frozen_stages, their defaults, which depend on the weights, resolved."""
+        norm = ("gn" if self.weights is None else "frozen_bn") if self.norm is None else self.norm
+        return {"norm": norm, "frozen_stages": default_stages(self.frozen_stages, self.weights)}
+
+    def build(self) -> ResNet:
+        return ResNet(**vars(self))
+
+
+@dataclass
+class TimmOptions:
+    """Arguments of TimmBackbone. Raises ValueError, naming the field, for a value outside its limits.
+
+    The name is checked by `build`, which imports timm.
+    """
+
+    name: str
+    weights: str | None = None
+    frozen_stages: int | None = None
+    norm: str | None = None
+
+    def __post_init__(self) -> None:
+        _check("frozen_stages", self.frozen_stages, STAGES)
+        _check("norm", self.norm, ["bn", "eval_bn", "frozen_bn", None])
+
+    def decided(self) -> dict[str, Any]:
+        """As ResNetOptions.decided; norm stays None for a net without BatchNorm."""
+        norm = self.norm
+        if norm is None and self.weights is not None:
+            with torch.device("meta"):
+                net = TimmOptions(self.name).build()
+            norm = "frozen_bn" if any(isinstance(module, _BatchNorm) for module in net.modules()) else None
+        return {"norm": norm, "frozen_stages": default_stages(self.frozen_stages, self.weights)}
+
+    def build(self) -> PartlyFrozen:
+        from msil.detection.timm_backbone import TimmBackbone
+
+        return TimmBackbone(**vars(self))
+
+
+BACKBONES: dict[str, type[ResNetOptions] | type[TimmOptions]] = {"resnet": ResNetOptions, "timm": TimmOptions}
+
+
+def build_backbone(spec: str | ResNetOptions | TimmOptions | nn.Module) -> nn.Module:
+    """A backbone from a name ("resnet50", or "timm:NAME"), from options, or the caller's own module.
+
+    A module must have out_channels, and is run once on an image of 64 x 64 zeros, in eval mode and without gradients;
+    modes and statistics stay as they are.
+
+    Raises ValueError for an unknown name and for a module that is not a backbone, and what ResNet and TimmBackbone do.
+    """
+    if isinstance(spec, nn.Module):
+        _check_module(spec)
+        return spec
+    if isinstance(spec, str):
+        kind, name = spec.split(":", 1) if ":" in spec else ("resnet", spec)
+        _check("kind", kind, list(BACKBONES))
+        spec = BACKBONES[kind](name)
+    return spec.build()
+
+
+def default_stages(given: int | None, weights: str | Path | None) -> int:
+    """frozen_stages, by default 1 with weights and 0 without."""
+    return given if given is not None else 0 if weights is None else 1
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside the context; afterwards every module is in its own mode again."""
+    modes = [(one, one.training) for one in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for one, training in modes:
+            one.training = training
+
+
+class PartlyFrozen(nn.Module):
+    """A module of which those named by `keep_in_eval` stay in eval mode after train()."""
+
+    _always_eval: tuple[nn.Module, ...] = ()
+
+    def keep_in_eval(self, modules: Iterable[nn.Module]) -> None:
+        self._always_eval = tuple(modules)  # a tuple, so that nothing is registered a second time
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self._always_eval:
+            module.eval()
+        return self
 
 
 class ResNet(PartlyFrozen):
@@ -77,35 +189,25 @@ class ResNet(PartlyFrozen):
         style: str = "pytorch",
     ) -> None:
         super().__init__()
-        if name not in DEPTHS:
-            raise ValueError(f"unknown backbone {name!r}; known: {', '.join(DEPTHS)}.")
-        norm = norm if norm is not None else "gn" if weights is None else "frozen_bn"
-        if norm not in NORMS:
-            raise ValueError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}.")
-        frozen_stages = _frozen_stages(frozen_stages, weights)
-        if frozen_stages not in range(5):
-            raise ValueError(f"frozen_stages must be 0 to 4, not {frozen_stages}.")
-
+        given = None if weights is None else str(weights)
+        decided = ResNetOptions(name, given, frozen_stages, norm, style).decided()
+        norm = str(decided["norm"])
         block, layers = DEPTHS[name]
-        if style not in ("pytorch", "caffe") or (style == "caffe" and block is resnet.BasicBlock):
-            raise ValueError(
-                f"style must be pytorch, or caffe for a ResNet with bottlenecks, not {style!r} for {name}."
-            )
-        # One class: the fc layer is thrown away, so it is not worth its usual size.
-        net = resnet.ResNet(block, layers, num_classes=1, norm_layer=NORMS[norm])
+        net = resnet.ResNet(block, layers, num_classes=1, norm_layer=NORMS[norm])  # its fc is dropped
         if norm == "frozen_bn":
             fold_norms(net)
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         if style == "caffe":
             for stage in (self.layer2, self.layer3, self.layer4):
-                _stride_first(stage[0])
+                first: Any = stage[0]
+                first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
         self.out_channels = [channels * block.expansion for channels in (128, 256, 512)]
         if weights is not None:
             self._load(name, weights, norm)
 
         stages = [[self.conv1, self.bn1, self.layer1], [self.layer2], [self.layer3], [self.layer4]]
-        frozen = [module for stage in stages[:frozen_stages] for module in stage]
+        frozen = [module for stage in stages[: decided["frozen_stages"]] for module in stage]
         for module in frozen:
             module.requires_grad_(False)
         fixed_norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)] if norm == "eval_bn" else []
@@ -138,125 +240,58 @@ class ResNet(PartlyFrozen):
         self.load_state_dict(state)
 
 
-def _stride_first(block: nn.Module) -> None:
-    """Move a bottleneck's stride from its 3x3 convolution to its first 1x1."""
-    assert isinstance(block, resnet.Bottleneck)
-    block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+class FoldedConv2d(nn.Conv2d):
+    """A convolution without bias and the frozen norm behind it in one: the norm scales the weight and is the bias.
 
-
-@dataclass
-class ResNetOptions:
-    """Arguments of ResNet, which see. Raises ValueError, naming the field, for what is outside its limits."""
-
-    name: str = "resnet50"
-    weights: str | None = None
-    frozen_stages: int | None = None
-    norm: str | None = None
-    style: str = "pytorch"
-
-    def __post_init__(self) -> None:
-        _check("name", self.name, DEPTHS)
-        _check_frozen_stages(self.frozen_stages)
-        if self.norm is not None:
-            _check("norm", self.norm, NORMS)
-        _check("style", self.style, ("pytorch", "caffe"))
-        if self.style == "caffe" and DEPTHS[self.name][0] is resnet.BasicBlock:
-            raise ValueError(
-                f"style=caffe is for a ResNet with bottlenecks (resnet50, resnet101), not for {self.name}."
-            )
-
-    def decided(self) -> dict[str, Any]:
-        """norm and frozen_stages with what None stands for, which depends on the weights."""
-        norm = ("gn" if self.weights is None else "frozen_bn") if self.norm is None else self.norm
-        return {"norm": norm, "frozen_stages": _frozen_stages(self.frozen_stages, self.weights)}
-
-    def build(self) -> ResNet:
-        return ResNet(
-            self.name, weights=self.weights, norm=self.norm, frozen_stages=self.frozen_stages, style=self.style
-        )
-
-
-@dataclass
-class TimmOptions:
-    """Arguments of TimmBackbone, which see. Raises ValueError, naming the field, for what is outside its limits.
-
-    Names are checked by `build`, which imports timm.
+    Equal up to rounding, gradients included. The weight is scaled in every forward pass, so that it is trained, loaded
+    and averaged under its own name.
     """
 
-    name: str
-    weights: str | None = None
-    frozen_stages: int | None = None
-    norm: str | None = None
+    norm: tuple[FoldedNorm]  # a tuple, so that it is not registered a second time
 
-    def __post_init__(self) -> None:
-        _check_frozen_stages(self.frozen_stages)
-        if self.norm is not None:
-            _check("norm", self.norm, TIMM_NORMS)
-
-    def decided(self) -> dict[str, Any]:
-        """As ResNetOptions.decided; norm stays None for a net without BatchNorm."""
-        norm = self.norm
-        if norm is None and self.weights is not None:
-            with torch.device("meta"):
-                net = TimmBackbone(self.name)
-            norm = "frozen_bn" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()) else None
-        return {"norm": norm, "frozen_stages": _frozen_stages(self.frozen_stages, self.weights)}
-
-    def build(self) -> TimmBackbone:
-        return TimmBackbone(self.name, weights=self.weights, norm=self.norm, frozen_stages=self.frozen_stages)
+    def forward(self, features: Tensor) -> Tensor:
+        (norm,) = self.norm
+        scale, bias = norm.scale_and_bias()
+        weight = self.weight * scale[:, None, None, None]
+        return F.conv2d(features, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-BACKBONES: dict[str, type[ResNetOptions] | type[TimmOptions]] = {"resnet": ResNetOptions, "timm": TimmOptions}
+class FoldedNorm(FrozenBatchNorm2d):
+    """A frozen norm that the convolution before it applies."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def scale_and_bias(self) -> tuple[Tensor, Tensor]:
+        """Factor and offset of each channel, (C,) each."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
 
 
-def build_backbone(spec: str | ResNetOptions | TimmOptions | nn.Module) -> nn.Module:
-    """A backbone from a name ("resnet50", or "timm:NAME" for timm's), from options, or the caller's own, checked.
-
-    A module must have out_channels, and is run once on an image of 64 x 64 zeros, in eval mode and without gradients;
-    modes and statistics stay as they are.
-
-    Raises ValueError for an unknown name and for a module that is not a backbone, and what ResNet and TimmBackbone do.
-    """
-    if isinstance(spec, nn.Module):
-        _check_module(spec)
-        return spec
-    if isinstance(spec, str):
-        kind, name = spec.split(":", 1) if ":" in spec else ("resnet", spec)
-        spec = backbone_options({"kind": kind, "name": name})
-    return spec.build()
+def fold_norms(net: resnet.ResNet) -> None:
+    """Fold the frozen norms of a torchvision ResNet into its convolutions, in place; the state dict stays the same."""
+    for block in [net, *(m for m in net.modules() if isinstance(m, resnet.BasicBlock | resnet.Bottleneck))]:
+        for number in (1, 2, 3):
+            if hasattr(block, f"conv{number}"):
+                _fold(getattr(block, f"conv{number}"), getattr(block, f"bn{number}"))
+        if getattr(block, "downsample", None) is not None:
+            _fold(*block.downsample)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-def backbone_options(values: Mapping[str, Any]) -> ResNetOptions | TimmOptions:
-    """Options from plain values: "kind" ("resnet", also if absent, or "timm") and the fields of that kind.
-
-    Raises ValueError for an unknown kind, a field that is unknown or missing, and a value outside its limits.
-    """
-    values = dict(values)
-    kind = values.pop("kind", "resnet")
-    _check("kind", kind, BACKBONES)
-    fields = [field.name for field in dataclasses.fields(BACKBONES[kind])]
-    for key in values:
-        if key not in fields:
-            nearest = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(fields)}."
-            raise ValueError(f"{key} is not a field of a {kind} backbone: {hint}")
-    if kind == "timm" and "name" not in values:
-        raise ValueError("name is missing: give the name of a net of timm.")
-    return BACKBONES[kind](**values)
+def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
+    # The same objects under new classes: weights, buffers and hooks stay what they are.
+    conv.__class__, norm.__class__ = FoldedConv2d, FoldedNorm
+    conv.norm = (norm,)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
 
-def _check(field: str, value: Any, known: Sequence[str] | Mapping[str, Any]) -> None:
+def _check(field: str, value: Any, known: Sequence[Any]) -> None:
     if value not in known:
-        raise ValueError(f"{field}={value} must be one of {', '.join(known)}.")
-
-
-def _frozen_stages(given: int | None, weights: str | Path | None) -> int:
-    return given if given is not None else 0 if weights is None else 1
-
-
-def _check_frozen_stages(frozen_stages: int | None) -> None:
-    if frozen_stages is not None and frozen_stages not in range(5):
-        raise ValueError(f"frozen_stages={frozen_stages} must be from 0 to 4.")
+        raise ValueError(f"{field}={value} must be one of {', '.join(str(one) for one in known if one is not None)}.")
 
 
 def _check_module(net: nn.Module) -> None:
@@ -267,23 +302,16 @@ def _check_module(net: nn.Module) -> None:
             f"a backbone must have out_channels, three integers for C3, C4 and C5, and {kind}'s is {channels!r}."
         )
     weight = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
     try:
-        with torch.no_grad():
-            maps = net(torch.zeros(1, 3, 64, 64, device=weight.device, dtype=weight.dtype))
+        with eval_mode(net), torch.no_grad():
+            maps: Any = net(torch.zeros(1, 3, 64, 64, device=weight.device, dtype=weight.dtype))
     except Exception as error:
         raise ValueError(
             f"a backbone must take images with sides of multiples of 32, and {kind} fails for 64 x 64 ({error})."
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     expected = [(1, count, 64 // stride, 64 // stride) for count, stride in zip(channels, (8, 16, 32), strict=True)]
-    if isinstance(maps, list | tuple) and all(isinstance(level, Tensor) for level in maps):
-        given: Any = [tuple(level.shape) for level in maps]
-    else:
-        given = type(maps).__name__
+    tensors = isinstance(maps, list | tuple) and all(isinstance(level, Tensor) for level in maps)
+    given = [tuple(level.shape) for level in maps] if tensors else type(maps).__name__
     if given != expected:
         raise ValueError(
             f"a backbone with out_channels {list(channels)} must give maps of {expected} for an image of 64 x 64, and "

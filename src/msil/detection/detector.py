@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msil.detection.backbone import build_backbone
+from msil.detection.backbone import build_backbone, eval_mode
 from msil.detection.fpn import FPN
-from msil.detection.heads import DenseHead, HeadOptions, build_head, head_class
+from msil.detection.heads import HEADS, DenseHead, HeadOptions, head_class
+from msil.detection.postprocess import merged, mirrored, rescaled, scaled_limits
 from msil.detection.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -24,7 +24,6 @@ from msil.detection.preprocess import (
     resized_size,
 )
 from msil.detection.structures import Detections, Predictions, Target
-from msil.detection.views import merged, mirrored, rescaled, scaled_limits
 from msil.detection.weights import differences, load_state_dict_file
 from msil.errors import WeightsError
 
@@ -123,20 +122,21 @@ class Detector(nn.Module):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
 
-    def compile_parts(self, mode: str = "default", *, frozen: bool = False) -> None:
-        """From now on run `net` and the head's loss through torch.compile, each for itself.
+    def compile_parts(self, mode: str | None = "default", *, frozen: bool = False) -> None:
+        """Run `net` and the head's loss through torch.compile, separately. Keys of the state dict stay the same.
 
-        It costs up to minutes when a mode, or a size that differs in kind from those before (the second of image, batch
-        or ground truth; a map one cell wide), comes for the first time, and pays in long runs. Keys of the state dict
-        stay as they are. What this process compiles from now on may be compiled MOST_GRAPHS times: PyTorch's own limit
-        is 8, beyond which it would go on eagerly.
+        Compilation takes up to minutes, and again for a new kind of shape (the second size of image, batch or ground
+        truth; a map one cell wide). Sets this process's limit of recompilations to MOST_GRAPHS: PyTorch's own is 8,
+        beyond which it falls back to eager mode.
 
-        mode: torch.compile's; "reduce-overhead" replays CUDA graphs.
-        frozen: the weights are final, so that what runs without gradients may fold and reorder them (inductor's
-            freezing). Applies to everything that this process compiles from now on.
+        mode: of torch.compile; None: nothing is compiled.
+        frozen: the weights are final, so that inductor may fold them in graphs without gradients (its freezing).
+            Applies to everything that this process compiles afterwards.
         """
+        if mode is None:
+            return
         allow_graphs(frozen)
-        # Not the methods of this detector: a copy of it has to get its own.
+        # Of the classes, not of this detector: a copy of it gets its own.
         self.net = partial(torch.compile(type(self).net, mode=mode), self)
         self.head.padded_loss = partial(torch.compile(type(self.head).padded_loss, mode=mode), self.head)
 
@@ -174,69 +174,46 @@ class Detector(nn.Module):
         _check_values(images)
         if not images:
             return []
+        scales = [self._size] if self.test_scales is None else scaled_limits(self.test_scales, *self._size or ())
+        flips = (False, True) if self.test_flip else (False,)
         with eval_mode(self):
-            views = [self._look(images, limits, flip) for limits in self._limits() for flip in self._flips()]
+            views = [self._view(images, limits, flip) for limits in scales for flip in flips]
         if len(views) == 1:
             return views[0]
         return [
-            merged(list(found), nms_thresh=self.nms_thresh, detections_per_img=self.detections_per_img)
+            merged(found, nms_thresh=self.nms_thresh, detections_per_img=self.detections_per_img)
             for found in zip(*views, strict=True)
         ]
 
     def resized(self, image: Tensor) -> Tensor:
-        """An image (3, H, W) as `predict` gives it to the net: resized by min_size and max_size, not yet normalised.
-        Of several test_scales none counts here."""
-        return _resized(image, self._size())
+        """An image (3, H, W) resized by min_size and max_size, as in `predict` without test_scales; not normalised."""
+        return _resized(image, self._size)
 
+    @property
     def _size(self) -> Limits:
         return None if self.min_size is None or self.max_size is None else (self.min_size, self.max_size)
 
-    def _limits(self) -> list[Limits]:
-        if self.test_scales is None or self.min_size is None or self.max_size is None:
-            return [self._size()]
-        return scaled_limits(self.test_scales, self.min_size, self.max_size)
-
-    def _flips(self) -> tuple[bool, ...]:
-        return (False, True) if self.test_flip else (False,)
-
-    def _look(self, images: list[Tensor], limits: Limits, flip: bool) -> list[Detections]:
+    def _view(self, images: list[Tensor], limits: Limits, flip: bool) -> list[Detections]:
         """Detections in the pixels of the images, from one view of each."""
         resized = [_resized(image, limits) for image in images]
         groups: dict[tuple[int, int], list[int]] = {}
         for place, size in enumerate(image_sizes(resized)):
             groups.setdefault(common_size([size], STRIDE), []).append(place)
-        found: dict[int, Detections] = {}
+        results: dict[int, Detections] = {}
         for places in groups.values():
             group = [resized[place].flip(-1) if flip else resized[place] for place in places]
-            found |= zip(places, self._detect(group), strict=True)
-        results = []
-        for place, image in enumerate(images):
-            own = resized[place]
-            detections = mirrored(found[place], own.shape[-1]) if flip else found[place]
-            results.append(rescaled(detections, (own.shape[-2], own.shape[-1]), (image.shape[-2], image.shape[-1])))
-        return results
-
-    def _detect(self, images: list[Tensor]) -> list[Detections]:
-        return self.head.detect(
-            self(images),
-            image_sizes(images),
-            score_thresh=self.score_thresh,
-            nms_thresh=self.nms_thresh,
-            topk_candidates=self.topk_candidates,
-            detections_per_img=self.detections_per_img,
-        )
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """In eval mode inside, as it was afterwards."""
-    modes = [(one, one.training) for one in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for one, training in modes:
-            one.training = training
+            found = self.head.detect(
+                self(group),
+                image_sizes(group),
+                score_thresh=self.score_thresh,
+                nms_thresh=self.nms_thresh,
+                topk_candidates=self.topk_candidates,
+                detections_per_img=self.detections_per_img,
+            )
+            sizes, originals = image_sizes(group), image_sizes([images[place] for place in places])
+            for place, one, size, original in zip(places, found, sizes, originals, strict=True):
+                results[place] = rescaled(mirrored(one, size[1]) if flip else one, size, original)
+        return [results[place] for place in range(len(images))]
 
 
 def allow_graphs(frozen: bool) -> None:
@@ -254,27 +231,30 @@ def image_sizes(images: list[Tensor]) -> list[tuple[int, int]]:
 
 
 def _resized(image: Tensor, limits: Limits) -> Tensor:
-    if limits is None:
-        return image
-    return resize(image, resized_size(image.shape[-2], image.shape[-1], *limits))
+    return image if limits is None else resize(image, resized_size(image.shape[-2], image.shape[-1], *limits))
 
 
 def image_list(images: Images) -> list[Tensor]:
     """One image (3, H, W), a batch (N, 3, H, W) or a sequence of images (3, H, W) as a list of images.
 
-    Raises ValueError, saying what is wrong, for anything else.
+    Raises ValueError for anything else.
     """
-    if isinstance(images, Tensor) and images.dim() not in (3, 4):
-        raise ValueError(f"images must be (3, H, W), (N, 3, H, W) or a list of (3, H, W), not {tuple(images.shape)}.")
     if isinstance(images, Tensor):
+        if images.dim() not in (3, 4):
+            raise ValueError(
+                f"images must be (3, H, W), (N, 3, H, W) or a list of (3, H, W), not {tuple(images.shape)}."
+            )
         return [images] if images.dim() == 3 else list(images)
     if not isinstance(images, Sequence) or isinstance(images, str):
         raise ValueError(f"images must be a tensor or a list of tensors (3, H, W), not {type(images).__name__}.")
     for number, image in enumerate(images):
         if not isinstance(image, Tensor) or image.dim() != 3:
-            found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f"image {number} must be a tensor (3, H, W), not {found}.")
+            raise ValueError(f"image {number} must be a tensor (3, H, W), not {_kind(image)}.")
     return list(images)
+
+
+def _kind(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _check_values(images: list[Tensor]) -> None:
@@ -290,7 +270,7 @@ def _check_values(images: list[Tensor]) -> None:
 def target_list(targets: Sequence[Target | Mapping[str, Tensor]], images: int, num_classes: int) -> list[Target]:
     """The Targets of so many images, of Targets or torchvision's dicts with "boxes" and "labels".
 
-    Raises ValueError, saying what is wrong, for anything else.
+    Raises ValueError for anything else.
     """
     if not isinstance(targets, Sequence) or len(targets) != images:
         found = len(targets) if isinstance(targets, Sequence) else type(targets).__name__
@@ -298,8 +278,8 @@ def target_list(targets: Sequence[Target | Mapping[str, Tensor]], images: int, n
     return [_as_target(target, number, num_classes) for number, target in enumerate(targets)]
 
 
-def _as_target(target: Target | Mapping[str, Tensor], number: int, num_classes: int) -> Target:
-    given = target
+def _as_target(given: Target | Mapping[str, Tensor], number: int, num_classes: int) -> Target:
+    target = given
     if isinstance(target, Mapping) and {"boxes", "labels"} <= target.keys():
         target = Target(target["boxes"], target["labels"])
     if not isinstance(target, Target):
@@ -309,11 +289,12 @@ def _as_target(target: Target | Mapping[str, Tensor], number: int, num_classes: 
         )
     boxes, labels = target.boxes, target.labels
     if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
-        found = tuple(boxes.shape) if isinstance(boxes, Tensor) else type(boxes).__name__
-        raise ValueError(f"the boxes of target {number} must be a tensor (M, 4), not {found}.")
+        raise ValueError(f"the boxes of target {number} must be a tensor (M, 4), not {_kind(boxes)}.")
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != boxes.shape[:1]:
-        found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"the labels of target {number} must be torch.int64 ({len(boxes)},), not {found}.")
+        dtype = f"{labels.dtype} " if isinstance(labels, Tensor) else ""
+        raise ValueError(
+            f"the labels of target {number} must be torch.int64 ({len(boxes)},), not {dtype}{_kind(labels)}."
+        )
     if len(boxes) and target is not given:
         least, most = (int(label) for label in labels.aminmax())
         if least < 0 or most >= num_classes:
@@ -369,8 +350,11 @@ def build_detector(
         fpn = fpn_of(body, head.options, head.channels)
     else:
         options = head_class(head).Options() if isinstance(head, str) else head
+        kind = next((kind for kind in HEADS.values() if kind.Options is type(options)), None)
+        if kind is None:
+            raise ValueError(f"head must be a name, a head's options or a DenseHead, not {type(options).__name__}.")
         fpn = fpn_of(body, options, channels)
-        head = build_head(options, num_classes, channels, msil)
+        head = kind(num_classes, channels, msil=msil, **vars(options))
     built = Detector(body, fpn, head, min_size=min_size, max_size=max_size)
     if weights is not None:
         state = load_state_dict_file(weights)

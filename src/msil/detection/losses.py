@@ -6,7 +6,6 @@ The caller divides by the number of positives over all ranks. Values follow MMDe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msil.detection.boxes import aligned_giou, aligned_iou
-from msil.detection.priors import vector
 
 # Logits (..., 1) at the labelled classes -> the loss of each as an object's, and its derivative.
 ObjectTerm = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -38,17 +36,8 @@ def mean_across_ranks(values: Tensor, at_least: Sequence[float] = ()) -> Tensor:
         values = values.detach().clone()
         dist.all_reduce(values)
     if at_least:
-        limits = _make_limits if torch.compiler.is_compiling() else _cached_limits
-        values = torch.maximum(values, limits(tuple(at_least), values.device))
+        values = torch.stack([value.clamp(min=limit) for value, limit in zip(values.unbind(), at_least, strict=True)])
     return values if ranks == 1 else values / ranks
-
-
-def _make_limits(at_least: tuple[float, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # cached: must serve training too
-        return vector(at_least, device)
-
-
-_cached_limits = lru_cache(maxsize=64)(_make_limits)
 
 
 class _ClassificationLoss(torch.autograd.Function):
@@ -61,7 +50,6 @@ class _ClassificationLoss(torch.autograd.Function):
         labels: Tensor,
         ignored: Tensor | None,
         background_weight: float,
-        gamma: float,
         object_term: ObjectTerm,
     ) -> Tensor:
         classes, labels = logits.shape[1], labels.reshape(-1, 1)
@@ -73,8 +61,8 @@ class _ClassificationLoss(torch.autograd.Function):
         weight = background_weight if ignored is None else torch.where(ignored.reshape(-1, 1), 0.0, background_weight)
         # Left out and not subtracted again, which would cancel all digits of the sum of saturated logits.
         if torch.compiler.is_compiling():  # a scatter into the logits would keep it from being one pass
-            loss, grad = _focal_term(logits, weight, gamma)
-            _, background_grad = _focal_term(labelled, weight, gamma)
+            loss, grad = _focal_term(logits, weight)
+            _, background_grad = _focal_term(labelled, weight)
             total = loss.masked_fill(torch.arange(classes, device=logits.device) == labels, 0).sum()
         else:
             grad, totals = torch.empty_like(logits), []
@@ -83,7 +71,7 @@ class _ClassificationLoss(torch.autograd.Function):
             rows = [tensor.split(size) for tensor in (logits, index, without, grad)]
             weights = weight.split(size) if isinstance(weight, Tensor) else [weight] * len(rows[0])
             for block, place, value, out, part in zip(*rows, weights, strict=True):
-                totals.append(_focal_term(block.scatter(1, place, value), part, gamma, out)[0].sum())
+                totals.append(_focal_term(block.scatter(1, place, value), part, out)[0].sum())
             background_grad = grad.gather(1, index)
             total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
         grad.scatter_(1, index, torch.where(background, background_grad, object_grad))
@@ -92,41 +80,30 @@ class _ClassificationLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * grad_outputs[0], None, None, None, None, None
+        return grad * grad_outputs[0], None, None, None, None
 
 
 def _classification_loss(
-    logits: Tensor,
-    labels: Tensor,
-    ignored: Tensor | None,
-    background_weight: float,
-    gamma: float,
-    object_term: ObjectTerm,
+    logits: Tensor, labels: Tensor, ignored: Tensor | None, background_weight: float, object_term: ObjectTerm
 ) -> Tensor:
     rows = logits.float().reshape(-1, logits.shape[-1])
-    return _ClassificationLoss.apply(  # pyright: ignore[reportReturnType]
-        rows, labels, ignored, background_weight, gamma, object_term
-    )
+    return _ClassificationLoss.apply(rows, labels, ignored, background_weight, object_term)  # pyright: ignore[reportReturnType]
 
 
-def _focal_term(
-    logits: Tensor, weight: float | Tensor, gamma: float, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """weight * p^gamma * softplus(x) with p = sigmoid(x), and its derivative by x, into `out` if given."""
-    p, q, softplus = _fast_sigmoids(logits) if logits.device.type == "cpu" else _sigmoids(logits)
-    factor = p.pow(gamma).mul_(weight)
-    return factor * softplus, torch.addcmul(p, softplus, q, value=gamma, out=out).mul_(factor)
-
-
-def _sigmoids(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sigmoid(x), sigmoid(-x) without the rounding of 1 - sigmoid(x), and softplus(x)."""
-    return torch.sigmoid(x), torch.sigmoid(-x), F.softplus(x)
+def _focal_term(logits: Tensor, weight: float | Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """weight * p^2 * softplus(x) with p = sigmoid(x), and its derivative by x, into `out` if given."""
+    if logits.device.type == "cpu":
+        p, q, softplus = _fast_sigmoids(logits)
+    else:
+        p, q, softplus = torch.sigmoid(logits), torch.sigmoid(-logits), F.softplus(logits)
+    factor = p.square().mul_(weight)
+    return factor * softplus, torch.addcmul(p, softplus, q, value=2, out=out).mul_(factor)
 
 
 def _fast_sigmoids(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same to a few units of the last place, by one exponential and one logarithm of vectorised form.
+    """sigmoid(x), sigmoid(-x) and softplus(x) within a few ulp, by one vectorised exponential and one logarithm.
 
     log(1 + e) of a small e = exp(x) suffers from the rounding of s = 1 + e: so (Higham, Accuracy and Stability of
     Numerical Algorithms, section 1.14.1) log(s) / (s - 1), which that rounding hardly changes, times e.
@@ -138,35 +115,25 @@ def _fast_sigmoids(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return e.mul_(q), q, softplus
 
 
-def sigmoid_focal_loss(
-    logits: Tensor, labels: Tensor, ignored: Tensor | None = None, *, alpha: float = 0.25, gamma: float = 2.0
-) -> Tensor:
-    """Sum of the focal loss (arXiv 1708.02002) over all priors and classes -> scalar.
+def sigmoid_focal_loss(logits: Tensor, labels: Tensor, ignored: Tensor | None = None) -> Tensor:
+    """Sum of the focal loss (arXiv 1708.02002, alpha 0.25, gamma 2) over all priors and classes -> scalar.
 
     logits (..., K); labels (...) int64 in [0, K], K meaning background; ignored (...) bool: background priors that do
     not count.
     """
 
     def object_term(logits: Tensor) -> tuple[Tensor, Tensor]:
-        loss, grad = _focal_term(-logits, alpha, gamma)
+        loss, grad = _focal_term(-logits, 0.25)
         return loss, -grad
 
-    return _classification_loss(logits, labels, ignored, 1 - alpha, gamma, object_term)
+    return _classification_loss(logits, labels, ignored, 0.75, object_term)
 
 
-def varifocal_loss(
-    logits: Tensor,
-    labels: Tensor,
-    quality: Tensor,
-    ignored: Tensor | None = None,
-    *,
-    alpha: float = 0.75,
-    gamma: float = 2.0,
-) -> Tensor:
+def varifocal_loss(logits: Tensor, labels: Tensor, quality: Tensor, ignored: Tensor | None = None) -> Tensor:
     """Sum of the varifocal loss (arXiv 2008.13367, eq. 2) over all priors and classes -> scalar.
 
-    q * BCE(p, q) at a prior's class, alpha * p^gamma * BCE(p, 0) everywhere else; the gradient passes through the
-    weight p^gamma too. logits, labels, ignored as in `sigmoid_focal_loss`; quality (...) the targets q in (0, 1] at the
+    q * BCE(p, q) at a prior's class, 0.75 * p^2 * BCE(p, 0) everywhere else; the gradient passes through the weight
+    p^2 too. logits, labels, ignored as in `sigmoid_focal_loss`; quality (...) the targets q in (0, 1] at the
     priors that are not background, without gradient.
     """
     target = quality.detach().float().reshape(-1, 1)
@@ -175,7 +142,7 @@ def varifocal_loss(
         entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         return target * entropy, target * (torch.sigmoid(logits) - target)
 
-    return _classification_loss(logits, labels, ignored, alpha, gamma, object_term)
+    return _classification_loss(logits, labels, ignored, 0.75, object_term)
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, ignored: Tensor | None = None) -> Tensor:
@@ -192,7 +159,7 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, ignored:
         error = p - target
         return error.square() * entropy, error * (2 * p * q * entropy + error.square())
 
-    return _classification_loss(logits, labels, ignored, 1.0, 2.0, object_term)
+    return _classification_loss(logits, labels, ignored, 1.0, object_term)
 
 
 def distribution_focal_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torchvision.ops
 from torch import Tensor
 
 from msil.detection.boxes import clip_boxes
-from msil.detection.host import sizes_tensor
-from msil.detection.nms import batched_nms, settled_nms
-from msil.detection.structures import Detections
+from msil.detection.structures import Detections, sizes_tensor
 
+_ROUNDS = 16  # each settles one more link of a chain in which boxes suppress each other
 # What the NMS keeps of the best candidates does not depend on the rest: so it looks first at 3 times as many as there
 # are detections asked for, then, if those were too few, at 10 times as many, and at all of them last.
 SHARES = (3, 10)
@@ -121,3 +121,73 @@ def _thinned(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, l
 
 def _chosen(boxes: Tensor, scores: Tensor, labels: Tensor, index: Tensor) -> Detections:
     return Detections(boxes[index], scores[index], labels[index])
+
+
+@torch.library.custom_op("msil::batched_nms", mutates_args=())
+def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float) -> Tensor:
+    """torchvision.ops.batched_nms, as one operator: it branches on the number of boxes, which an export cannot follow.
+
+    boxes (C, 4), scores (C,), labels (C,) -> indices of the boxes kept, by descending score.
+    """
+    return torchvision.ops.batched_nms(boxes, scores, labels, nms_thresh)
+
+
+@batched_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float) -> Tensor:
+    return labels.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
+def settled_nms(boxes: Tensor, labels: Tensor, nms_thresh: float) -> tuple[Tensor, Tensor]:
+    """The same of a batch, in fixed shapes: no host looks at how many boxes are left.
+
+    A box stays if no better one that stays overlaps it. That has one solution, the greedy one, and repeating the rule
+    reaches it from the best box downwards. boxes (N, C, 4) and labels (N, C) by falling score. Returns kept (N, C) bool
+    and settled (N,) bool: False where the rounds did not suffice, which takes a chain of more than 16 boxes.
+    """
+    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
+    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+    common = (high - low).clamp(min=0).prod(-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    iou = common / (area[:, :, None] + area[:, None] - common)
+    # [n, i, j]: i, if it stays, suppresses j.
+    suppresses = ((iou > nms_thresh) & (labels[:, :, None] == labels[:, None])).triu(1)
+    kept = before = torch.ones_like(labels, dtype=torch.bool)
+    for _ in range(_ROUNDS):
+        before = kept
+        kept = ~(suppresses & kept[:, :, None]).any(1)
+    return kept, (kept == before).all(1)
+
+
+def scaled_limits(scales: Sequence[int], min_size: int, max_size: int) -> list[tuple[int, int] | None]:
+    """(short side, limit of the long side) of each view in pixels.
+
+    The limit keeps its proportion to the short side, as in MMDetection's scales of testing: 400, 800 and 1200 of
+    800, 1333 are (400, 667), (800, 1333), (1200, 2000).
+    """
+    return [(scale, int(max_size * scale / min_size + 0.5)) for scale in scales]
+
+
+def mirrored(detections: Detections, width: int) -> Detections:
+    """Left and right exchanged in an image `width` pixels wide: x becomes width - x."""
+    x1, y1, x2, y2 = detections.boxes.unbind(1)
+    return Detections(torch.stack([width - x2, y1, width - x1, y2], dim=1), detections.scores, detections.labels)
+
+
+def rescaled(detections: Detections, size: tuple[int, int], original: tuple[int, int]) -> Detections:
+    """From the pixels of an image of `size` (height, width) to those of the `original` that it was resized from."""
+    if size == original:
+        return detections
+    y, x = original[0] / size[0], original[1] / size[1]
+    scaled = detections.boxes * detections.boxes.new_tensor([x, y, x, y])
+    # Rounding can carry a side past the image by a few millionths of a pixel.
+    boxes = torch.stack([scaled[:, i].clamp(max=original[1 - i % 2]) for i in range(4)], dim=1)
+    return Detections(boxes, detections.scores, detections.labels)
+
+
+def merged(views: Sequence[Detections], *, nms_thresh: float, detections_per_img: int) -> Detections:
+    """The detections of all views of one image, in its pixels, after one class-wise NMS; the best, by falling score."""
+    boxes = torch.cat([view.boxes for view in views])
+    scores = torch.cat([view.scores for view in views])
+    labels = torch.cat([view.labels for view in views])
+    best = batched_nms(boxes, scores, labels, nms_thresh)[:detections_per_img]
+    return Detections(boxes[best], scores[best], labels[best])

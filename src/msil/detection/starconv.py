@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 
-def star_offsets(distances: Tensor, stride: int, gradient_mul: float = 0.1) -> Tensor:
+def star_offsets(distances: Tensor, stride: int) -> Tensor:
     """Offsets that put the nine taps on a box's corners, side middles and the point itself.
 
-    distances (N, 4, H, W): left, top, right, bottom from each cell's point, in pixels. gradient_mul: share of the
-    gradient that passes through to them.
+    distances (N, 4, H, W): left, top, right, bottom from each cell's point, in pixels. A tenth of the gradient
+    passes through to them.
     Returns (N, 18, H, W) as torchvision.ops.deform_conv2d takes it: channel 2k is y and 2k + 1 is x of tap k, in
     cells, relative to the regular 3x3 grid; taps in row-major order.
     """
-    distances = ((1 - gradient_mul) * distances.detach() + gradient_mul * distances) / stride
+    distances = (0.9 * distances.detach() + 0.1 * distances) / stride
     left, top, right, bottom = distances.unbind(1)
     zero = torch.zeros_like(left)
     # minus the regular grid: -1, 0, 1

@@ -61,11 +61,6 @@ class Predictions:
     quality: Tensor | None = None
     first_box: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> Predictions:
-        quality = None if self.quality is None else self.quality.to(device)
-        first = None if self.first_box is None else self.first_box.to(device)
-        return Predictions(self.logits.to(device), self.box.to(device), self.map_sizes, quality, first)
-
 
 @dataclass
 class Detections:
@@ -80,3 +75,21 @@ class Detections:
 
     def to(self, device: torch.device | str) -> Detections:
         return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
+
+
+def to_device(values: Tensor, device: torch.device | None) -> Tensor:
+    """`values` on `device` (None: where they are); from the host without waiting for the copy."""
+    if device is None or values.device == device:
+        return values
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()  # an ordinary host tensor's copy would make the host wait
+    return values.to(device, non_blocking=True)
+
+
+def sizes_tensor(image_sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
+    """B pairs (height, width) -> (B, 2) int64 on `device`."""
+    if torch.compiler.is_exporting():
+        return torch.tensor(image_sizes, device=device)  # they may be symbols
+    sizes = torch.empty((len(image_sizes), 2), dtype=torch.int64)
+    sizes.numpy()[:] = image_sizes  # of the host: nothing that counts copies to a device takes it for one
+    return to_device(sizes, device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -14,13 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from msil.detection.freezing import PartlyFrozen
+from msil.detection.backbone import PartlyFrozen, TimmOptions, default_stages
 from msil.detection.weights import differences, load_state_dict_file
 from msil.errors import ConfigError, WeightsError
 
-NORMS = ("bn", "eval_bn", "frozen_bn")
-
-# What lets a net with position embeddings or windows take images of any size, where its class knows one of them.
+# Options by which nets with position embeddings or windows take images of any size; a class has one of them or none.
 _SIZE_OPTIONS: tuple[dict[str, bool], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
 
 
@@ -31,11 +28,10 @@ class TimmBackbone(PartlyFrozen):
     weights: None; "imagenet" (timm's own for that name and tag, downloaded once); or the path of a file with the state
         dict of timm's classifier of that name, of its features_only form, or in keys that timm itself converts.
     norm: of BatchNorm layers: "bn", trained; "eval_bn", fixed statistics, trainable scale and shift; "frozen_bn", all
-        of it fixed. Default: "frozen_bn" with weights, "bn" without. A net without BatchNorm takes None alone.
+        of it fixed. Default: "frozen_bn" with weights, "bn" without. Only None for a net without BatchNorm.
     frozen_stages: 0, none; 1, every parameter that the map of stride 4 depends on (the stem included); 2, also those
         of stride 8; 3, of stride 16; 4, everything. In HRNet, with its parallel branches, the map of stride 4 depends
-        on almost all of the net. Frozen parameters require no gradient, and frozen modules stay in eval mode whatever
-        `train` says. Default: 1 with weights, 0 without.
+        on almost all of the net. Default: 1 with weights, 0 without.
 
     Parameters that none of the three maps depends on require no gradient.
 
@@ -54,13 +50,9 @@ class TimmBackbone(PartlyFrozen):
         frozen_stages: int | None = None,
     ) -> None:
         super().__init__()
-        if norm is not None and norm not in NORMS:
-            raise ValueError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}.")
-        frozen_stages = frozen_stages if frozen_stages is not None else 0 if weights is None else 1
-        if frozen_stages not in range(5):
-            raise ValueError(f"frozen_stages must be 0 to 4, not {frozen_stages}.")
+        TimmOptions(name, None, frozen_stages, norm)  # checks them
         timm = import_timm()
-        layout = _layout(timm, name, frozen_stages)
+        layout = _layout(timm, name, default_stages(frozen_stages, weights))
         arguments = dict(features_only=True, **layout.arguments)
         if weights == "imagenet":
             self.net = _pretrained(timm, name, arguments)
@@ -124,7 +116,9 @@ class TimmBackbone(PartlyFrozen):
 def import_timm() -> Any:
     """The package. Raises ConfigError if it is missing."""
     try:
-        return importlib.import_module("timm")
+        import timm
+
+        return timm
     except ImportError as error:
         raise ConfigError(
             f'model/backbone=timm needs timm ({error}): run pip install -e ".[timm]" -c constraints.txt.'
@@ -163,9 +157,10 @@ def _layout_with(timm: Any, name: str, frozen_stages: int, options: dict[str, bo
         net = timm.create_model(name, features_only=True, **options)
         strides = [entry["reduction"] for entry in net.feature_info.info]  # in ascending order
         if not {8, 16, 32} <= set(strides):
+            found = ", ".join(map(str, sorted(set(strides))))
             raise ConfigError(
-                f"model.backbone.name={name} has maps of stride {_listed(sorted(set(strides)))}, and a detector needs "
-                "8, 16 and 32: choose another net of timm."
+                f"model.backbone.name={name} has maps of stride {found}, and a detector needs 8, 16 and 32: choose "
+                "another net of timm."
             )
         # Stride 4 for the frozen stages; a net without it freezes its first map's part.
         indices = [max((i for i, own in enumerate(strides) if own <= stride), default=0) for stride in (4, 8, 16, 32)]
@@ -252,8 +247,3 @@ def _classifier_key(key: str, known: Iterable[str]) -> str:
 def _is_frozen(module: nn.Module) -> bool:
     parameters = list(module.parameters())
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
-
-
-def _listed(numbers: list[int]) -> str:
-    *first, last = map(str, numbers)
-    return f"{', '.join(first)} and {last}" if first else last

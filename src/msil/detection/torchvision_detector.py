@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, detection, get_model, get_model_builder, list_models
 
 from msil.attach import attach_msil
-from msil.detection.detector import Detector, allow_graphs, eval_mode
+from msil.detection.backbone import eval_mode
+from msil.detection.detector import Detector, allow_graphs
 from msil.detection.heads import DenseHead
 from msil.detection.structures import Detections, Target
 from msil.detection.weights import torchvision_state_dict
@@ -72,11 +73,13 @@ class TorchvisionDetector(nn.Module):
         lambda self: self._boxes.score_thresh, lambda self, value: setattr(self._boxes, "score_thresh", value)
     )
 
-    def compile_parts(self, mode: str = "default", *, frozen: bool = False) -> None:
+    def compile_parts(self, mode: str | None = "default", *, frozen: bool = False) -> None:
         """As Detector.compile_parts, of the backbone and FPN alone: shapes in the rest depend on the data."""
+        if mode is None:
+            return
         allow_graphs(frozen)
         backbone = self.model.backbone
-        # Not the method of this backbone: a copy of it has to get its own.
+        # So that a copy of this detector gets its own.
         backbone.forward = partial(torch.compile(type(backbone).forward, mode=mode), backbone)
 
     def net(self, batch: Tensor) -> None:

@@ -1,47 +1,73 @@
 """Files of tensors, torchvision's ImageNet weights, and what keeps weights from fitting.
 
-Other projects' keys in our names are msil.detection.renaming's; its functions are here too.
+The functions of msil.detection.renaming, which give other projects' keys our names, are here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
-from torchvision.models import ResNet18_Weights, ResNet34_Weights, ResNet50_Weights, ResNet101_Weights, WeightsEnum
+from torchvision.models import WeightsEnum, get_model_weights
 
 from msil.detection.renaming import from_mmdet, from_torchvision
 from msil.errors import WeightsError
 
 __all__ = ["differences", "from_mmdet", "from_torchvision", "imagenet_state_dict", "load_state_dict_file"]
 
-_IMAGENET = {
-    "resnet18": ResNet18_Weights.IMAGENET1K_V1,
-    "resnet34": ResNet34_Weights.IMAGENET1K_V1,
-    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
-    "resnet101": ResNet101_Weights.IMAGENET1K_V1,
-}
+_IMAGENET = ("resnet18", "resnet34", "resnet50", "resnet101")
+
+
+def load_file(path: str | Path, *, mmap: bool = False) -> Any:
+    """Content of a file written by torch.save, or the tensors of a .safetensors file, on the CPU.
+
+    Only tensors and plain values are unpickled, never code. mmap: tensors are read from the file when they are used.
+
+    Raises WeightsError for a file that is missing or unreadable, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}: give the path of a file with a state dict.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file as load_safetensors  # late: .pth files need torch alone
+
+            return load_safetensors(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zipfile(path))
+    except OSError as error:
+        raise WeightsError(f"the weights file {path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # SafetensorError; and a damaged file can make the unpickler raise anything
+        raise WeightsError(
+            f"{path} is not a weights file, is damaged, or holds objects other than tensors and plain values, which "
+            "are not loaded as they can run code: save it again with torch.save(model.state_dict(), path)."
+        ) from error
 
 
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     """State dict of a file written by torch.save or of a .safetensors file, on the CPU.
 
-    Only tensors and plain values are unpickled, never code. The file holds the state dict itself, or a checkpoint with
-    it under "state_dict" (MMDetection, Lightning). The prefix "detector.", which a run's checkpoint has on every key,
-    is taken off.
+    The file holds the state dict itself, or a checkpoint with it under "state_dict" (MMDetection, Lightning). The
+    prefix "detector.", which a run's checkpoint has on every key, is taken off.
 
-    Raises WeightsError for a file that is missing, unreadable or holds no state dict.
+    Raises WeightsError for a file that is missing, unreadable or holds no state dict; see load_file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}: give the path of a file with a state dict.")
-    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    return state_dict_of(load_file(path), path)
+
+
+def state_dict_of(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """As load_state_dict_file, of a file's content."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content or not all(map(_is_entry, content.items())):
+    if not (
+        isinstance(content, Mapping)
+        and content
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    ):
         raise WeightsError(
             f"{path} holds no state dict, that is names with a tensor each: save it again with "
             "torch.save(model.state_dict(), path)."
@@ -50,48 +76,21 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value.detach() for key, value in content.items()}
 
 
-def _load_pickle(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsError(f"the weights file {path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise WeightsError(
-            f"{path} is not a weights file, is damaged, or holds objects other than tensors and plain values, which "
-            "are not loaded as they can run code: save it again with torch.save(model.state_dict(), path)."
-        ) from error
-
-
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    # Late: torch and torchvision alone build and load a detector of .pth files.
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise WeightsError(f"the weights file {path} cannot be read: {error.strerror or error}.") from error
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{path} is not a safetensors file or is damaged ({error}): copy it again, or make it anew with "
-            "msil weights import."
-        ) from error
-
-
-def differences(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> str:
-    """In words, what keeps `state_dict` from being loaded into a module whose own is `own`; empty if nothing does."""
+def differences(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], count: int = 2) -> str:
+    """What keeps `state_dict` from being loaded into a module whose own is `own`, with the first `count` keys of each
+    kind; empty if nothing does."""
     # Old torchvision files lack the batch counters, and FrozenBatchNorm2d has none.
     found = {
         "lacks": [key for key in own if key not in state_dict and not key.endswith("num_batches_tracked")],
         "has the unknown": [key for key in state_dict if key not in own and not key.endswith("num_batches_tracked")],
         "has other shapes of": [k for k in own if k in state_dict and own[k].shape != state_dict[k].shape],
     }
-    return ", and ".join(f"{what} {_first(keys)}" for what, keys in found.items() if keys)
+    return ", and ".join(f"{what} {listed(keys, count)}" for what, keys in found.items() if keys)
 
 
-def _first(keys: list[str], count: int = 2) -> str:
-    more = f" and {len(keys) - count} more" if len(keys) > count else ""
-    return ", ".join(keys[:count]) + more
+def listed(names: Sequence[str], count: int) -> str:
+    """The first `count` names, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def imagenet_state_dict(name: str) -> dict[str, Tensor]:
@@ -99,17 +98,11 @@ def imagenet_state_dict(name: str) -> dict[str, Tensor]:
 
     Raises WeightsError if there are none for that depth, or if they can be neither downloaded nor read.
     """
+    scratch = "model.backbone.weights=null to train from scratch"
     if name not in _IMAGENET:
-        raise WeightsError(
-            f"there are no ImageNet weights for {name}, only for {', '.join(_IMAGENET)}: set "
-            "model.backbone.weights=null to train from scratch."
-        )
-    return torchvision_state_dict(
-        _IMAGENET[name],
-        name,
-        f"model.backbone.weights=<path> to a torchvision {name} file, or model.backbone.weights=null to train from "
-        "scratch",
-    )
+        raise WeightsError(f"there are no ImageNet weights for {name}, only for {', '.join(_IMAGENET)}: set {scratch}.")
+    instead = f"model.backbone.weights=<path> to a torchvision {name} file, or {scratch}"
+    return torchvision_state_dict(get_model_weights(name)["IMAGENET1K_V1"], name, instead)
 
 
 def torchvision_state_dict(weights: WeightsEnum, name: str, instead: str) -> dict[str, Tensor]:
@@ -128,7 +121,3 @@ def torchvision_state_dict(weights: WeightsEnum, name: str, instead: str) -> dic
             f"the ImageNet weights of {name} cannot be had from {weights.url} ({error}): put the file {cached.name} "
             f"into {cached.parent}, or set {instead}."
         ) from error
-
-
-def _is_entry(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)

@@ -6,11 +6,9 @@ import copy
 import importlib.util
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +18,14 @@ from torch import Tensor, nn
 
 from msil.detection import Detector
 from msil.detection.preprocess import normalize
-from msil.inference.export_check import Comparison, ExportError, compare_with_pytorch
+from msil.inference.export_check import ExportError, compare_with_pytorch
 from msil.runs import replacing
 
 STRIDE = 32  # of the deepest feature map of the backbone: images are padded to a multiple of it
 SMALLEST, LARGEST = STRIDE, 16384  # pixels a side
+OPSET = 20  # of ONNX; DeformConv, which VFNet needs, came with 19
 # All five feature maps have sides above 1 and no two sides are alike, so that none is taken for a constant.
 TRACED_SIZE = (320, 416)
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """path: the file. image_size: height and width that it takes, or, if `dynamic`, that it was checked at first.
-    comparisons: how far its detections are from PyTorch's, one entry an image and score threshold.
-    """
-
-    path: Path
-    dynamic: bool
-    image_size: tuple[int, int]
-    opset: int
-    file_bytes: int
-    comparisons: tuple[Comparison, ...]
-    views_left_out: bool = False  # the detector looks at each image in several views (test_scales), the file in one
 
 
 def export_onnx(
@@ -51,8 +35,7 @@ def export_onnx(
     classes: Sequence[str],
     image_size: tuple[int, int] = (800, 1088),
     dynamic: bool = True,
-    opset: int = 20,
-) -> ExportReport:
+) -> list[str]:
     """Write `detector` to `path` as one ONNX file, and compare it with Detector.predict in onnxruntime, on the CPU.
 
     Input: `image` (3, H, W) uint8 RGB, of any size from 32 x 32 if `dynamic`, else of `image_size`, height and width.
@@ -61,48 +44,52 @@ def export_onnx(
     Inside: channel order, normalisation, padding, the net, decoding, score threshold, NMS and detections_per_img.
     Outside: resizing. The file takes the image at the size that the net shall see; for the results of
     Detector.predict, resize it as msil.detection.preprocess.resized_size says for min_size and max_size, and scale the
-    boxes back. The several views of test_scales and test_flip are left out: the file looks once.
-    The file's metadata_props tell, as text: classes (a json list, label i is its i-th name), min_size and max_size
-    (empty if the detector resizes nothing), score_thresh, nms_thresh, detections_per_img.
+    boxes back. test_scales and test_flip have no part in it.
+    The file's metadata_props, as text: classes (a json list, label i is its i-th name), min_size and max_size (empty if
+    the detector resizes nothing), score_thresh, nms_thresh, detections_per_img.
 
-    classes: the names of the labels. opset: of ONNX, 19 or more for VFNet, whose DeformConv came with it.
-    The check takes made-up images of image_size and, if dynamic, of a second size; it allows 1e-2 px and 1e-4 in the
-    scores. `path` appears only once it has passed.
+    classes: the names of the labels. `path` appears only once the check has passed, on made-up images of image_size
+    and, if dynamic, of a second size: boxes within 1e-2 px, scores within 1e-4. Returns what was done, as lines.
 
     Raises ExportError if a package is missing, the file cannot be written, the export fails, or the check does.
     """
     if len(classes) != detector.head.num_classes:
         raise ValueError(f"the detector has {detector.head.num_classes} classes, not {len(classes)}.")
-    _require_packages()
-    path, image_size = Path(path), (int(image_size[0]), int(image_size[1]))
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f'an export needs {" and ".join(missing)}: pip install "msil[export]".')
+    path, (height, width) = Path(path), image_size
     if not all(SMALLEST <= side <= LARGEST for side in image_size):
         raise ExportError(
-            f"an export for images of {image_size[0]} x {image_size[1]} pixels (height x width) is not possible: "
-            f"choose sides from {SMALLEST} to {LARGEST}."
+            f"an export for images of {height} x {width} pixels (height x width) is not possible: choose sides from "
+            f"{SMALLEST} to {LARGEST}."
         )
-    try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):  # known before the minutes that an export takes
-            pass
-    except OSError as error:
-        raise ExportError(
-            f"{path} cannot be written ({error.strerror or error}): give the path of a file in a folder of yours."
-        ) from error
     # Only the size matters to `reference`; the detector itself is not touched.
     reference = copy.deepcopy(detector).cpu().eval().requires_grad_(False)
     reference.min_size = reference.max_size = reference.test_scales = None
     reference.test_flip = False
-    views = detector.test_scales is not None or detector.test_flip
+    named = ("min_size", "max_size", "score_thresh", "nms_thresh", "detections_per_img")
+    settings = {name: getattr(detector, name) for name in named}
+    metadata = {"classes": json.dumps(list(classes))} | {k: "" if v is None else str(v) for k, v in settings.items()}
+    sizes = [(height, width)]
+    if dynamic:  # another shape, with sides that need padding
+        sizes.append((max(width * 2 // 3, SMALLEST) | 1, max(height * 3 // 4, SMALLEST) | 1))
     try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
         with replacing(path) as partial:
-            write_graph(reference, partial, None if dynamic else image_size, opset, _metadata(detector, classes))
-            sizes = [image_size, _second_size(image_size)] if dynamic else [image_size]
-            comparisons = compare_with_pytorch(partial, reference, sizes)
+            partial.touch()  # fails before the minutes that an export takes
+            write_graph(reference, partial, None if dynamic else sizes[0], metadata)
+            checks = compare_with_pytorch(partial, reference, sizes)
     except OSError as error:
-        raise ExportError(f"{path} cannot be written ({error.strerror or error}): see to the disk.") from error
-    return ExportReport(path, dynamic, image_size, opset, path.stat().st_size, tuple(comparisons), views)
+        raise ExportError(
+            f"{path} cannot be written ({error.strerror or error}): give the path of a file in a folder of yours."
+        ) from error
+    takes = f"of any size from {SMALLEST} x {SMALLEST}" if dynamic else f"of {height} x {width} pixels"
+    lines = [f"{path}: {path.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}, one image {takes}"]
+    if detector.test_scales is not None or detector.test_flip:
+        lines.append("model.test_scales and model.test_flip have no part in it: it takes one view of an image")
+    return lines + checks
 
 
 class ExportedDetector(nn.Module):
@@ -137,12 +124,12 @@ class ExportedDetector(nn.Module):
 
 
 def write_graph(
-    detector: Detector, path: Path, image_size: tuple[int, int] | None, opset: int, metadata: Mapping[str, str]
+    detector: Detector, path: Path, image_size: tuple[int, int] | None, metadata: Mapping[str, str]
 ) -> None:
     """Trace and write, unchecked. image_size: the only one that the file shall take; None: any."""
     model = ExportedDetector(copy.deepcopy(detector)).eval()
     image = torch.zeros(3, *(image_size or TRACED_SIZE), dtype=torch.uint8)
-    sides = {1: _side("height"), 2: _side("width")} if image_size is None else None
+    sides = {i: torch.export.Dim(name, min=SMALLEST, max=LARGEST) for i, name in ((1, "height"), (2, "width"))}
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -150,15 +137,14 @@ def write_graph(
                 (image,),
                 dynamo=True,
                 verbose=False,
-                opset_version=opset,
-                dynamic_shapes=None if sides is None else {"image": sides},
+                opset_version=OPSET,
+                dynamic_shapes={"image": sides} if image_size is None else None,
                 input_names=["image"],
                 output_names=["boxes", "scores", "labels"],
                 custom_translation_table={torch.ops.msil.batched_nms.default: _batched_nms_to_onnx},
             )
     except Exception as error:  # the exporter lets through whatever torch.export, onnxscript or onnx raise
-        lines = str(error.__cause__ or error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         advice = "export for one image size (--static)" if image_size is None else "try another version of torch"
         raise ExportError(f"torch {torch.__version__} cannot export this detector ({reason}): {advice}.") from error
     assert program is not None
@@ -208,36 +194,9 @@ def _missing(side: int) -> int:
     return (side + STRIDE - 1) // STRIDE * STRIDE - side
 
 
-def _side(name: str) -> Any:
-    return torch.export.Dim(name, min=SMALLEST, max=LARGEST)
-
-
-def _second_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    """Another shape, with sides that need padding."""
-    height, width = image_size
-    return max(width * 2 // 3, SMALLEST) | 1, max(height * 3 // 4, SMALLEST) | 1
-
-
-def _metadata(detector: Detector, classes: Sequence[str]) -> dict[str, str]:
-    return {
-        "classes": json.dumps(list(classes)),
-        "min_size": "" if detector.min_size is None else str(detector.min_size),
-        "max_size": "" if detector.max_size is None else str(detector.max_size),
-        "score_thresh": str(detector.score_thresh),
-        "nms_thresh": str(detector.nms_thresh),
-        "detections_per_img": str(detector.detections_per_img),
-    }
-
-
-def _require_packages() -> None:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ExportError(f'an export needs {" and ".join(missing)}: pip install "msil[export]".')
-
-
 @contextmanager
 def _quiet():
-    """Without the exporter's remarks about itself, which the check that follows makes needless."""
+    """Without the exporter's remarks about itself."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -246,19 +205,3 @@ def _quiet():
             yield
     finally:
         logging.disable(level)
-
-
-def export_lines(report: ExportReport) -> list[str]:
-    """What a user reads of an export: the file, and how far it is from PyTorch."""
-    height, width = report.image_size
-    sizes = f"of any size from {SMALLEST} x {SMALLEST}" if report.dynamic else f"of {height} x {width} pixels"
-    lines = [f"{report.path}: {report.file_bytes / 1e6:.1f} MB, ONNX opset {report.opset}, one image {sizes}"]
-    if report.views_left_out:
-        lines.append("it looks at an image once: model.test_scales and model.test_flip have no part in it")
-    for found in report.comparisons:
-        height, width = found.image_size
-        lines.append(
-            f"checked in onnxruntime on {height} x {width} above score {found.score_thresh:.3g}: {found.detections} "
-            f"detections agree with PyTorch to {found.box_difference:.1e} px and {found.score_difference:.1e} in score"
-        )
-    return lines

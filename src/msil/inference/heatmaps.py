@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
-from msil.data.annotated import AnnotatedImages
+from msil.data.annotations import AnnotatedImages
 from msil.data.images import read_image
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError
@@ -37,7 +37,7 @@ def heatmap_figure(
     detectors: Mapping[str, Detector],
     classes: Sequence[str],
     images: Sequence[Path],
-    out: str | Path,
+    out: Path,
     *,
     level: str = MERGED,
     dataset: AnnotatedImages | None = None,
@@ -53,7 +53,6 @@ def heatmap_figure(
     Raises ConfigError for an unknown level, another ending, nothing to draw, or a place that cannot be written to,
     DataError for an image that cannot be read or a data set without boxes.
     """
-    out = Path(out)
     for file in images:
         if not file.is_file():
             raise DataError(f"there is no image {file}: give the path of one.")
@@ -69,7 +68,10 @@ def heatmap_figure(
     try:
         write_bytes(out, png_bytes(draw_heatmaps(rows, tuple(detectors), level)))
         if dataset is not None:
-            energy = split_energy(detectors, _samples(dataset))
+            indices = tqdm(range(len(dataset)), unit="image", disable=None)
+            energy = split_energy(
+                detectors, ((image, target.boxes) for image, target in map(dataset.__getitem__, indices))
+            )
             write_json(out.with_suffix(".json"), {**(about or {}), **energy_json(energy)})
             lines = [*energy_lines(energy), "", *lines, f"{out.with_suffix('.json')}: the numbers"]
     except OSError as error:
@@ -84,30 +86,27 @@ def short_names(names: Sequence[str]) -> list[str]:
     """
     if len(names) == 1:
         return list(names)
-    parts = [name.split("_") for name in names]
-    common = set.intersection(*map(set, parts))
     # The last part of a run's name is a digest of its settings: it differs wherever another part does.
-    short = ["_".join(part for part in own if part not in common and not _is_digest(part)) for own in parts]
-    found = [part or name for part, name in zip(short, names, strict=True)]
+    parts = [re.sub(r"_[0-9a-f]{8}$", "", name).split("_") for name in names]
+    common = set.intersection(*map(set, parts))
+    found = [
+        "_".join(part for part in own if part not in common) or name for own, name in zip(parts, names, strict=True)
+    ]
     return [name if found.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(found, start=1)]
-
-
-def _is_digest(part: str) -> bool:
-    return len(part) == 8 and all(sign in "0123456789abcdef" for sign in part)
 
 
 def _indices(images: Sequence[Path], dataset: AnnotatedImages | None) -> list[tuple[Path, int | None]]:
     """The files to draw with their places in the data set, None for those that it does not hold."""
     if dataset is None:
         return [(file, None) for file in images]
-    if not images:
-        usable = [index for index in range(len(dataset)) if dataset.has_boxes(index)]
-        if not usable:
-            raise DataError("no image of the split has a box: name another split.")
-        chosen = np.unique(np.linspace(0, len(usable) - 1, ROWS).round().astype(int))
-        return [(dataset.path(usable[place]), usable[place]) for place in chosen]
-    places = {dataset.path(index).resolve(): index for index in range(len(dataset))}
-    return [(file, places.get(file.resolve())) for file in images]
+    if images:
+        places = {dataset.path(index).resolve(): index for index in range(len(dataset))}
+        return [(file, places.get(file.resolve())) for file in images]
+    usable = [index for index in range(len(dataset)) if dataset.has_boxes(index)]
+    if not usable:
+        raise DataError("no image of the split has a box: name another split.")
+    chosen = np.unique(np.linspace(0, len(usable) - 1, ROWS).round().astype(int))
+    return [(dataset.path(usable[place]), usable[place]) for place in chosen]
 
 
 def _row(
@@ -130,9 +129,3 @@ def _row(
     drawn = draw_detections(image, found, classes, SCORE_THRESH, side=CELL_SIDE)
     what = f"{len(boxes)} with score \u2265 {SCORE_THRESH:g}, {name}"
     return HeatmapRow(image, (file.name, what), drawn, boxes, maps)
-
-
-def _samples(dataset: AnnotatedImages) -> Iterator[tuple[Tensor, Tensor]]:
-    for index in tqdm(range(len(dataset)), unit="image", disable=None):
-        image, target = dataset[index]
-        yield image, target.boxes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,6 @@ FORMATS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Summary:
-    """images: how many were drawn, with `detections` in all. failures: a sentence for each that could not be read.
-    result: the path of detections.json."""
-
-    images: int
-    detections: int
-    failures: tuple[str, ...]
-    result: Path
-
-
 def predict_folder(
     detector: AnyDetector,
     classes: Sequence[str],
@@ -47,7 +35,7 @@ def predict_folder(
     *,
     checkpoint: str,
     score_thresh: float = 0.3,
-) -> Summary:
+) -> dict[str, Any]:
     """Detect in an image, or in every image that lies in a folder (not in folders below it; hidden files are left out).
 
     Each image's copy with boxes, class names and scores is written to `out` under the image's own name and in its
@@ -58,14 +46,14 @@ def predict_folder(
                      "detections": [{"label": "cat", "score": 0.93, "box": [x1, y1, x2, y2]}, ...]}, ...],
          "failed": [{"file": "b.jpg", "error": "..."}, ...]}
     with images by name, detections by falling score, and boxes in pixels of the upright image from its top left corner.
-    It is also written where the work is broken off, with the images done.
+    It is also written where the work is broken off, with the images done. Returns its content.
 
     classes: label i is classes[i]. checkpoint: what the json says of the detector's origin. score_thresh: only
     detections of at least this score are kept; the detector's own threshold holds as well.
     Images are taken one at a time, on the detector's device: what is found in one does not depend on the others.
 
     Raises DataError if there is no such image or folder, the folder has no images, or the only image cannot be read
-    (in a folder the others go on, see Summary.failures); ConfigError for a threshold outside [0, 1], or an `out` that
+    (in a folder the others go on); ConfigError for a threshold outside [0, 1], or an `out` that
     cannot be written to, or where an image to be read, or a picture of the same name that is not ours, would be
     overwritten.
     """
@@ -74,8 +62,11 @@ def predict_folder(
         raise ConfigError(f"the score threshold must be from 0 to 1, but is {score_thresh:g}: choose another.")
     files = _image_files(source)
     _check_out(out, files)
+    device = next(detector.parameters()).device
     images: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
+    content = {"checkpoint": checkpoint, "score_thresh": score_thresh, "classes": list(classes), "images": images,
+               "failed": failed}  # fmt: skip
     try:
         try:
             for file in tqdm(files, unit="image", disable=None if len(files) > 1 else True):
@@ -86,23 +77,19 @@ def predict_folder(
                         raise
                     failed.append({"file": file.name, "error": str(error)})
                     continue
-                found = _detect(detector, image, score_thresh)
+                found = detector.predict([image.to(device)])[0].to("cpu")
+                kept = found.scores >= score_thresh
+                found = Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
                 write_bytes(out / _drawn_name(file), _draw(image, found, classes, _drawn_name(file)))
                 images.append(_record(file, image, found, classes))
         finally:
             if images or failed:
-                content = {"checkpoint": checkpoint, "score_thresh": score_thresh, "classes": list(classes)}
-                write_json(out / RESULT, {**content, "images": images, "failed": failed})
+                write_json(out / RESULT, content)
     except OSError as error:
         raise ConfigError(
             f"{out} cannot be written to ({error.strerror or error}): mend that or choose another."
         ) from error
-    return Summary(
-        len(images),
-        sum(len(record["detections"]) for record in images),
-        tuple(entry["error"] for entry in failed),
-        out / RESULT,
-    )
+    return content
 
 
 def _image_files(source: Path) -> list[Path]:
@@ -140,12 +127,6 @@ def _drawn_name(file: Path) -> str:
     return file.name if file.suffix.lower() in FORMATS else f"{file.name}.jpg"
 
 
-def _detect(detector: AnyDetector, image: Tensor, score_thresh: float) -> Detections:
-    found = detector.predict([image.to(next(detector.parameters()).device)])[0].to("cpu")
-    kept = found.scores >= score_thresh
-    return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
-
-
 def _draw(image: Tensor, found: Detections, classes: Sequence[str], name: str) -> bytes:
     """The picture's file content, in the format that its name's ending says."""
     height, width = image.shape[1:]
@@ -158,10 +139,9 @@ def _draw(image: Tensor, found: Detections, classes: Sequence[str], name: str) -
         side=SMALLEST_DRAWN if 2 * max(height, width) <= SMALLEST_DRAWN else None,
         font_size=readable_font_size(height, width),
     )
-    content = io.BytesIO()
+    content, kind = io.BytesIO(), FORMATS[Path(name).suffix.lower()]
     # Without subsampling, which would smear coloured lines of two pixels.
-    options = {"quality": 95, "subsampling": 0} if FORMATS[Path(name).suffix.lower()] == "JPEG" else {}
-    Image.fromarray(pixels).save(content, FORMATS[Path(name).suffix.lower()], **options)
+    Image.fromarray(pixels).save(content, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))
     return content.getvalue()
 
 

@@ -45,23 +45,15 @@ def resample(run: Matches, metric: str, *, samples: int = SAMPLES, seed: int = 0
     return Resampled(float(scores(run, metrics=(metric,))[metric]), values, run.question)
 
 
-def difference_interval(
-    ours: Sequence[Matches], others: Sequence[Matches], metric: str, *, samples: int = SAMPLES, seed: int = 0
-) -> Interval:
-    """The mean over `ours` minus that over `others`, two rows with one run a seed, on the same resampled images.
-
-    Raises ValueError for runs that were not asked for the same boxes of the same images.
-    """
-    first, second = ([resample(run, metric, samples=samples, seed=seed) for run in runs] for runs in (ours, others))
-    return difference_of(first, second, seed=seed)
-
-
 def difference_of(ours: Sequence[Resampled], others: Sequence[Resampled], *, seed: int = 0) -> Interval:
-    """As `difference_interval`, of runs that were resampled before with this very `seed`."""
+    """The mean over `ours` minus that over `others`, two rows with one run a seed, resampled with this very `seed`.
+
+    Raises ValueError for runs that were not evaluated on the same boxes of the same images.
+    """
     _check(ours, others)
     choices = _generators(seed)[1]
     first, second = (row_means(np.stack([one.values for one in row]), choices) for row in (ours, others))
-    return _interval(_estimate(ours) - _estimate(others), first - second)
+    return interval(_estimate(ours) - _estimate(others), first - second)
 
 
 def image_weights(images: int, samples: int, generator: np.random.Generator) -> np.ndarray:
@@ -90,7 +82,8 @@ def _estimate(row: Sequence[Resampled]) -> float:
     return float(np.mean([one.estimate for one in row]))
 
 
-def _interval(estimate: float, resampled: np.ndarray) -> Interval:
+def interval(estimate: float, resampled: np.ndarray) -> Interval:
+    """The percentile interval of resampled values (B,), of which nan is left out."""
     counted = resampled[~np.isnan(resampled)]  # a resample may hold no object at all
     if not len(counted):
         return Interval(estimate, float("nan"), float("nan"))

@@ -14,14 +14,15 @@ nothing found and that no error of Cls or Loc lies on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+from pycocotools import mask
 
-from msil.metrics.confusion import by_score, overlaps, take_best
 from msil.metrics.matching import MAX_DETECTIONS, ClassMatches, Matches
 from msil.metrics.precision import scores
-from msil.metrics.record import EvaluationRecord
+from msil.metrics.record import EvaluationRecord, to_xywh
 
 KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 FOREGROUND = 0.5  # t_f
@@ -79,7 +80,8 @@ def breakdown(record: EvaluationRecord) -> Breakdown:
 
 def _judge(record: EvaluationRecord) -> _Judged:
     found = by_score(record, np.arange(len(record.found_images)))
-    found = found[_place_in_group(record.found_images[found], record.found_labels[found]) < MAX_DETECTIONS]
+    groups = record.found_images * len(record.classes) + record.found_labels
+    found = found[_place_in_group(groups[found]) < MAX_DETECTIONS]
     labels = record.found_labels[found]
     kinds, objects = np.full(len(found), _BKG), np.full(len(found), -1)
     for here, there, ious in overlaps(record, found):
@@ -116,14 +118,11 @@ def _judge_image(ious: np.ndarray, same: np.ndarray, on_ignored: np.ndarray) -> 
     return kinds, objects
 
 
-def _place_in_group(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of each detection, how many of its image and class stand before it."""
-    order = np.lexsort((labels, images))
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (np.diff(images[order]) != 0) | (np.diff(labels[order]) != 0)
-    starts = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+def _place_in_group(groups: np.ndarray) -> np.ndarray:
+    """Of each element, how many of its group stand before it."""
+    order = np.argsort(groups, kind="stable")
     places = np.empty(len(order), dtype=np.int64)
-    places[order] = np.arange(len(order)) - starts
+    places[order] = np.arange(len(order)) - np.searchsorted(groups[order], groups[order])
     return places
 
 
@@ -136,13 +135,11 @@ def _turned(record: EvaluationRecord, judged: _Judged, kind: int) -> _Judged:
     kinds, labels = judged.kinds.copy(), judged.labels.copy()
     kinds[winners] = _HIT
     labels[winners] = record.truth_labels[judged.objects[winners]]
-    return _kept(_Judged(judged.images, labels, judged.scores, kinds, judged.objects), kept)
+    return _kept(replace(judged, labels=labels, kinds=kinds), kept)
 
 
 def _kept(judged: _Judged, kept: np.ndarray) -> _Judged:
-    return _Judged(
-        judged.images[kept], judged.labels[kept], judged.scores[kept], judged.kinds[kept], judged.objects[kept]
-    )
+    return _Judged(*(getattr(judged, field.name)[kept] for field in fields(judged)))
 
 
 def _ap50(record: EvaluationRecord, judged: _Judged, objects: np.ndarray) -> float:
@@ -162,3 +159,67 @@ def _ap50(record: EvaluationRecord, judged: _Judged, objects: np.ndarray) -> flo
         )
     matches = Matches("coco", ("all",), (FOREGROUND,), tuple(classes), len(record.image_ids), question="")
     return float(np.asarray(scores(matches, metrics=("AP50",))["AP50"]))
+
+
+def confusion(record: EvaluationRecord, score_thresh: float = 0.3, iou: float = 0.5) -> np.ndarray:
+    """Counts (K+1, K+1) int64. Row: class of the object, the last one background; column: class of the detection, the
+    last one missed.
+
+    Detections of at least `score_thresh` take, by descending score and whatever their class, the free object of the
+    highest IoU, if that is at least `iou`. Ignored objects are left out, and so are detections that lie on nothing
+    else: IoU with a crowd is COCO's, the share of the detection that lies inside. The last cell is 0.
+    """
+    classes = len(record.classes)
+    found = by_score(record, np.flatnonzero(record.found_scores >= score_thresh))
+    rows = np.full(len(found), classes)
+    kept = np.ones(len(found), dtype=bool)
+    missed = ~record.truth_ignored
+    for here, there, ious in overlaps(record, found):
+        ignored = record.truth_ignored[there]
+        taken = take_best(ious[:, ~ignored], iou)
+        objects = there[~ignored][taken[taken >= 0]]
+        missed[objects] = False
+        rows[here[taken >= 0]] = record.truth_labels[objects]
+        kept[here] = (taken >= 0) | ~(ious[:, ignored] >= iou).any(axis=1)
+    counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
+    np.add.at(counts, (rows[kept], record.found_labels[found[kept]]), 1)
+    counts[:classes, classes] = np.bincount(record.truth_labels[missed], minlength=classes)
+    return counts
+
+
+def by_score(record: EvaluationRecord, found: np.ndarray) -> np.ndarray:
+    """Positions of detections, ordered by image and in each by descending score, equal scores as they were."""
+    return found[np.lexsort((-record.found_scores[found], record.found_images[found]))]
+
+
+def overlaps(record: EvaluationRecord, found: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each image with objects and with detections among `found` (D,), ordered by image: (here, there, ious).
+
+    here: (d,) positions in `found`. there: (g,) positions of the image's objects. ious: (d, g) as pycocotools has them,
+    with an ignored object the share of the detection that lies inside.
+    """
+    boxes = to_xywh(record.found_boxes[found])
+    owners = record.found_images[found]
+    images = np.unique(owners)
+    ends = [np.searchsorted(owners, images, side) for side in ("left", "right")]
+    truth_ends = [np.searchsorted(record.truth_images, images, side) for side in ("left", "right")]
+    for start, end, first, last in zip(*ends, *truth_ends, strict=True):
+        if first < last:
+            ignored = record.truth_ignored[first:last].astype(np.uint8)
+            ious = mask.iou(boxes[start:end], record.truth_boxes[first:last], ignored)
+            yield np.arange(start, end), np.arange(first, last), np.asarray(ious)
+
+
+def take_best(ious: np.ndarray, least: float) -> np.ndarray:
+    """Each detection in turn takes the free object of the highest IoU if that is at least `least`, as COCO does.
+
+    ious: (d, g), `least` above 0. Returns (d,) int64, the column taken or -1; of equal IoUs the last.
+    """
+    taken = np.full(len(ious), -1, dtype=np.int64)
+    free = ious[:, ::-1].copy()
+    for row in np.flatnonzero((ious >= least).any(axis=1)):
+        best = free[row].argmax()
+        if free[row, best] >= least:
+            taken[row] = ious.shape[1] - 1 - best
+            free[:, best] = 0
+    return taken

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from msil.metrics.record import GroundTruth
 
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 
@@ -48,23 +49,18 @@ def quadrant_counts(points: np.ndarray) -> np.ndarray:
     ])  # fmt: skip
 
 
-def object_centers(ground_truth: Mapping[str, Any]) -> dict[str, Centers]:
-    """Of every class, in the order of the categories, from a COCO format dict.
+def object_centers(truth: GroundTruth) -> dict[str, Centers]:
+    """Of every class, in the order of the labels.
 
-    A centre is the middle of the box as the file has it. Annotations with iscrowd (COCO's crowds, which are not one
-    object, and VOC's difficult boxes as msil reads them) are left out.
+    A centre is the middle of the box as the file has it. Ignored boxes (COCO's crowds, which are not one object, and
+    VOC's difficult ones) are left out.
     """
-    sizes = {image["id"]: (image["width"], image["height"]) for image in ground_truth["images"]}
-    points: dict[int, list[tuple[float, float]]] = {category["id"]: [] for category in ground_truth["categories"]}
-    for annotation in ground_truth["annotations"]:
-        if not annotation["iscrowd"]:
-            x, y, box_width, box_height = annotation["bbox"]
-            width, height = sizes[annotation["image_id"]]
-            points[annotation["category_id"]].append(((x + box_width / 2) / width, (y + box_height / 2) / height))
+    middles = truth.truth_boxes[:, :2] + truth.truth_boxes[:, 2:] / 2
+    points = middles / truth.sizes[truth.truth_images][:, ::-1]
     found = {}
-    for category in ground_truth["categories"]:
-        array = np.array(points[category["id"]], dtype=float).reshape(-1, 2)
-        found[category["name"]] = Centers(array, quadrant_counts(array))
+    for label, name in enumerate(truth.classes):
+        own = points[(truth.truth_labels == label) & ~truth.truth_ignored]
+        found[str(name)] = Centers(own, quadrant_counts(own))
     return found
 
 

@@ -1,17 +1,20 @@
-"""COCO average precision: faster-coco-eval during training, pycocotools for the number that is reported."""
+"""COCO average precision: faster-coco-eval during training, pycocotools for the numbers that are reported."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from faster_coco_eval import COCOeval_faster
+from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from msil.metrics.detections import CollectedDetections, DetectionMetric, covered_ground_truth
-from msil.metrics.fast import fast_stats
+from msil.metrics.detections import DetectionMetric
+from msil.metrics.record import EvaluationRecord, GroundTruth, to_xywh
 
 # In the order of pycocotools' `stats`; AP and AR without a number are averaged over the IoUs 0.50:0.95:0.05.
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -20,81 +23,139 @@ STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 class CocoMetric(DetectionMetric):
     """COCO AP over the images given to `update`, at most 100 detections an image and class.
 
-    ground_truth: COCO format dict; annotations need bbox (x y w h), area, iscrowd, image_id and category_id. Boxes of
-        categories outside `category_ids` are left out.
-    category_ids: label i of the detections is category_ids[i].
-
-    Scores that tie are ranked by ascending image id, then by the detector's order, as pycocotools does.
+    Scores that tie are ranked by ascending image id, then by the detector's order, as pycocotools does. With several
+    processes, all of them must call a method; each raises as `collected`.
     """
 
     def compute(self) -> dict[str, float]:
-        """AP, AP50, AP75, APs, APm, APl over all processes, in [0, 1]; nan where no ground truth box is counted.
-
-        Without any detection they are 0. With several processes, all of them must call this. Raises as `collected`.
-        """
-        stats = self.statistics(final=False)
+        """AP, AP50, AP75, APs, APm, APl over all processes, in [0, 1]; nan where no ground truth box is counted."""
+        stats = self._statistics(fast_stats)
         return {name: stats[name] for name in STATS[:6]}
 
     def compute_final(self) -> dict[str, float]:
-        """All 12 numbers of pycocotools itself (`STATS`), in [0, 1]; nan where it says -1.
-
-        With several processes, all of them must call this. Raises as `collected`.
-        """
+        """All 12 numbers of pycocotools itself (`STATS`), in [0, 1]; nan where it says -1."""
         with self.sync_context():
-            return self.statistics(final=True)
+            return self._statistics(pycocotools_stats)
 
-    def statistics(self, final: bool) -> dict[str, float]:
-        """The 12 numbers over what is collected here, by pycocotools if `final`, else by faster-coco-eval."""
-        found = self.collected()
-        if len(found.image_ids) == 0:
-            return dict.fromkeys(STATS, float("nan"))
-        if final:
-            ground_truth = covered_ground_truth(self.ground_truth, found.image_ids, self.category_ids)
-            stats = pycocotools_stats(ground_truth, coco_results(found, ground_truth, self.category_ids))
-        else:
-            stats = fast_stats(self.ground_truth, found, self.category_ids)
-        return {name: float("nan") if value == -1 else value for name, value in zip(STATS, stats, strict=True)}
+    def _statistics(self, engine: Callable[[EvaluationRecord], dict[str, float]]) -> dict[str, float]:
+        record = self.collected()
+        return engine(record) if len(record.image_ids) else dict.fromkeys(STATS, float("nan"))
 
 
-def pycocotools_stats(ground_truth: dict[str, Any], results: dict[str, Any]) -> list[float]:
-    """The 12 numbers of pycocotools; -1 where no ground truth box is counted. Writes flags into both dicts."""
-    # pycocotools reports every step by print and has no switch for it.
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(indexed(ground_truth), indexed(results), "bbox")
+def pycocotools_stats(record: EvaluationRecord) -> dict[str, float]:
+    """The 12 numbers of pycocotools; nan where no ground truth box is counted."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step and has no switch for it
+        evaluation = coco_evaluation(record)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return [float(value) for value in evaluation.stats]
+    return _named(evaluation)
 
 
-def indexed(dataset: dict[str, Any]) -> COCO:
-    """A COCO format dict as pycocotools takes it."""
-    api: Any = COCO()  # its constructor reads files only, and its type hints know no plain dict
-    api.dataset = dataset
-    api.createIndex()
-    return api
+def to_coco(truth: GroundTruth) -> dict[str, list[dict[str, Any]]]:
+    """COCO's dict of a record or of Annotations.
+
+    Its annotations have ids from 1 (pycocotools takes a match with annotation 0 for no match), bbox as in the data's
+    files and not clipped, area, and iscrowd 0 or 1: 1 for VOC's difficult boxes too.
+    """
+    sizes = zip(truth.image_ids.tolist(), truth.sizes.tolist(), truth.file_names, strict=True)
+    names = zip(truth.category_ids, truth.classes, strict=True)
+    return {
+        "images": [{"id": i, "height": h, "width": w, "file_name": str(name)} for i, (h, w), name in sizes],
+        "categories": [{"id": int(category_id), "name": str(name)} for category_id, name in names],
+        "annotations": _entries(
+            truth, truth.truth_images, truth.truth_labels, bbox=truth.truth_boxes, area=truth.truth_areas,
+            iscrowd=truth.truth_ignored.astype(int),
+        ),
+    }  # fmt: skip
 
 
-def coco_results(
-    found: CollectedDetections, ground_truth: dict[str, Any], category_ids: Sequence[int]
-) -> dict[str, Any]:
-    """Detections as a COCO format dict: what loadRes of either package would build, which pycocotools' cannot do for an
-    empty list. Images and categories are the ground truth's."""
-    rows = zip(
-        found.owners.tolist(), found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-    )  # Python numbers: float32 scores and coordinates become doubles without rounding
-    annotations = []
-    for number, (image_id, (x1, y1, x2, y2), score, label) in enumerate(rows, start=1):
-        width, height = x2 - x1, y2 - y1
-        annotations.append(
-            {
-                "id": number,
-                "image_id": image_id,
-                "category_id": category_ids[label],
-                "bbox": [x1, y1, width, height],
-                "area": width * height,
-                "score": score,
-                "iscrowd": 0,
-            }
-        )
-    return {"images": ground_truth["images"], "categories": ground_truth["categories"], "annotations": annotations}
+def coco_evaluation(record: EvaluationRecord) -> COCOeval:
+    """pycocotools' evaluation of a record, before `evaluate`."""
+    truth = to_coco(record)
+    boxes = to_xywh(record.found_boxes)
+    found = _entries(
+        record, record.found_images, record.found_labels, bbox=boxes, area=boxes[:, 2] * boxes[:, 3],
+        score=record.found_scores.astype(np.float64), iscrowd=np.zeros(len(boxes), dtype=int),
+    )  # fmt: skip
+    apis: list[Any] = [COCO(), COCO()]  # the constructor reads files only, and loadRes takes no empty list
+    with contextlib.redirect_stdout(io.StringIO()):
+        for api, entries in zip(apis, (truth["annotations"], found), strict=True):
+            api.dataset = truth | {"annotations": entries}
+            api.createIndex()
+        return COCOeval(apis[0], apis[1], "bbox")
+
+
+def _entries(truth: GroundTruth, owners: np.ndarray, labels: np.ndarray, **columns: np.ndarray) -> list[dict[str, Any]]:
+    image_ids, category_ids = truth.image_ids[owners], np.asarray(truth.category_ids)[labels]
+    columns = {"id": np.arange(1, len(owners) + 1), "image_id": image_ids, "category_id": category_ids, **columns}
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def fast_stats(record: EvaluationRecord) -> dict[str, float]:
+    """The same 12 numbers by faster-coco-eval.
+
+    Its C++ reads every box from a Python dict and keeps a record of every pair of an image and a class, also of those
+    without a box. So classes are evaluated one after the other, each over the images in which it occurs.
+    """
+    curves = []
+    for label in range(len(record.classes)):
+        evaluation = _ClassEvaluation(record, label)
+        evaluation.evaluate()
+        curves.append(evaluation.eval)
+    whole = COCOeval_faster(iouType="bbox")
+    whole.eval = {
+        "precision": np.concatenate([curve["precision"] for curve in curves], axis=2),  # (T, R, K, A, M)
+        "recall": np.concatenate([curve["recall"] for curve in curves], axis=1),  # (T, K, A, M)
+    }
+    whole.summarize()
+    return _named(whole)
+
+
+class _ClassEvaluation(COCOeval_faster):
+    """COCOeval_faster of one class, over arrays instead of its COCO objects; the result of `evaluate` is in `eval`."""
+
+    def __init__(self, record: EvaluationRecord, label: int) -> None:
+        super().__init__(iouType="bbox")
+        truths = np.flatnonzero(record.truth_labels == label)
+        found = np.flatnonzero(record.found_labels == label)
+        # By image, then by score: those that tie keep the detector's order, as with pycocotools' stable sort.
+        found = found[np.lexsort((-record.found_scores[found], record.found_images[found]))]
+        self.crowd, self.areas = record.truth_ignored[truths].astype(int), record.truth_areas[truths]
+        self.truth_boxes, self.found_boxes = record.truth_boxes[truths], to_xywh(record.found_boxes[found])
+        self.scores = record.found_scores[found].astype(np.float64)
+        images = np.union1d(record.truth_images[truths], record.found_images[found])
+        self.truth_owners, self.truth_bounds = _positions(record.truth_images[truths], images)
+        self.found_owners, self.found_bounds = _positions(record.found_images[found], images)
+        self.params.imgIds = list(range(len(images)))
+        self.params.catIds = [0]
+
+    def _prepare(self) -> None:
+        """Fills the C++ data sets."""
+        columns = (self.truth_owners, self.areas.tolist(), self.crowd.tolist())
+        for number, (owner, area, crowd) in enumerate(zip(*columns, strict=True), start=1):
+            self.gt_dataset.append(owner, 0, {"id": number, "area": area, "iscrowd": crowd, "ignore": crowd})
+        areas = self.found_boxes[:, 2] * self.found_boxes[:, 3]
+        columns = (self.found_owners, areas.tolist(), self.scores.tolist())
+        for number, (owner, area, score) in enumerate(zip(*columns, strict=True), start=1):
+            self.dt_dataset.append(owner, 0, {"id": number, "area": area, "score": score})
+
+    def computeIoU(self, imgId: int, catId: int) -> list[list[float]]:
+        """(D, G) of one image, the highest scores first."""
+        truths, found = (slice(*bounds[imgId : imgId + 2]) for bounds in (self.truth_bounds, self.found_bounds))
+        if truths.start == truths.stop or found.start == found.stop:
+            return []
+        boxes = self.found_boxes[found][: self.params.maxDets[-1]]
+        ious: Any = mask.iou(boxes, self.truth_boxes[truths], self.crowd[truths].tolist())
+        return ious.tolist()
+
+
+def _positions(owners: np.ndarray, images: np.ndarray) -> tuple[list[int], list[int]]:
+    """Each owner's position in `images`, both ascending, and where each image's rows of `owners` begin, and the end."""
+    bounds = np.append(np.searchsorted(owners, images), len(owners))
+    return np.searchsorted(images, owners).tolist(), bounds.tolist()
+
+
+def _named(evaluation: Any) -> dict[str, float]:
+    return {name: float("nan") if v == -1 else float(v) for name, v in zip(STATS, evaluation.stats, strict=True)}

@@ -1,9 +1,8 @@
-"""What both metrics share: collecting detections over updates and processes, and the ground truth that they cover."""
+"""Detections collected over updates and processes: the base of the metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,31 +11,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from msil.detection.structures import Detections
-
-
-@dataclass(frozen=True)
-class CollectedDetections:
-    """Detections of all images evaluated so far on all processes, by ascending image id; I images, D detections.
-
-    Inside an image they keep the order in which the detector gave them.
-
-    image_ids: (I,) int64, every image evaluated, also those without a detection.
-    owners: (D,) int64, each detection's image id.
-    boxes: (D, 4) float64, x1 y1 x2 y2. scores: (D,) float64. labels: (D,) int64.
-    """
-
-    image_ids: np.ndarray
-    owners: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
+from msil.metrics.record import EvaluationRecord, GroundTruth, make_record
 
 
 class DetectionMetric(Metric):
     """Accumulates detections as tensor states, which torchmetrics gathers over the processes in `compute`.
 
-    ground_truth: COCO format dict with images, categories and annotations; never written to.
-    category_ids: label i of the detections is category_ids[i].
+    truth: the annotations of a split, of which any images may be evaluated. Label i of a detection is class i.
 
     Call `reset` before each evaluation: an image evaluated twice is an error.
     """
@@ -51,15 +32,10 @@ class DetectionMetric(Metric):
     counts: list[Tensor]
     image_ids: list[Tensor]
 
-    def __init__(self, ground_truth: dict[str, Any], category_ids: Sequence[int]) -> None:
+    def __init__(self, truth: GroundTruth) -> None:
         super().__init__()
-        listed = {category["id"] for category in ground_truth["categories"]}
-        unlisted = sorted(set(category_ids) - listed)
-        if unlisted:
-            raise ValueError(f"category ids {unlisted} are not among the categories of the ground truth")
-        self.ground_truth = ground_truth
-        self.category_ids = tuple(category_ids)
-        self._known_images = frozenset(image["id"] for image in ground_truth["images"])
+        self.truth = truth
+        self._known_images = frozenset(truth.image_ids.tolist())
         for name in ("boxes", "scores", "labels", "counts", "image_ids"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -101,18 +77,18 @@ class DetectionMetric(Metric):
                 state.append(empty)
         super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
 
-    def gathered(self) -> CollectedDetections:
-        """The detections of all processes, the same on each. All of them must call this. Raises as `collected`."""
+    def gathered(self) -> EvaluationRecord:
+        """`collected` of all processes, the same on each; all of them must call it."""
         with self.sync_context():
             return self.collected()
 
-    def collected(self) -> CollectedDetections:
-        """The states as arrays, independent of the order of updates and of the number of processes.
+    def collected(self) -> EvaluationRecord:
+        """The detections beside the truth, independent of the order of updates and of the number of processes.
 
         After `sync` (inside `compute` or `sync_context`) they cover all processes.
 
         Raises RuntimeError for an image that was evaluated twice, ValueError for boxes or scores that are not finite
-        and for labels outside `category_ids`.
+        and for labels outside the classes.
         """
         state = {name: _joined(getattr(self, name), empty) for name, empty in _empty_states(self.device).items()}
         image_ids, times = np.unique(state["image_ids"], return_counts=True)
@@ -123,32 +99,17 @@ class DetectionMetric(Metric):
                 "reset the metric before each evaluation and give every image to one process only"
             )
         owners = np.repeat(state["image_ids"], state["counts"])
-        order = np.argsort(owners, kind="stable")
-        found = CollectedDetections(
-            image_ids=image_ids,
-            owners=owners[order],
-            boxes=state["boxes"][order].astype(np.float64),
-            scores=state["scores"][order].astype(np.float64),
-            labels=state["labels"][order],
-        )
-        _check(found, len(self.category_ids))
-        return found
-
-
-def covered_ground_truth(
-    ground_truth: dict[str, Any], image_ids: Sequence[int] | np.ndarray, category_ids: Sequence[int]
-) -> dict[str, list[dict[str, Any]]]:
-    """The part of a COCO format dict that lies in the given images and categories, as copies.
-
-    Annotation ids are renumbered from 1, because pycocotools takes a match with annotation 0 for no match.
-    """
-    images, categories = {int(i) for i in image_ids}, set(category_ids)
-    annotations = [a for a in ground_truth["annotations"] if a["image_id"] in images and a["category_id"] in categories]
-    return {
-        "images": [dict(image) for image in ground_truth["images"] if image["id"] in images],
-        "categories": [dict(category) for category in ground_truth["categories"] if category["id"] in categories],
-        "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)],
-    }
+        boxes, scores, labels = state["boxes"], state["scores"], state["labels"]
+        # A NaN box compares false with every threshold, which pycocotools counts as a match.
+        broken = ~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))
+        if broken.any():
+            raise ValueError(f"detections of image {owners[broken][0]} have boxes or scores that are not finite")
+        classes = len(self.truth.classes)
+        foreign = (labels < 0) | (labels >= classes)
+        if foreign.any():
+            label, image_id = labels[foreign][0], owners[foreign][0]
+            raise ValueError(f"a detection of image {image_id} has label {label}, outside [0, {classes})")
+        return make_record(self.truth, image_ids, owners, boxes, scores, labels)
 
 
 def _empty_states(device: torch.device) -> dict[str, Tensor]:
@@ -166,14 +127,3 @@ def _joined(state: list[Tensor] | Tensor, empty: Tensor) -> np.ndarray:
     # A list before torchmetrics has gathered it, one tensor after.
     joined = state if isinstance(state, Tensor) else torch.cat([empty, *state])
     return joined.cpu().numpy()
-
-
-def _check(found: CollectedDetections, num_classes: int) -> None:
-    # A NaN box compares false with every threshold, which pycocotools counts as a match.
-    broken = ~(np.isfinite(found.boxes).all(axis=1) & np.isfinite(found.scores))
-    if broken.any():
-        raise ValueError(f"detections of image {found.owners[broken][0]} have boxes or scores that are not finite")
-    foreign = (found.labels < 0) | (found.labels >= num_classes)
-    if foreign.any():
-        label, image_id = found.labels[foreign][0], found.owners[foreign][0]
-        raise ValueError(f"a detection of image {image_id} has label {label}, outside [0, {num_classes})")

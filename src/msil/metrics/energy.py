@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msil.metrics.bootstrap import Interval
+from msil.metrics.bootstrap import SAMPLES, Interval, image_weights, interval
 
 BORDER = 0.1  # of the box's shorter side
-_BLOCK = 2_000_000  # random numbers drawn at a time
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def merge_levels(maps: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean([m / m.sum() if m.sum() else np.full(m.shape, 1 / m.size) for m in maps], axis=0)
 
 
-def image_mean(values: np.ndarray, *, samples: int = 1000, seed: int = 0) -> Interval:
+def image_mean(values: np.ndarray, *, samples: int = SAMPLES, seed: int = 0) -> Interval:
     """Mean of one value an image, (I,), with the 95 % percentile interval of `samples` resamplings of the images.
 
     Given the differences of two checkpoints on the same images, it is the paired interval of their difference. The
@@ -102,14 +101,8 @@ def image_mean(values: np.ndarray, *, samples: int = 1000, seed: int = 0) -> Int
     values = np.asarray(values, dtype=float)
     if not len(values):
         raise ValueError("a mean over images needs at least one.")
-    generator = np.random.default_rng(seed)
-    means = []
-    step = max(1, _BLOCK // len(values))
-    for start in range(0, samples, step):
-        drawn = generator.integers(len(values), size=(min(step, samples - start), len(values)))
-        means.append(values[drawn].mean(axis=1))
-    low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
-    return Interval(float(values.mean()), float(low), float(high))
+    means = image_weights(len(values), samples, np.random.default_rng(seed)) @ values / len(values)
+    return interval(float(values.mean()), means)
 
 
 def _span(low: float, high: float, length: int) -> slice:

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools.cocoeval import COCOeval
 
-from msil.metrics import voc
-from msil.metrics.coco import coco_results, indexed
-from msil.metrics.detections import CollectedDetections
+from msil.metrics.coco import coco_evaluation
 from msil.metrics.record import EvaluationRecord, corners
 
 COCO_AREAS = ("all", "small", "medium", "large")
 COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
 MAX_DETECTIONS = 100  # of an image and class
+VOC_IOU = 0.5  # a detection matches at this IoU or above (VOCopts.minoverlap)
 
 
 @dataclass(frozen=True)
@@ -49,28 +47,19 @@ class Matches:
 
 def match_coco(record: EvaluationRecord) -> Matches:
     """By COCO's rule (pycocotools does the matching): 10 IoUs, 4 areas, at most 100 detections an image and class."""
-    images = [
-        {"id": int(image_id), "height": int(height), "width": int(width)}
-        for image_id, (height, width) in zip(record.image_ids, record.sizes, strict=True)
-    ]
-    categories = [
-        {"id": int(one), "name": str(name)} for one, name in zip(record.category_ids, record.classes, strict=True)
-    ]
-    ground_truth = {"images": images, "categories": categories, "annotations": _annotations(record)}
-    results = coco_results(_collected(record), ground_truth, record.category_ids.tolist())
     position = {image_id: i for i, image_id in enumerate(record.image_ids.tolist())}
     classes = []
+    evaluation = coco_evaluation(record)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step and has no switch for it
-        evaluation = COCOeval(indexed(ground_truth), indexed(results), "bbox")
         for category_id in record.category_ids.tolist():  # one at a time: it keeps a dict an image and area
             evaluation.params.catIds = [category_id]
             evaluation.evaluate()
             classes.append(_class_matches(evaluation.evalImgs, position))
-    return Matches("coco", COCO_AREAS, COCO_IOUS, tuple(classes), len(images), record.question())
+    return Matches("coco", COCO_AREAS, COCO_IOUS, tuple(classes), len(position), record.question())
 
 
 def match_voc(record: EvaluationRecord) -> Matches:
-    """By VOC's rule at IoU 0.5 (msil.metrics.voc.match), all sizes."""
+    """By VOC's rule at IoU 0.5 (`judge_voc`), all sizes."""
     classes = []
     for label in range(len(record.classes)):
         found = np.flatnonzero(record.found_labels == label)
@@ -81,7 +70,7 @@ def match_voc(record: EvaluationRecord) -> Matches:
         for image, here in zip(images, np.split(np.arange(len(found)), starts[1:]), strict=False):
             there = truths[slice(*np.searchsorted(record.truth_images[truths], (image, image + 1)))]
             boxes = record.found_boxes[found[here]].astype(np.float64)
-            outcomes[here] = voc.match(boxes, corners(record.truth_boxes[there]), record.truth_ignored[there])
+            outcomes[here] = judge_voc(boxes, corners(record.truth_boxes[there]), record.truth_ignored[there])
         order = np.argsort(-record.found_scores[found], kind="stable")
         counted = truths[~record.truth_ignored[truths]]
         classes.append(
@@ -92,7 +81,37 @@ def match_voc(record: EvaluationRecord) -> Matches:
                 np.bincount(record.truth_images[counted], minlength=len(record.image_ids))[None],
             )
         )
-    return Matches("voc", ("all",), (voc.MIN_OVERLAP,), tuple(classes), len(record.image_ids), record.question())
+    return Matches("voc", ("all",), (VOC_IOU,), tuple(classes), len(record.image_ids), record.question())
+
+
+def judge_voc(boxes: np.ndarray, truths: np.ndarray, difficult: np.ndarray) -> np.ndarray:
+    """Judge the detections of one image and class as VOCevaldet.m does.
+
+    boxes: (D, 4) x1 y1 x2 y2, by descending score. truths: (G, 4). difficult: (G,) bool.
+    Returns (D,) int64: 1 for a hit, 0 for a false positive, -1 for a match with a difficult box, which counts neither
+    way. Each detection is compared with the truth of the highest IoU only (the first of equals), difficult or taken
+    as that may be; a second match of the same truth is a false positive.
+    """
+    outcome = np.zeros(len(boxes), dtype=np.int64)
+    if len(boxes) == 0 or len(truths) == 0:
+        return outcome
+    iou = box_iou(boxes, truths)
+    nearest = iou.argmax(axis=1)
+    matching = np.flatnonzero(iou.max(axis=1) >= VOC_IOU)
+    _, first = np.unique(nearest[matching], return_index=True)
+    outcome[matching[first]] = 1
+    outcome[matching[difficult[nearest[matching]]]] = -1
+    return outcome
+
+
+def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of every box (D, 4) with every other box (G, 4), both x1 y1 x2 y2: (D, G), 0 where they do not overlap."""
+    top_left = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    bottom_right = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    intersection = (bottom_right - top_left).clip(min=0).prod(axis=2)
+    areas, other_areas = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others))
+    union = areas[:, None] + other_areas[None, :] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=intersection > 0)
 
 
 def _class_matches(judged: Sequence[Any], position: dict[int, int]) -> ClassMatches:
@@ -118,28 +137,4 @@ def _class_matches(judged: Sequence[Any], position: dict[int, int]) -> ClassMatc
         np.concatenate([nothing, *hits], axis=2)[:, :, order],
         np.concatenate([nothing, *ignored], axis=2)[:, :, order],
         truths,
-    )
-
-
-def _annotations(record: EvaluationRecord) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": number,
-            "image_id": int(record.image_ids[record.truth_images[i]]),
-            "category_id": int(record.category_ids[record.truth_labels[i]]),
-            "bbox": record.truth_boxes[i].tolist(),
-            "area": float(record.truth_areas[i]),
-            "iscrowd": int(record.truth_ignored[i]),
-        }
-        for number, i in enumerate(range(len(record.truth_images)), start=1)
-    ]
-
-
-def _collected(record: EvaluationRecord) -> CollectedDetections:
-    return CollectedDetections(
-        image_ids=record.image_ids,
-        owners=record.image_ids[record.found_images],
-        boxes=record.found_boxes.astype(np.float64),
-        scores=record.found_scores.astype(np.float64),
-        labels=record.found_labels,
     )

@@ -43,23 +43,15 @@ def scores(
     rows = np.ones((1, matches.images)) if weights is None else np.asarray(weights, dtype=np.float64)
     found: dict[str, float | np.ndarray] = {}
     for name in wanted:
-        area, iou = METRICS[name]
-        ious = range(len(matches.ious)) if iou is None else [matches.ious.index(iou)]
-        values = _mean(np.stack([_class_values(one, matches, area, ious, rows) for one in matches.classes]))
+        values = _mean(_class_values(matches, name, rows))
         found[name] = float(values[0]) if weights is None else values
     return found
 
 
 def per_class(matches: Matches) -> dict[str, np.ndarray]:
     """AP and AP50 (VOC_AP of VOC matches) of every class, (K,), nan where a class has no object."""
-    rows = np.ones((1, matches.images))
     names = ("VOC_AP",) if matches.rule == "voc" else ("AP", "AP50")
-    found = {}
-    for name in names:
-        area, iou = METRICS[name]
-        ious = range(len(matches.ious)) if iou is None else [matches.ious.index(iou)]
-        found[name] = np.array([_class_values(one, matches, area, ious, rows)[0] for one in matches.classes])
-    return found
+    return {name: _class_values(matches, name, np.ones((1, matches.images)))[:, 0] for name in names}
 
 
 def precision_recall(matches: Matches, iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -76,19 +68,20 @@ def precision_recall(matches: Matches, iou: float = 0.5) -> tuple[np.ndarray, np
     return RECALLS, precisions
 
 
-def _class_values(
-    one: ClassMatches, matches: Matches, area: str, ious: Sequence[int], weights: np.ndarray
-) -> np.ndarray:
-    """AP of one class, mean over IoUs: (B,), nan where no object counts."""
+def _class_values(matches: Matches, metric: str, weights: np.ndarray) -> np.ndarray:
+    """AP of every class, mean over IoUs: (K, B), nan where no object counts."""
+    area, iou = METRICS[metric]
     place = matches.areas.index(area)
-    totals = weights @ one.truths[place]
-    values = np.full(len(weights), np.nan)
-    counted = np.flatnonzero(totals > 0)
-    step = max(1, _BLOCK // max(1, len(one.images)))
-    for start in range(0, len(counted), step):
-        rows = counted[start : start + step]
-        sums = [_average(one, matches, place, iou, weights[rows], totals[rows]) for iou in ious]
-        values[rows] = np.mean(sums, axis=0)
+    ious = range(len(matches.ious)) if iou is None else [matches.ious.index(iou)]
+    values = np.full((len(matches.classes), len(weights)), np.nan)
+    for label, one in enumerate(matches.classes):
+        totals = weights @ one.truths[place]
+        counted = np.flatnonzero(totals > 0)
+        step = max(1, _BLOCK // max(1, len(one.images)))
+        for start in range(0, len(counted), step):
+            rows = counted[start : start + step]
+            sums = [_average(one, matches, place, iou, weights[rows], totals[rows]) for iou in ious]
+            values[label, rows] = np.mean(sums, axis=0)
     return values
 
 

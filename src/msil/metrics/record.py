@@ -1,13 +1,12 @@
-"""evaluation.npz: what the reported evaluation of a run compared, so that every later question needs no training.
+"""evaluation.npz: the boxes and the detections that the reported evaluation of a run compared.
 
-One compressed file a run: the boxes of the images and the detections on them, in the pixels of the image files.
+It also is the one form in which metrics are computed: of what `DetectionMetric` has collected, and of a finished run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from msil.errors import DataError
+from msil.runs import RECORD as RECORD_FILE
 from msil.runs import write_bytes
 
-RECORD_FILE = "evaluation.npz"
+# msil.data.annotations.Annotations, whose fields have the names of a record's: or another record.
+GroundTruth = Any
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class EvaluationRecord:
     found_labels: np.ndarray
 
     def same_question(self, other: EvaluationRecord) -> bool:
-        """Whether both were asked for the same boxes of the same classes on the same images."""
+        """Whether both are of the same boxes of the same classes on the same images."""
         return self.question() == other.question()
 
     def question(self) -> str:
@@ -70,52 +71,53 @@ def corners(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
+def to_xywh(boxes: np.ndarray) -> np.ndarray:
+    """(N, 4) x1 y1 x2 y2, float32 or float64 -> x y width height, float64, as pycocotools takes boxes."""
+    boxes = boxes.astype(np.float64)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
 def make_record(
-    ground_truth: Mapping[str, Any],
-    classes: Sequence[str],
-    category_ids: Sequence[int],
-    file_names: Mapping[int, str],
-    *,
+    truth: GroundTruth,
     image_ids: np.ndarray,
     owners: np.ndarray,
     boxes: np.ndarray,
     scores: np.ndarray,
     labels: np.ndarray,
 ) -> EvaluationRecord:
-    """From a COCO format dict and the detections of an evaluation.
-
-    classes, category_ids: label i is classes[i] and category_ids[i]. file_names: of each image id, below the root.
-    image_ids: (I,) ascending, the images evaluated. owners: (D,) ascending, each detection's image id.
-    boxes: (D, 4) x1 y1 x2 y2. scores: (D,). labels: (D,).
-    """
-    position = {int(image_id): i for i, image_id in enumerate(image_ids)}
-    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
-    size_of = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-    truths = [a for a in ground_truth["annotations"] if a["image_id"] in position and a["category_id"] in label_of]
-    truths.sort(key=lambda annotation: position[annotation["image_id"]])  # stable: the file's order inside an image
+    """image_ids: (I,) ascending, the images evaluated. owners: (D,) each detection's image id. boxes: (D, 4) float32
+    x1 y1 x2 y2. scores: (D,) float32. labels: (D,) int64."""
+    images = np.flatnonzero(np.isin(truth.image_ids, image_ids))
+    images = images[np.argsort(truth.image_ids[images])]
+    position = np.full(len(truth.image_ids), -1)
+    position[images] = np.arange(len(images))
+    truth_images = position[truth.truth_images]
+    order = np.argsort(truth_images, kind="stable")  # the file's order inside an image
+    truths = order[truth_images[order] >= 0]
+    found = np.argsort(owners, kind="stable")  # the detector's order inside an image
     return EvaluationRecord(
-        classes=np.array(list(classes), dtype=np.str_),
-        category_ids=np.array(list(category_ids), dtype=np.int64),
-        image_ids=np.asarray(image_ids, dtype=np.int64),
-        file_names=np.array([file_names[int(i)] for i in image_ids], dtype=np.str_),
-        sizes=np.array([size_of[int(i)] for i in image_ids], dtype=np.int64).reshape(-1, 2),
-        truth_images=np.array([position[a["image_id"]] for a in truths], dtype=np.int64),
-        truth_boxes=np.array([a["bbox"] for a in truths], dtype=np.float64).reshape(-1, 4),
-        truth_areas=np.array([a["area"] for a in truths], dtype=np.float64),
-        truth_labels=np.array([label_of[a["category_id"]] for a in truths], dtype=np.int64),
-        truth_ignored=np.array([bool(a["iscrowd"]) for a in truths], dtype=bool),
-        found_images=np.searchsorted(image_ids, owners).astype(np.int64),
-        found_boxes=np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
-        found_scores=np.asarray(scores, dtype=np.float32),
-        found_labels=np.asarray(labels, dtype=np.int64),
+        classes=np.array(list(truth.classes), dtype=np.str_),
+        category_ids=np.array(list(truth.category_ids), dtype=np.int64),
+        image_ids=image_ids,
+        file_names=np.array([truth.file_names[i] for i in images], dtype=np.str_),
+        sizes=np.asarray(truth.sizes[images], dtype=np.int64),
+        truth_images=truth_images[truths],
+        truth_boxes=truth.truth_boxes[truths],
+        truth_areas=truth.truth_areas[truths],
+        truth_labels=truth.truth_labels[truths],
+        truth_ignored=truth.truth_ignored[truths],
+        found_images=np.searchsorted(image_ids, owners[found]),
+        found_boxes=boxes[found],
+        found_scores=scores[found],
+        found_labels=labels[found],
     )
 
 
 def write_record(run_dir: str | Path, record: EvaluationRecord) -> None:
-    """Write run_dir/evaluation.npz whole or not at all. Integers take the fewest bytes that hold them."""
-    arrays = {field.name: getattr(record, field.name) for field in fields(record)}
+    """Write run_dir/evaluation.npz atomically."""
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **{name: _smallest(array) for name, array in arrays.items()})
+    arrays = {field.name: getattr(record, field.name) for field in fields(record)}
+    np.savez_compressed(content, allow_pickle=False, **arrays)
     write_bytes(Path(run_dir) / RECORD_FILE, content.getvalue())
 
 
@@ -129,8 +131,8 @@ def read_record(run_dir: str | Path) -> EvaluationRecord:
         raise DataError(f"{path} is missing: run the command of that run again after deleting its folder.") from error
     except Exception as error:  # of a damaged file, numpy, zipfile, zlib and tokenize raise what they please
         raise DataError(f"{path} cannot be read as the evaluation of a run: {error}.") from error
-    wide = {"i": np.int64, "u": np.int64}
-    record = EvaluationRecord(**{name: a.astype(wide.get(a.dtype.kind, a.dtype)) for name, a in arrays.items()})
+    integers = {name: a.astype(np.int64) for name, a in arrays.items() if a.dtype.kind in "iu"}
+    record = EvaluationRecord(**{**arrays, **integers})
     _check(path, record)
     return record
 
@@ -155,12 +157,3 @@ def _check(path: Path, record: EvaluationRecord) -> None:
         wrong += ["image_ids"] if (np.diff(record.image_ids) <= 0).any() else []
     if wrong:
         raise DataError(f"{path} does not fit together: {', '.join(wrong)} cannot belong to {images} images.")
-
-
-def _smallest(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind != "i" or not array.size:
-        return array
-    low, high = array.min(), array.max()
-    # Beside a negative number the type must be signed, which has room for -high - 1 exactly if it has for high.
-    types = [np.min_scalar_type(low), np.min_scalar_type(high if low >= 0 else min(low, -high - 1))]
-    return array.astype(np.result_type(*types))

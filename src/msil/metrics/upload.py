@@ -6,134 +6,63 @@ Format: https://cocodataset.org/#format-results and https://cocodataset.org/#upl
 from __future__ import annotations
 
 import json
-import math
-import re
-import shutil
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 
-from msil.errors import ConfigError, DataError
-from msil.metrics.detections import CollectedDetections, DetectionMetric
+from msil.metrics.detections import DetectionMetric
+from msil.metrics.record import EvaluationRecord
 from msil.runs import replacing
 
 MAX_PER_IMAGE = 100  # over all classes; the server counts no more
-KEYS = ("image_id", "category_id", "bbox", "score")
 BOX_DECIMALS = 2  # a hundredth of a pixel, as COCO's own boxes
 SCORE_DECIMALS = 8  # float32 scores above 1/8 stay distinct, so that rounding does not change their order
 SMALLEST_SIDE = 0.01  # px
-EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a zip can hold
 
 
 class DetectionCollector(DetectionMetric):
-    """Collects detections where there is nothing to score them against.
-
-    ground_truth: COCO format dict, of which the images and categories are looked at. category_ids: label i of the
-    detections is category_ids[i].
-    """
+    """Collects detections where there is nothing to score them against."""
 
     def compute(self) -> dict[str, float]:
         """No numbers: {}."""
         return {}
 
 
-def upload_entries(found: CollectedDetections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def upload_entries(record: EvaluationRecord) -> list[dict[str, Any]]:
     """Detections in COCO's results format, by ascending image id, then in the detector's order.
-
-    category_ids: label i is category_ids[i].
 
     Of an image with more than 100 detections those with the highest scores are kept. Corners are rounded to 0.01 px;
     a side that this leaves nothing of is written as 0.01 px, since a box without area is no box to the server.
     """
-    kept = _best(found)
-    corners = found.boxes[kept].round(BOX_DECIMALS)
+    owners = record.found_images
+    # Stable, image by image as the detections already are: of equal scores the earlier one is kept.
+    order = np.lexsort((-record.found_scores, owners))
+    kept = np.sort(order[np.arange(len(order)) - np.searchsorted(owners, owners) < MAX_PER_IMAGE])
+    corners = record.found_boxes[kept].astype(np.float64).round(BOX_DECIMALS)
     sides = (corners[:, 2:] - corners[:, :2]).round(BOX_DECIMALS)  # 0.3 - 0.1 is 0.19999999999999998
-    sides = np.where(sides == 0, SMALLEST_SIDE, sides)
-    rows = zip(
-        found.owners[kept].tolist(),
-        found.labels[kept].tolist(),
-        np.concatenate([corners[:, :2], sides], axis=1).tolist(),
-        found.scores[kept].round(SCORE_DECIMALS).tolist(),
-        strict=True,
-    )
-    return [
-        {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": bbox, "score": score}
-        for image_id, label, bbox, score in rows
-    ]
-
-
-def check_upload(entries: Sequence[dict[str, Any]], image_ids: Collection[int], category_ids: Collection[int]) -> None:
-    """Raises DataError, naming the first entry that is not as the server wants it, or an image with too many.
-
-    An entry has image_id (one of `image_ids`), category_id (one of `category_ids`), bbox [x, y, width, height] with
-    width and height above 0, and score in [0, 1]; ids are ints, the rest finite numbers.
-    """
-    images, categories = frozenset(image_ids), frozenset(category_ids)
-    counts: Counter[int] = Counter()
-    for index, entry in enumerate(entries):
-        wrong = _wrong(entry, images, categories)
-        if wrong is None:
-            counts[entry["image_id"]] += 1
-            if counts[entry["image_id"]] > MAX_PER_IMAGE:
-                wrong = f"is the {MAX_PER_IMAGE + 1}st of image {entry['image_id']}, of which {MAX_PER_IMAGE} count"
-        if wrong is not None:
-            raise DataError(f"entry {index} of the upload {wrong}: correct it before uploading")
+    columns = {
+        "image_id": record.image_ids[owners[kept]],
+        "category_id": record.category_ids[record.found_labels[kept]],
+        "bbox": np.concatenate([corners[:, :2], np.where(sides == 0, SMALLEST_SIDE, sides)], axis=1),
+        "score": record.found_scores[kept].astype(np.float64).round(SCORE_DECIMALS),
+    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def write_upload(folder: str | Path, split: str, name: str, entries: Sequence[dict[str, Any]]) -> tuple[Path, Path]:
-    """Write detections_<split>_<name>_results.json, one entry a line, and the zip of it that the server takes.
-
-    Both are written whole or not at all, and the same entries give the same bytes. Returns their paths.
-    Raises ConfigError for a split or name that is not of letters, digits, '-', '_' and '.'.
-    """
-    for what, text in (("split", split), ("name", name)):
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", text):
-            raise ConfigError(
-                f"the upload's {what} {text!r} must be of letters, digits, '-', '_' and '.', since it is part of a file"
-                " name: choose another."
-            )
+    """Write detections_<split>_<name>_results.json, one entry a line, and the zip of it that the server takes, both
+    atomically. split, name: parts of a file's name. Returns the paths."""
     plain = Path(folder) / f"detections_{split}_{name}_results.json"
     packed = plain.with_suffix(".zip")
     with replacing(plain) as temporary, open(temporary, "x", encoding="ascii", newline="\n") as file:
         file.writelines(_lines(entries))
     with replacing(packed) as temporary, ZipFile(temporary, "x", ZIP_DEFLATED) as archive:
-        # The file's own time, system and permissions would make every zip another.
-        member = ZipInfo(plain.name, EARLIEST)
-        member.compress_type, member.create_system, member.external_attr = ZIP_DEFLATED, 3, 0o644 << 16
-        member.file_size = plain.stat().st_size
-        with open(plain, "rb") as source, archive.open(member, "w") as target:
-            shutil.copyfileobj(source, target)
+        archive.write(plain, plain.name)
     return plain, packed
-
-
-def _best(found: CollectedDetections) -> np.ndarray:
-    """Indices, ascending, of each image's MAX_PER_IMAGE highest scores; the earlier one where scores tie."""
-    order = np.lexsort((-found.scores, found.owners))  # stable; image by image, since the images already are in order
-    starts = np.searchsorted(found.owners, found.owners)
-    return np.sort(order[np.arange(len(order)) - starts < MAX_PER_IMAGE])
-
-
-def _wrong(entry: object, image_ids: frozenset[int], category_ids: frozenset[int]) -> str | None:
-    """What is wrong with an entry, or None."""
-    if not isinstance(entry, dict) or set(entry) != set(KEYS):
-        return f"must be an object with {', '.join(KEYS)} and nothing else, but is {entry!r}"
-    for key, known in (("image_id", image_ids), ("category_id", category_ids)):
-        if type(entry[key]) is not int or entry[key] not in known:  # type: a bool is an int too
-            return f"has {key} {entry[key]!r}, which is not among the split's {len(known)}"
-    bbox, score = entry["bbox"], entry["score"]
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)) or min(bbox[2:]) <= 0:
-        return f"has bbox {bbox!r}, which is not [x, y, width, height] with finite numbers, the last two above 0"
-    if not _is_number(score) or not 0 <= score <= 1:
-        return f"has score {score!r}, which is not a number from 0 to 1"
-    return None
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and -math.inf < value < math.inf  # pyright: ignore[reportOperatorIssue]
 
 
 def _lines(entries: Sequence[dict[str, Any]]) -> Iterator[str]:

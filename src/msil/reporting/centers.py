@@ -11,7 +11,6 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -24,6 +23,7 @@ from matplotlib.patches import Rectangle
 
 from msil.errors import ConfigError
 from msil.metrics.centers import QUADRANTS, Centers, object_centers, shown_classes
+from msil.metrics.record import GroundTruth
 from msil.reporting.canvas import clean
 from msil.reporting.formats import csv_text, percent
 from msil.runs import write_bytes
@@ -76,16 +76,16 @@ def centers_csv(centers: Mapping[str, Centers]) -> str:
     return text.getvalue()
 
 
-def write_centers(ground_truth: Mapping[str, Any], out: str | Path, names: Sequence[str] | None = None) -> list[str]:
+def write_centers(truth: GroundTruth, out: str | Path, names: Sequence[str] | None = None) -> list[str]:
     """Write the picture and, beside it with the ending .csv, the table of all classes; returns what to print.
 
-    ground_truth: COCO format dict. out: a .png. names: of the classes to draw; None: see `shown_classes`.
+    truth: a split's annotations. out: a .png. names: of the classes to draw; None: see `shown_classes`.
     Raises ConfigError for an unknown class, another ending, no object, or a place that cannot be written to.
     """
     out = Path(out)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"the picture is a PNG, but {out} does not end in .png: name it so.")
-    centers = object_centers(ground_truth)
+    centers = object_centers(truth)
     shown = shown_classes(centers) if names is None else tuple(names)
     picture = draw_centers(centers, shown)
     try:
@@ -94,7 +94,7 @@ def write_centers(ground_truth: Mapping[str, Any], out: str | Path, names: Seque
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror or error}): choose another place.") from error
     objects = sum(len(found.points) for found in centers.values())
-    images = len(ground_truth["images"])
+    images = len(truth.image_ids)
     return [
         f"{out}: classes {', '.join(shown)}",
         f"{out.with_suffix('.csv')}: of all classes, {len(centers)}; {objects:,} objects, {images:,} images",

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from msil.data.headers import read_header
-from msil.data.images import read_image
+from msil.data.images import read_header, read_image
 from msil.errors import DataError
 from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting.drawing import draw_boxes, jpeg_bytes

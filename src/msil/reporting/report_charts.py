@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from msil.metrics.breakdown import breakdown
-from msil.metrics.confusion import confusion
+from msil.metrics.breakdown import breakdown, confusion
 from msil.metrics.precision import per_class, precision_recall, scores
 from msil.metrics.record import EvaluationRecord
 from msil.reporting import charts, curves, matrix

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config, DataName, Mode, plain
-from msil.data.annotated import AnnotatedImages
+from msil.data.annotations import AnnotatedImages
 from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
 from msil.errors import ConfigError
 from msil.interruption import Interruption
@@ -71,8 +71,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
         if rank_zero_only.rank == 0:
             print("; ".join([f"starting from {config.model.weights}", *notes]))
     detector.lay_out(channels_last=config.trainer.channels_last)
-    if config.trainer.compile is not None:
-        detector.compile_parts(config.trainer.compile, frozen=not training)
+    detector.compile_parts(config.trainer.compile, frozen=not training)
     module = DetectionModule(
         detector,
         metrics(config, data.val),
@@ -144,13 +143,11 @@ def _audited(config: Config) -> dict[str, Any]:
 
 def metrics(config: Config, val: AnnotatedImages) -> list[DetectionMetric]:
     """The first collects the detections of the run; without annotations there are no numbers."""
-    ground_truth = val.ground_truth()
     if not val.annotated:
-        return [DetectionCollector(ground_truth, val.category_ids)]
-    found: list[DetectionMetric] = [CocoMetric(ground_truth, val.category_ids)]
+        return [DetectionCollector(val.annotations)]
     if config.data.name is DataName.voc:
-        found.append(VOCMetric(ground_truth, val.category_ids))
-    return found
+        return [CocoMetric(val.annotations), VOCMetric(val.annotations)]
+    return [CocoMetric(val.annotations)]
 
 
 def make_trainer(config: Config, run_dir: Path, **given: Any) -> L.Trainer:

@@ -22,9 +22,8 @@ from msil.config import config_hash, weights_name
 from msil.data.module import DetectionDataModule
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
-from msil.metrics.detections import CollectedDetections
-from msil.metrics.record import EvaluationRecord, make_record, write_record
-from msil.metrics.upload import check_upload, upload_entries, write_upload
+from msil.metrics.record import write_record
+from msil.metrics.upload import upload_entries, write_upload
 from msil.reporting.figures import draw_curves
 from msil.runs import CHECKPOINTS, CURVES, METRICS, PREVIOUS, RESULT, write_json
 from msil.training.build import Parts
@@ -72,7 +71,7 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         },
         "config": parts.values,
     }
-    found = module.metrics[0].gathered()  # pyright: ignore - on every rank
+    record = module.metrics[0].gathered()  # pyright: ignore - on every rank
     if not trainer.is_global_zero:
         return result
     if module.evaluated_at_step != trainer.global_step:  # the training ended between two evaluations
@@ -82,12 +81,15 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
             logger.log_metrics(numbers, step=max(trainer.global_step - 1, 0))
             logger.save()
     if data.val.annotated:
-        write_record(parts.run_dir, record_of(parts, found))
+        write_record(parts.run_dir, record)
     if training:
         draw_curves(parts.run_dir / METRICS, parts.run_dir / CURVES)
     else:
         result["split"] = config.data.split or config.data.val_split
-        result["detections"] = _write_upload(parts, found, result["split"])
+        # Whatever they are called on disk, the files have plain names.
+        names = (_UNSAFE.sub("-", word) for word in (result["split"], weights_name(config.model.weights)))
+        files = write_upload(parts.run_dir, *names, entries=upload_entries(record))
+        result["detections"] = [path.name for path in files]
     write_json(parts.run_dir / RESULT, result)
     (parts.run_dir / CHECKPOINTS / PREVIOUS).unlink(missing_ok=True)  # a finished run is not resumed
     log_result(trainer.loggers, result)
@@ -95,32 +97,6 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         if isinstance(logger, TensorBoardLogger):
             logger.finalize("success")
     return result
-
-
-def record_of(parts: Parts, found: CollectedDetections) -> EvaluationRecord:
-    val = parts.data.val
-    names = {val.image_id(i): val.path(i).relative_to(parts.config.data.root).as_posix() for i in range(len(val))}
-    return make_record(
-        val.ground_truth(),
-        val.classes,
-        val.category_ids,
-        names,
-        image_ids=found.image_ids,
-        owners=found.owners,
-        boxes=found.boxes,
-        scores=found.scores,
-        labels=found.labels,
-    )
-
-
-def _write_upload(parts: Parts, found: CollectedDetections, split: str) -> list[str]:
-    """Detections in COCO's upload format; the files' names."""
-    val = parts.data.val
-    entries = upload_entries(found, val.category_ids)
-    check_upload(entries, found.image_ids.tolist(), val.category_ids)
-    plain_split, name = (_UNSAFE.sub("-", word) for word in (split, weights_name(parts.config.model.weights)))
-    files = write_upload(parts.run_dir, plain_split, name, entries)
-    return [path.name for path in files]
 
 
 def count_parameters(module: nn.Module, trainable: bool = False) -> int:

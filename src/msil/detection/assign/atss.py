@@ -8,14 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msil.detection.assign.base import (
-    LOW_BITS,
-    GroundTruth,
-    Match,
-    best_box,
-    ordered_key,
-    require_one_prior_a_cell,
-)
+from msil.detection.assign.base import LOW_BITS, GroundTruth, Match, best_box, ordered_key, require_one_prior_a_cell
 from msil.detection.boxes import boxes_to_distances, pairwise_iou
 from msil.detection.priors import LevelGrid, Priors
 

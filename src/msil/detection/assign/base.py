@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msil.detection.host import sizes_tensor, to_device
 from msil.detection.priors import Priors
-from msil.detection.structures import Target
+from msil.detection.structures import Target, sizes_tensor, to_device
 
 BACKGROUND, IGNORED = -1, -2
 LOW_BITS = 0xFFFFFFFF

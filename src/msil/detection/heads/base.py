@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from inspect import Signature, signature
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -138,10 +138,6 @@ class DenseHead(nn.Module, ABC):
         **options: Any,
     ) -> None:
         super().__init__()
-        known = [field.name for field in fields(self.Options)]
-        unknown = [name for name in options if name not in known]
-        if unknown:
-            raise TypeError(f"{type(self).__name__} has no option {unknown[0]}; it has {', '.join(known)}.")
         self.num_classes = num_classes
         self.channels = channels
         self.options: Any = self.Options(**options)

@@ -1,0 +1,63 @@
+"""Writes docs/settings.md from msil.config: python docs/settings_page.py"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from msil.config import Config
+
+HEAD = """# Settings
+
+Every setting with its default before a choice of a group changes it (`conf/`), its limits and its meaning. Written by
+`python docs/settings_page.py`. Change one by its full name, as in `schedule.lr=0.002`; `--cfg job` after any command
+prints them all. A head's and a backbone's own settings stand in `conf/model/head/` and `conf/model/backbone/`.
+
+"""
+
+
+def page() -> str:
+    rows = ["| setting | default | limits | meaning |", "|---|---|---|---|", *_rows(Config, "")]
+    return HEAD + "\n".join(rows) + "\n"
+
+
+def _rows(section: type, prefix: str) -> Iterator[str]:
+    hints = get_type_hints(section)
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _rows(hints[field.name], f"{prefix}{field.name}.")
+        elif field.metadata:
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            limits = _limits(hints[field.name], field.metadata)
+            yield f"| `{prefix}{field.name}` | `{_text(default)}` | {limits} | {field.metadata['meaning']} |"
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case Enum():
+            return str(value.value)
+        case _:
+            return str(value)
+
+
+def _limits(hint: Any, limits: Any) -> str:
+    if limits["choices"]:
+        return ", ".join(f"`{choice}`" for choice in limits["choices"])
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return ", ".join(f"`{member.value}`" for member in hint)
+    if limits["above"] is not None:
+        return f"> {limits['above']}"
+    if limits["low"] is None:
+        return ""
+    return f"≥ {limits['low']}" if limits["high"] is None else f"{limits['low']} to {limits['high']}"
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "settings.md").write_text(page(), encoding="utf-8")

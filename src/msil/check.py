@@ -1,0 +1,191 @@
+"""A composed command -> a Config whose values can work: types, limits, and rules over several settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from msil.compose import to_config
+from msil.config import Config, DataConfig, DataName, Decay, LoggerName, Mode, ModelConfig
+from msil.errors import ConfigError
+from msil.explain import one_line
+
+ONLY_SHAPES = ("num_train", "num_val", "image_size", "seed")
+
+
+def checked(composed: DictConfig, typed: Sequence[str] = ()) -> Config:
+    """The settings of one run, with the net of the file in model.weights.
+
+    typed: names of the settings that the command gives, none of which may be without effect.
+    Raises ConfigError, one sentence naming the setting, or WeightsError for that file.
+    """
+    try:
+        config = to_config(composed)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} must be given, as {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from error
+    if config.model.detector is not None:
+        for key in typed:
+            if key.replace("/", ".").startswith(("model.head", "model.backbone", "model.channel", "model.image_")):
+                raise ConfigError(f"{key} has no effect with model.detector={config.model.detector}: leave it out.")
+    if config.model.weights is not None:
+        from msil.checkpoints.settle import check_typed, settled  # late: torch takes seconds
+
+        check_typed(config, typed)
+        config = settled(config)
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for the first value that cannot work."""
+    for path, value, limits in _values(config):
+        _check_limits(path, value, **limits)
+    _check_mode(config)
+    _check_data(config.data)
+    _check_schedule(config)
+    _check_trainer(config)
+    _check_names(config)
+    _check_model(config.model)
+
+
+def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _values(value, f"{prefix}{field.name}.")
+        elif field.metadata:
+            yield f"{prefix}{field.name}", value, {k: v for k, v in field.metadata.items() if k != "meaning"}
+
+
+def _check_limits(path: str, value: Any, *, low: Any, high: Any, above: Any, choices: Any) -> None:
+    if value is None:
+        return
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{path}={value} must be one of {', '.join(map(str, choices))}.")
+    if above is not None and not above < value < math.inf:
+        raise ConfigError(f"{path}={value} must be a number above {above}.")
+    if (low is not None and not low <= value <= (math.inf if high is None else high)) or value == math.inf:
+        raise ConfigError(f"{path}={value} must be {f'at least {low}' if high is None else f'from {low} to {high}'}.")
+
+
+def _check_mode(config: Config) -> None:
+    if config.mode == Mode.test and config.model.weights is None:
+        raise ConfigError("mode=test needs model.weights=FILE, a run's checkpoint or an imported detector.")
+    if config.mode == Mode.train and config.data.split is not None:
+        raise ConfigError(
+            f"data.split={config.data.split} is what mode=test evaluates; training takes data.train_split and "
+            "data.val_split."
+        )
+
+
+def _check_data(data: DataConfig) -> None:
+    if data.max_size < data.min_size:
+        raise ConfigError(f"data.max_size={data.max_size} must be at least data.min_size={data.min_size}.")
+    sides = data.multiscale
+    if sides is not None and not (len(sides) == 2 and 32 <= sides[0] <= sides[1]):
+        raise ConfigError(f"data.multiscale={sides} must be two short sides, at least 32 and rising, e.g. [480,960].")
+    if data.classes is not None and (not data.classes or len(set(data.classes)) < len(data.classes)):
+        raise ConfigError(f"data.classes={data.classes} must name at least one class, and none twice.")
+    for name in ONLY_SHAPES:
+        value = getattr(data, name)
+        if data.name == DataName.shapes and value is None:
+            raise ConfigError(f"data.{name} must be a number for data=shapes.")
+        if data.name != DataName.shapes and value is not None:
+            raise ConfigError(f"data.{name}={value} has no meaning for data={data.name.value}, only for data=shapes.")
+    for name in ("root", "train_split", "val_split", "split"):
+        value = getattr(data, name)
+        if value is not None and not value.strip():
+            raise ConfigError(f"data.{name} must not be empty.")
+
+
+def _check_schedule(config: Config) -> None:
+    schedule = config.schedule
+    milestones = schedule.milestones
+    if any(epoch < 1 for epoch in milestones) or milestones != sorted(set(milestones)):
+        raise ConfigError(f"schedule.milestones={milestones} must be rising epochs from 1 on, e.g. [8,11].")
+    if schedule.decay == Decay.step and schedule.gamma > 1:
+        raise ConfigError(f"schedule.gamma={schedule.gamma} must not exceed 1: the lr is multiplied by it.")
+    if schedule.ema is not None and not 0 < schedule.ema < 1:
+        raise ConfigError(f"schedule.ema={schedule.ema} must be above 0 and below 1, e.g. 0.999, or null for none.")
+
+
+def _check_trainer(config: Config) -> None:
+    trainer = config.trainer
+    if config.data.batch_size % trainer.accumulate:
+        raise ConfigError(
+            f"trainer.accumulate={trainer.accumulate} must divide data.batch_size={config.data.batch_size}: a step's "
+            "images are taken in so many batches of one size."
+        )
+    if trainer.require_gpu and trainer.accelerator == "cpu":
+        raise ConfigError("trainer.require_gpu=true contradicts trainer.accelerator=cpu: leave out one of them.")
+    devices = trainer.devices
+    if isinstance(devices, int):
+        usable = devices >= 1 or devices == -1
+    else:
+        usable = devices == "auto" or all(index.strip().isdecimal() for index in devices.split(","))
+    if not usable:
+        raise ConfigError(f"trainer.devices={devices} must be a number of devices, auto, or indices such as '0,1'.")
+    if config.logger.name == LoggerName.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(
+            'logger=tensorboard needs the package tensorboard: run pip install -e ".[tensorboard]" -c constraints.txt, '
+            "or leave logger out."
+        )
+
+
+def _check_names(config: Config) -> None:
+    name = config.run_name
+    if not name or name in (".", "..") or "/" in name or "\\" in name or len(name.encode()) > 200:
+        raise ConfigError(f"run_name={name} must be a plain folder name of at most 200 bytes, without slashes.")
+    if config.table is not None and not config.table.replace("-", "").replace("_", "").isalnum():
+        raise ConfigError(f"table={config.table} must be a plain word such as table1.")
+    if not config.runs_dir.strip():
+        raise ConfigError("runs_dir must not be empty.")
+
+
+def _check_model(model: ModelConfig) -> None:
+    for name in ("image_mean", "image_std"):
+        values = getattr(model, name)
+        if values is not None and (len(values) != 3 or not all(math.isfinite(value) for value in values)):
+            raise ConfigError(f"model.{name}={values} must be three numbers, one a channel.")
+    if model.image_std is not None and min(model.image_std) <= 0:
+        raise ConfigError(f"model.image_std={model.image_std} must be above 0.")
+    scales = model.test_scales
+    if scales is not None and (not scales or min(scales) < 32 or len(set(scales)) < len(scales)):
+        raise ConfigError(
+            f"model.test_scales={scales} must be short sides of at least 32 pixels, none twice, e.g. [480,640,800]."
+        )
+    if model.msil.reduction > model.channels:
+        raise ConfigError(
+            f"model.msil.reduction={model.msil.reduction} must not exceed model.channels={model.channels}."
+        )
+    if model.detector is not None:
+        _check_torchvision(model)
+    elif model.detector_weights is not None:
+        raise ConfigError("model.detector_weights is for model=torchvision; set model.backbone.weights.")
+    from msil.checkpoints.assemble import check_model  # late: torch takes seconds
+
+    check_model(model)
+    frozen = model.backbone.get("frozen_stages")
+    if frozen and model.backbone.get("weights") is None and model.weights is None:
+        raise ConfigError(
+            f"model.backbone.frozen_stages={frozen} would freeze random weights: give model.backbone.weights too, or "
+            "leave frozen_stages at null."
+        )
+
+
+def _check_torchvision(model: ModelConfig) -> None:
+    for name in ("test_scales", "test_flip", "topk_candidates"):
+        if getattr(model, name):
+            raise ConfigError(f"model.{name} has no effect with model=torchvision: leave it out.")
+    if model.msil.block is not None:
+        raise ConfigError("model.msil.block has no effect with model=torchvision: leave it out.")
+    if model.detector_weights not in (None, "imagenet"):
+        raise ConfigError(f"model.detector_weights={model.detector_weights} must be imagenet or null.")

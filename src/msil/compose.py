@@ -1,0 +1,91 @@
+"""Settings through Hydra and OmegaConf: the schema, the resolvers of conf/, a command's composed settings."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from msil.config import Config, default_run_name, plain
+from msil.explain import explain
+
+_CHECKOUT = Path(__file__).resolve().parents[2] / "conf"
+CONF = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).resolve().parent / "conf"  # of a wheel
+
+# In the paper's tables under a schedule that trains from scratch in minutes, these nets stand in for its own.
+FROM_SCRATCH = ("quick", "smoke")
+STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18_scratch"}
+
+
+def composed_by_hydra(flags: argparse.Namespace, overrides: Sequence[Override]) -> DictConfig:
+    """The settings with Hydra's own, sweeps left out: they take the values that the files give."""
+    folders = config_folders(flags)
+    lines = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+    if folders[1:]:
+        lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]")
+    try:
+        with initialize_config_dir(str(folders[0]), version_base="1.3", job_name="run"):
+            return compose(flags.config_name or "config", lines, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise explain(error, overrides, folders) from error
+
+
+def config_folders(flags: argparse.Namespace) -> list[Path]:
+    first = CONF if flags.config_path is None else Path(flags.config_path).resolve()
+    return [first, *([Path(flags.config_dir).resolve()] if flags.config_dir else [])]
+
+
+def to_config(node: DictConfig) -> Config:
+    """The composed settings as dataclasses, interpolations resolved and Hydra's own part left out. What the file in
+    model.weights says of its net is not in it yet: see msil.checkpoints.settle.
+
+    Raises OmegaConf's errors for a value that is missing, of the wrong type or not resolvable.
+    """
+    values = copy.deepcopy(node)
+    with read_write(values), open_dict(values):
+        values.pop("hydra", None)
+    return _as_config(values)
+
+
+def _as_config(values: DictConfig) -> Config:
+    config = OmegaConf.to_object(values)
+    assert isinstance(config, Config)
+    if config.model.detector is not None:  # it has a head and a backbone of its own
+        config.model.head, config.model.backbone = {}, {}
+    return config
+
+
+def register(settle: Callable[[Config], Config] = lambda config: config) -> None:
+    """Make `schema` known to Hydra, `${run_name:}` and `${backbones:}` to OmegaConf. Safe to call twice.
+
+    settle: what the name of a run with model.weights is made of; see msil.checkpoints.settle.
+    """
+
+    def run_name(*, _root_: DictConfig) -> str:
+        """Resolves every setting of the root but run_name itself, and Hydra's own, then names them."""
+        given = {key: _root_[key] for key in Config.__dataclass_fields__ if key != "run_name"}
+        values = {
+            key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+            for key, node in given.items()
+        }
+        merged = OmegaConf.merge(OmegaConf.structured(Config), {**values, "run_name": ""})
+        assert isinstance(merged, DictConfig)
+        return default_run_name(plain(settle(_as_config(merged))))
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("backbones", _resolve_backbones, replace=True)
+
+
+def _resolve_backbones(schedule: str, *names: str) -> str:
+    """The choices of a table's sweep over model/backbone: the paper's, or under a quick schedule what stands in."""
+    return ",".join(STAND_INS[name] if schedule in FROM_SCRATCH else name for name in names)

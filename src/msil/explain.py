@@ -1,0 +1,220 @@
+"""A command that Hydra refuses, explained in one sentence with the nearest right name.
+
+Hydra itself advises to add an unknown key by `+`, and its messages are several lines.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from msil.config import Config
+from msil.errors import ConfigError
+
+# Their settings depend on the choice: a head's, a backbone's own.
+OPEN_GROUPS = ("model.head", "model.backbone")
+# OmegaConf's messages end in lines about its internals, Hydra's in its search path and the advice to use `+`.
+_INTERNALS = ("full_key:", "object_type=", "reference_type=", "To append to", "Config search path")
+
+
+def parse(line: str) -> Override:
+    """One override. Raises ConfigError for what Hydra's grammar does not read."""
+    try:
+        override = OverridesParser.create().parse_override(line)
+    except HydraException:
+        override = None
+    if override is None or not override.key_or_group:
+        raise ConfigError(
+            f"cannot read {line!r}: write setting=value, a list as [a,b] without spaces, "
+            "and quote what holds spaces or brackets, as in 'data.classes=[\"traffic light\",cat]'."
+        )
+    return override
+
+
+def explain(error: Exception, overrides: Sequence[Override], folders: Sequence[Path]) -> ConfigError:
+    """The sentence for `error`, which Hydra or OmegaConf raised on these overrides.
+
+    folders: where config groups are looked up.
+    """
+    groups = config_groups(folders)
+    leaves = settings() | _chosen_settings(folders)
+    for override in overrides:
+        if not override.is_hydra_override() and (reason := _wrong(override, groups, leaves)):
+            return ConfigError(reason)
+    for override in overrides:
+        key = override.key_or_group
+        if key in str(error) and key.startswith(tuple(f"{section}." for section in OPEN_GROUPS)):
+            group = key.rpartition(".")[0].replace(".", "/")
+            return ConfigError(f"{key} has no meaning for this {group}: conf/{group}/ has each one's settings.")
+    return ConfigError(one_line(error))
+
+
+def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Group, e.g. model/msil, to its choices, e.g. full, no_align, no_separate."""
+    groups: dict[str, list[str]] = {}
+    for folder in folders:
+        for file in sorted(folder.rglob("*.yaml")):
+            group = file.parent.relative_to(folder).as_posix()
+            if group != "." and group.split("/")[0] != "hydra":
+                groups.setdefault(group, []).append(file.stem)
+    return groups
+
+
+def settings(owner: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Every setting's full name, e.g. model.msil.align, to its type."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(owner).items():
+        if is_dataclass(hint):
+            found.update(settings(hint, f"{prefix}{name}."))  # pyright: ignore[reportArgumentType]
+        elif prefix + name not in OPEN_GROUPS:
+            found[prefix + name] = hint
+    return found
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """The name most like the typed one; a typed tail (`align`, `msil.align`) finds its full name."""
+    dotted = name.replace("/", ".")
+    tails = [other for other in names if other.replace("/", ".").endswith("." + dotted)]
+    if tails:
+        return tails[0]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    by_tail = {other.replace("/", ".").rpartition(".")[2]: other for other in reversed(names)}
+    close = difflib.get_close_matches(dotted.rpartition(".")[2], list(by_tail), n=1, cutoff=0.7)
+    return by_tail[close[0]] if close else None
+
+
+def one_line(error: BaseException) -> str:
+    """An error of Hydra or OmegaConf, and what caused it, as one sentence."""
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(texts) < 2:
+        lines = [line.strip() for line in str(cause).splitlines()]
+        kept = itertools.takewhile(lambda line: not line.startswith(_INTERNALS), lines)
+        text = " ".join(line for line in kept if line).rstrip(".")
+        key = next((line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")), "")
+        if text and text not in texts:
+            texts.append(f"{key}: {text}" if key and key not in text else text)
+        cause = cause.__cause__
+    return ": ".join(texts) + "."
+
+
+def _chosen_settings(folders: Sequence[Path]) -> dict[str, Any]:
+    """The settings that stand only in the files of the choices of a group, as `settings`; of any type."""
+    found: dict[str, Any] = {}
+    for folder, section in itertools.product(folders, OPEN_GROUPS):
+        for file in sorted(folder.joinpath(*section.split(".")).glob("*.yaml")):
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            for name in section.split(".") if "model" in values else ():  # @package _global_
+                values = values.get(name) or {}
+            found |= {f"{section}.{name}": Any for name in values if name != "defaults"}
+    return found
+
+
+def _wrong(override: Override, groups: Mapping[str, list[str]], leaves: Mapping[str, Any]) -> str | None:
+    """What is wrong with an override, or None."""
+    key = override.key_or_group
+    sections = {name.rpartition(".")[0] for name in leaves} - {""}
+    if key not in groups and key not in leaves and key not in sections:
+        parent, _, name = key.rpartition(".")
+        if parent == "model.msil.options":
+            return f"{key}: the arguments of a block are typed together, as in '{parent}={{{name}: 2}}'."
+        guess = nearest(key, [*leaves, *groups])
+        return f"{key} is not a setting." + (f" Did you mean {guess}?" if guess else " --cfg job lists them all.")
+    if override.type == OverrideType.DEL:
+        return f"{override.input_line}: a setting cannot be removed; {key}=null turns off what can be off."
+    if override.type == OverrideType.ADD:
+        return f"{override.input_line}: {key} exists already, so leave out the +."
+    for value in _values(override):
+        if key in groups and not isinstance(value, dict):
+            reason = _wrong_choice(key, value, groups[key])
+        else:
+            reason = _wrong_value(key, value, leaves, groups)
+        if reason:
+            return reason
+    return None
+
+
+def _values(override: Override) -> list[Any]:
+    """The one value, or each value of a sweep that lists them."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    if not override.is_choice_sweep() and not override.is_range_sweep():
+        return []
+    return [Override._convert_value(value) for value in override.sweep_iterator()]  # pyright: ignore[reportArgumentType]
+
+
+def _wrong_choice(group: str, value: Any, choices: Sequence[str]) -> str | None:
+    for choice in value if isinstance(value, list) else [value]:
+        if choice is None:
+            return f"{group}=null is not a choice: leave {group} out to get its default."
+        name = str(choice).removesuffix(".yaml")
+        if name not in choices:
+            guess = nearest(name, list(choices))
+            hint = f" Did you mean {group}={guess}?" if guess else ""
+            return f"{group}={name} is not a choice.{hint} There are: {', '.join(choices)}."
+    return None
+
+
+def _wrong_value(key: str, value: Any, leaves: Mapping[str, Any], groups: Mapping[str, list[str]]) -> str | None:
+    if isinstance(value, dict) and key not in leaves:  # model.msil={align:false,apply:cls}
+        for name, inner in value.items():
+            path = f"{key.replace('/', '.')}.{name}"
+            if path not in leaves and not isinstance(inner, dict):
+                guess = nearest(path, list(leaves))
+                return f"{path} is not a setting." + (f" Did you mean {guess}?" if guess else "")
+            if reason := _wrong_value(path, inner, leaves, groups):
+                return reason
+        return None
+    if key not in leaves:
+        group = key.replace(".", "/")
+        if group in groups:
+            choice = nearest(str(value), groups[group]) or groups[group][0]
+            return f"{key}={value} sets a whole group: write {group}={choice}."
+        first = next(name for name in leaves if name.startswith(key + "."))
+        return f"{key}={value} sets a whole group: set one of its settings, as in {first}=..."
+    if isinstance(value, str) and "${" in value:
+        return None
+    try:
+        OmegaConf.update(OmegaConf.structured(Config), key, value)
+    except OmegaConfBaseException:
+        wanted, words = _wanted(leaves[key])
+        guess = nearest(str(value), words) if words else None
+        hint = f" Did you mean {key}={guess}?" if guess else ""
+        return f"{key}={'null' if value is None else value} must be {wanted}.{hint}"
+    return None
+
+
+def _wanted(hint: Any) -> tuple[str, list[str]]:
+    """What a type admits, in words, and the words to guess from."""
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [_wanted(part) for part in get_args(hint)]
+        return " or ".join(part[0] for part in parts), [word for part in parts for word in part[1]]
+    if get_origin(hint) is list:
+        (inner,) = get_args(hint)
+        example = {int: "whole numbers such as [8,11]", float: "numbers such as [0.5,1]"}
+        return f"a list of {example.get(inner, 'words such as [cat,dog]')}", []
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        names = [member.name for member in hint]
+        return f"one of {', '.join(names)}", names
+    return {
+        bool: ("true or false", ["true", "false"]),
+        int: ("a whole number", []),
+        float: ("a number", []),
+        str: ("a text", []),
+        type(None): ("null", ["null"]),
+    }[hint]

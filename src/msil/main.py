@@ -1,0 +1,175 @@
+"""`python run.py` and `msil train`: one command to one run, or by Hydra's sweeper to many."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from msil.check import checked
+from msil.compose import CONF, composed_by_hydra, config_folders, register
+from msil.config import Config
+from msil.errors import ConfigError, RunError, UserError
+from msil.explain import explain, parse
+from msil.interruption import Interruption
+from msil.launch.lifeline import end_with_parent
+from msil.launch.processes import count_devices, program, run_ranks, started_from_outside
+from msil.lock import locked
+from msil.runs import read_result
+from msil.sweep.slurm import check_launcher
+from msil.untrusted import refuse_code
+
+
+def main() -> None:
+    """Runs the command of sys.argv; exits with the code of what went wrong (docs/reliability.md)."""
+    end_with_parent()  # a sweep's job does not outlive the sweep, a run's process not the run
+    prepare()
+    try:
+        command(sys.argv[1:])
+    except (UserError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues after the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def prepare() -> None:
+    # Threads that spin while they wait cost three times the CPU seconds as soon as anything else runs on the machine.
+    # Must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and `command` says it in a sentence
+    # A user needs the sentence, not the line of our code that warned.
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    register(settled)
+
+
+def settled(config: Config) -> Config:
+    """`config` with the net of the file in model.weights."""
+    if config.model.weights is None:
+        return config
+    from msil.checkpoints.settle import settled as with_file  # late: it needs torch
+
+    return with_file(config)
+
+
+def command(words: Sequence[str]) -> dict[str, Any] | None:
+    """Raises UserError or RunError. Returns the result of a single run."""
+    flags = get_args_parser().parse_args(list(words))
+    if flags.help or flags.hydra_help or flags.info or flags.shell_completion:
+        train()  # pyright: ignore[reportCallIssue]
+        return None
+    if flags.experimental_rerun:
+        raise ConfigError("--experimental-rerun reads a pickle, which can run code: give the settings themselves.")
+    overrides = [parse(word) for word in flags.overrides]
+    composed = composed_by_hydra(flags, overrides)
+    if flags.multirun or composed.hydra.mode == RunMode.MULTIRUN:
+        sweep(flags, overrides, composed)
+        return None
+    check_single(overrides)
+    config = checked(composed, [override.key_or_group for override in overrides])
+    if flags.cfg:
+        train()  # pyright: ignore[reportCallIssue]
+        return None
+    return run(config)
+
+
+def check_single(overrides: Sequence[Override]) -> None:
+    for override in overrides:
+        if override.key_or_group == "hydra.launcher.dry_run":
+            raise ConfigError(f"{override.input_line} is for a sweep: add -m, or leave it out for a single run.")
+        if override.is_sweep_override() and not override.is_hydra_override():
+            raise ConfigError(
+                f"{override.input_line} names several values: add -m to run one job for each, "
+                "or write [a,b] if one list is meant."
+            )
+
+
+def sweep(flags: argparse.Namespace, overrides: Sequence[Override], composed: DictConfig) -> None:
+    """Hydra's sweeper makes the jobs; the launcher checks all of them before it starts the first."""
+    if flags.cfg:
+        raise ConfigError("--cfg shows the settings of one run: leave out -m and what it sweeps.")
+    refuse_code(composed)
+    params = OmegaConf.to_container(composed.hydra.sweeper.get("params") or OmegaConf.create())
+    assert isinstance(params, dict)
+    swept = [*overrides, *(parse(f"{key}={value}") for key, value in params.items())]
+    for override in swept:
+        several = override.is_sweep_override() or isinstance(override.value(), list)
+        if several and override.key_or_group == "experiment":
+            raise ConfigError(
+                f"{override.input_line} would lose the sweeps of both files: run one experiment after the other, "
+                "in a command each."
+            )
+    launcher = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    check_launcher(cast(dict[str, Any], launcher), composed.trainer.devices)
+    try:
+        train()  # pyright: ignore[reportCallIssue]
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise explain(error, swept, config_folders(flags)) from error
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def train(composed: DictConfig) -> float | None:
+    """A job in the worker process of a launcher that is not this project's own, such as submitit's."""
+    prepare()
+    overrides = list(HydraConfig.get().overrides.task)
+    sys.argv = ["run.py", *overrides, "hydra.mode=RUN"]  # for result.json, and for the run's processes
+    try:
+        return run(checked(composed))["metrics"].get("AP")
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)  # a job that was stopped (75) must not count as over
+
+
+def run(config: Config) -> dict[str, Any]:
+    """One run, on one device or on several; prints its numbers and returns what result.json holds."""
+    interruption = Interruption()
+    with interruption.watching():  # already: a run that is told to stop while it starts stops at its first batch
+        devices = 1
+        if not started_from_outside(os.environ):
+            devices = count_devices(config.trainer.devices, cpu=config.trainer.accelerator == "cpu")
+        if devices > 1:
+            return on_devices(config, devices)
+        # Late: they take seconds, in which collecting garbage among a million objects that stay would be a quarter.
+        gc.disable()
+        from lightning.pytorch.utilities import rank_zero_only
+
+        from msil.reporting.tables import result_line
+        from msil.training.experiment import run as run_here
+
+        gc.freeze()
+        gc.enable()
+        result = run_here(config, interruption)
+    if rank_zero_only.rank == 0:
+        if result.get("skipped"):
+            print("finished before with these very settings, so nothing was trained; remove the folder to run it again")
+        print(result_line(result))
+    return result
+
+
+def on_devices(config: Config, devices: int) -> dict[str, Any]:
+    """The same command as one process a device."""
+    run_dir = Path(config.runs_dir) / config.run_name
+    with locked(run_dir):  # or another run's logs would be overwritten before its folder is found in use
+        pass
+    code = run_ranks([*program(), *sys.argv[1:]], devices, run_dir)
+    if code != 0:
+        sys.exit(code)
+    result = read_result(run_dir)
+    assert result is not None
+    return result

@@ -1,0 +1,122 @@
+"""What a sweep prints: a line when a job starts and when it ends, and its table."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msil.reporting.formats import duration, percent
+from msil.reporting.tables import Table, sweep_table, to_text, write_table
+from msil.runs import CONSOLE, is_finished, read_result
+from msil.sweep.plan import Job, Sweep, varied
+
+
+@dataclass
+class Outcome:
+    job: Job
+    state: str  # skipped (finished before), waiting, running, ok, failed, interrupted
+    exit_code: int | None = None
+    seconds: float = 0.0
+    reason: str = ""  # of a failure: a line that says how, then the end of the job's log
+
+    @property
+    def done(self) -> bool:
+        return self.state in ("ok", "skipped")
+
+
+def first_outcome(job: Job) -> Outcome:
+    return Outcome(job, "skipped" if is_finished(job.run_dir, job.config_hash) else "waiting")
+
+
+def say(text: str) -> None:
+    """Print, except to a terminal that is closed or a log on a full disk."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
+
+
+def dry_run(sweep: Sweep) -> None:
+    for job in sweep.jobs:
+        finished = is_finished(job.run_dir, job.config_hash)
+        say_of(job, sweep.jobs, f"{f'finished, {_ap(job)}' if finished else 'to run'}  {job.run_dir}")
+
+
+def say_change(outcome: Outcome, outcomes: Sequence[Outcome]) -> None:
+    """One line: the job's number, its label, its state; of a failure also the log's path and end."""
+    job, time = outcome.job, duration(outcome.seconds)
+    first, *log = outcome.reason.splitlines() or [""]
+    text = {
+        "skipped": f"finished before, {_ap(job)}",
+        "running": f"started, log: {job.run_dir / CONSOLE}",
+        "ok": f"finished in {time}, {_ap(job)}",
+        "interrupted": f"stopped after {time}; the same command continues it",
+        "failed": f"FAILED after {time}: {first}",
+    }
+    say_of(job, [other.job for other in outcomes], text[outcome.state])
+    if outcome.state == "failed":
+        say("\n".join([f"      log: {job.run_dir / CONSOLE}", *(f"      | {line}" for line in log)]))
+
+
+def say_of(job: Job, jobs: Sequence[Job], text: str) -> None:
+    width = max(len(other.label) for other in jobs)
+    say(f"[{job.number:{len(str(len(jobs)))}}/{len(jobs)}] {job.label:{width}}  {text}")
+
+
+def report(sweep: Sweep, outcomes: Sequence[Outcome]) -> tuple[Table, bool]:
+    """Writes and prints the sweep's table, then counts; also returns whether the files could be written."""
+    table = sweep_table(
+        [_row(outcome) for outcome in outcomes], varied=varied([job.overrides for job in sweep.jobs]), table=sweep.table
+    )
+    unwritten = None
+    try:
+        write_table(sweep.folder, table)
+    except OSError as error:
+        unwritten = error.strerror
+    files = "" if unwritten else f" Table: {sweep.folder}/table.md, table.csv"
+    say(f"\n{to_text(table)}\n{count(outcomes)}{files}")
+    if any(outcome.done for outcome in outcomes):
+        runs_dir = shlex.quote(str(sweep.jobs[0].run_dir.parent))
+        say(f"With intervals, curves, errors and pictures: msil report {runs_dir}")
+    if unwritten:
+        print(
+            f"error: the table cannot be written to {sweep.folder} ({unwritten}): make room and run the same command "
+            "again; finished jobs are not repeated.",
+            file=sys.stderr,
+        )
+    return table, unwritten is None
+
+
+def count(outcomes: Sequence[Outcome]) -> str:
+    """`5 ok, 1 failed of 6.`"""
+    states = [outcome.state for outcome in outcomes]
+    numbers = {
+        "ok": sum(outcome.done for outcome in outcomes),
+        "failed": states.count("failed"),
+        "stopped": states.count("interrupted"),
+        "not started": states.count("waiting"),
+    }
+    words = ", ".join(f"{number} {word}" for word, number in numbers.items() if number or word in ("ok", "failed"))
+    return f"{words} of {len(outcomes)}."
+
+
+def _ap(job: Job) -> str:
+    result = read_result(job.run_dir)
+    return f"AP {percent(None if result is None else result['metrics'].get('AP'))}"
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    """What the table needs of a job: its result, or how it ended."""
+    result = read_result(outcome.job.run_dir) if outcome.done else None
+    if result is not None:
+        return {**result, "skipped": outcome.state == "skipped"}
+    status = {"waiting": "waiting", "interrupted": "stopped"}.get(outcome.state, "failed")
+    return {
+        "run_name": outcome.job.run_dir.name,
+        "status": status,
+        "exit_code": outcome.exit_code,
+        "config": dict(outcome.job.values),
+        "overrides": list(outcome.job.overrides),
+    }

@@ -1,0 +1,208 @@
+"""How the heads behave: MSIL at the seam, images without boxes, bfloat16, options, learning."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from msil.detection import DenseHead, FCOSHead, Predictions, VFNetHead
+
+from .cases import IMAGE_SIZES, MAP_SIZES, map_sizes_of, random_pyramid, random_targets, target
+from .reference import FORMS, HEADS, build
+
+# Each switch in two of its positions.
+SWITCHES: list[dict[str, Any]] = [
+    {"align": True, "separate": True, "apply": "both", "kernel_size": 3},
+    {"align": False, "separate": True, "apply": "cls", "kernel_size": 1},
+    {"align": True, "separate": False, "apply": "reg", "kernel_size": 3},
+]
+SMALL_MAPS = map_sizes_of(64, 96)
+heads = pytest.mark.parametrize("name", HEADS)
+
+
+def outputs(head: DenseHead, pyramid: list[Tensor]) -> dict[str, Tensor]:
+    predictions = head(pyramid)
+    found = {name: getattr(predictions, name) for name in ("logits", "box", "quality", "first_box")}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+@heads
+def test_the_block_draws_no_random_number_of_the_others_and_apply_none_is_no_block(name: str) -> None:
+    plain = build(name).state_dict()
+    for switches in SWITCHES:
+        state = build(name, switches).state_dict()
+        assert {key for key in state if not key.startswith("msil.")} == plain.keys() != state.keys()
+        assert all(torch.equal(state[key], value) for key, value in plain.items()), switches
+    none = build(name, {"apply": "none"})
+    assert none.msil is None and none.state_dict().keys() == plain.keys()
+    block = nn.Identity()
+    assert build(name, block).msil is block
+
+
+# What the gate of one branch alone changes. VFNet's star convolution classifies where the regression points to.
+CHANGED = {
+    "head_fcos": ({"logits", "quality"}, {"box"}),
+    "head_fcos_tricks": ({"logits"}, {"box", "quality"}),
+    "head_vfnet_s3": ({"logits"}, {"logits", "box", "first_box"}),
+    "head_atss": ({"logits"}, {"box", "quality"}),
+    "head_gfl": ({"logits"}, {"box"}),
+    "head_tood": ({"logits"}, {"box"}),
+    "head_retina": ({"logits"}, {"box"}),
+}
+
+
+@heads
+def test_a_branch_without_gate_does_not_change(name: str) -> None:
+    pyramid = random_pyramid(1, map_sizes=SMALL_MAPS)
+    with torch.no_grad():
+        plain = outputs(build(name), pyramid)
+        for apply, changed in zip(("cls", "reg"), CHANGED[name], strict=True):
+            gated = outputs(build(name, {"apply": apply}), pyramid)
+            assert {key for key in plain if not torch.equal(gated[key], plain[key])} == changed, apply
+
+
+@pytest.mark.parametrize(("name", "epoch"), FORMS)
+def test_every_parameter_gets_a_gradient(name: str, epoch: str) -> None:
+    """DistributedDataParallel needs one for each, in batches without boxes too; the block's own are not zero."""
+    pyramid = random_pyramid(2, map_sizes=map_sizes_of(64, 64))
+    for switches in SWITCHES:
+        head = build(name, {**switches, "reduction": 2}, epoch=epoch)  # an attention wide enough not to be dead
+        for counts in ([3, 0], [0, 0]):
+            head.zero_grad()
+            losses = head.loss(head(pyramid), random_targets(counts, 64, 64, 5), [(64, 64)] * 2)
+            torch.stack(list(losses.values())).sum().backward()
+            lost = [
+                key for key, parameter in head.named_parameters()
+                if parameter.grad is None or not parameter.grad.isfinite().all()
+                or (counts[0] and key.startswith("msil") and not parameter.grad.any())
+            ]  # fmt: skip
+            assert not lost, (switches, counts)
+
+
+def keep(got: list[Tensor], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    got.append(inputs[0])
+
+
+@heads
+def test_towers_are_what_the_predictors_get(name: str) -> None:
+    head, pyramid = build(name, {}), random_pyramid(1, map_sizes=SMALL_MAPS)
+    readers = {"cls_logits": 0, "bbox_reg": 1}
+    if name == "head_vfnet_s3":
+        readers = {"cls_star": 0, "reg_conv": 1, "reg_star": 1}
+    seen: dict[str, list[Tensor]] = {reader: [] for reader in readers}
+    for reader, got in seen.items():
+        head.get_submodule(reader).register_forward_pre_hook(partial(keep, got))
+    with torch.no_grad():
+        head(pyramid)
+        towers = head.towers(pyramid)
+    for reader, branch in readers.items():
+        assert [feature.shape for feature in towers[branch]] == [level.shape for level in pyramid]
+        assert all(torch.equal(*pair) for pair in zip(seen[reader], towers[branch], strict=True)), reader
+
+
+@pytest.mark.parametrize("name", ["head_fcos_tricks", "head_vfnet_s3"])
+def test_an_image_without_boxes_adds_background_only(name: str) -> None:
+    head = build(name)
+    predictions = head(random_pyramid(2))
+    boxes = random_targets([5], 256, 320, 5)[0]
+    with_empty = head.loss(predictions, [boxes, target([])], IMAGE_SIZES)
+    quality, first = (None if x is None else x[:1] for x in (predictions.quality, predictions.first_box))
+    one = Predictions(predictions.logits[:1], predictions.box[:1], MAP_SIZES, quality, first)
+    alone = head.loss(one, [boxes], IMAGE_SIZES[:1])
+    for term in alone.keys() - {"loss_cls"}:
+        torch.testing.assert_close(with_empty[term], alone[term])
+    assert with_empty["loss_cls"] > alone["loss_cls"]
+
+
+def test_boxes_at_background_points_may_be_anything() -> None:
+    head = build("head_vfnet_s3")
+    predictions = head(random_pyramid(2))
+    targets = random_targets([5, 3], 256, 320, 5)
+    background = ~head.targets(predictions, targets, IMAGE_SIZES).positive[..., None]
+    assert predictions.first_box is not None
+    clean = [predictions.first_box.detach(), predictions.box.detach()]
+    spoilt = [torch.where(background, math.nan, clean[0]), torch.where(background, math.inf, clean[1])]
+
+    def losses_and_gradients(initial: Tensor, refined: Tensor) -> tuple[Tensor, list[Tensor]]:
+        leaves = [initial.clone().requires_grad_(), refined.clone().requires_grad_()]
+        one = Predictions(predictions.logits.detach(), leaves[1], MAP_SIZES, first_box=leaves[0])
+        losses = torch.stack(list(head.loss(one, targets, IMAGE_SIZES).values()))
+        return losses.detach(), list(torch.autograd.grad(losses.sum(), leaves))
+
+    expected, expected_gradients = losses_and_gradients(*clean)
+    losses, gradients = losses_and_gradients(*spoilt)
+    assert torch.equal(losses, expected)
+    for got, same in zip(gradients, expected_gradients, strict=True):
+        assert torch.equal(got, same)
+        assert (got[background.squeeze(-1)] == 0).all() and (got != 0).any()
+
+
+@pytest.mark.parametrize("name", ["head_fcos", "head_fcos_tricks", "head_vfnet_s3"])
+def test_bfloat16_autocast(name: str) -> None:
+    head = build(name, {})
+    pyramid, targets = random_pyramid(2), random_targets([4, 3], 256, 320, 5)
+    expected = head.loss(head(pyramid), targets, IMAGE_SIZES)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = head.loss(head(pyramid), targets, IMAGE_SIZES)
+    for key, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[key], rtol=0.02, atol=0)  # bfloat16 has 8 bits
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        (FCOSHead, {"loss_bbox": "diou"}, "loss_bbox=diou must be giou or iou"),
+        (FCOSHead, {"strides": (8, 16)}, r"regress_ranges=.* must be as many as strides"),
+        (FCOSHead, {"num_convs": 0}, "num_convs=0 must be at least 1"),
+        (FCOSHead, {"point_offset": 1.0}, "point_offset=1.0 must be at least 0 and below 1"),
+        (FCOSHead, {"center_sample_radius": 0}, "center_sample_radius=0 must be above 0"),
+        (FCOSHead, {"norm_groups": 5}, "multiple of norm_groups"),
+        (FCOSHead, {"msil": {"apply": "bth"}}, "apply must be one of"),
+        (VFNetHead, {"init": "kaiming"}, "init=kaiming must be authors or mmdet"),
+        (VFNetHead, {"strides": (8, 16)}, r"regress_denoms=.* must be as many as strides"),
+    ],
+)
+def test_wrong_settings_are_refused(kind: type[DenseHead], settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        kind(5, 32, **{"norm_groups": 8, **settings})
+    with pytest.raises(TypeError, match="num_conv"):
+        kind(5, 32, num_conv=1)
+
+
+def test_wrong_inputs_are_refused() -> None:
+    head = build("head_atss")
+    with pytest.raises(ValueError, match="5 levels, the pyramid 4"):
+        head(random_pyramid(2)[:4])
+    predictions = head(random_pyramid(2))
+    targets = random_targets([2, 1], 256, 320, 5)
+    with pytest.raises(ValueError, match="2 images need as many targets and sizes, not 1 and 2"):
+        head.loss(predictions, targets[:1], IMAGE_SIZES)
+    with pytest.raises(ValueError, match="2 images need as many targets and sizes, not 2 and 3"):
+        head.loss(predictions, targets, [*IMAGE_SIZES, (8, 8)])
+
+
+@pytest.mark.parametrize("msil", [None, {}], ids=["plain", "msil"])
+def test_learns_one_image_from_fixed_features(msil: dict | None) -> None:
+    head, pyramid, sizes = build("head_vfnet_s3", msil), random_pyramid(1, map_sizes=SMALL_MAPS), [(64, 96)]
+    objects = target([[8, 12, 40, 52], [50, 6, 88, 30]], [0, 2])
+    optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.stack(list(head.loss(head(pyramid), [objects], sizes).values())).sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        (found,) = head.detect(head(pyramid), sizes)
+    # The two objects first, well placed, before anything else by far.
+    assert found.scores[1] > 0.7 and (found.scores[2:] < 0.6).all()
+    order = found.labels[:2].argsort()
+    assert found.labels[:2][order].tolist() == [0, 2]
+    assert box_iou(found.boxes[:2][order], objects.boxes).diagonal().min() > 0.7
