@@ -43,7 +43,7 @@ class Watch(Callback):
         self.step.clipped = gradients(pl_module)
         self.step.weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
         assert isinstance(pl_module, DetectionModule)
-        losses = {name: float(value) for name, value in pl_module.shared_losses.items()}
+        losses = {name: float(value) for name, value in pl_module.losses.items()}
         self.step.logged = {"loss": sum(losses.values()), **losses}
 
 
@@ -52,15 +52,17 @@ def gradients(module: L.LightningModule) -> dict[str, Tensor]:
 
 
 def one_step(config: Config, batch: Batch, folder: Path, callback: Callback | None = None, **settings: Any) -> Step:
-    """`batch`: this process's images. settings: of the Trainer."""
-    watch = Watch()
+    """`batch`: this process's images, in trainer.accumulate parts. settings: of the Trainer."""
+    watch, parts = Watch(), config.trainer.accumulate
+    size = len(batch[0]) // parts
+    batches = [(batch[0][i : i + size], batch[1][i : i + size]) for i in range(0, len(batch[0]), size)]
     trainer = L.Trainer(
         **{"accelerator": "cpu", "devices": 1, **settings}, callbacks=[watch, *([callback] if callback else [])],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, log_every_n_steps=1, max_steps=1, default_root_dir=str(folder),
-        gradient_clip_val=config.schedule.grad_clip,
+        gradient_clip_val=config.schedule.grad_clip, accumulate_grad_batches=parts,
     )  # fmt: skip
-    trainer.fit(module_of(config), DataLoader([batch], batch_size=None, collate_fn=lambda given: given))
+    trainer.fit(module_of(config), DataLoader(batches, batch_size=None, collate_fn=lambda given: given))
     return watch.step
 
 

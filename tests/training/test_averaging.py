@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,180 +14,96 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from msil.checkpoints.load import load_detector
-from msil.config import Config, config_hash, plain
+from msil.config import Config
 from msil.data.coco import CocoDataset
+from msil.interruption import Preempted
 from msil.metrics.record import read_record
-from msil.training.averaging import TRAINED, AveragedWeights
+from msil.training import build
 from msil.training.experiment import run
-from msil.training.module import DetectionModule
 
-from .cases import assert_same, load, module_of, tiny_config
+from .cases import assert_same, assert_same_run, before_reading, folder, last, tiny_config
 
-
-class FakeTrainer:
-    """As much of a trainer as the callback looks at."""
-
-    class state:
-        fn = None
-
-
-def test_the_average_by_hand() -> None:
-    """Weights 1, 3, 6, 10 at decay 0.15: d = min(0.15, 1/10, 2/11, 3/12) = 0.1, 0.15, 0.15."""
-    module = module_of(tiny_config("runs", "data", "model.backbone.norm=bn"))
-    state = module.detector.state_dict(keep_vars=True)
-    weight = state["head.cls_logits.weight"]
-    mean = next(tensor for name, tensor in state.items() if name.endswith("running_mean"))
-    count = next(tensor for name, tensor in state.items() if name.endswith("num_batches_tracked"))
-    averaging = AveragedWeights(0.15)
-
-    def put(value: int) -> None:
-        with torch.no_grad():
-            weight.fill_(value)
-            mean.fill_(-value)
-            count.fill_(value)
-
-    trainer: Any = FakeTrainer()
-    put(1)
-    averaging.on_fit_start(trainer, module)
-    for value in (3, 6, 10):
-        put(value)
-        averaging.on_train_batch_end(trainer, module, None, ([], []), 0)
-    # 0.1 * 1 + 0.9 * 3 = 2.8; 0.15 * 2.8 + 0.85 * 6 = 5.52; 0.15 * 5.52 + 0.85 * 10 = 9.328
-    averaging.on_validation_start(trainer, module)
-    torch.testing.assert_close(weight.detach(), torch.full_like(weight, 9.328))
-    torch.testing.assert_close(mean, torch.full_like(mean, -9.328))
-    assert count == 10  # a count is no mean of counts
-    averaging.on_validation_start(trainer, module)  # a second one changes nothing
-    assert weight.flatten()[0] < 10
+TRAINED = "current_model_state"  # in a checkpoint, where Lightning's WeightAveraging keeps it
+SETTINGS = ("schedule.ema=0.5", "model.backbone.norm=bn")
 
 
 class Raw(Callback):
-    """Keeps the weights behind every optimizer step, and those in use during and right behind every evaluation."""
+    """Keeps the weights after every optimizer step, and those in use at the end of every evaluation."""
 
-    def __init__(self) -> None:
+    def __init__(self, _seed: int) -> None:
         self.states: list[dict[str, Tensor]] = []
         self.evaluations: list[tuple[int, dict[str, Tensor]]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.on_train_batch_end(trainer, pl_module)
+        self.states.append(_copy(pl_module))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.states.append(_copy(pl_module))
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.evaluations.append((trainer.global_step, _copy(pl_module)))
-
-    on_validation_end = on_validation_epoch_end
 
 
 def _copy(module: L.LightningModule) -> dict[str, Tensor]:
-    assert isinstance(module, DetectionModule)
-    return {name: tensor.clone() for name, tensor in module.detector.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+Averaged = tuple[Config, Raw]
 
 
 @pytest.fixture(scope="module")
-def averaged(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> tuple[Config, Path, dict[str, Any], Raw]:
-    """A whole run of two epochs of two steps with schedule.ema=0.5, and its weights after each step."""
-    config = tiny_config(tmp_path_factory.mktemp("runs"), shapes, "schedule.ema=0.5")
-    raw = Raw()
+def averaged(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Averaged:
+    """A whole run, and its weights after each step."""
+    config = tiny_config(tmp_path_factory.mktemp("runs"), shapes, *SETTINGS)
+    watch = Raw(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("msil.training.fitting.SeedSteps", lambda _seed: raw)
-        result = run(config)
-    return config, Path(config.runs_dir) / config.run_name, result, raw
+        patch.setattr(build, "SeedSteps", lambda _seed: watch)
+        run(config)
+    return config, watch
 
 
-def test_a_run_s_average_is_that_of_its_steps(averaged: tuple[Config, Path, dict[str, Any], Raw]) -> None:
-    _, run_dir, _, raw = averaged
-    start, *steps = raw.states
-    assert len(steps) == 4
-    expected = start
-    for n, state in enumerate(steps):
+def test_the_average_is_that_of_the_steps(averaged: Averaged) -> None:
+    """d = min(0.5, (1 + n) / (10 + n)) after n averaged steps, the first of which is the weights themselves."""
+    config, raw = averaged
+    average = raw.states[1]
+    averages = {1: average}
+    for n, state in enumerate(raw.states[2:], start=1):
         decay = min(0.5, (1 + n) / (10 + n))
-        expected = {name: decay * expected[name] + (1 - decay) * tensor for name, tensor in state.items()}
-    checkpoint = load(run_dir / "checkpoints" / "last.ckpt")
-    kept = {name.removeprefix("detector."): tensor for name, tensor in checkpoint["state_dict"].items()}
-    torch.testing.assert_close(kept, dict(expected))
-    trained = {name.removeprefix("detector."): tensor for name, tensor in checkpoint[TRAINED].items()}
-    assert_same(trained, steps[-1])
-    assert not torch.equal(kept["head.scales"], trained["head.scales"])
-
-
-def test_the_average_is_what_is_evaluated(averaged: tuple[Config, Path, dict[str, Any], Raw]) -> None:
-    """After both epochs and at the end, by the metrics as well as by callbacks that look at the detector."""
-    _, run_dir, _, raw = averaged
-    assert [step for step, *_ in raw.evaluations] == [2, 2, 4, 4, 4, 4]
-    kept = load(run_dir / "checkpoints" / "last.ckpt")["state_dict"]
-    average = {name.removeprefix("detector."): tensor for name, tensor in kept.items()}
+        average = {
+            name: decay * average[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor
+            for name, tensor in state.items()
+        }
+        averages[n + 1] = average
+    assert len(averages) == 8
+    torch.testing.assert_close(last(config)["state_dict"], average)
+    assert_same(dict(last(config)[TRAINED]), raw.states[-1])
+    assert not torch.equal(average["detector.head.scales"], raw.states[-1]["detector.head.scales"])
+    # Every evaluation is of the average: after both epochs and at the end, two batches each.
+    assert [step for step, _ in raw.evaluations] == [4, 4, 8, 8, 8, 8]
     for step, state in raw.evaluations:
-        assert not torch.equal(state["head.scales"], raw.states[step]["head.scales"])
-        if step == 4:
-            assert_same(state, average)
-    # by hand as above: d = 0.1 and then 2/11
-    start, first, second = (raw.states[step]["head.scales"] for step in range(3))
-    expected = (0.1 * start + 0.9 * first) * 2 / 11 + second * 9 / 11
-    for _, state in raw.evaluations[:2]:
-        torch.testing.assert_close(state["head.scales"], expected)
+        torch.testing.assert_close(state, averages[step])
+    best = last(config, "best")
+    torch.testing.assert_close(best["state_dict"], averages[best["global_step"]])
 
 
-def test_the_average_is_what_a_checkpoint_predicts_with(
-    averaged: tuple[Config, Path, dict[str, Any], Raw], shapes: Path
-) -> None:
-    """The run's recorded detections are those of the file, and not those of the weights that were trained."""
-    _, run_dir, _, raw = averaged
-    record = read_record(run_dir)
-    detector, _ = load_detector(run_dir / "checkpoints" / "last.ckpt")
+def test_the_average_is_what_a_checkpoint_predicts_with(averaged: Averaged, shapes: Path) -> None:
+    record = read_record(folder(averaged[0]))
+    detector, _ = load_detector(folder(averaged[0]) / "checkpoints" / "last.ckpt")
     dataset = CocoDataset(shapes, "val")
-
-    def scores() -> Tensor:
-        return torch.cat([detector.predict([dataset[i][0]])[0].scores for i in range(len(dataset))]).sort().values
-
+    scores = torch.cat([detector.predict([dataset[i][0]])[0].scores for i in range(len(dataset))]).sort().values
     expected = torch.from_numpy(record.found_scores).float().sort().values
-    torch.testing.assert_close(scores(), expected, rtol=1e-4, atol=1e-6)
-    detector.load_state_dict(raw.states[-1])
-    other = scores()
-    assert other.shape != expected.shape or (other - expected).abs().max() > 1e-4
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_best_is_saved_with_the_average_that_was_scored(averaged: tuple[Config, Path, dict[str, Any], Raw]) -> None:
-    _, run_dir, _, raw = averaged
-    best = load(run_dir / "checkpoints" / "best.ckpt")
-    step, scored = next(entry for entry in raw.evaluations if entry[0] == best["global_step"])
-    assert_same({name.removeprefix("detector."): tensor for name, tensor in best["state_dict"].items()}, scored)
-    trained = {name.removeprefix("detector."): tensor for name, tensor in best[TRAINED].items()}
-    assert_same(trained, raw.states[step])
-
-
-def test_no_average_by_default(finished: tuple[Config, Path, dict[str, Any]]) -> None:
-    config, run_dir, _ = finished
-    assert config.schedule.ema is None
-    assert TRAINED not in load(run_dir / "checkpoints" / "last.ckpt")
-    values = plain(config)
-    without = copy.deepcopy(values)
-    del without["schedule"]["ema"], without["model"]["test_scales"], without["model"]["test_flip"]
-    assert config_hash(without) == config_hash(values)
-    assert config_hash({**values, "schedule": {**values["schedule"], "ema": 0.999}}) != config_hash(values)
-
-
-class Interrupt(Callback):
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == 3:  # in the middle of the second epoch
-            raise RuntimeError("the power went")
-
-
-def test_interrupted_and_resumed_is_undisturbed(
-    averaged: tuple[Config, Path, dict[str, Any], Raw], tmp_path: Path, shapes: Path
-) -> None:
+def test_interrupted_and_resumed_is_undisturbed(tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit: the average, the weights being trained, the optimizer's state and the numbers."""
-    _, undisturbed, result, _ = averaged
-    config = tiny_config(tmp_path / "runs", shapes, "schedule.ema=0.5")
-    run_dir = Path(config.runs_dir) / config.run_name
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("msil.training.fitting.SeedSteps", lambda _seed: Interrupt())
-        with pytest.raises(RuntimeError, match="the power went"):
+    whole, config = (tiny_config(tmp_path / name, shapes, *SETTINGS) for name in ("whole", "stopped"))
+    run(whole)
+    with monkeypatch.context() as patch:
+        before_reading(patch, 23, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Preempted):
             run(config)
-    assert load(run_dir / "checkpoints" / "last.ckpt")["global_step"] == 2
-    again = run(config)
-    ours, theirs = (load(folder / "checkpoints" / "last.ckpt") for folder in (run_dir, undisturbed))
-    for part in ("state_dict", TRAINED, "optimizer_states"):
-        assert_same(ours[part], theirs[part], part)
-    assert again["metrics"] == pytest.approx(result["metrics"], abs=0, nan_ok=True)
+    assert last(config)["global_step"] == 5
+    run(config)
+    assert_same_run(config, whole)
+    assert_same(last(config)[TRAINED], last(whole)[TRAINED])

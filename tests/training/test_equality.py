@@ -33,7 +33,7 @@ BATCHES = {
     "one object in all": (0, 1, 0, 0),
     "none has any": (0, 0, 0, 0),
 }
-# Head, batch, and the parts that each of two processes takes its images in.
+# Head, batch, and trainer.accumulate.
 Case = tuple[str, str, int]
 QUICK: list[Case] = [(head, name, parts) for head in HEADS for name, parts in (("the second has none", 1), ("both", 2))]
 SLOW: list[Case] = [(head, name, 1) for head in HEADS for name in BATCHES if name != "the second has none"]
@@ -163,7 +163,6 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same_step(case: Case, number: int, folder: Path, alone: Path) -> None:
-    """Every second image of two processes by parts are the same images as the parts of one."""
     name = case[1]
     expected = step_of(case, 0, 1, alone)
     assert (expected["logged"]["loss_bbox"] > 0) == (sum(BATCHES[name]) > 0)

@@ -1,4 +1,4 @@
-"""What a run does when the disk is full, a checkpoint is damaged or a signal comes."""
+"""Losses and gradients that are not finite, too little memory, a folder that another run works in."""
 
 from __future__ import annotations
 
@@ -7,223 +7,145 @@ import re
 import resource
 import signal
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from msil.config import Config
-from msil.data.module import AugmentedImages
-from msil.errors import ConfigError
-from msil.interruption import Preempted
-from msil.runs import DiskFull
-from msil.training import checkpoint
+from msil.detection import Detector
+from msil.lock import Locked, locked
+from msil.runs import read_result
 from msil.training.experiment import run
+from msil.training.faults import TrainingDiverged
 
-from .cases import load, rows, tiny_config
-from .faults import SETTINGS, assert_like, before_reading, folder, last
+from .cases import assert_same, folder, last, tiny_config
 
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Config:
-    """An undisturbed run. Read only."""
-    config = tiny_config(tmp_path_factory.mktemp("whole"), shapes, *SETTINGS)
-    run(config)
-    return config
+ROOT = Path(__file__).resolve().parents[2]
+SGD = torch.optim.SGD
 
 
-# Signals
+def break_losses(monkeypatch: pytest.MonkeyPatch, batch: int, value: float) -> list[list[int]]:
+    """Multiply loss_bbox by `value` in this batch (from 0); the image ids and weights of each."""
+    real, seen = Detector.loss, []
+
+    def loss(self: Detector, images: Any, targets: Any) -> Any:
+        found = real(self, images, targets)
+        if len(seen) == batch:
+            found["loss_bbox"] = found["loss_bbox"] * value
+        seen.append([target.image_id for target in targets])
+        return found
+
+    monkeypatch.setattr(Detector, "loss", loss)
+    return seen
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_at_the_next_batch_and_the_run_goes_on_there(
-    tmp_path: Path, shapes: Path, whole: Config, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+@pytest.mark.parametrize(("value", "parts"), [(float("nan"), 1), (float("inf"), 1), (float("nan"), 2)])
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, value: float, parts: int
 ) -> None:
-    config = tiny_config(tmp_path, shapes, *SETTINGS, "trainer.save_every=100")
-    with monkeypatch.context() as patch:
-        # While the third batch is loaded: two steps are taken, and the third is not begun.
-        before_reading(patch, 9, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(Preempted, match=f"stopped by {number.name} before step 3; the same command continues"):
-            run(config)
+    """In the third step; of two batches in its first."""
+    config = tiny_config(tmp_path, shapes, f"trainer.accumulate={parts}")
+    ids = break_losses(monkeypatch, 2 * parts, value)
+    with pytest.raises(TrainingDiverged) as caught:
+        run(config)
+    assert caught.value.exit_code == 70
+    named = ", ".join(str(image) for batch in ids[2 * parts :] for image in batch)
+    assert f"at step 3 loss_bbox is {value} (images {named})" in str(caught.value)
+    assert len(named.split(", ")) == 4 and len(ids) == 3 * parts
     assert last(config)["global_step"] == 2
-    assert signal.getsignal(number) is signal.SIG_DFL  # what was there before
-    run(config)
-    assert_like(config, whole)
+    assert all(torch.isfinite(tensor).all() for tensor in last(config)["state_dict"].values())
+    assert read_result(folder(config)) is None
 
 
-def test_a_signal_in_the_evaluation_costs_one_step_at_most(
-    tmp_path: Path, shapes: Path, whole: Config, monkeypatch: pytest.MonkeyPatch
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(tmp_path, shapes, *SETTINGS, "trainer.save_every=100")
-    from msil.detection import Detector
-
-    predict = Detector.predict
-    with monkeypatch.context() as patch:
-
-        def predicts(self: Detector, images: list[torch.Tensor]) -> Any:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return predict(self, images)
-
-        patch.setattr(Detector, "predict", predicts)
-        with pytest.raises(Preempted, match="stopped by SIGTERM in an evaluation"):
-            run(config)
-    assert last(config)["global_step"] == 7  # of 8: the evaluation comes after the second epoch's last step
-    run(config)
-    assert_like(config, whole)
-
-
-# Disk
-
-
-def test_a_disk_that_fills_up_while_saving_keeps_the_checkpoint_before(
-    tmp_path: Path, shapes: Path, whole: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny_config(tmp_path, shapes, *SETTINGS)
-    size = (folder(whole) / "checkpoints" / "last.ckpt").stat().st_size
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with monkeypatch.context() as patch:
-        # From the fourth batch on no file may grow beyond half a checkpoint, as on a disk that is full.
-        limit = (size // 2, before[1])
-        before_reading(patch, 13, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
-        try:
-            with pytest.raises(DiskFull) as caught:
-                run(config)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    needed = float(re.search(r"needs about ([\d.]+) MB", str(caught.value))[1])  # type: ignore[index]
-    assert needed * 1e6 == pytest.approx(size, rel=0.1)
-    assert "checkpoints/last.ckpt" in str(caught.value)
-    names = sorted(path.name for path in (folder(config) / "checkpoints").iterdir())
-    assert names == ["last.ckpt", "previous.ckpt"]  # and no part of the one that had no room
-    assert last(config)["global_step"] == 2
-    run(config)
-    assert_like(config, whole)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
-def test_a_small_file_system_is_named_with_what_is_free(tmp_path: Path, shapes: Path, whole: Config) -> None:
-    size = (folder(whole) / "checkpoints" / "last.ckpt").stat().st_size
-    (tmp_path / "small").mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size * 3 // 2}", "none", str(tmp_path / "small")], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    try:
-        config = tiny_config(tmp_path / "small", shapes, *SETTINGS)
-        with pytest.raises(DiskFull, match=r"no room for .*: it needs about [\d.]+ MB, and [\d.]+ MB are free there"):
-            run(config)
-        assert [path.name for path in (folder(config) / "checkpoints").iterdir()] == ["last.ckpt"]
-        assert last(config)["global_step"] == 1  # the second did not fit beside it
-    finally:
-        subprocess.run(["umount", str(tmp_path / "small")], check=True)
-
-
-def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path, shapes: Path) -> None:
-    config = tiny_config(tmp_path, shapes, "schedule.max_steps=1")
-    left = folder(config) / "checkpoints" / ".last.ckpt.0123abcd.tmp"
-    own = folder(config) / ".notes.tmp"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half")
-    own.write_bytes(b"a user's")
-    run(config)
-    assert not left.exists() and own.exists()
-
-
-@pytest.mark.parametrize("limit", [0, 200])
-def test_a_disk_that_is_full_at_the_start_is_a_sentence(tmp_path: Path, shapes: Path, limit: int) -> None:
-    """Too small for the lock's line, and for config.yaml."""
     config = tiny_config(tmp_path, shapes)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        with pytest.raises(DiskFull, match="there is no room for"):
-            run(config)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    real = Detector.loss
 
+    def loss(self: Detector, images: Any, targets: Any) -> Any:
+        found = real(self, images, targets)
+        # The square root's slope at 0 is infinite, its value is 0.
+        weight = self.head.cls_logits.bias
+        found["loss_cls"] = found["loss_cls"] + torch.sqrt((weight - weight.detach()).abs().sum())
+        return found
 
-def test_a_runs_dir_that_cannot_be_is_a_sentence(tmp_path: Path, shapes: Path) -> None:
-    (tmp_path / "file").touch()
-    config = tiny_config(tmp_path / "file", shapes)
-    with pytest.raises(ConfigError, match=r"file/.* cannot be used \(Not a directory\): mend it, or set runs_dir"):
+    monkeypatch.setattr(Detector, "loss", loss)
+    with pytest.raises(TrainingDiverged, match=r"at step 1 the losses are finite, but some gradients are not \(images"):
         run(config)
 
 
-# Damaged checkpoints
-
-
-class Code:
-    """Unpickled, it would leave a mark."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def garble(path: Path) -> None:
-    """One byte in the middle, inside a tensor: torch.load would not notice."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-
-
-def poison(path: Path) -> None:
-    torch.save({**load(path), "extra": Code(path.parent / "mark")}, path)
-
-
-@pytest.mark.parametrize("damage", [truncate, garble, poison, lambda path: path.write_bytes(b"")])
-def test_a_damaged_last_checkpoint_is_passed_over(
-    tmp_path: Path,
-    shapes: Path,
-    whole: Config,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    damage: Callable[[Path], object],
+@pytest.mark.parametrize("save_every", [1, 100])
+def test_a_gpu_leaves_out_a_bad_step_and_all_that_follow(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, save_every: int
 ) -> None:
-    config = tiny_config(tmp_path, shapes, *SETTINGS)
-    with monkeypatch.context() as patch:
-        before_reading(patch, 13, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Preempted):
-            run(config)
-    damage(folder(config) / "checkpoints" / "last.ckpt")
-    capsys.readouterr()
-    run(config)
-    assert re.search(
-        r"last\.ckpt cannot be read as a checkpoint \(.+\); going on from .*previous\.ckpt, step 2",
-        capsys.readouterr().err,
+    """The fused optimizer of a GPU, on the CPU. The host learns of the sixth step one step later, or at the save."""
+    monkeypatch.setattr(torch.optim, "SGD", lambda *args, **options: SGD(*args, **{**options, "fused": True}))
+    settings = ("schedule.optimizer=sgd", "schedule.lr=0.001", f"trainer.save_every={save_every}")
+    config = tiny_config(tmp_path, shapes, *settings)
+    ids = break_losses(monkeypatch, 5, float("nan"))
+    weights: list[dict[str, Any]] = []
+    real = Detector.set_epoch
+
+    def before_each_step(self: Detector, epoch: int) -> None:
+        weights.append({name: value.clone() for name, value in self.state_dict().items()})
+        real(self, epoch)
+
+    monkeypatch.setattr(Detector, "set_epoch", before_each_step)
+    with pytest.raises(TrainingDiverged) as caught:
+        run(config)
+    assert f"at step 6 loss_bbox is nan (images {', '.join(map(str, ids[5]))})" in str(caught.value)
+    assert len(ids) == (6 if save_every == 1 else 7)
+    assert not torch.equal(weights[4]["head.scales"], weights[5]["head.scales"])
+    assert_same(weights[-1], weights[5])
+    assert last(config)["global_step"] == (5 if save_every == 1 else 4)
+
+
+def test_too_little_memory_is_said_with_what_to_set(tmp_path: Path) -> None:
+    """A process whose address space is limited, and images (of 64 pixels, made larger for the net) too large for it."""
+    words = [
+        "schedule=smoke", "data.image_size=64", "data.num_train=4", "data.num_val=2", "data.min_size=2048",
+        "data.max_size=2048", f"data.root={tmp_path}/data", f"runs_dir={tmp_path}/runs", "trainer.accelerator=cpu",
+        "run_name=large", "logger=csv",
+    ]  # fmt: skip
+    limit = 7 << 30
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
-    assert not (folder(config) / "checkpoints" / "mark").exists()
-    assert_like(config, whole)
+    assert ended.returncode == 2, ended.stderr
+    assert re.fullmatch(
+        r"error: out of memory in training step 1 on 2 images of up to 2048x2048 pixels: raise trainer\.accumulate.*or"
+        r" lower data\.batch_size \(now 2\), lower data\.min_size .* the same command continues.*",
+        ended.stderr.strip().splitlines()[-1],
+    ), ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
-def test_two_damaged_checkpoints_are_refused_in_words(tmp_path: Path) -> None:
-    for name in ("last.ckpt", "previous.ckpt"):
-        (tmp_path / "checkpoints" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "checkpoints" / name).write_bytes(b"no checkpoint")
-    with pytest.raises(ConfigError, match=r"last\.ckpt cannot .* and .*previous\.ckpt cannot .*; delete .* to start"):
-        checkpoint.resume_point(tmp_path / "checkpoints")
-
-
-def test_resume_never_begins_again(tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(tmp_path, shapes, *SETTINGS)
-    with monkeypatch.context() as patch:
-        before_reading(patch, 13, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Preempted):
-            run(config)
-    again = tiny_config(tmp_path, shapes, *SETTINGS, "resume=never")
-    assert folder(again) == folder(config)
-    read = []
-    real = AugmentedImages.__getitem__
-    monkeypatch.setattr(AugmentedImages, "__getitem__", lambda self, key: read.append(key) or real(self, key))
-    run(again)
-    assert len(read) == 32  # both epochs' 16 images
-    assert [int(row["step"]) for row in rows(folder(again)) if "loss" in row] == list(range(8))
+def test_a_second_run_is_told_who_is_there(tmp_path: Path, shapes: Path) -> None:
+    """Until the first is killed, even while a child of it, such as a loader's worker, still lives."""
+    config = tiny_config(tmp_path, shapes, "schedule.max_steps=1")
+    ready, done = os.pipe(), os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with locked(folder(config)):
+            if os.fork() == 0:
+                os.write(ready[1], b"x")
+                os.read(done[0], 1)
+                os._exit(0)
+            signal.pause()
+    os.read(ready[0], 1)
+    with pytest.raises(
+        Locked, match=rf" is in use by another run \(pid {holder} on host {os.uname().nodename}"
+    ) as told:
+        run(config)
+    assert told.value.exit_code == 73
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    assert run(config)["steps"] == 1
+    os.write(done[1], b"x")

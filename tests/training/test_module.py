@@ -1,9 +1,8 @@
-"""The LightningModule: what a step logs, and that every evaluation stands alone."""
+"""The LightningModule: every parameter learns, and every evaluation stands alone."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -46,30 +45,13 @@ def trainer(tmp_path: Path, *callbacks: Callback, **settings: Any) -> L.Trainer:
 
 
 class Watch(Callback):
-    """Keeps each step's losses and what is logged of each evaluation."""
+    """What is logged of each evaluation."""
 
     def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        assert isinstance(pl_module, DetectionModule)
-        self.steps.append({name: float(value) for name, value in pl_module.shared_losses.items()})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.evaluations.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-
-def test_a_step_has_the_losses_of_its_batch(tmp_path: Path, module: DetectionModule, data: DetectionDataModule) -> None:
-    batches = data.train_dataloader()
-    images, targets = next(iter(batches))  # of epoch 0, as the training's own
-    losses = copy.deepcopy(module.detector).loss(images, targets)
-    expected = {name: loss.item() for name, loss in losses.items()}
-    assert set(expected) == {"loss_cls", "loss_bbox", "loss_centerness"}
-    watch = Watch()
-    trainer(tmp_path, watch, max_steps=1, limit_val_batches=0).fit(module, datamodule=data)
-    (logged,) = watch.steps
-    assert logged == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_final_numbers_are_pycocotools_own_and_evaluations_do_not_add_up(
@@ -107,16 +89,6 @@ def test_the_final_numbers_are_pycocotools_own_and_evaluations_do_not_add_up(
         name: float("nan") if value == -1 else value for name, value in zip(STATS, evaluation.stats, strict=True)
     }
     assert module.final_metrics == pytest.approx(expected, abs=1e-6, nan_ok=True)
-
-
-def test_the_last_evaluation_is_remembered_with_its_step(
-    tmp_path: Path, module: DetectionModule, data: DetectionDataModule
-) -> None:
-    fit = trainer(tmp_path, max_epochs=3, check_val_every_n_epoch=2)
-    assert module.evaluated_at_step is None
-    fit.fit(module, datamodule=data)
-    assert module.evaluated_at_step == 4  # after epoch 2 of 2 steps each, not after epoch 3
-    assert fit.global_step == 6
 
 
 def test_a_step_trains_every_parameter(tmp_path: Path, module: DetectionModule, data: DetectionDataModule) -> None:

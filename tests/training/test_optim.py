@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from msil.config import Decay, OptimizerName
 from msil.detection import FCOSHead, VFNetHead
 from msil.detection.weights import from_mmdet
-from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
+from msil.training.optim import parameter_groups, warmup_factor_at
 
 from .cases import module_of, tiny_config
 
@@ -74,31 +73,9 @@ def test_norms_of_every_kind_and_frozen_parameters() -> None:
     }
 
 
-@pytest.mark.parametrize(("name", "factor"), [("fcos_tricks", 1 / 3), ("vfnet", 0.1)])
-def test_warm_up_is_the_reference_s(golden: Any, name: str, factor: float) -> None:
-    for step, expected in golden.misc()["warmup_lr"][name].items():
-        ours = 0.01 * warmup_factor_at(int(step), warmup_steps=500, warmup_factor=factor)
-        assert ours == pytest.approx(expected, rel=1e-12), step
-
-
-@pytest.mark.parametrize("steps", [0, 1])
-def test_no_warm_up(steps: int) -> None:
-    assert [warmup_factor_at(step, warmup_steps=steps, warmup_factor=0.1) for step in range(3)] == [1, 1, 1]
-
-
-def test_the_shortest_warm_up_has_one_low_step() -> None:
-    assert [warmup_factor_at(step, warmup_steps=2, warmup_factor=0.1) for step in range(3)] == [0.1, 1, 1]
-
-
-def test_steps_of_the_1x_schedule_are_the_reference_s(golden: Any) -> None:
-    ours = [0.01 * step_decay_at(epoch, milestones=[8, 11], gamma=0.1) for epoch in range(12)]
-    assert ours == pytest.approx(golden.misc()["epoch_lr"], rel=1e-12)
-
-
-def test_cosine_by_hand() -> None:
-    # (1 + cos(pi t)) / 2 at t = 0, 1/3, 1/2, 2/3, 1 is 1, (1 + 1/2)/2, 1/2, (1 - 1/2)/2, 0.
-    ours = [cosine_decay_at(step, total_steps=12) for step in (0, 4, 6, 8, 12, 13)]
-    assert ours == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0], abs=1e-15)
+@pytest.mark.parametrize(("steps", "factors"), [(0, [1, 1, 1]), (1, [1, 1, 1]), (2, [0.1, 1, 1])])
+def test_the_shortest_warm_ups(steps: int, factors: list[float]) -> None:
+    assert [warmup_factor_at(step, warmup_steps=steps, warmup_factor=0.1) for step in range(3)] == factors
 
 
 # What the module makes of them
@@ -149,8 +126,3 @@ def test_a_training_cut_short_has_the_whole_cosine() -> None:
     assert module.total_steps == 8
     assert module.lr_factor(4) == pytest.approx(0.5)
     assert module.lr_factor(6) == pytest.approx(0.5 * (1 - math.sqrt(0.5)))  # cos(3 pi / 4) = -sqrt(1/2)
-
-
-def test_the_tiny_config_is_what_these_tests_think() -> None:
-    schedule = tiny_config("runs", "data").schedule
-    assert (schedule.optimizer, schedule.decay, schedule.base_batch_size) == (OptimizerName.adamw, Decay.cosine, None)

@@ -153,7 +153,8 @@ class DetectionDataModule(EvaluationDataModule):
     Training images are resized and perhaps mirrored (see draw_augmentation); only those with a usable box and a
     short side of at least 32 px are trained on.
 
-    batch_size: images a training step over all processes. seed: of order and augmentation.
+    batch_size: images a training step over all processes; accumulate: loader batches that each process takes its share
+    of them in. seed: of order and augmentation.
     min_size, max_size, multiscale, flip: as in draw_augmentation. device_transforms: the loader gives the files' pixels
     (Untransformed), and they are resized and mirrored once they are on the device that trains; the draws, the boxes
     and on a CPU every pixel are the same. The rest: as in EvaluationDataModule.
@@ -167,6 +168,7 @@ class DetectionDataModule(EvaluationDataModule):
         val: AnnotatedImages,
         *,
         batch_size: int,
+        accumulate: int = 1,
         eval_batch_size: int,
         seed: int,
         min_size: int,
@@ -180,6 +182,7 @@ class DetectionDataModule(EvaluationDataModule):
         super().__init__(val, eval_batch_size=eval_batch_size, workers=workers, eval_images=eval_images)
         self.train = train
         self.batch_size = batch_size
+        self.accumulate = accumulate
         self.seed = seed
         self.device_transforms = device_transforms
         self.draw = partial(draw_augmentation, min_size=min_size, max_size=max_size, multiscale=multiscale, flip=flip)
@@ -196,10 +199,10 @@ class DetectionDataModule(EvaluationDataModule):
 
     def train_dataloader(self) -> WatchedLoader:
         rank, world_size = self._place()
-        if self.batch_size % world_size:
+        if self.batch_size % (world_size * self.accumulate):
             raise ConfigError(
-                f"data.batch_size={self.batch_size} images a step cannot be shared evenly by {world_size} processes;"
-                " make it a multiple of their number."
+                f"data.batch_size={self.batch_size} images a step cannot be shared evenly by {world_size} processes of"
+                f" trainer.accumulate={self.accumulate} batches; make it a multiple of {world_size * self.accumulate}."
             )
         sizes = [self.train.image_size(i) for i in self.train_indices]
         batches = TrainingBatches(
@@ -209,6 +212,7 @@ class DetectionDataModule(EvaluationDataModule):
             seed=self.seed,
             rank=rank,
             world_size=world_size,
+            accumulate=self.accumulate,
         )
         if self.trainer is not None:
             # Workers begin to prefetch before Lightning sets the epoch, so a resumed run must start in the right one.

@@ -16,12 +16,20 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     indices: the images to train on. tall: for each of them, whether it is higher than wide: a batch holds tall images
         or wide ones where it can, so that it pads little (the last one or two mix what is left over).
     batch_size: images a step over all processes; process `rank` of `world_size` takes every world_size-th of each
-        batch. The last batch is filled up from the epoch's first images, so that all batches are full; an image comes
-        twice in a batch only if there are fewer images than that.
+        batch, in `accumulate` parts of one size. The last batch is filled up from the epoch's first images, so that all
+        batches are full; an image comes twice in a batch only if there are fewer images than that.
     """
 
     def __init__(
-        self, indices: Sequence[int], tall: Sequence[bool], *, batch_size: int, seed: int, rank: int, world_size: int
+        self,
+        indices: Sequence[int],
+        tall: Sequence[bool],
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        accumulate: int = 1,
     ) -> None:
         self.indices = np.asarray(indices)
         self.tall = np.asarray(tall, dtype=bool)
@@ -29,6 +37,7 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.accumulate = accumulate
         self.epoch = 0
         self._resumed = (0, 0)
 
@@ -40,20 +49,26 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     def start_at(self, step: int) -> None:
         """Begin with the batch of training step `step` (from 0): that epoch's batches before it are not given again.
         len(self) stays an epoch's."""
-        self._resumed = divmod(step, len(self))
+        self._resumed = divmod(step, self.steps)
         self.set_epoch(self._resumed[0])
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this at the start of every epoch, also of the one that a run resumes with."""
         self.epoch = epoch
 
-    def __len__(self) -> int:
+    @property
+    def steps(self) -> int:
         return math.ceil(len(self.indices) / self.batch_size)
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, position = self._resumed
         for batch in self.batches(self.epoch)[position if self.epoch == epoch else 0 :]:
-            yield [(self.epoch, int(index)) for index in batch[self.rank :: self.world_size]]
+            share = [(self.epoch, int(index)) for index in batch[self.rank :: self.world_size]]
+            size = len(share) // self.accumulate
+            yield from (share[start : start + size] for start in range(0, len(share), size))
 
     def batches(self, epoch: int) -> list[list[int]]:
         """All processes' batches of one epoch, each of batch_size image indices."""

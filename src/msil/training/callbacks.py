@@ -1,7 +1,8 @@
-"""What watches a training run: throughput, pictures of detections; and what makes its steps random."""
+"""Callbacks of a training: randomness of steps, averaged weights, throughput, progress, pictures of detections."""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,67 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from torch import Tensor
 
 from msil.detection import Detections, Target
 from msil.reporting.figures import draw_predictions
-from msil.training.loggers import has_dashboard, log_pictures
+from msil.training.loggers import MetricsFile, has_dashboard, log_picture
 from msil.training.module import Batch, DetectionModule
+
+SCORES = ("AP", "AP50", "AP75", "VOC_AP")
+PICTURES = 8  # images
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class SeedSteps(Callback):
+    """Makes whatever is random in a step (the data is not: see data/sampler.py) a function of seed, batch and rank, so
+    that a resumed run goes on as if it had not been interrupted."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        part = batch_idx % trainer.accumulate_grad_batches
+        words = (self.seed, trainer.global_step, trainer.global_rank, *([part] if part else []))
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+
+
+class AveragedWeights(WeightAveraging):
+    """An exponential moving average of the weights, which is evaluated, and saved as a checkpoint's state_dict.
+
+    average = d * average + (1 - d) * weights after every step, d = min(decay, (1 + n) / (10 + n)) after n averaged
+    steps, as TensorFlow's ExponentialMovingAverage with num_updates: with Lightning's EMAWeightAveraging, whose d is
+    constant, the weights of the first step stay in the average for some 1 / (1 - decay) steps.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=self._average)
+        self.decay = decay
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device  # the module itself is still on the CPU
+        super().setup(trainer, pl_module, stage)
+
+    @torch.no_grad()
+    def _average(self, averages: Any, weights: Any, steps: Tensor | int) -> None:
+        decay = torch.as_tensor((1 + steps) / (10 + steps)).clamp(max=self.decay)
+        for average, weight in zip(averages, weights, strict=True):
+            if average.is_floating_point():
+                average.lerp_(weight, (1 - decay).to(average))
+            else:
+                average.copy_(weight)  # the counts of BatchNorm
 
 
 class Throughput(Callback):
     """Images a second over all devices and seconds spent in training steps, evaluation left out.
 
-    Both live through a resume: they are part of the checkpoint.
+    Both survive a resume: they are part of the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -33,10 +80,13 @@ class Throughput(Callback):
         self._began = time.monotonic()
         self._earlier = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since = time.perf_counter()  # a run that resumes inside an epoch does not start it
+    def on_train_start(self, *_: Any) -> None:  # a run that resumes inside an epoch does not start it
+        self._since = time.perf_counter()
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_validation_end(self, *_: Any) -> None:
         self._since = time.perf_counter()
 
     def on_train_batch_end(
@@ -46,9 +96,9 @@ class Throughput(Callback):
         self.seconds += now - self._since
         self.images += len(batch[0]) * trainer.world_size
         self._since = now
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since = time.perf_counter()
+        assert isinstance(pl_module, DetectionModule)
+        if pl_module.is_logged(trainer.global_step):
+            pl_module.log("images_per_second", self.images_per_second)
 
     @property
     def images_per_second(self) -> float:
@@ -67,53 +117,79 @@ class Throughput(Callback):
         return self._earlier + time.monotonic() - self._began
 
 
+class ProgressBar(TQDMProgressBar):
+    """Lightning's, with the newest numbers of metrics.csv: nothing is read from the device for it."""
+
+    def __init__(self, rows: MetricsFile | None) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def init_train_tqdm(self) -> Tqdm:
+        bar = super().init_train_tqdm()
+        bar.bar_format = "{desc}{bar:8}{n_fmt}/{total_fmt} [{remaining}{postfix}]"  # 80 columns
+        return bar
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict]:
+        numbers = {} if self.rows is None else self.rows.newest
+        forms = {"loss": ".3f", "lr": ".1e", "images_per_second": ".1f", "AP": ".3f"}
+        return {
+            name.replace("images_per_second", "images/s"): format(numbers[name], form)
+            for name, form in forms.items()
+            if name in numbers
+        }
+
+
+class ProgressLines(Callback):
+    """A line for every evaluation of a training; where there is no bar, one every few seconds too."""
+
+    def __init__(self, rows: MetricsFile, *, bar: bool) -> None:
+        self.rows = rows
+        self.bar = bar
+        self._printed_at = float("-inf")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        now = time.monotonic()
+        if trainer.is_global_zero and not self.bar and now - self._printed_at > SECONDS_BETWEEN_LINES:
+            self._printed_at = now
+            assert isinstance(pl_module, DetectionModule)
+            shown = (name for name in self.rows.newest if name.startswith(("loss", "lr", "images")))
+            numbers = "".join(f", {name} {self.rows.newest[name]:.3g}" for name in shown)
+            print(f"step {trainer.global_step}/{pl_module.total_steps}{numbers}", flush=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
+            found = trainer.callback_metrics
+            scores = "  ".join(f"{name} {100 * float(found[name]):.1f}" for name in SCORES if name in found)
+            Tqdm.write(f"epoch {trainer.current_epoch + 1}: {scores}", file=sys.stdout)
+            sys.stdout.flush()
+
+
 class PredictionPictures(Callback):
     """Draws detections on the first evaluated images: at the end, and for a dashboard at every evaluation."""
 
-    def __init__(self, path: Path, classes: tuple[str, ...], count: int = 8) -> None:
+    def __init__(self, path: Path, classes: tuple[str, ...]) -> None:
         self.path = path
         self.classes = classes
-        self.count = count
-        self._images: list[Tensor] = []
-        self._targets: list[Target] = []
+        self._shown: list[tuple[Tensor, Target, Detections]] = []
+
+    def on_validation_start(self, *_: Any) -> None:
+        self._shown = []
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        if trainer.is_global_zero and len(self._images) < self.count:
-            room = self.count - len(self._images)
-            self._images += [image.cpu() for image in batch[0][:room]]
-            self._targets += [target.to("cpu") for target in batch[1][:room]]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
+    ) -> None:
+        if trainer.is_global_zero and len(self._shown) < PICTURES:
+            for image, target, found in zip(*batch, outputs["detections"], strict=True):
+                self._shown.append((image.cpu(), target.to("cpu"), found.to("cpu")))
 
-    @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
         shown = has_dashboard(trainer.loggers)
-        if not pl_module.final_evaluation and not shown:
+        if not trainer.is_global_zero or not (pl_module.final_evaluation or shown):
             return
-        detections = self._predict(pl_module)
-        draw_predictions(self._images, self._targets, detections, self.classes, self.path, max_images=self.count)
+        images, targets, detections = zip(*self._shown, strict=True)
+        draw_predictions(images, targets, detections, self.classes, self.path, max_images=PICTURES)
         if shown:
             picture = np.asarray(Image.open(self.path).convert("RGB"))
             # Under the last step's number, as Lightning logs an evaluation.
-            log_pictures(trainer.loggers, {"predictions": picture}, max(trainer.global_step - 1, 0))
-
-    def _predict(self, module: DetectionModule) -> list[Detections]:
-        with torch.no_grad():
-            found = module.detector.predict([image.to(module.device) for image in self._images])
-        return [detections.to("cpu") for detections in found]
-
-
-class SeedSteps(Callback):
-    """Whatever is random in a step (the data is not: see data/sampler.py) is a function of seed, step and process, so
-    that a resumed run goes on as if it had not been interrupted."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        words = (self.seed, trainer.global_step, trainer.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+            log_picture(trainer.loggers, "predictions", picture, max(trainer.global_step - 1, 0))

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there at all, that load without running anybody's code, and where a run resumes."""
+"""Atomic checkpoints that load without running code, and where a run resumes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from msil.config import Resume
 from msil.errors import ConfigError
 from msil.interruption import Interruption, Preempted
-from msil.runs import lacks_space, no_space, replacing
+from msil.runs import LAST, PREVIOUS, lacks_space, no_space, replacing
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-AGREE_EVERY = 5  # steps: how often processes ask each other whether one of them is to stop
+AGREE_EVERY = 5  # steps between two exchanges of whether a rank is to stop
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -57,18 +57,18 @@ class SaveLast(Checkpoint):
     """Saves last.ckpt, which a run resumes from, and stops the run when a signal asks for it.
 
     It is saved after every epoch, every `save_every` steps, before the last step of an epoch that is evaluated (so that
-    a kill during the evaluation costs one step), and, on SIGTERM or SIGUSR1 to any of the processes, before the next
-    batch (of several processes: at most AGREE_EVERY batches later).
+    a kill during the evaluation costs one step), and, on SIGTERM or SIGUSR1 to any of the ranks, before the next step
+    (of several ranks: at most AGREE_EVERY steps later); never between two batches of one step (trainer.accumulate).
     """
 
-    def __init__(self, folder: Path, save_every: int, interruption: Interruption) -> None:
-        self.path = folder / LAST
+    def __init__(self, path: Path, save_every: int, interruption: Interruption) -> None:
+        self.path = path
         self.save_every = save_every
         self.interruption = interruption
         self._saved_at = -1
         self._group: Any = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.interruption.take()
         self._saved_at = trainer.global_step
         if trainer.world_size > 1:
@@ -78,9 +78,12 @@ class SaveLast(Checkpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        parts = trainer.accumulate_grad_batches
+        if batch_idx % parts:
+            return
         step = trainer.global_step
         stop = self._agreed(step)
-        last_of_epoch = batch_idx == trainer.num_training_batches - 1
+        last_of_epoch = batch_idx == trainer.num_training_batches - parts
         evaluated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
         if step != self._saved_at and (stop or step % self.save_every == 0 or (last_of_epoch and evaluated)):
             with _between_batches(trainer):
@@ -93,8 +96,17 @@ class SaveLast(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer)
 
+    def on_validation_start(self, *_: Any) -> None:
+        self.interruption.take()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        # Ranks have different numbers of these batches, so they cannot agree: whoever is asked stops, and the others
+        # are stopped by the process above them.
+        if self.interruption.asked:
+            raise Preempted(f"stopped by {self.interruption.name} in an evaluation; the same command does it again")
+
     def _agreed(self, step: int) -> bool:
-        """Whether to stop before this step: the same answer on every process."""
+        """Whether to stop before this step: the same answer on every rank."""
         if self._group is None:
             return self.interruption.asked
         if step % AGREE_EVERY:
@@ -110,26 +122,6 @@ class SaveLast(Checkpoint):
         trainer.save_checkpoint(self.path)
 
 
-class StopEvaluation(Callback):
-    """Stops an evaluation, in a training or alone, before its next batch when a signal asks for it.
-
-    Processes have different numbers of these batches, so they cannot agree: whoever is asked stops, and the others are
-    stopped by who has started them.
-    """
-
-    def __init__(self, interruption: Interruption) -> None:
-        self.interruption = interruption
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.interruption.take()
-
-    def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if self.interruption.asked:
-            raise Preempted(f"stopped by {self.interruption.name} in an evaluation; the same command does it again")
-
-
 def best_checkpoint(folder: Path) -> ModelCheckpoint:
     """best.ckpt by AP."""
     return ModelCheckpoint(
@@ -142,13 +134,18 @@ def best_checkpoint(folder: Path) -> ModelCheckpoint:
     )
 
 
-def resume_point(folder: Path) -> tuple[Path, int] | None:
-    """The newest checkpoint of a run that is whole, and its step; None where there is none.
+def resume_point(resume: Resume, folder: Path) -> tuple[Path, int] | None:
+    """The newest intact checkpoint of a run, and its step; None where there is none, or the run is to start again.
 
     A damaged last.ckpt is passed over for previous.ckpt, with a line on stderr. Raises ConfigError where nothing but
     damaged ones is left.
     """
     found = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
+    if resume is Resume.never:
+        if rank_zero_only.rank == 0:
+            for path in found:
+                path.unlink()
+        return None
     reasons = []
     for path in found:
         try:
@@ -167,7 +164,7 @@ def resume_point(folder: Path) -> tuple[Path, int] | None:
 def _step_of(path: Path) -> int:
     """Raises whatever a damaged file brings about."""
     with zipfile.ZipFile(path) as archive:
-        broken = archive.testzip()  # torch.load does not look at the checksums
+        broken = archive.testzip()  # torch.load does not compare the checksums
     if broken is not None:
         raise ValueError(f"the checksum of {broken} is wrong")
     return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])

@@ -3,55 +3,46 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 
 from msil.config import TrainerConfig
-from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError
 
-NO_GPU = (
-    "no GPU was found: this run uses the CPU and will be slow; trainer.accelerator=cpu says so on purpose,"
-    " trainer.require_gpu=true makes it an error"
-)
 
+def choose_devices(settings: TrainerConfig) -> tuple[str, int | str]:
+    """Accelerator and devices for Lightning. Without a GPU, prints one line and takes the CPU: one process for all
+    GPUs, else as many as were named.
 
-def choose_accelerator(wanted: str, *, require_gpu: bool, cuda: bool, mps: bool) -> tuple[str, str | None]:
-    """The accelerator to ask Lightning for, and a sentence to say aloud if it is not the one that was hoped for.
-
-    wanted: trainer.accelerator. cuda, mps: whether the machine has a GPU of that kind.
-    Raises ConfigError with require_gpu and no GPU that `wanted` admits.
+    Raises ConfigError with trainer.require_gpu and no GPU that trainer.accelerator admits.
     """
+    wanted, devices = settings.accelerator, settings.devices
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     found = {"auto": cuda or mps, "gpu": cuda or mps, "cuda": cuda}
-    if found.get(wanted, True):  # cpu: on purpose; mps: Lightning's own sentence where there is none
-        return wanted, None
-    if require_gpu:
+    if found.get(wanted, True):  # cpu: on purpose; mps: Lightning has a sentence where there is none
+        return wanted, devices
+    if settings.require_gpu:
         raise ConfigError(
             "trainer.require_gpu=true, and no GPU was found: see what nvidia-smi and CUDA_VISIBLE_DEVICES say, or set"
             " trainer.accelerator=cpu trainer.require_gpu=false."
         )
-    return "cpu", NO_GPU
-
-
-def prepare(detector: AnyDetector, trainer: TrainerConfig, *, frozen: bool = False) -> None:
-    """Set a detector up for speed as trainer.channels_last and trainer.compile say; what it computes stays the same.
-
-    frozen: as in Detector.compile_parts.
-    """
-    detector.lay_out(channels_last=trainer.channels_last)
-    if trainer.compile:
-        detector.compile_parts(frozen=frozen)
-
-
-def count_on_cpu(devices: int | str) -> int:
-    """How many processes stand in on the CPU for trainer.devices of GPUs: one for all, else as many as were named."""
+    if rank_zero_only.rank == 0:
+        print(
+            "warning: no GPU was found: this run uses the CPU and will be slow; trainer.accelerator=cpu says so on"
+            " purpose, trainer.require_gpu=true makes it an error",
+            file=sys.stderr,
+            flush=True,
+        )
     if devices in ("auto", "-1", -1):
-        return 1
-    return devices if isinstance(devices, int) else len(devices.split(","))
+        return "cpu", 1
+    return "cpu", devices if isinstance(devices, int) else len(devices.split(","))
 
 
 def cluster_environment() -> ClusterEnvironment | None:

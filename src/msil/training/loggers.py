@@ -1,62 +1,156 @@
-"""Where numbers and pictures go beside metrics.csv while a run goes on: W&B or TensorBoard, if asked for."""
+"""Where the numbers of a run go: metrics.csv, and W&B or TensorBoard if asked for."""
 
 from __future__ import annotations
 
+import csv
+import io
+import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
-import yaml
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from msil.config import Config, LoggerConfig, LoggerName
+from msil.config import Config, LoggerName
+from msil.errors import ConfigError
+from msil.runs import METRICS, write_bytes
 
-TENSORBOARD_FOLDER = "tensorboard"
-# Of result.json, beside the metrics: what a run is read by in a dashboard's table of runs.
+FIRST = ("epoch", "step")
+# Of result.json, beside the metrics: what a dashboard's table of runs shows.
 REPORTED = ("parameters", "trainable_parameters", "flops", "images_per_second", "train_seconds", "total_seconds")
 
 
+class MetricsFile(Logger):
+    """Writes run_dir/metrics.csv: the columns epoch and step, then the metrics by name; empty where a row has none.
+
+    resume_step: where the training goes on. Rows of earlier steps stay, later ones are trained, and written, again;
+    None: from the beginning. Each save replaces the whole file. (Lightning's CSVLogger deletes it at each start and
+    rewrites it in place.) Raises OSError, as for a full disk.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int | None) -> None:
+        super().__init__()
+        self.path = run_dir / METRICS
+        self.newest: dict[str, Any] = {}  # the last value of each metric
+        before = read_rows(self.path) if resume_step is not None else []
+        self._rows: list[dict[str, Any]] = [row for row in before if int(row["step"]) < (resume_step or 0)]
+        self._saved = -1  # rows
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The run's config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self.newest |= metrics
+        self._rows.append({**metrics, "step": step})
+
+    @rank_zero_only
+    def save(self) -> None:
+        if len(self._rows) == self._saved:
+            return
+        names = {name for row in self._rows for name in row}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*FIRST, *sorted(names - set(FIRST))], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_bytes(self.path, text.getvalue().encode())
+        self._saved = len(self._rows)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv without their empty cells; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{name: text for name, text in row.items() if text} for row in csv.DictReader(file)]
+    return [row for row in rows if row.get("step", "").isdecimal()]
+
+
 def dashboard_loggers(config: Config, values: Mapping[str, Any], run_dir: Path, resume_step: int | None) -> list[Any]:
-    """The logger that config.logger names beside metrics.csv, in a list; none for csv, and none on ranks above 0."""
+    """The logger that config.logger names beside metrics.csv, in a list; none for csv, and none on ranks above 0.
+
+    values: the run's settings as a plain dict.
+    """
     if rank_zero_only.rank != 0:
         return []
     match config.logger.name:
         case LoggerName.wandb:
-            return [wandb_logger(config.logger, run_dir, config.run_name, values, job_type=config.mode.value)]
+            return [_wandb_logger(config, values, run_dir)]
         case LoggerName.tensorboard:
-            return [tensorboard_logger(run_dir, values, resume_step)]
+            # What an earlier process logged from resume_step on is hidden: it is trained again.
+            logger = TensorBoardLogger(str(run_dir), name="tensorboard", version="", purge_step=resume_step or 0)
+            logger.log_hyperparams(dict(values))
+            return [logger]
         case LoggerName.csv:
             return []
 
 
-def wandb_logger(
-    config: LoggerConfig, run_dir: Path, run_name: str, values: Mapping[str, Any], *, job_type: str
-) -> WandbLogger:
-    """A W&B logger that needs neither account nor network: without them it writes offline and says so once."""
-    # Late, as every import of wandb here: it takes half a second that runs without it need not wait for.
-    from msil.training import wandb_run
+def _wandb_logger(config: Config, values: Mapping[str, Any], run_dir: Path) -> WandbLogger:
+    """Needs neither account nor network: without them it writes offline, with one line of output.
 
-    # Begun here, not by Lightning: it would ask for an offline run by an environment variable that W&B, once asked
-    # about the login, no longer reads.
-    run = wandb_run.begin(config, run_dir, run_name, values, job_type=job_type, group=config.group)
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    Raises ConfigError where it shall be online and cannot.
+    """
+    import wandb  # late: it takes half a second
+
+    reason = _why_offline() if config.logger.offline is None else None
+    if reason is not None:
+        print(f"W&B: {reason}, so this run is logged offline; later: wandb sync {run_dir}/wandb/offline-run-*")
+    try:
+        # WandbLogger(offline=True) sets WANDB_MODE, which W&B does not read again after its look for a login.
+        run = wandb.init(
+            project=config.logger.project,
+            entity=config.logger.entity,
+            name=config.run_name,
+            group=config.logger.group,
+            job_type=config.mode.value,
+            tags=list(config.logger.tags),
+            dir=str(run_dir),
+            config=dict(values),
+            mode="offline" if config.logger.offline or reason else "online",
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.Error as error:
+        said = str(error).strip().splitlines()[-1].rstrip(".")
+        raise ConfigError(
+            f"W&B cannot begin a run ({said}): run wandb login, or set logger.offline=true or null."
+        ) from error
     return WandbLogger(experiment=run, save_dir=str(run_dir))
 
 
-def tensorboard_logger(run_dir: Path, values: Mapping[str, Any], resume_step: int | None) -> TensorBoardLogger:
-    """Writes run_dir/tensorboard. What an earlier process logged from `resume_step` on is hidden: it is trained again.
+def _why_offline() -> str | None:
+    import wandb
 
-    values: the run's settings, shown as a text.
-    """
-    logger = TensorBoardLogger(str(run_dir), name=TENSORBOARD_FOLDER, version="", purge_step=resume_step or 0)
-    logger.hparams = dict(values)  # or Lightning leaves an empty hparams.yaml
-    logger.experiment.add_text("settings", _indented(yaml.safe_dump(dict(values), sort_keys=False)), resume_step or 0)
-    return logger
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return f"WANDB_MODE is {os.environ['WANDB_MODE']}"
+    wandb.setup(wandb.Settings(silent=True))  # or its login prints where the key was found
+    if not wandb.login(prompt=False, verify=False):
+        return "no login was found"
+    address = urlsplit(wandb.setup().settings.base_url)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        # W&B's own start waits half a minute for a dead network before it gives up.
+        socket.create_connection((address.hostname or "", port), timeout=3).close()
+    except OSError as error:
+        return f"{address.hostname} cannot be reached ({error})"
+    return None
 
 
 def has_dashboard(loggers: Sequence[Any]) -> bool:
@@ -64,38 +158,32 @@ def has_dashboard(loggers: Sequence[Any]) -> bool:
     return any(isinstance(logger, WandbLogger | TensorBoardLogger) for logger in loggers)
 
 
-def log_pictures(loggers: Sequence[Any], pictures: Mapping[str, np.ndarray], step: int) -> None:
-    """Show pictures, uint8 (H, W, 3), by their names wherever pictures can be shown."""
+def log_picture(loggers: Sequence[Any], name: str, picture: np.ndarray, step: int) -> None:
+    """Show a picture, uint8 (H, W, 3), wherever pictures can be shown."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            import wandb
-
-            shown = {name: wandb.Image(Image.fromarray(picture)) for name, picture in pictures.items()}
-            logger.log_metrics(shown, step=step)  # pyright: ignore[reportArgumentType]
+            logger.log_image(name, [Image.fromarray(picture)], step=step)
         elif isinstance(logger, TensorBoardLogger):
-            for name, picture in pictures.items():
-                logger.experiment.add_image(name, picture, step, dataformats="HWC")
+            logger.experiment.add_image(name, picture, step, dataformats="HWC")
 
 
-def log_result(loggers: Sequence[Any], result: Mapping[str, Any], step: int) -> None:
-    """The numbers of result.json: in W&B as the summary, by which it lists and sorts runs; in TensorBoard a text."""
+def log_result(loggers: Sequence[Any], result: Mapping[str, Any]) -> None:
+    """The numbers of result.json as W&B's summary, by which it lists and sorts runs.
+
+    The run is complete by then: an error of W&B is one line of output.
+    """
     numbers = {**result["metrics"], **{name: result[name] for name in REPORTED}}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update(numbers)
-        elif isinstance(logger, TensorBoardLogger):
-            text = "\n".join(f"{name}: {value}" for name, value in numbers.items())
-            logger.experiment.add_text("result", _indented(text), step)
+            try:
+                logger.experiment.summary.update(numbers)
+            except Exception as error:
+                print(f"the run is complete, but W&B did not take its result ({type(error).__name__}: {error})")
 
 
 def finish_dashboards(exit_code: int | None = None) -> None:
-    """End W&B's run, if one has begun. exit_code: 1 for a run that failed."""
+    """End W&B's run of this process, if it has one: a sweep's next run must not go on in it."""
     if "wandb" in sys.modules:
         import wandb
 
         wandb.finish(exit_code=exit_code)
-
-
-def _indented(text: str) -> str:
-    """What Markdown shows as it is."""
-    return "\n".join(f"    {line}" for line in text.splitlines())

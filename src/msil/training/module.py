@@ -1,4 +1,4 @@
-"""The LightningModule round a detector: steps, optimizer, evaluation. No detection in here."""
+"""The LightningModule around a detector: steps, optimizer, evaluation. No detection in here."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from msil.config import Decay, OptimizerName, ScheduleConfig
-from msil.detection import Detector, Target
+from msil.detection import Detections, Target
 from msil.detection.losses import mean_across_ranks
 from msil.detection.torchvision_detector import AnyDetector
-from msil.errors import ConfigError
 from msil.metrics.coco import CocoMetric
 from msil.metrics.detections import DetectionMetric
-from msil.training.graphs import GraphedSteps, check_graphs
-from msil.training.optim import cosine_decay_at, parameter_groups, start_momentum, step_decay_at, warmup_factor_at
-from msil.training.steps import loss_by_parts
+from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -27,8 +24,6 @@ class DetectionModule(L.LightningModule):
     """Trains `detector` by `schedule` and scores it with `metrics`.
 
     steps_per_epoch: optimizer steps an epoch. batch_size: images a step over all devices (scales the lr).
-    accumulate: parts that this process takes its images of a step in; see msil.training.steps.
-    cuda_graph: replay steps from CUDA graphs; see msil.training.graphs.
     describe: plain values saved into every checkpoint under "msil" (settings, classes), enough to rebuild the net.
     """
 
@@ -41,8 +36,6 @@ class DetectionModule(L.LightningModule):
         steps_per_epoch: int,
         batch_size: int,
         describe: Mapping[str, Any],
-        accumulate: int = 1,
-        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
         self.detector = detector
@@ -51,79 +44,46 @@ class DetectionModule(L.LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
         self.describe = dict(describe)
-        self.accumulate = accumulate
-        self.cuda_graph = cuda_graph
-        self.graphed: GraphedSteps | None = None
         self.final_evaluation = False  # the reported numbers come from pycocotools itself
         self.final_metrics: dict[str, float] = {}
         self.evaluated_at_step: int | None = None
-        # Of the current step, detached: this process's terms, and their means over all processes, which the step is.
+        # Of the current step, without gradient: this rank's loss terms, and their means over the ranks.
         self.own_losses: dict[str, Tensor] = {}
-        self.shared_losses: dict[str, Tensor] = {}
-
-    def on_fit_start(self) -> None:
-        images = self.batch_size // self.trainer.world_size
-        if self.accumulate > images:
-            raise ConfigError(
-                f"trainer.accumulate={self.accumulate} parts need at least as many images a step on each device, but "
-                f"data.batch_size={self.batch_size} gives each of {self.trainer.world_size} devices {images}."
-            )
-        if self.cuda_graph:
-            if not isinstance(self.detector, Detector):
-                raise ConfigError("trainer.cuda_graph=true does not go with model=torchvision: leave it out.")
-            check_graphs(self.trainer, self.detector)
-            self.graphed = GraphedSteps(self.detector)
+        self.losses: dict[str, Tensor] = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
+        parts = self.trainer.accumulate_grad_batches
         self.detector.set_epoch(self.current_epoch)
-        losses, total = self.step_loss(images, targets)
-        self.own_losses = {name: value.detach() for name, value in losses.items()}
-        # A rank's terms are its share of a sum divided by the mean over ranks: only their mean is the step's loss.
-        values = mean_across_ranks(torch.stack(list(self.own_losses.values())))
-        # step_log.py writes them to the loggers; Lightning's own log() would wait for the device.
-        self.shared_losses = dict(zip(losses, values, strict=True))
-        return total
+        terms = self.detector.loss(images, targets)
+        values = torch.stack(list(terms.values()))
+        own = values.detach() / parts
+        if batch_idx % parts:
+            own = own + torch.stack(list(self.own_losses.values()))
+        self.own_losses = dict(zip(terms, own, strict=True))
+        if (batch_idx + 1) % parts == 0:  # the optimizer's step follows
+            # A rank's terms are its share of a sum divided by the mean over ranks: only their mean is the step's loss.
+            means = mean_across_ranks(own)
+            self.losses = dict(zip(terms, means, strict=True))
+            if self.is_logged(self.trainer.global_step + 1):
+                lr = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"], dtype=torch.float64)
+                self.log_dict({"loss": means.sum(), **self.losses, "lr": lr})
+        return values.sum()
 
-    def step_loss(self, images: list[Tensor], targets: list[Target]) -> tuple[dict[str, Tensor], Tensor]:
-        """This process's loss terms, and their sum to go backward through; earlier parts' gradients are there."""
-        if self.graphed is not None:
-            losses = self.graphed(images, targets)
-        elif self.accumulate > 1:
-            self.trainer.optimizers[0].zero_grad()
-            return loss_by_parts(self.detector, images, targets, parts=self.accumulate, backward=self.backward_of_part)
-        else:
-            losses = self.detector.loss(images, targets)
-        return losses, torch.stack(list(losses.values())).sum()
-
-    def backward_of_part(self, loss: Tensor) -> None:
-        """Adds a part's gradients to the parameters', on this process alone.
-
-        DistributedDataParallel begins to listen when training_step has returned, so the processes' gradients meet
-        once, in the backward pass of the last part.
-        """
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        with torch.autocast(loss.device.type, enabled=False):  # as outside training_step
-            (loss if scaler is None else scaler.scale(loss)).backward()
-
-    def backward(self, loss: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if self.graphed is None:  # a graph has been backward already
-            loss.backward()
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        # Lightning calls this after training_step: by then the earlier parts' gradients, or a graph's, are there.
-        if self.accumulate == 1 and self.graphed is None:
-            optimizer.zero_grad()
+    def is_logged(self, step: int) -> bool:
+        """Whether training step `step` (from 1) has a row in metrics.csv; others do not wait for the device."""
+        return step % self.trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_validation_epoch_start(self) -> None:
         for metric in self.metrics:
             metric.reset()  # pyright: ignore
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Detections]]:
         images, targets = batch
         detections = self.detector.predict(images)
         for metric in self.metrics:
             metric.update(detections, [target.image_id for target in targets])  # pyright: ignore
+        return {"detections": detections}
 
     def on_validation_epoch_end(self) -> None:
         values: dict[str, float] = {}
@@ -153,14 +113,12 @@ class DetectionModule(L.LightningModule):
         )
         # The group of plain weights first: its lr is the one shown and logged.
         groups.sort(key=lambda group: (group["lr"] != lr, group["weight_decay"] != schedule.weight_decay))
-        # A fused optimizer passes over a bad step by itself: see divergence.py. Under 16-mixed the loss scaler does.
+        # A fused optimizer leaves a step out without the host: see FiniteSteps. Under 16-mixed the loss scaler does.
         on_gpu = next(self.parameters()).is_cuda
         fused = True if on_gpu and self.trainer.precision != "16-mixed" else None
         match schedule.optimizer:
             case OptimizerName.sgd:
                 optimizer = torch.optim.SGD(groups, lr=lr, momentum=schedule.momentum, fused=fused)
-                if optimizer.defaults["fused"]:
-                    start_momentum(optimizer)
             case OptimizerName.adamw:
                 optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)

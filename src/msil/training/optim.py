@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import nn
 
 
@@ -30,14 +29,6 @@ def parameter_groups(
             )
             groups.setdefault(key, []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
-
-
-def start_momentum(optimizer: torch.optim.SGD) -> None:
-    """Momentum 0 for every parameter: what it starts from in any case, but a fused SGD, which passes over a bad step
-    by itself, would go on from uninitialised memory if that were its first."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def warmup_factor_at(step: int, *, warmup_steps: int, warmup_factor: float) -> float:

@@ -10,7 +10,7 @@ from torch import nn
 
 from msil import build_detector
 from msil.detection import Detector, FCOSHead, ResNetOptions
-from msil.training.cost import count_flops, count_parameters, padded_size
+from msil.training.result import count_flops, count_parameters, padded_size
 
 PLAIN: dict[str, Any] = {
     "conv_bias": False,
@@ -53,20 +53,14 @@ def test_a_single_convolution_by_hand() -> None:
     assert count_parameters(detector) == 5 * 27 + 5
 
 
-@pytest.mark.parametrize(("name", "form"), [("fcos", PLAIN), ("fcos_tricks", {})])
-def test_the_head_has_the_reference_s_parameters(golden: Any, name: str, form: dict[str, Any]) -> None:
-    assert count_parameters(FCOSHead(80, 256, msil=None, **form)) == golden.misc()["num_params"][name]
-
-
 def test_fcos_r50_costs_what_is_published(plain: Detector, plain_flops: int) -> None:
     assert count_parameters(plain) == pytest.approx(32.2e6, rel=0.01)
     assert plain_flops == pytest.approx(429.5e9, rel=0.01)
 
 
-def test_vfnet_r50_costs_what_is_published(golden: Any) -> None:
+def test_vfnet_r50_costs_what_is_published() -> None:
     with torch.device("meta"):
         vfnet = build_detector("vfnet", ResNetOptions("resnet50", norm="frozen_bn"), 80, msil=None)
-    assert count_parameters(vfnet.head) == golden.misc()["num_params"]["vfnet"]
     assert count_parameters(vfnet) == pytest.approx(32.8e6, rel=0.01)
     assert count_flops(vfnet, (800, 1344)) == pytest.approx(456e9, rel=0.01)
 
@@ -95,17 +89,6 @@ def test_what_msil_adds(plain: Detector, plain_flops: int, kernel_size: int, uni
     convs = (k2 + k2 + 1 + 2 * k2 + 2 * k2) * 256**2
     expected = convs + 3 * 2 * 256 + 3 * 256 + 2 * (256 * 16 + 16 * 256)
     assert count_parameters(msil) - count_parameters(plain) == expected
-
-
-def test_counting_leaves_the_detector_as_it_was() -> None:
-    torch.manual_seed(0)
-    detector = build_detector(FCOSHead.Options(num_convs=1, norm_groups=4), "resnet10", 3, channels=16).train()
-    before = {key: value.clone() for key, value in detector.state_dict().items()}
-    count_flops(detector, (64, 64))
-    assert detector.training
-    for key, value in detector.state_dict().items():
-        assert value.device.type == "cpu"
-        assert torch.equal(value, before[key])
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,13 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from msil.validate import validate
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from msil.check import check
 from msil.checkpoints.load import load_detector
 from msil.config import Config
 from msil.data.coco import CocoDataset
-from msil.detection import Detector
 from msil.errors import ConfigError, DataError
 from msil.reporting.tables import result_line
 from msil.runs import read_result
@@ -26,7 +25,7 @@ from .cases import tiny_config
 
 
 def evaluated(config: Config) -> tuple[Path, dict[str, Any]]:
-    validate(config)
+    check(config)
     result = run(config)
     return Path(config.runs_dir) / config.run_name, result
 
@@ -65,18 +64,6 @@ def test_a_run_s_checkpoint_gives_the_run_s_numbers(
     score.summarize()
     assert score.stats[0] == pytest.approx(result["metrics"]["AP"], abs=1e-3)
     assert "(percent, 8 val images of shapes)" in result_line(result)
-
-
-def test_it_is_compiled_for_weights_that_stay(
-    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(Detector, "compile_parts", lambda self, *, frozen=False: asked.append(frozen))
-    for switch in ("true", "false"):
-        evaluated(
-            tiny_config(tmp_path / switch, shapes, "mode=test", checkpoint(finished), f"trainer.compile={switch}")
-        )
-    assert asked == [True]
 
 
 def test_the_split_can_be_named_and_classes_left_out(
@@ -129,9 +116,9 @@ def test_what_cannot_be_tested_is_one_sentence(
     finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"mode=test needs model\.weights=FILE"):
-        validate(tiny_config(tmp_path, shapes, "mode=test"))
+        check(tiny_config(tmp_path, shapes, "mode=test"))
     with pytest.raises(ConfigError, match=r"data\.split=val is what mode=test evaluates"):
-        validate(tiny_config(tmp_path, shapes, "data.split=val"))
+        check(tiny_config(tmp_path, shapes, "data.split=val"))
     with pytest.raises(DataError, match="image_info_nowhere"):
         run(tiny_config(tmp_path, shapes, "mode=test", checkpoint(finished), "data.split=nowhere"))
 
@@ -144,7 +131,7 @@ def test_a_finished_baseline_goes_on_with_msil(
     file = tmp_path / plain.run_name / "checkpoints" / "last.ckpt"
     capsys.readouterr()
     tuned = tiny_config(tmp_path, shapes, f"model.weights={file}", "model.msil.apply=cls", "schedule.max_steps=1")
-    validate(tuned)
+    check(tuned)
     result = run(tuned)
     assert f"starting from {file}; MSIL is new and starts with open gates" in capsys.readouterr().out
     assert f"_msil-cls_from-{plain.run_name}_" in result["run_name"]

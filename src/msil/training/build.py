@@ -1,0 +1,191 @@
+"""From settings to the objects of a run: data, detector, metrics, callbacks, Lightning's trainer."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
+
+from msil.checkpoints.assemble import detector_from_config
+from msil.checkpoints.load import load_weights
+from msil.config import Config, DataName, Mode, plain
+from msil.data.annotations import AnnotatedImages
+from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
+from msil.errors import ConfigError
+from msil.interruption import Interruption
+from msil.metrics.coco import CocoMetric
+from msil.metrics.detections import DetectionMetric
+from msil.metrics.upload import DetectionCollector
+from msil.metrics.voc import VOCMetric
+from msil.runs import CHECKPOINTS, LAST, PREDICTIONS
+from msil.training.callbacks import (
+    AveragedWeights,
+    PredictionPictures,
+    ProgressBar,
+    ProgressLines,
+    SeedSteps,
+    Throughput,
+)
+from msil.training.checkpoint import AtomicCheckpointIO, SaveLast, best_checkpoint, resume_point
+from msil.training.devices import check_processes, choose_devices, cluster_environment
+from msil.training.faults import FiniteSteps
+from msil.training.loggers import MetricsFile, dashboard_loggers
+from msil.training.module import DetectionModule
+
+MOST_ROWS = 100  # that metrics.csv has of a short training's steps
+LOG_EVERY = 50  # steps, of a long one
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects of one run. values: its settings as a plain dict. resume: the checkpoint to go on from."""
+
+    config: Config
+    values: dict[str, Any]
+    run_dir: Path
+    data: EvaluationDataModule
+    module: DetectionModule
+    trainer: L.Trainer
+    throughput: Throughput
+    resume: Path | None
+
+
+def build(config: Config, run_dir: Path, interruption: Interruption, finite: FiniteSteps) -> Parts:
+    """Raises UserError for settings, data, weights or devices that do not fit each other, and where every checkpoint
+    of the run is damaged."""
+    L.seed_everything(config.seed, verbose=False)
+    training = config.mode is Mode.train
+    values = plain(config)
+    data = training_data(config) if training else evaluation_data(config)
+    classes = data.val.classes
+    detector = detector_from_config(config.model, len(classes), config.data.min_size, config.data.max_size)
+    found = resume_point(config.resume, run_dir / CHECKPOINTS) if training else None
+    resume, resume_step = found or (None, None)
+    if config.model.weights is not None and resume is None:
+        notes = load_weights(detector, config.model.weights, classes, to_train=training)
+        if rank_zero_only.rank == 0:
+            print("; ".join([f"starting from {config.model.weights}", *notes]))
+    detector.lay_out(channels_last=config.trainer.channels_last)
+    detector.compile_parts(config.trainer.compile, frozen=not training)
+    module = DetectionModule(
+        detector,
+        metrics(config, data.val),
+        config.schedule,
+        steps_per_epoch=data.steps_per_epoch if isinstance(data, DetectionDataModule) else 1,
+        batch_size=config.data.batch_size,
+        describe={"config": values, "classes": list(classes), "category_ids": list(data.val.category_ids)},
+    )
+    throughput = Throughput()
+    rows = MetricsFile(run_dir, resume_step) if training else None
+    save = SaveLast(run_dir / CHECKPOINTS / LAST, config.trainer.save_every, interruption)
+    callbacks: list[Any] = [finite, throughput, save]
+    if data.val.annotated:
+        callbacks.append(PredictionPictures(run_dir / PREDICTIONS, classes))
+    bar = config.trainer.progress_bar and sys.stdout.isatty()
+    if bar:
+        callbacks.append(ProgressBar(rows))
+    if rows is not None:
+        callbacks += [SeedSteps(config.seed), best_checkpoint(run_dir / CHECKPOINTS)]
+        if config.trainer.progress_bar:
+            callbacks.append(ProgressLines(rows, bar=bar))
+        if config.schedule.ema is not None:
+            callbacks.append(AveragedWeights(config.schedule.ema))
+    dashboards = dashboard_loggers(config, values, run_dir, resume_step)
+    trainer = make_trainer(
+        config,
+        run_dir,
+        logger=[*([] if rows is None else [rows]), *dashboards],
+        callbacks=callbacks,
+        enable_progress_bar=bar,
+        log_every_n_steps=max(1, min(LOG_EVERY, module.total_steps // MOST_ROWS)),
+    )
+    return Parts(config, values, run_dir, data, module, trainer, throughput, resume)
+
+
+def training_data(config: Config) -> DetectionDataModule:
+    data = config.data
+    train, val = build_datasets(str(data.name), data.root, data.train_split, data.val_split, **_audited(config))
+    return DetectionDataModule(
+        train,
+        val,
+        batch_size=data.batch_size,
+        accumulate=config.trainer.accumulate,
+        eval_batch_size=data.eval_batch_size,
+        seed=config.seed,
+        min_size=data.min_size,
+        max_size=data.max_size,
+        multiscale=None if data.multiscale is None else (data.multiscale[0], data.multiscale[1]),
+        flip=data.flip,
+        device_transforms=data.device_transforms,
+        workers=data.workers,
+        eval_images=config.schedule.eval_images,
+    )
+
+
+def evaluation_data(config: Config) -> EvaluationDataModule:
+    """Of data.split, or data.val_split where that is null; no other split is read."""
+    data = config.data
+    dataset = build_split(str(data.name), data.root, data.split or data.val_split, **_audited(config))
+    return EvaluationDataModule(
+        dataset, eval_batch_size=data.eval_batch_size, workers=data.workers, eval_images=config.schedule.eval_images
+    )
+
+
+def _audited(config: Config) -> dict[str, Any]:
+    names = ("classes", "strict", "num_train", "num_val", "image_size", "seed")
+    return {name: getattr(config.data, name) for name in names}
+
+
+def metrics(config: Config, val: AnnotatedImages) -> list[DetectionMetric]:
+    """The first collects the detections of the run; without annotations there are no numbers."""
+    if not val.annotated:
+        return [DetectionCollector(val.annotations)]
+    if config.data.name is DataName.voc:
+        return [CocoMetric(val.annotations), VOCMetric(val.annotations)]
+    return [CocoMetric(val.annotations)]
+
+
+def make_trainer(config: Config, run_dir: Path, **given: Any) -> L.Trainer:
+    """given: other arguments of the Trainer.
+
+    Raises ConfigError for devices that the machine does not have, or a precision that its devices do not have.
+    """
+    settings, schedule = config.trainer, config.schedule
+    accelerator, devices = choose_devices(settings)
+    environment = cluster_environment()
+    if settings.precision == "16-mixed" and accelerator == "cpu":  # Lightning would take bf16-mixed and go on
+        raise ConfigError(
+            "trainer.precision=16-mixed needs a GPU, and this run is on the CPU: set trainer.precision=bf16-mixed or "
+            "32-true."
+        )
+    try:
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            precision=settings.precision,  # pyright: ignore[reportArgumentType]
+            accumulate_grad_batches=settings.accumulate,
+            plugins=[AtomicCheckpointIO(), *([] if environment is None else [environment])],
+            max_epochs=schedule.epochs,
+            max_steps=-1 if schedule.max_steps is None else schedule.max_steps,
+            check_val_every_n_epoch=schedule.eval_every,
+            gradient_clip_val=schedule.grad_clip,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the data module shards, and never evaluates an image twice
+            enable_model_summary=False,
+            default_root_dir=str(run_dir),
+            **given,
+        )
+    except (MisconfigurationException, ValueError) as error:  # ValueError: SLURM's or torchrun's processes are others
+        raise ConfigError(
+            f"the settings in trainer do not fit this machine ({error}); see trainer.accelerator, trainer.devices,"
+            " trainer.num_nodes and trainer.strategy."
+        ) from error
+    check_processes(trainer)
+    return trainer
