@@ -19,7 +19,7 @@ from msil.config import Config, Decay, OptimizerName, config_hash, plain, regist
 from msil.detection.heads import HEADS
 from msil.overrides import config_groups
 from msil.reporting.paper import TABLES
-from msil.reporting.regenerated import STAND_INS
+from msil.reporting.paper_tables import STAND_INS
 from msil.validate import validate
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from msil import MSIL
 from msil.config import Config
 from msil.data.shapes import write_shapes
 from msil.errors import ConfigError
-from msil.reporting.comparisons import newest_pair
+from msil.reporting.groups import newest_pair
 from msil.runs import read_results
 from msil.training.experiment import run
 from training.cases import tiny_config
@@ -161,7 +161,7 @@ def test_heatmaps_shows_the_picture_and_its_energy(place: Path, runs: dict[str, 
     lines = [re.findall(r"[\d.]+", line) for line in table.splitlines() if re.match(r"(cls|reg)? +merged ", line)]
     for row, numbers in zip(merged, lines, strict=True):
         # Behind plain's share come its excess over uniform and the two ends of that interval.
-        shares = (row["uniform"], *(share["estimate"] for share in row["shares"].values()))
+        shares = (row["uniform"], *(row[name][0] for name in ("plain", "MSIL")))
         assert [f"{100 * share:.1f}" for share in shares] == [numbers[0], numbers[1], numbers[5]]
 
 

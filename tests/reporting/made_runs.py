@@ -14,7 +14,7 @@ from msil.metrics.coco import coco_results, pycocotools_stats
 from msil.metrics.detections import CollectedDetections
 from msil.metrics.record import EvaluationRecord, write_record
 
-from .test_regenerated import run
+from .cases import run
 
 CLASSES = ("circle", "square")
 IMAGES = 12

@@ -27,7 +27,7 @@ def signed(fraction: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """Images a second: three digits that mean something."""
+    """Images a second: three significant digits."""
     if value is None or is_missing(value):
         return MISSING
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
@@ -74,20 +74,3 @@ def setting(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {setting(item)}" for key, item in value.items()) + "}"
     return str(value)
-
-
-def csv_text(text: str) -> str:
-    """Text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP's CSV injection)."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "✓": r"$\checkmark$", "✗": r"$\times$",
-    "Δ": r"$\Delta$", "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
-
-
-def latex(text: str) -> str:
-    """Text with what LaTeX would read as commands escaped, and the signs that its fonts lack replaced."""
-    return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))

@@ -16,7 +16,7 @@ from msil.data.module import DetectionDataModule
 from msil.errors import ConfigError
 from msil.interruption import Interruption
 from msil.metrics.record import write_record
-from msil.reporting.figures import draw_curves
+from msil.reporting.pictures import draw_curves
 from msil.runs import write_json
 from msil.training.averaging import AveragedWeights
 from msil.training.callbacks import PredictionPictures, SeedSteps, Throughput
