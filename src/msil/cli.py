@@ -258,7 +258,7 @@ def _figure_data(options: argparse.Namespace) -> AnnotatedImages:
 
 
 def _centers(options: argparse.Namespace) -> int:
-    from msil.reporting.pictures import write_centers
+    from msil.reporting.centers import write_centers
 
     print("\n".join(write_centers(_figure_data(options).ground_truth(), options.out, options.classes)))
     return 0

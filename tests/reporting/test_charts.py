@@ -30,8 +30,7 @@ def made(name: str, classes: int = 3) -> dict[str, Callable[[], bytes]]:
         "unknown difference": lambda: charts.difference_plot([name], [(0.1, NAN, NAN)]),
         "confusion": lambda: charts.confusion_matrix(names, np.eye(classes + 1), name),
         "curves": lambda: charts.learning_curves({name: seeds, "one": [(np.ones(1), np.ones(1))]}, "x", "y", name),
-        "precision": lambda: charts.precision_recall(RECALLS, {name: curves[name][0]}),
-        "precisions": lambda: charts.precision_recall_classes(RECALLS, names, curves),
+        "precision": lambda: charts.precision_recall(RECALLS, names, curves),
         "nothing measured": lambda: charts.class_bars(names, {name: np.full(classes, NAN)}, {}),
     }
 

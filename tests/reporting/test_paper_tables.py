@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from msil.reporting import formats
 from msil.reporting.groups import settings
 from msil.reporting.paper import TABLES
-from msil.reporting.paper_tables import Difference, Filled, difference_text, fill, fill_command, paper_table
+from msil.reporting.paper_tables import Difference, Filled, fill, fill_command, paper_table
 from msil.reporting.tables import Table, to_csv, to_latex, to_markdown
 
 from .cases import run
@@ -82,7 +83,7 @@ def test_the_csv_has_every_number_in_full() -> None:
 
 
 def test_signs_of_differences() -> None:
-    assert difference_text(Difference(-0.0004, -0.011, 0.01, 100)) == "0.0 [-1.1, +1.0]"
+    assert formats.interval(Difference(-0.0004, -0.011, 0.01, 100)) == "0.0 [-1.1, +1.0]"
 
 
 # Column count: & separates, so a row of n columns has n - 1 that are not escaped.

@@ -15,6 +15,7 @@ from PIL import Image
 
 from msil.detection.structures import Detections, Target
 from msil.errors import ConfigError
+from msil.reporting.centers import write_centers
 from msil.reporting.pictures import (
     HALO,
     class_color,
@@ -23,7 +24,6 @@ from msil.reporting.pictures import (
     draw_detections,
     draw_predictions,
     readable_font_size,
-    write_centers,
 )
 
 GRAY = 128

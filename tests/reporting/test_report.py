@@ -91,7 +91,7 @@ def test_the_page_has_what_the_issue_of_reports_asks_for(made: Path) -> None:
         assert words in page.text
     starts = (
         "Differences of AP", "AP during training", "Training loss", "AP of each class", "AP by size",
-        "Mean precision over recall", "AP50 that each type of error costs", "Confusion of plain",
+        "Precision over recall at IoU 0.5", "AP50 that each type of error costs", "Confusion of plain",
         "Confusion of MSIL", "the objects of image val/", "what the plain detector",
     )  # fmt: skip
     for start in starts:

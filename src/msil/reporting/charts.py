@@ -26,7 +26,7 @@ HALF_LIMIT = 10  # best and as many worst classes where there would be more bars
 MATRIX_LIMIT = 20  # classes of a confusion matrix
 COUNTS_LIMIT = 12  # classes of a confusion matrix with its counts printed
 POINTS = 80  # of a curve; longer ones are averaged in bins
-PANELS = 9  # classes with a precision-recall curve of their own
+PANELS = 8  # classes with a precision-recall curve of their own
 
 # Okabe & Ito's idea: apart in hue and in lightness, for every kind of colour vision.
 PLAIN_COLORS = ("#5b7a99", "#1f4e79", "#9db7d1", "#2b2f36")
@@ -128,7 +128,7 @@ def class_bars(classes: Sequence[str], rows: Mapping[str, Any], spreads: Mapping
         axes.invert_yaxis()
         axes.margins(x=0.12)
         axes.grid(visible=False, axis="y")
-        _finish(axes, "AP, percent", percent_axis="x", empty=not len(shown))
+        _finish(axes, "AP, percent", percent_axis="x")
 
     return draw_svg(draw, 1.9 + 0.2 * len(shown) * (len(rows) + 0.8), title)
 
@@ -221,44 +221,42 @@ def learning_curves(rows: Runs, x_label: str, y_label: str, title: str) -> bytes
     return draw_svg(draw, 4.2, title)
 
 
-def precision_recall(recalls: np.ndarray, rows: Mapping[str, np.ndarray]) -> bytes:
-    """Precision over recall, mean over the classes. recalls: (R,) ascending. rows: of each row (R,), NaN missing."""
+def precision_recall(recalls: np.ndarray, classes: Sequence[str], rows: Mapping[str, np.ndarray]) -> bytes:
+    """Precision over recall, a panel for the mean over the classes and one a class; of more than 8 classes, eight
+    evenly from the first row's best to its worst.
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot(xlim=(0, 1.01), ylim=(0, 1.03))
-        for (name, precisions), color in zip(rows.items(), row_colors(list(rows)), strict=True):
-            axes.plot(recalls, precisions, color=color, linewidth=2, label=clean(name))
-        _finish(axes, "recall", "precision")
-
-    return draw_svg(draw, 4.2, "Precision and recall, mean over the classes")
-
-
-def precision_recall_classes(recalls: np.ndarray, classes: Sequence[str], rows: Mapping[str, np.ndarray]) -> bytes:
-    """Precision over recall of each class; of more than 9, nine evenly from the first row's best class to its worst.
-
-    rows: of each row (K, R) precisions, NaN where a class has no box to be found.
+    recalls: (R,) ascending. rows: of each row (K, R) precisions, NaN where a class has no box to be found.
     """
     areas = np.nan_to_num(next(iter(rows.values())).mean(axis=1), nan=-1.0)
     shown = np.argsort(-areas, kind="stable")
+    title = "Precision and recall at IoU 0.5"
     if len(shown) > PANELS:
+        title += f", {PANELS} of {len(shown)} classes"
         shown = shown[np.linspace(0, len(shown) - 1, PANELS).round().astype(int)]
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
+    lines = -(-(len(shown) + 1) // 3)
 
     def draw(figure: Figure) -> None:
-        grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
-        for axes, label in zip(grid, shown, strict=False):
-            for (name, precisions), color in zip(rows.items(), row_colors(list(rows)), strict=True):
-                axes.plot(recalls, precisions[label], color=color, linewidth=2, label=clean(name))
-            axes.set_title(clean(classes[int(label)], 16), fontsize=12, fontweight="normal")
+        grid = figure.subplots(lines, 3, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, label in zip(grid, [None, *shown.tolist()], strict=False):
+            for (name, values), color in zip(rows.items(), row_colors(list(rows)), strict=True):
+                precisions = nan_mean(values) if label is None else values[label]
+                axes.plot(recalls, precisions, color=color, linewidth=2, label=clean(name))
+            panel = "mean" if label is None else clean(str(classes[label]), 16)
+            axes.set_title(panel, fontsize=12, fontweight="bold" if label is None else "normal")
             axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-        for axes in grid[len(shown) :]:
+        for axes in grid[len(shown) + 1 :]:
             axes.set_visible(False)
         figure.supxlabel("recall", fontsize=12)
         figure.supylabel("precision", fontsize=12)
 
-    title = "Precision and recall per class" + (f", {PANELS} of {len(areas)}" if len(areas) > PANELS else "")
     return draw_svg(draw, 1.2 + 2 * lines, title)
+
+
+def nan_mean(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, NaN (a class without objects) left out; NaN where nothing is left."""
+    counted = ~np.isnan(values)
+    total = np.where(counted, values, 0.0).sum(axis=0)
+    return np.divide(total, counted.sum(axis=0), out=np.full_like(total, np.nan), where=counted.any(axis=0))
 
 
 def mean_curve(seeds: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -295,9 +293,7 @@ def _grouped(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str, str],
     return draw_svg(draw, 4.2, title)
 
 
-def _finish(axes: Axes, x_label: str, y_label: str = "", *, percent_axis: str = "", empty: bool = False) -> None:
+def _finish(axes: Axes, x_label: str, y_label: str = "", percent_axis: str = "") -> None:
     axes.set(xlabel=x_label, ylabel=y_label)
     if percent_axis:
         getattr(axes, f"{percent_axis}axis").set_major_formatter(PercentFormatter(1, symbol=""))
-    if empty:
-        axes.text(0.5, 0.5, "nothing measured", ha="center", va="center", transform=axes.transAxes, color=MUTED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 MISSING = "-"
@@ -24,6 +25,20 @@ def signed(fraction: float | None) -> str:
         return MISSING
     text = f"{100 * fraction:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def interval(ends: Sequence[float]) -> str:
+    """`+1.2 [-0.3, +2.6]` (of 100), of an estimate and the ends of its interval."""
+    estimate, low, high, *_ = map(signed, ends)
+    return f"{estimate} [{low}, {high}]"
+
+
+def spread(value: Sequence[float | None] | None) -> str:
+    """`42.0 ± 0.3` (of 100), of a mean and its deviation, or `42.0` without one; nothing of an empty value."""
+    if not value:
+        return MISSING if value is None else ""
+    mean, deviation = value
+    return percent(mean) if deviation is None else f"{percent(mean)} ± {percent(deviation)}"
 
 
 def rate(value: float | None) -> str:

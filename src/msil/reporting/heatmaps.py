@@ -36,7 +36,7 @@ from msil.metrics.energy import (
     merge_levels,
     uniform_shares,
 )
-from msil.reporting.formats import percent, signed
+from msil.reporting.formats import interval, percent
 from msil.reporting.pictures import plain, scaled, to_numpy
 from msil.reporting.tables import Column, Table, to_text
 
@@ -246,11 +246,9 @@ def _column(key: str, title: str, form: Any) -> Column:
     return Column(key, title, shown, parts=("", "_low", "_high"))
 
 
-def _parts(interval: Interval) -> tuple[float, float, float]:
-    return interval.estimate, interval.low, interval.high
+def _parts(found: Interval) -> tuple[float, float, float]:
+    return found.estimate, found.low, found.high
 
 
 def _difference(value: tuple[float, float, float]) -> str:
-    estimate, low, high = value
-    mark = "*" if max(low, -high) > ROUNDING else " "
-    return f"{signed(estimate)} [{signed(low)}, {signed(high)}]{mark}"
+    return interval(value) + ("*" if max(value[1], -value[2]) > ROUNDING else " ")

@@ -170,7 +170,7 @@ def fill_command(table: PaperTable, group: Sequence[Result]) -> str:
         try:
             typed = shlex.split(group[0]["command"])[2:]
         except ValueError:  # an unclosed quote: not what a run wrote
-            typed = group[0]["command"].split()[2:]
+            typed = []
         kept = {word.partition("=")[0].lstrip("+"): word for word in typed}
         kept = {name: word for name, word in kept.items() if not name.startswith(_OF_A_ROW)}
         chosen = {name: str(lookup(group[0], name, "name")) for name in ("data", "schedule")}
@@ -195,12 +195,12 @@ def paper_table(filled: Filled) -> Table:
         ours, title = filled.metric[name], name.replace("_", " ")
         columns += [
             Column(f"paper_{name}", f"{title} paper", formats.percent),
-            Column(f"ours_{ours}", f"{ours.replace('_', ' ')} ours", _mean_and_deviation, parts=("", "_std")),
+            Column(f"ours_{ours}", f"{ours.replace('_', ' ')} ours", formats.spread, parts=("", "_std")),
         ]
     metric = filled.paper.metrics[0]
     columns += [
         Column("paper_difference", f"Δ{metric.replace('_', ' ')} paper", formats.signed),
-        Column("difference", f"Δ{filled.metric[metric].replace('_', ' ')} ours [95 %]", difference_text,
+        Column("difference", f"Δ{filled.metric[metric].replace('_', ' ')} ours [95 %]", formats.interval,
                parts=("", "_low", "_high")),
         Column("against", "against", str, right=False, shown=len(set(filled.paper.compared.values())) > 1),
         Column("parameters", "parameters", formats.amount),
@@ -211,12 +211,6 @@ def paper_table(filled: Filled) -> Table:
     rows = tuple(_line(filled, place) for place in range(len(filled.rows)))
     caption = f"Table {filled.paper.number}. {filled.paper.caption} Ours: {filled.setting}."
     return Table(caption, tuple(columns), rows, _notes(filled))
-
-
-def difference_text(one: Sequence[float]) -> str:
-    """`+1.2 [-0.3, +2.6]`, in percent, of an estimate and the ends of its interval."""
-    estimate, low, high, *_ = map(formats.signed, one)
-    return f"{estimate} [{low}, {high}]"
 
 
 def _rows(index: int, printed: PaperRow, group: Sequence[Result]) -> list[FilledRow]:
@@ -298,14 +292,6 @@ def _line(filled: Filled, place: int) -> dict[str, Any]:
         line |= {"align": row.paper.align, "separate": row.paper.separate} if row.paper.apply != "none" else {}
         line["runs"] = " ".join(str(run["run_name"]) for run in row.runs)
     return line
-
-
-def _mean_and_deviation(value: Value | tuple[()] | None) -> str:
-    """`42.0 ± 0.3`; nothing in a quoted row, which no run of ours belongs to."""
-    if not value:
-        return formats.MISSING if value is None else ""
-    mean = formats.percent(value[0])
-    return mean if value[1] is None else f"{mean} ± {formats.percent(value[1])}"
 
 
 def _seeds(filled: Filled, row: FilledRow) -> str:

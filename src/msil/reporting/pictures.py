@@ -1,4 +1,4 @@
-"""Pictures as pixels: boxes on images, predictions beside ground truth, a run's curves, and Figure 5.
+"""Pictures as pixels: boxes on images, predictions beside ground truth, and a run's curves.
 
 Thread safe and without a display: Pillow draws boxes, and matplotlib is used without pyplot.
 """
@@ -17,20 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from msil.errors import ConfigError
-from msil.metrics.centers import QUADRANTS, Centers, object_centers, shown_classes
-from msil.reporting.formats import percent
-from msil.reporting.tables import Column, Table, to_csv
 from msil.runs import write_bytes
 
 if TYPE_CHECKING:
@@ -49,10 +41,6 @@ HALO: Color = (20, 20, 20)
 FONT_SIZE = 13
 CELL_SIDE = 384  # pixels of an image's long side in the grid
 LEGEND_LIMIT = 24  # classes
-COLUMNS = 3  # of Figure 5
-DOTS = 1000  # of a class in Figure 5
-_SHARES = ListedColormap(colormaps["RdBu_r"](np.linspace(0.2, 0.8, 256)))  # light enough for dots to be seen
-_SCALE = Normalize(0, 0.5)  # white is a quarter, as centres without a preferred place would have it
 
 
 def class_color(label: int) -> Color:
@@ -226,67 +214,6 @@ def series(rows: Sequence[Mapping[str, str]], x: str, y: str) -> tuple[np.ndarra
     return points[:, 0], points[:, 1]
 
 
-def draw_centers(centers: Mapping[str, Centers], names: Sequence[str]) -> bytes:
-    """Figure 5 as a PNG: for each name the image cut in four, each part coloured by its share of the class's object
-    centres with that share on it, and the centres as dots (of more than 1000 every so many-th).
-
-    Raises ConfigError for a name that is not among the classes, or without names.
-    """
-    if not names:
-        raise ConfigError("the data has no object, so there are no centres to draw: name another split.")
-    unknown = [name for name in names if name not in centers]
-    if unknown:
-        known = ", ".join(list(centers)[:10]) + (f" and {len(centers) - 10} more" if len(centers) > 10 else "")
-        raise ConfigError(f"the data has no class {unknown[0]!r}; its classes are {known}: name some of those.")
-    rows, columns = -(-len(names) // COLUMNS), min(COLUMNS, len(names))
-    figure = Figure(figsize=(2.75 * columns + 1.3, max(2.4 * rows, 2.8)), dpi=110, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels[len(names) :]:
-        axes.set_axis_off()
-    for axes, name in zip(panels, names, strict=False):
-        _draw_class(axes, name, centers[name])
-    bar = figure.colorbar(ScalarMappable(_SCALE, _SHARES), ax=panels.tolist(), shrink=0.8, aspect=20)
-    bar.set_ticks([0, 0.25, 0.5], labels=["0 %", "25 %", "50 % or more"])
-    bar.set_label("share of a class's centres")
-    return png(figure)
-
-
-def centers_table(centers: Mapping[str, Centers]) -> Table:
-    """Every class: its name, number of objects, and their shares by quadrant as fractions, empty without objects."""
-    columns = [Column("class", "class", str, right=False), Column("objects", "objects", lambda count: f"{count:,}")]
-    columns += [Column(name.replace(" ", "_"), name, percent) for name in QUADRANTS]
-    rows = [
-        {"class": name, "objects": len(found.points)}
-        | {quadrant.replace(" ", "_"): float(share) for quadrant, share in zip(QUADRANTS, found.shares, strict=True)}
-        for name, found in centers.items()
-    ]
-    return Table("Where the centres of each class's objects lie, percent.", tuple(columns), tuple(rows))
-
-
-def write_centers(ground_truth: Mapping[str, Any], out: str | Path, names: Sequence[str] | None = None) -> list[str]:
-    """Write Figure 5 and, beside it with the ending .csv, the table of all classes; returns what to print.
-
-    ground_truth: COCO format dict. out: a .png. names: of the classes to draw; None: see `shown_classes`.
-    Raises ConfigError for an unknown class, another ending, no object, or a place that cannot be written to.
-    """
-    out = Path(out)
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"the picture is a PNG, but {out} does not end in .png: name it so.")
-    centers = object_centers(ground_truth)
-    shown = shown_classes(centers) if names is None else tuple(names)
-    picture = draw_centers(centers, shown)
-    try:
-        write_bytes(out, picture)
-        write_bytes(out.with_suffix(".csv"), to_csv(centers_table(centers)).encode())
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written ({error.strerror or error}): choose another place.") from error
-    objects, images = sum(len(found.points) for found in centers.values()), len(ground_truth["images"])
-    return [
-        f"{out}: classes {', '.join(shown)}",
-        f"{out.with_suffix('.csv')}: of all classes, {len(centers)}; {objects:,} objects, {images:,} images",
-    ]
-
-
 def image_bytes(picture: np.ndarray, kind: str = "PNG") -> bytes:
     """uint8 (H, W, 3) as a PNG, or as a JPEG whose thin lines keep their colour."""
     content = io.BytesIO()
@@ -344,20 +271,3 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def _marker(points: np.ndarray) -> str:
     return "o" if len(points) == 1 else ""  # a line through one point is invisible
-
-
-def _draw_class(axes: Axes, name: str, found: Centers) -> None:
-    count = len(found.points)
-    axes.set_title(f"{plain(name)}  ({count:,})", fontsize=10)
-    axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect=0.75)
-    if not count:
-        axes.text(0.5, 0.5, "no objects", ha="center", va="center", color="gray")
-        return
-    dots = found.points[:: -(-count // DOTS)]
-    axes.scatter(dots[:, 0], dots[:, 1], s=5, color="black", alpha=0.35 if len(dots) > 200 else 0.6, linewidths=0)
-    for left, top, share in zip((0, 0.5, 0, 0.5), (0, 0, 0.5, 0.5), found.shares, strict=True):  # as QUADRANTS
-        axes.add_patch(Rectangle((left, top), 0.5, 0.5, facecolor=_SHARES(_SCALE(share)), edgecolor="black", zorder=0))
-        axes.text(
-            left + 0.25, top + 0.25, f"{percent(share)} %", ha="center", va="center", fontsize=10, fontweight="bold",
-            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
-        )  # fmt: skip

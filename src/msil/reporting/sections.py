@@ -165,12 +165,17 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
     first = next(iter(records.values()))[0]
     classes = first.classes.tolist()
     by_class = {name: np.stack([per_class(one)["AP"] for one in found]) for name, found in judged.items()}
-    means = {name: _mean(values) for name, values in by_class.items()}
+    means = {name: charts.nan_mean(values) for name, values in by_class.items()}
     spreads = {name: np.nan_to_num(values.std(axis=0, ddof=1)) for name, values in by_class.items() if len(values) > 1}
     recalls = precision_recall(next(iter(judged.values()))[0])[0]
-    precisions = {name: _mean(np.stack([precision_recall(one)[1] for one in found])) for name, found in judged.items()}
+    precisions = {
+        name: charts.nan_mean(np.stack([precision_recall(one)[1] for one in found])) for name, found in judged.items()
+    }
     sizes = {
-        name: {size: float(_mean(np.array([scores(one, metrics=(size,))[size] for one in found]))) for size in AREAS}
+        name: {
+            size: float(charts.nan_mean(np.array([scores(one, metrics=(size,))[size] for one in found])))
+            for size in AREAS
+        }
         for name, found in judged.items()
     }
     areas = first.truth_areas[~first.truth_ignored]
@@ -179,12 +184,12 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
     errors = {name: {kind: float(np.mean([one[kind] for one in found])) for kind in found[0]}
               for name, found in costs.items()}  # fmt: skip
     numbers = {name: dict(zip(classes, values, strict=True)) for name, values in means.items()}
-    mean_precisions = {name: _mean(values) for name, values in precisions.items()}
-    names = ", ".join(precisions)
     pictures = [
         _chart(charts.class_bars(classes, means, spreads), f"AP of each class: {_in_words(numbers)}"),
-        _chart(charts.precision_recall(recalls, mean_precisions), f"Mean precision over recall at IoU 0.5, {names}"),
-        _chart(charts.precision_recall_classes(recalls, classes, precisions), f"Precision by class, {names}"),
+        _chart(
+            charts.precision_recall(recalls, classes, precisions),
+            f"Precision over recall at IoU 0.5, mean and by class, of {', '.join(precisions)}",
+        ),
         _chart(charts.size_bars(sizes, counts), f"AP by size of object: {_in_words(sizes)}"),
         _chart(charts.error_bars(errors), f"AP50 that each type of error costs: {_in_words(errors)}"),
     ]
@@ -194,13 +199,6 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
         alt = f"{title}: rows are the true classes and background, columns the predicted ones and missed"
         pictures.append(_chart(svg, alt))
     return pictures
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Over the first axis, NaN (a class without objects) left out; NaN where nothing is left."""
-    counted = ~np.isnan(values)
-    total = np.where(counted, values, 0.0).sum(axis=0)
-    return np.divide(total, counted.sum(axis=0), out=np.full_like(total, np.nan), where=counted.any(axis=0))
 
 
 def _in_words(rows: Mapping[str, Mapping[str, float]]) -> str:

@@ -258,16 +258,10 @@ def _value(row: Result, key: str) -> Any:
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest endings that tell the keys apart; model.backbone.name is called backbone."""
-    paths = {key: key.removesuffix(".name").split(".") for key in keys}
-    names = {}
-    for key, path in paths.items():
-        for length in range(1, len(path) + 1):
-            ending = path[-length:]
-            if sum(other[-length:] == ending for other in paths.values()) == 1:
-                break
-        names[key] = ".".join(ending)
-    return names
+    """The last part of each key, or the whole one where two end alike; model.backbone.name is called backbone."""
+    paths = {key: key.removesuffix(".name") for key in keys}
+    ends = Counter(path.rpartition(".")[2] for path in paths.values())
+    return {key: end if ends[end := path.rpartition(".")[2]] == 1 else path for key, path in paths.items()}
 
 
 def _printed(row: Result, table: str | None) -> dict[str, float]:
