@@ -15,7 +15,7 @@ from msil.data.images import read_image
 from msil.detection.structures import Detections
 from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError, DataError
-from msil.reporting.drawing import draw_boxes, readable_font_size
+from msil.reporting.pictures import draw_boxes, readable_font_size
 from msil.runs import write_bytes, write_json
 
 SMALLEST_DRAWN = 640  # pixels of the long side: what is at most half of it is enlarged, or labels would hide it

@@ -205,7 +205,7 @@ TABLE5 = PaperTable(
     ),
 )
 
-# The heads' titles, for results that do not say them.
+# The heads' titles, for results that have none.
 TITLES = {"fcos": "FCOS", "vfnet": "VFNet", "retinanet": "RetinaNet", "atss": "ATSS", "gfl": "GFL", "tood": "TOOD"}
 
 TABLES = {"table1": TABLE1, "table2": TABLE2, "table3": TABLE3, "table4": TABLE4, "table5": TABLE5}
@@ -216,26 +216,14 @@ TEXT_NOTES = (
 )
 
 
-def paper_row(
+def paper_metrics(
     table: str, *, head: str | None, backbone: str | None, align: bool, separate: bool, apply: str
-) -> PaperRow | None:
-    """The printed row that these settings reproduce, or None if `table` is not of the paper or has no such row."""
-    if table not in TABLES or head is None:
-        return None
-    for row in TABLES[table].rows:
+) -> dict[str, float]:
+    """What the paper prints for these settings: metric name -> percent; empty where `table` is not of the paper or has
+    no such row. Table 5's one number is called VOC_AP, as in our results."""
+    for row in TABLES[table].rows if table in TABLES and head is not None else ():
         if row.ours or (row.head, row.backbone, row.apply) != (head, backbone, apply):
             continue
         if apply == "none" or (row.align, row.separate) == (align, separate):
-            return row
-    return None
-
-
-def paper_metrics(
-    table: str, *, head: str | None, backbone: str | None, align: bool, separate: bool, apply: str
-) -> dict[str, float] | None:
-    """What the paper prints for these settings: metric name -> percent; None where paper_row is None.
-
-    Table 5's one number is called VOC_AP, as in our results.
-    """
-    row = paper_row(table, head=head, backbone=backbone, align=align, separate=separate, apply=apply)
-    return None if row is None else dict(zip(TABLES[table].metrics, row.values, strict=True))
+            return dict(zip(TABLES[table].metrics, row.values, strict=True))
+    return {}
