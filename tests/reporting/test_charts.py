@@ -24,8 +24,7 @@ def made(name: str, classes: int = 3) -> dict[str, Callable[[], bytes]]:
     seeds = [(np.arange(3.0), np.arange(3.0)), (np.arange(200.0), np.arange(200.0))]
     return {
         "class_bars": lambda: charts.class_bars(names, ap, {name: np.full(classes, 0.1)}),
-        "sizes": lambda: charts.size_bars(sizes, {"APs": 1, "APm": 0, "APl": 2}),
-        "errors": lambda: charts.error_bars({name: dict.fromkeys(charts.ERROR_NAMES, 0.1)}),
+        "sizes": lambda: charts.grouped_bars(sizes, {"APs": "small", "APm": "medium", "APl": name}, "AP", "sizes"),
         "differences": lambda: charts.difference_plot([name], [(0.1, -0.1, 0.2)]),
         "unknown difference": lambda: charts.difference_plot([name], [(0.1, NAN, NAN)]),
         "confusion": lambda: charts.confusion_matrix(names, np.eye(classes + 1), name),
@@ -53,7 +52,7 @@ def test_names_are_only_text_and_charts_the_same_every_time(chart: str) -> None:
 def test_charts_have_their_names_and_numbers() -> None:
     found = made("row ")
     assert {"row 2", "50.0", "100.0", "plain row"} <= set(texts(found["class_bars"]()))
-    assert {"10.0", "n/a", "100.0", "small", "1 objects"} <= set(texts(found["sizes"]()))
+    assert {"10.0", "n/a", "100.0", "small"} <= set(texts(found["sizes"]()))
     assert {"background", "missed", "1", "row 0"} <= set(texts(found["confusion"]()))
 
 

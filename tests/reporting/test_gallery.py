@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,12 +109,6 @@ def test_half_of_the_choice_is_where_msil_is_worse() -> None:
     # Worse in two only: the better ones do not fill the other half.
     assert most_different(plain, msil, 12).tolist() == [6, 0, 1, 3, 2, 4]
     assert most_different(plain, plain).tolist() == []
-
-
-def test_other_questions_are_not_compared() -> None:
-    plain, msil = comparison([0], [1], [1])
-    with pytest.raises(ValueError, match="same boxes"):
-        most_different(plain, replace(msil, classes=np.array(["cat", "cow"])))
 
 
 def pixels(jpeg: bytes) -> np.ndarray:

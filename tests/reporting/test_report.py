@@ -76,13 +76,6 @@ def test_table_2_has_the_runs_numbers(made: Path) -> None:
     assert "python run.py experiment=table2" in (made / "report" / "table2.md").read_text(encoding="utf-8")
 
 
-def test_every_table_is_there_in_three_forms(made: Path) -> None:
-    names = sorted(path.name for path in (made / "report").iterdir())
-    tables = [f"table{number}.{ending}" for number in range(1, 6) for ending in ("csv", "md", "tex")]
-    assert names == sorted(["report.html", *tables])
-    assert (made / "report" / "table3.md").read_text(encoding="utf-8").count("| quoted |") == 16
-
-
 def test_the_page_has_what_the_issue_of_reports_asks_for(made: Path) -> None:
     page = Texts(made / "report" / "report.html")
     for number in range(1, 6):

@@ -68,12 +68,6 @@ def test_markdown_shape() -> None:
     assert lines[first + 8] == "" and lines[first + 9].startswith("- ")
 
 
-def test_a_bar_in_a_cell_does_not_break_the_markdown() -> None:
-    row = failed("c", 1, ["data.root=a|b"])
-    lines = to_markdown(table([row], varied=["data.root"])).split("\n")
-    assert any(line.startswith("| a\\|b | - |") for line in lines)
-
-
 def test_hostile_texts_stay_texts_in_every_form() -> None:
     """A spreadsheet reads = + - @ as formulas (OWASP, CSV injection); LaTeX reads its own commands; a bar or a new line
     ends a Markdown cell."""
@@ -105,25 +99,11 @@ def test_csv_parsed_back() -> None:
     assert rows[2]["state"] == "failed (exit 1)" and rows[2]["AP"] == rows[2]["parameters"] == ""
 
 
-def test_states_are_counted() -> None:
-    note = table().notes[0]
-    assert note.startswith("6 runs: ")
-    for part in ("1 ok", "1 skipped", "2 failed", "1 preempted", "1 waiting"):
-        assert part in note
-    assert table([result()]).notes[0] == "1 run: 1 ok."
-
-
 def test_no_rows() -> None:
     empty = table([], varied=[])
     assert len(body(to_text(empty))) == 1
     assert parsed(empty) == []
     assert empty.notes[0] == "No runs."
-
-
-def test_the_run_is_named_where_its_settings_do_not_tell_it() -> None:
-    assert body(to_text(table([result("solo")], varied=[])))[1][0] == "solo"
-    assert body(to_text(table([result("solo"), failed("lost", 1, [])], varied=[APPLY])))[2][0] == "lost"
-    assert body(to_text(table()))[0][0] == "align"  # here they do
 
 
 def test_the_caption_says_on_what() -> None:
@@ -213,14 +193,6 @@ def test_classes_of_the_users_own_are_shown_by_their_names() -> None:
         ["fcos", "MSIL"], ["fcos", "MyBlock"], ["Mine", "MSIL"], ["gfl", "MyBlock"]
     ]  # fmt: skip
     assert parsed(one)[1]["model.msil.block"] == "package.module.MyBlock"  # as a command takes it
-
-
-def test_blocks_that_differ_in_their_options_alone_show_them() -> None:
-    blocks = [{"block": "package.MyBlock", "options": {"depth": depth}} for depth in (1, 2)]
-    found = [changed(result(), "msil", block) for block in blocks]
-    assert [line[0] for line in body(to_text(table(found, varied=["model.msil.options"])))] == ["depth", "1", "2"]
-    lines = body(to_text(table(found, varied=["model/msil"])))  # two files of conf/model/msil
-    assert [line[0] for line in lines] == ["options", "{depth: 1}", "{depth: 2}"]
 
 
 # As schedule=smoke: seconds, and no object large enough for an APl (or, here, small enough for an APs).

@@ -50,10 +50,6 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#d9dee3",
 }
-ERROR_NAMES = {"Cls": "class", "Loc": "location", "Both": "class, box", "Dupe": "duplicate", "Bkg": "background",
-               "Miss": "missed"}  # fmt: skip
-SIZE_NAMES = {"APs": "small", "APm": "medium", "APl": "large"}
-
 Runs = Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]  # row name -> (x, y) of each seed
 
 
@@ -133,19 +129,24 @@ def class_bars(classes: Sequence[str], rows: Mapping[str, Any], spreads: Mapping
     return draw_svg(draw, 1.9 + 0.2 * len(shown) * (len(rows) + 0.8), title)
 
 
-def size_bars(rows: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> bytes:
-    """AP for small, medium and large objects. rows: fractions under APs, APm, APl. counts: number of objects."""
-    labels = {key: f"{name}\n{counts[key]:,} objects" for key, name in SIZE_NAMES.items()}
-    return _grouped(rows, labels, "AP, percent", "AP by size of object")
+def grouped_bars(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str, str], y_label: str, title: str) -> bytes:
+    """Upright bars, a group a key of `labels`, a bar a row, in percent; "n/a" where a value is missing."""
+    width = 0.8 / len(rows)
 
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for number, ((name, row), color) in enumerate(zip(rows.items(), row_colors(list(rows)), strict=True)):
+            values = np.array([row[key] for key in labels], dtype=float)
+            places = np.arange(len(labels)) - 0.4 + width * (number + 0.5)
+            bars = axes.bar(places, np.nan_to_num(values), width * 0.94, color=color, label=clean(name))
+            texts = [f"{100 * value:.1f}" if np.isfinite(value) else "n/a" for value in values]
+            axes.bar_label(bars, texts, padding=2, fontsize=10)
+        axes.set_xticks(range(len(labels)), list(labels.values()))
+        axes.grid(visible=False, axis="x")
+        axes.margins(y=0.12)
+        _finish(axes, "", y_label, percent_axis="y")
 
-def error_bars(rows: Mapping[str, Mapping[str, float]]) -> bytes:
-    """TIDE's dAP50: how much AP50 would grow if that kind of error alone were mended (Bolya et al. 2020).
-
-    rows: of each row fractions under Cls, Loc, Both, Dupe, Bkg and Miss.
-    """
-    labels = {key: f"{key}\n{name}" for key, name in ERROR_NAMES.items()}
-    return _grouped(rows, labels, "AP50 lost, points", "AP50 lost to each kind of error (TIDE)")
+    return draw_svg(draw, 4.2, title)
 
 
 def difference_plot(names: Sequence[str], differences: Sequence[Sequence[float]]) -> bytes:
@@ -271,26 +272,6 @@ def _binned(points: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarr
     size = max(1, -(-len(points[0]) // POINTS))
     xs, ys = ([part.mean() for part in np.split(one, range(size, len(one), size)) if len(part)] for one in points)
     return np.array(xs), np.array(ys)
-
-
-def _grouped(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str, str], y_label: str, title: str) -> bytes:
-    """Upright bars, a group a key of `labels`, a bar a row, in percent; "n/a" where a value is missing."""
-    width = 0.8 / len(rows)
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for number, ((name, row), color) in enumerate(zip(rows.items(), row_colors(list(rows)), strict=True)):
-            values = np.array([row[key] for key in labels], dtype=float)
-            places = np.arange(len(labels)) - 0.4 + width * (number + 0.5)
-            bars = axes.bar(places, np.nan_to_num(values), width * 0.94, color=color, label=clean(name))
-            texts = [f"{100 * value:.1f}" if np.isfinite(value) else "n/a" for value in values]
-            axes.bar_label(bars, texts, padding=2, fontsize=10)
-        axes.set_xticks(range(len(labels)), list(labels.values()))
-        axes.grid(visible=False, axis="x")
-        axes.margins(y=0.12)
-        _finish(axes, "", y_label, percent_axis="y")
-
-    return draw_svg(draw, 4.2, title)
 
 
 def _finish(axes: Axes, x_label: str, y_label: str = "", percent_axis: str = "") -> None:

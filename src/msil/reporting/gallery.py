@@ -51,10 +51,8 @@ def most_different(plain: EvaluationRecord, msil: EvaluationRecord, count: int =
 
     At most count // 2 images where msil is better, and as many where it is worse; fewer where there are fewer, and the
     other side does not fill in. Of equal differences the image with more truths comes first, then the earlier one.
-    Raises ValueError if the two answer different questions.
+    The two were asked for the same boxes (record.same_question).
     """
-    if not plain.same_question(msil):
-        raise ValueError("the two evaluations were not asked for the same boxes of the same images")
     difference = image_scores(msil) - image_scores(plain)
     truths = np.bincount(plain.truth_images[~plain.truth_ignored], minlength=len(difference))
     # Rounded, so that 2/3 - 1/3 and 1/3 - 0 are the tie that they are.

@@ -218,7 +218,8 @@ def energy_table(energy: SplitEnergy, levels: Sequence[str] | None = None) -> Ta
         for name, own in zip(energy.names, values, strict=True):
             row[name] = _parts(image_mean(own))
             row[f"{name} over uniform"] = _parts(image_mean(own - energy.uniform[:, r]))
-            row[f"{name} - {first}"] = _parts(image_mean(own - values[0]))
+            if name != first:
+                row[f"{name} - {first}"] = _parts(image_mean(own - values[0]))
         rows.append(row)
     caption = f"Share of a map's energy, percent, {energy.shares.shape[1]} images."
     return Table(caption, tuple(columns), tuple(rows), ("*: the interval leaves out zero.",))

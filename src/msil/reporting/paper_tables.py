@@ -217,7 +217,7 @@ def _rows(index: int, printed: PaperRow, group: Sequence[Result]) -> list[Filled
     net = _net(printed, group)
     lines: dict[str, list[Result]] = {}
     for run in group:
-        if _is(run, printed) and _net_of(run) == net:
+        if printed.fits(run["config"]["model"]) and _net_of(run) == net:
             unused = ("model.msil",) if printed.apply == "none" else ()  # there is no block that they could describe
             lines.setdefault(key(run, *unused), []).append(run)
     if not lines:
@@ -227,15 +227,6 @@ def _rows(index: int, printed: PaperRow, group: Sequence[Result]) -> list[Filled
     rows = [FilledRow(printed, index, one_a_seed(runs), extra, net)
             for extra, runs in zip(extras, lines.values(), strict=True)]  # fmt: skip
     return sorted(rows, key=lambda row: (row.extra != "", row.extra))
-
-
-def _is(run: Result, printed: PaperRow) -> bool:
-    """Whether the run has the row's head and switches, whatever its backbone."""
-    block = lookup(run, "model", "msil")
-    own = (lookup(run, "model", "head", "name"), lookup(run, "model", "detector"), block["apply"])
-    if own != (printed.head, printed.detector, printed.apply):
-        return False
-    return printed.apply == "none" or (block["align"], block["separate"]) == (printed.align, printed.separate)
 
 
 def _net(printed: PaperRow, group: Sequence[Result]) -> str | None:

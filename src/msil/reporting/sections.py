@@ -30,7 +30,10 @@ from msil.runs import CHECKPOINTS, LAST, METRICS
 
 Result = Mapping[str, Any]
 
-AREAS = {"APs": (0.0, 32.0**2), "APm": (32.0**2, 96.0**2), "APl": (96.0**2, np.inf)}  # COCO's, in px^2
+# COCO's, in px^2
+AREAS = {"APs": ("small", 0.0, 32.0**2), "APm": ("medium", 32.0**2, 96.0**2), "APl": ("large", 96.0**2, np.inf)}
+ERRORS = {"Cls": "Cls\nclass", "Loc": "Loc\nlocation", "Both": "Both\nclass, box", "Dupe": "Dupe\nduplicate",
+          "Bkg": "Bkg\nbackground", "Miss": "Miss\nmissed"}  # fmt: skip
 IMAGES = 12  # of a gallery
 HEATMAPS = 4  # images with heat maps
 ENERGY_IMAGES = 200  # the first so many of a split
@@ -179,7 +182,10 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
         for name, found in judged.items()
     }
     areas = first.truth_areas[~first.truth_ignored]
-    counts = {size: int(((areas >= low) & (areas < high)).sum()) for size, (low, high) in AREAS.items()}
+    counts = {
+        size: f"{name}\n{np.count_nonzero((areas >= low) & (areas < high)):,} objects"
+        for size, (name, low, high) in AREAS.items()
+    }
     costs = {name: [breakdown(record).costs for record in found] for name, found in records.items()}
     errors = {name: {kind: float(np.mean([one[kind] for one in found])) for kind in found[0]}
               for name, found in costs.items()}  # fmt: skip
@@ -190,8 +196,14 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
             charts.precision_recall(recalls, classes, precisions),
             f"Precision over recall at IoU 0.5, mean and by class, of {', '.join(precisions)}",
         ),
-        _chart(charts.size_bars(sizes, counts), f"AP by size of object: {_in_words(sizes)}"),
-        _chart(charts.error_bars(errors), f"AP50 that each type of error costs: {_in_words(errors)}"),
+        _chart(
+            charts.grouped_bars(sizes, counts, "AP, percent", "AP by size of object"),
+            f"AP by size of object: {_in_words(sizes)}",
+        ),
+        _chart(
+            charts.grouped_bars(errors, ERRORS, "AP50 lost, points", "AP50 lost to each kind of error (TIDE)"),
+            f"AP50 that each type of error costs: {_in_words(errors)}",
+        ),
     ]
     for name, found in records.items():
         title = f"Confusion of {name}" + (f" (sum of {len(found)} seeds)" if len(found) > 1 else "")

@@ -167,7 +167,8 @@ def sweep_table(rows: Sequence[Result], *, varied: Sequence[str], table: str | N
     keys = _settings(rows, varied)
     titles = _short_names(keys)
     settings = [{key: value for key in keys if (value := _value(row, key)) is not _ABSENT} for row in rows]
-    printed = [_printed(row, table) for row in rows]
+    models = [lookup(row, "model") for row in rows]
+    printed = [paper_metrics(table, model) if isinstance(model, Mapping) else {} for model in models]
     metrics = [row.get("metrics") or {} for row in rows]
     names_needed = not keys or not all(settings)  # without its settings a line would say nothing about itself
 
@@ -262,18 +263,6 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
     paths = {key: key.removesuffix(".name") for key in keys}
     ends = Counter(path.rpartition(".")[2] for path in paths.values())
     return {key: end if ends[end := path.rpartition(".")[2]] == 1 else path for key, path in paths.items()}
-
-
-def _printed(row: Result, table: str | None) -> dict[str, float]:
-    model = lookup(row, "model")
-    if not table or not isinstance(model, Mapping) or model["msil"].get("block"):
-        return {}
-    return paper_metrics(
-        table,
-        head=model["head"].get("name"),
-        backbone=model["backbone"].get("name"),
-        **{name: model["msil"][name] for name in ("align", "separate", "apply")},
-    )
 
 
 def _caption(rows: Sequence[Result], table: str | None) -> str:
