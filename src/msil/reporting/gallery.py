@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msil.data.images import read_header, read_image
 from msil.errors import DataError
-from msil.metrics.confusion import by_score, overlaps, take_best
+from msil.metrics.breakdown import by_score, overlaps, take_best
 from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting.pictures import draw_boxes, image_bytes
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from msil.checkpoints.load import load_dense_detector
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError, WeightsError
-from msil.metrics.breakdown import breakdown
-from msil.metrics.confusion import confusion
+from msil.metrics.breakdown import breakdown, confusion
 from msil.metrics.precision import per_class, precision_recall, scores
 from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting import charts
