@@ -62,16 +62,13 @@ def heatmap_figure(
         check_level(level, level_names(detector.head.strides))
     if not images and dataset is None:
         raise ConfigError("there is nothing to draw: name images (--image), or a split to take some of (--split).")
-    indices = _indices(images, dataset)
-    rows = [_row(detectors, classes, file, dataset, index) for file, index in indices]
+    rows = [_row(detectors, classes, file, dataset, index) for file, index in _indices(images, dataset)]
     lines = [f"{out}: {len(rows)} image{'' if len(rows) == 1 else 's'}, {level}"]
     try:
         write_bytes(out, image_bytes(draw_heatmaps(rows, tuple(detectors), level)))
         if dataset is not None:
-            indices = tqdm(range(len(dataset)), unit="image", disable=None)
-            energy = split_energy(
-                detectors, ((image, target.boxes) for image, target in map(dataset.__getitem__, indices))
-            )
+            samples = (dataset[index] for index in tqdm(range(len(dataset)), unit="image", disable=None))
+            energy = split_energy(detectors, ((image, target.boxes) for image, target in samples))
             write_json(out.with_suffix(".json"), {**(about or {}), **energy_json(energy)})
             lines = [*energy_lines(energy), "", *lines, f"{out.with_suffix('.json')}: the numbers"]
     except OSError as error:

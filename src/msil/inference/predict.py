@@ -53,9 +53,8 @@ def predict_folder(
     Images are taken one at a time, on the detector's device: what is found in one does not depend on the others.
 
     Raises DataError if there is no such image or folder, the folder has no images, or the only image cannot be read
-    (in a folder the others go on); ConfigError for a threshold outside [0, 1], or an `out` that
-    cannot be written to, or where an image to be read, or a picture of the same name that is not ours, would be
-    overwritten.
+    (in a folder the others go on); ConfigError for a threshold outside [0, 1], or an `out` that cannot be written to,
+    or where an image to be read, or a picture of the same name that is not ours, would be overwritten.
     """
     source, out = Path(source), Path(out)
     if not 0 <= score_thresh <= 1:
