@@ -3,7 +3,7 @@
     STARTED=$(date +%s.%N) python -m benchmarks.first_step runs_dir=/tmp/runs run_name=a
 
 Prints {"stages": {what: seconds}, "cpu": seconds} as its last line. It imports nothing that run.py does not, in the
-same order, and only the standard library before it: the stamps are put into msil.training.fitting when run.py's own
+same order, and only the standard library before it: the stamps are put into msil.training.build when run.py's own
 imports have come there.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-FITTING = "msil.training.fitting"
+BUILD = "msil.training.build"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -45,11 +45,11 @@ class Stages:
 
         return stamped
 
-    def into(self, fitting: ModuleType) -> None:
-        """Stamps into the functions and the callback that msil.training.fitting calls."""
+    def into(self, build: ModuleType) -> None:
+        """Stamps into the functions and the callback that msil.training.build calls."""
         stages = self
 
-        class EndsFirstStep(fitting.Throughput):
+        class EndsFirstStep(build.Throughput):
             def on_train_batch_start(self, *arguments: Any) -> None:
                 stages.stamp("making the trainer, first batch")
                 super().on_train_batch_start(*arguments)
@@ -59,26 +59,26 @@ class Stages:
                 print(json.dumps({"stages": stages.seconds, "cpu": time.process_time()}), flush=True)
                 os._exit(0)  # nothing of what a run does at its end
 
-        fitting.Throughput = EndsFirstStep  # pyright: ignore[reportAttributeAccessIssue]
-        train, between = fitting.train, "making the trainer, first batch"
+        build.Throughput = EndsFirstStep  # pyright: ignore[reportAttributeAccessIssue]
+        built, between = build.build, "making the trainer, first batch"
 
-        def stamped_train(*arguments: Any) -> Any:
+        def stamped_build(*arguments: Any) -> Any:
             self.stamp("imports of torch, lightning and the rest")
-            return train(*arguments)
+            return built(*arguments)
 
-        fitting.train = stamped_train  # pyright: ignore[reportAttributeAccessIssue]
-        for name, stage in (("make_datamodule", "reading the data set"), ("detector_from_config", "building the net")):
-            setattr(fitting, name, self.around(getattr(fitting, name), between, stage))
+        build.build = stamped_build  # pyright: ignore[reportAttributeAccessIssue]
+        for name, stage in (("training_data", "reading the data set"), ("detector_from_config", "building the net")):
+            setattr(build, name, self.around(getattr(build, name), between, stage))
 
 
 class AfterImport:
-    """A finder that calls `then` with FITTING as soon as that module is loaded."""
+    """A finder that calls `then` with BUILD as soon as that module is loaded."""
 
     def __init__(self, then: Callable[[ModuleType], None]) -> None:
         self.then = then
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != FITTING:
+        if name != BUILD:
             return None
         spec = PathFinder.find_spec(name, path, target)
         assert spec is not None and spec.loader is not None

@@ -18,16 +18,14 @@ from torchvision.models.detection import FCOS
 
 from benchmarks.gpu_setup import Clock, Scene, Setup, Way
 from msil.compose import register, to_config
-from msil.config import Config, NaNPolicy
+from msil.config import Config
 from msil.data.module import EvaluationDataModule
 from msil.detection import Detections, Detector
+from msil.training.build import make_trainer
 from msil.training.callbacks import SeedSteps, Throughput
-from msil.training.devices import prepare
-from msil.training.divergence import FiniteSteps
-from msil.training.metrics_file import MetricsFile
+from msil.training.faults import FiniteSteps
+from msil.training.loggers import MetricsFile
 from msil.training.module import Batch, DetectionModule
-from msil.training.setup import make_trainer
-from msil.training.step_log import StepLog
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 LEARNING_RATE = 1e-3  # for 16 images a step, before the warm-up: the nets hold random weights
@@ -82,15 +80,15 @@ class Stopwatch(Callback):
         assert isinstance(pl_module, DetectionModule)
         if batch_idx == self.uncounted + self.steps - 1:
             self.seconds = (self.seconds + self.clock.now()) / self.steps
-            self.losses.append(pl_module.shared_losses)
+            self.losses.append(pl_module.losses)
         elif batch_idx == 0:
-            self.losses.append(pl_module.shared_losses)
+            self.losses.append(pl_module.losses)
 
 
 class OurTraining:
     """Each call is a fit of a few steps with a run's module, callbacks, metrics.csv and trainer.
 
-    overrides: settings, such as trainer.compile=true. The weights go on from call to call.
+    overrides: settings, such as trainer.compile=default. The weights go on from call to call.
     losses: of the first call's first and last step.
     """
 
@@ -100,14 +98,14 @@ class OurTraining:
         self.clock = Clock(torch.device(setup.device))
         self.config = settings(setup, len(scene.images), *overrides)
         self.steps = setup.steps_of(len(scene.images))
-        prepare(detector, self.config.trainer)
+        detector.lay_out(channels_last=self.config.trainer.channels_last)
+        detector.compile_parts(self.config.trainer.compile)
         self.module = DetectionModule(
             detector,
             [],
             self.config.schedule,
             steps_per_epoch=1000,
             batch_size=len(scene.images),
-            cuda_graph=self.config.trainer.cuda_graph,
             describe={},
         )
         self.losses: list[dict[str, float]] = []
@@ -121,21 +119,19 @@ class OurTraining:
 
     def fit(self, watch: Callback) -> None:
         self.clock.settle()
-        throughput = Throughput()
         batches = RepeatedData((self.scene.images, self.scene.targets), self.setup.uncounted + self.steps)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            callbacks = [
-                SeedSteps(0), throughput, FiniteSteps(folder, NaNPolicy.stop), StepLog(throughput), watch,
-            ]  # fmt: skip
             trainer = make_trainer(
-                self.config, folder, loggers=[MetricsFile(folder, None)], callbacks=callbacks, total_steps=1000
+                self.config,
+                folder,
+                logger=[MetricsFile(folder, None)],
+                callbacks=[SeedSteps(0), Throughput(), FiniteSteps(), watch],
+                enable_progress_bar=False,
+                enable_checkpointing=False,
+                log_every_n_steps=50,
             )
-            trainer.callbacks.remove(trainer.checkpoint_callback)  # pyright: ignore
-            try:
-                trainer.fit(self.module, datamodule=batches)
-            finally:
-                self.module.graphed = None  # its memory, for the next way's turn
+            trainer.fit(self.module, datamodule=batches)
 
 
 Step = Callable[[], Any]
@@ -180,7 +176,9 @@ def their_inference(net: FCOS, scene: Scene, setup: Setup, *, mixed: bool) -> St
 def our_inference(detector: Detector, scene: Scene, setup: Setup, *overrides: str) -> Step:
     """Detector.predict as an evaluation calls it: mode=test, trainer.precision=bf16-mixed and `overrides`."""
     detector = detector.to(setup.device).eval()
-    prepare(detector, settings(setup, len(scene.images), *overrides).trainer, frozen=True)
+    trainer = settings(setup, len(scene.images), *overrides).trainer
+    detector.lay_out(channels_last=trainer.channels_last)
+    detector.compile_parts(trainer.compile, frozen=True)
 
     def step() -> list[Detections]:
         with torch.inference_mode(), autocast(setup, True):

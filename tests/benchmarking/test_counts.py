@@ -6,19 +6,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from benchmarks.host_syncs import ours as waits_of_run
+from benchmarks.host_syncs import ours as waits_of_step
 from benchmarks.kernels import kernels, ours
 from benchmarks.operators import HostSyncs
 from torch import Tensor
 
 from msil.detection import FCOSHead, VFNetHead
-from msil.training import divergence, step_log
 
 
 @pytest.mark.parametrize("head", ["fcos", "vfnet"])
-def test_no_step_of_a_run_waits_for_the_device(head: str) -> None:
-    """From the batch to what is logged of it, with run.py's own trainer and callbacks; an epoch's end lies between."""
-    assert waits_of_run(f"model/head={head}") == [[]] * 8  # 2 epochs of 16 images, 4 a step
+def test_no_step_waits_for_the_device(head: str) -> None:
+    assert waits_of_step(head) == []
 
 
 def test_a_read_in_a_step_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,24 +28,7 @@ def test_a_read_in_a_step_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return losses
 
     monkeypatch.setattr(FCOSHead, "padded_loss", reads)
-    assert waits_of_run("model/head=fcos") == [["aten._local_scalar_dense.default"]] * 8
-
-
-def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(divergence, "LATE", 0)
-
-
-def logs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    write = step_log.StepLog._write
-    monkeypatch.setattr(step_log.StepLog, "_write", lambda self, trainer, all_of_them=True: write(self, trainer))
-
-
-@pytest.mark.parametrize("impatience", [looks_at_once, logs_at_once])
-def test_a_number_that_is_read_before_it_has_come_is_seen(
-    monkeypatch: pytest.MonkeyPatch, impatience: Callable[[pytest.MonkeyPatch], None]
-) -> None:
-    impatience(monkeypatch)
-    assert waits_of_run("model/head=fcos") == [["Later.read"]] * 8
+    assert waits_of_step("fcos") == ["aten._local_scalar_dense.default"]
 
 
 def waits(code: Callable[[Tensor, Tensor], object]) -> int:

@@ -18,7 +18,6 @@ from benchmarks.gpu_setup import Scene, Setup, begun, failed, medians, peak_byte
 from benchmarks.gpu_ways import OurTraining
 from benchmarks.nets import torchvision_fcos
 
-from msil.training import graphs
 from msil.training.module import DetectionModule
 
 TOY = Setup(
@@ -63,29 +62,6 @@ def test_rows_of_a_device_that_is_no_gpu() -> None:
     assert rows["G1 FCOS batch 1 eager, bf16"].goal == ">= 1.3x"
     assert "logits of the same weights to" in rows["G1 FCOS batch 1 eager, bf16"].agreement
     assert "100 detections an image" in rows["G5 vfnet batch 1 eager"].agreement
-
-
-def test_replayed_steps_are_compared_with_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recorder that runs the step again stands in for the capture."""
-    replays = []
-
-    def recorder() -> graphs.Recorder:
-        replays.append(0)
-        return lambda step, inputs: partial(step, inputs)
-
-    monkeypatch.setattr(graphs, "Capture", recorder)
-    monkeypatch.setattr("msil.training.module.check_graphs", lambda trainer, detector: None)
-    monkeypatch.setattr(benchmark, "ways_of", lambda setup: ["eager", "CUDA graph"])
-    net = torchvision_fcos(TOY.size, TOY.classes, backbone=TOY.backbone)
-    rows = {row.name: row for row in benchmark.training(TOY, net, 1)}
-    assert list(rows)[-3:] == [
-        "G1 FCOS batch 1 CUDA graph, as shipped",
-        "G1 FCOS batch 1 CUDA graph, bf16",
-        "G3 FCOS batch 1 CUDA graph, eager",
-    ]
-    assert rows["G3 FCOS batch 1 CUDA graph, eager"].goal == ">= 1.4x"
-    assert rows["G3 FCOS batch 1 CUDA graph, eager"].agreement.startswith("losses as eager to ")
-    assert len(replays) == 2  # two fits: the turn that is not counted, and a round
 
 
 @pytest.mark.slow
