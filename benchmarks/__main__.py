@@ -32,7 +32,7 @@ BEGIN, END = "<!-- python -m benchmarks writes from here -->", "<!-- to here -->
 # In the order of their goals, P1 to P15 and G1 to G5.
 BENCHMARKS = (
     "fcos_assignment", "fcos_loss", "vfnet_loss", "host_syncs", "kernels", "star_convolution", "training_step",
-    "evaluation_forward", "postprocessing", "msil_cost", "coco_evaluation", "loading", "frozen_norm", "start_up",
+    "evaluation_forward", "postprocessing", "msil_cost", "coco_evaluation", "loading", "start_up",
     "dense_losses", "gpu_training",
 )  # fmt: skip
 

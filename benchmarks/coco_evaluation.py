@@ -6,17 +6,11 @@ Both sides begin with the tensors that CocoMetric has collected, 8 images an upd
 arrays; both end with the 12 numbers. Ours is what a run computes after every epoch (faster-coco-eval), the anchor what
 it computes once at its end: pycocotools, on dicts without the polygon a detection that its own loadRes adds.
 pycocotools takes so long that there are 2 rounds and no warm-up.
-
-Peak memory: what the resident set grows by to its highest during an evaluation (getrusage's ru_maxrss); detections and
-ground truth are there before and not in it. Ours is measured in a forked process, the anchor in its first round, on top
-of the highest that this process had reached before: what it took, or a little less.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -96,28 +90,10 @@ def collected(truth: EvaluationRecord, found: list[Detections]) -> CocoMetric:
     return metric
 
 
-def grown_by(way: Callable[[], object]) -> int:
-    """MB by which this process's peak of memory grows while it does this."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    way()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-
-
-def grown_by_elsewhere(way: Callable[[], object]) -> int:
-    """The same of a process that starts with what this one holds now, and has no peak behind it."""
-    context = multiprocessing.get_context("fork")
-    result = context.SimpleQueue()
-    process = context.Process(target=lambda: result.put(grown_by(way)))
-    process.start()
-    process.join()
-    return result.get()
-
-
 def measure() -> Iterator[Row]:
     truth = ground_truth()
     metric = collected(truth, detections(truth))
     numbers: dict[str, np.ndarray] = {}
-    peaks: list[int] = []
 
     def ours() -> None:
         numbers["ours"] = np.array(list(fast_stats(metric.collected()).values()))
@@ -125,18 +101,13 @@ def measure() -> Iterator[Row]:
     def anchor() -> None:
         numbers["anchor"] = np.array(list(metric.compute_final().values()))
 
-    peak = grown_by_elsewhere(ours)
-    seconds = interleaved({"ours": ours, "anchor": lambda: peaks.append(grown_by(anchor))}, repeats=2, warmup=0)
+    seconds = interleaved({"ours": ours, "anchor": anchor}, repeats=2, warmup=0)
     assert len(numbers["ours"]) == len(STATS) and np.isfinite(numbers["anchor"]).all()
     difference = float(np.abs(numbers["ours"] - numbers["anchor"]).max())
     assert difference <= 1e-8, f"a number differs by {difference:.1e}"
     yield faster(
         "P11 COCO evaluation, 500,000 detections", seconds["ours"], seconds["anchor"], 7,
         f"12 numbers differ by {difference:.0e} (AP {numbers['anchor'][0]:.3f}); 2 rounds",
-    )  # fmt: skip
-    yield Row(
-        "P11 its peak memory", f"{peak} MB", f"{peaks[0]} MB", peaks[0] / max(peak, 1), "", None,
-        "on top of the detections and the ground truth",
     )  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torchvision.models.detection import FCOS
 
 from benchmarks.compare import Row, faster, interleaved, relative_difference, run
-from benchmarks.limits import flops, matrix_product, rates
-from benchmarks.nets import detector_like, torchvision_fcos
+from benchmarks.operators import flops, matrix_product, rates
+from benchmarks.scenes import detector_like, torchvision_fcos
 from msil.detection import Detector
 
 SIZE = (480, 480)

@@ -2,13 +2,13 @@
 
     python -m benchmarks.host_syncs
 
-Ours is loss, backward and a fused SGD. torchvision's step is that of its reference training: losses, their sum read for
-the log and the check for NaN, backward, SGD. MMDetection's (extra `benchmarks`) is its VFNet head's loss alone, forward
-and backward.
+Ours is a step of Detector.loss and fused SGD. torchvision's is that of its reference training: losses, their sum read
+for the log and the check for NaN, backward, SGD. MMDetection's (extra `benchmarks`) is its VFNet head's loss alone,
+forward and backward.
 
-Waits are counted on the CPU, by the operators whose result's value or shape the host has to know. Also asserted: on
-torch's meta device, whose tensors have no values, a step of the net and its loss runs through. On a real GPU
-benchmarks/gpu_training.py counts them in a whole step of the trainer, under set_sync_debug_mode("error").
+Waits are counted on the CPU, by the operators whose result's value or shape the host has to know. On a GPU
+benchmarks/gpu_training.py asks the same of set_sync_debug_mode. Also asserted: on torch's meta device, whose tensors
+have no values, a step of the net and its loss runs through.
 """
 
 from __future__ import annotations
@@ -24,22 +24,29 @@ from benchmarks.mmdetection import instances, vfnet_head
 from benchmarks.operators import HostSyncs
 from benchmarks.scenes import IMAGE, ground_truth
 from benchmarks.vfnet_loss import IMAGES, outputs, theirs_of
-from msil.detection import build_detector
+from msil.detection import Detector, build_detector
 from msil.detection.heads import HEADS
 
 
-def ours(head: str) -> list[str]:
-    """The waits of a step: loss, backward, a fused SGD as on a GPU."""
-    detector = build_detector(HEADS[head].Options(num_convs=1), "resnet10", 4, channels=64)
-    optimizer = torch.optim.SGD(detector.parameters(), lr=1e-4, momentum=0.9, fused=True)
+def detector(head: str) -> Detector:
+    return build_detector(HEADS[head].Options(num_convs=1), "resnet10", 4, channels=64)
+
+
+def our_step(head: str) -> list[str]:
+    """The waits of the second step: the first one makes grids and the optimizer's state."""
+    net = detector(head)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
     images = [torch.randint(256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
     targets = ground_truth(images=2, boxes=3, classes=4, size=(64, 64))
-    with HostSyncs() as counter:
-        losses = detector.loss(images, targets)
-        optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-    return counter.found
+    found: list[str] = []
+    for _ in range(2):
+        with HostSyncs() as counter:
+            losses = net.loss(images, targets)
+            optimizer.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+        found = counter.found
+    return found
 
 
 def torchvision_step() -> list[str]:
@@ -73,26 +80,18 @@ def mmdetection_loss() -> list[str] | None:
 
 def on_meta(head: str) -> None:
     """A step without values; raises where one is asked for."""
-    detector = build_detector(HEADS[head].Options(num_convs=1), "resnet10", 4, channels=64).to("meta")
     images = [torch.zeros(3, 64, 64, dtype=torch.uint8, device="meta") for _ in range(2)]
-    losses = detector.loss(images, ground_truth(images=2, boxes=3, classes=4, size=(64, 64)))
+    losses = detector(head).to("meta").loss(images, ground_truth(images=2, boxes=3, classes=4, size=(64, 64)))
     torch.stack(list(losses.values())).sum().backward()
 
 
-def _listed(syncs: list[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in Counter(syncs).items()) or "without any"
-
-
 def measure() -> Iterator[Row]:
-    anchors = {"fcos": torchvision_step(), "vfnet": mmdetection_loss()}
-    for head, theirs in anchors.items():
-        if theirs is not None:
-            print(f"the anchor's of {head}: {_listed(theirs)}")
+    for head, theirs in {"fcos": torchvision_step(), "vfnet": mmdetection_loss()}.items():
         on_meta(head)
-        found = ours(head)
-        words = f"a step {_listed(found)}; one ran on meta"
+        found = our_step(head)
+        said = ", ".join(f"{count} {name}" for name, count in Counter(found).items()) or "none"
         anchor = "" if theirs is None else len(theirs)
-        yield counted(f"P4 host syncs of a {head} training step", len(found), anchor, 0, words)
+        yield counted(f"P4 host syncs of a {head} training step", len(found), anchor, 0, f"{said}; a step ran on meta")
 
 
 if __name__ == "__main__":

@@ -103,10 +103,6 @@ def decode_only(dataset: AnnotatedImages, index: int) -> Tensor:
     return decode_image(read_file(str(dataset.path(index))), mode=ImageReadMode.RGB)
 
 
-def per_second(seconds: float) -> str:
-    return f"{1 / seconds:.0f} images/s"
-
-
 def measure() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         dataset = made_files(Path(folder))
@@ -135,7 +131,8 @@ def measure() -> Iterator[Row]:
             ratio = took[anchor] / took[ours]
             met = None if at_least is None else ratio >= at_least
             goal = "" if at_least is None else f">= {at_least:g}x"
-            return Row(name, per_second(took[ours]), per_second(took[anchor]), ratio, goal, met, agreement)
+            said = [f"{1 / took[way]:.0f} images/s" for way in (ours, anchor)]
+            return Row(name, *said, ratio, goal, met, agreement)
 
         yield row("P12 loading 640x480 JPEG to 800x1066 uint8", "ours", "anchor", 4.5, agreement)
         yield row("P12 the same, normalised and in a batch", "whole", "anchor", None, agreement)

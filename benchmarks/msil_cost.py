@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.compare import Row, interleaved, run, seconds_said
-from benchmarks.limits import flops
+from benchmarks.operators import flops
 from benchmarks.scenes import ground_truth
 from msil.detection import Detector, ResNetOptions, Target, build_detector
 

@@ -1,24 +1,22 @@
-"""What a computation asks of the device: kernels, what the host would have to wait for, time by operator."""
+"""What a computation asks of the device: kernels, host syncs, time by operator, and how fast a core multiplies at best:
+the limit of what consists of convolutions."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.compare import Row
 
 # They give a tensor without computing one.
 _NO_KERNEL = (
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "detach",
-    "alias",
-    "_unsafe_view",
-)
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "_unsafe_view",
+)  # fmt: skip
 
 
 class Kernels(TorchDispatchMode):
@@ -61,20 +59,11 @@ class Seconds(TorchDispatchMode):
 # Operators whose result's shape or value the host has to know.
 WAITING = {
     "aten::_local_scalar_dense",  # .item(), float(), bool(), `if tensor`
-    "aten::item",
-    "aten::is_nonzero",
-    "aten::equal",
-    "aten::nonzero",
-    "aten::nonzero_numpy",
-    "aten::argwhere",
-    "aten::masked_select",
-    "aten::unique_dim",
-    "aten::unique_consecutive",
-    "aten::_unique",
-    "aten::_unique2",
-    "aten::bincount",
     "aten::lift_fresh",  # torch.tensor(list): a copy from unpinned memory waits
-}
+    "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::nonzero_numpy", "aten::argwhere",
+    "aten::masked_select", "aten::unique_dim", "aten::unique_consecutive", "aten::_unique", "aten::_unique2",
+    "aten::bincount",
+}  # fmt: skip
 
 
 class HostSyncs(TorchDispatchMode):
@@ -123,3 +112,27 @@ class HostSyncs(TorchDispatchMode):
         if name == "aten::_to_copy":
             return kwargs.get("device") is not None and torch.device(kwargs["device"]).type != args[0].device.type
         return name == "aten::copy_" and args[0].device.type != args[1].device.type
+
+
+_SIDE = 2048
+_GIGA = 2 * _SIDE**3 / 1e9
+
+
+def matrix_product() -> Callable[[], object]:
+    """One large float32 product, to be timed in turn with what is compared with it."""
+    first, second = torch.rand(_SIDE, _SIDE), torch.rand(_SIDE, _SIDE)
+    return lambda: torch.mm(first, second)
+
+
+def flops(step: Callable[[], object]) -> int:
+    """Of its convolutions and matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def rates(name: str, work: int, seconds: float, of_product: float) -> Row:
+    """work: FLOPs that took `seconds`, beside a matrix product that took `of_product`."""
+    rate, limit = work / seconds / 1e9, _GIGA / of_product
+    said = f"{work / 1e9:.0f} GFLOP; the anchor is one large matrix product"
+    return Row(name, f"{rate:.0f} GFLOP/s", f"{limit:.0f} GFLOP/s", rate / limit, "", None, said)

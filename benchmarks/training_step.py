@@ -18,40 +18,29 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 
 from benchmarks.compare import Row, faster, interleaved, run
-from benchmarks.limits import flops, matrix_product, rates
-from benchmarks.nets import detector_like, torchvision_fcos
-from benchmarks.operators import Seconds
-from benchmarks.scenes import ground_truth
-from msil.detection import Detector, Target
+from benchmarks.operators import Seconds, flops, matrix_product, rates
+from benchmarks.scenes import detector_like, ground_truth, torchvision_fcos
+from msil.detection import Detector
 
 SIZE = (320, 320)
 
 
-def optimizer_of(net: nn.Module) -> torch.optim.SGD:
-    return torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
+def step_of(net: nn.Module, losses_of: Callable[[], dict[str, Tensor]]) -> Callable[[], None]:
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
 
+    def step() -> None:
+        losses = losses_of()
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
 
-def our_step(net: Detector, optimizer: torch.optim.Optimizer, images: list[Tensor], targets: list[Target]) -> None:
-    losses = net.loss(images, targets)
-    optimizer.zero_grad()
-    torch.stack(list(losses.values())).sum().backward()
-    optimizer.step()
-
-
-def their_step(
-    net: FCOS, optimizer: torch.optim.Optimizer, images: list[Tensor], targets: list[dict[str, Tensor]]
-) -> None:
-    losses: Any = net(images, targets)
-    optimizer.zero_grad()
-    torch.stack(list(losses.values())).sum().backward()
-    optimizer.step()
+    return step
 
 
 def measure() -> Iterator[Row]:
@@ -64,9 +53,9 @@ def measure() -> Iterator[Row]:
     agreement = compared(last, theirs, images, floats)
     theirs.train()
     ways: dict[str, Callable[[], object]] = {
-        "last": partial(our_step, last, optimizer_of(last), images, targets),
-        "first": partial(our_step, first, optimizer_of(first), images, targets),
-        "anchor": partial(their_step, theirs, optimizer_of(theirs), floats, dicts),
+        "last": step_of(last, partial(last.loss, images, targets)),
+        "first": step_of(first, partial(first.loss, images, targets)),
+        "anchor": step_of(theirs, partial(theirs, floats, dicts)),
     }
     seconds = interleaved({**ways, "product": matrix_product()})
     yield faster("P7 FCOS R50 training step", seconds["last"], seconds["anchor"], 1.25, agreement)

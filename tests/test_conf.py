@@ -21,7 +21,7 @@ from msil.config import Config, Decay, OptimizerName, config_hash, plain
 from msil.detection.heads import HEADS
 from msil.explain import config_groups
 from msil.reporting.paper import TABLES
-from msil.reporting.regenerated import STAND_INS
+from msil.reporting.paper_tables import STAND_INS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("--from", dest="source", required=True, choices=("mmdet", "torchvision"))
     importer.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
     importer.add_argument("--style", choices=("pytorch", "caffe"), help="of MMDetection's ResNet")
-    importer.add_argument("--head", choices=("fcos", "fcos_plain"), help="which of MMDetection's two forms of FCOS")
+    importer.add_argument("--head", metavar="NAME", help="of model/head, for MMDetection's FCOS, which has two forms")
     importer.add_argument("--classes", type=_names, metavar="A,B,...", help="where the checkpoint does not name them")
     importer.set_defaults(run=_import)
 

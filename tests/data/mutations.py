@@ -74,13 +74,6 @@ def swap(content: Any, where: int, how: int) -> None:
     node[key], other[name] = second, first
 
 
-def rename(content: Any, where: int, how: int) -> None:
-    sites = [(node, key) for node, key in _sites(content) if isinstance(node, dict)]
-    if sites:
-        node, key = sites[where % len(sites)]
-        node[("ID", "Bbox", "category", " name", "categories", "")[how % 6]] = node.pop(key)
-
-
 def _sites(content: Any) -> list[tuple[Any, Any]]:
     """Every (container, key or index) at any depth."""
     keys = list(content) if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ()
@@ -92,7 +85,7 @@ def _site(content: Any, where: int) -> tuple[Any, Any]:
     return sites[where % len(sites)] if sites else ({0: content}, 0)
 
 
-JSON_CHANGES = (drop, double, replace, replace, replace, retype, scale, swap, swap, rename)
+JSON_CHANGES = (drop, double, replace, replace, replace, retype, scale, swap, swap)
 
 
 def key_twice(text: bytes, how: int) -> bytes:
@@ -160,34 +153,12 @@ def xml_nest(tree: Element, where: int, how: int) -> None:
     node.append(moved)
 
 
-def xml_split(tree: Element, where: int, how: int) -> None:
-    """A text cut in two by an element or a comment."""
-    leaves = [element for element in tree.iter() if element.text and element.text.strip()]
-    if leaves:
-        leaf = leaves[where % len(leaves)]
-        text = leaf.text or ""
-        middle = ElementTree.Comment("x") if how % 2 else Element("b")
-        leaf.text, middle.tail = text[: how % (len(text) + 1)], text[how % (len(text) + 1) :]
-        leaf.insert(0, middle)
-
-
 def _place(tree: Element, where: int) -> tuple[Element, Element | None]:
     places = [(parent, child) for parent in tree.iter() for child in parent]
     return places[where % len(places)] if places else (tree, None)
 
 
-XML_CHANGES = (xml_drop, xml_double, xml_replace, xml_replace, xml_replace, xml_swap, xml_swap, xml_retag, xml_nest,
-               xml_split)  # fmt: skip
-
-
-def doctype(text: bytes, how: int) -> bytes:
-    head = (
-        b'<!DOCTYPE annotation [<!ENTITY a "cat">]>', b'<!DOCTYPE annotation SYSTEM "file:///etc/passwd">',
-        b"<!DOCTYPE annotation>", b'<?xml version="1.0" encoding="latin-1"?>',
-        b'<?xml version="1.0" encoding="utf-16"?>', b'<?xml version="1.0" encoding="shift_jis"?>',
-        b"<?php x?>", b"<![CDATA[", b"\xef\xbb\xbf", b"\n",
-    )  # fmt: skip
-    return head[how % len(head)] + (text.replace(b"cat", b"&a;", 1) if how % 2 else text)
+XML_CHANGES = (xml_drop, xml_double, xml_replace, xml_replace, xml_replace, xml_swap, xml_swap, xml_retag, xml_nest)
 
 
 def deep(text: bytes, how: int) -> bytes:
@@ -215,12 +186,3 @@ def insert(text: bytes, how: int) -> bytes:
     pieces = (b"\x00", b"\xff", b"\xc3", b",", b"}", b"]", b"-", b"9", b"e", b'"', b"\\", b"<", b"&", b"/>")
     at = how % (len(text) + 1)
     return text[:at] + pieces[(how // 11) % len(pieces)] + text[at:]
-
-
-def encode(text: bytes, how: int) -> bytes:
-    codec = ("utf-16", "utf-32-le", "utf-8-sig", "utf-16-be", "cp037", "utf-7")[how % 6]
-    return text.decode("utf-8", "replace").encode(codec, "replace")
-
-
-def repeat(text: bytes, how: int) -> bytes:
-    return text + text[: how % (len(text) + 1)]

@@ -81,12 +81,6 @@ def test_exif_and_the_size_that_the_annotations_say(
     assert audited([tmp_path / "a.jpg"], [expected]) == [read_as]
 
 
-def test_a_size_that_is_neither(tmp_path: Path) -> None:
-    write_jpeg(tmp_path / "a.jpg", 40, 30)
-    with pytest.raises(DataError, match=r"image 1 says width 30 and height 40, but .*a\.jpg is 40 x 30"):
-        audited([tmp_path / "a.jpg"], [(40, 30)], ["image 1"])
-
-
 def annotations(boxes: list[list[float]], areas: list[float]) -> Any:
     """Of one image, 40 wide and 30 high."""
     owners = np.zeros(len(boxes), dtype=int)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,35 +76,6 @@ def test_the_first_sigterm_of_the_run_itself_is_obeyed(data: DetectionDataModule
     workers[0].join(20)
     assert workers[0].exitcode == 0
     del batches
-
-
-LEFT_OPEN = """
-import sys
-from pathlib import Path
-from msil.data.coco import CocoDataset
-from msil.data.module import DetectionDataModule
-train = CocoDataset(sys.argv[1], "train")
-data = DetectionDataModule(train, train, batch_size=4, eval_batch_size=4, seed=0, min_size=32, max_size=32, workers=2)
-batches = iter(data.train_dataloader())
-next(batches)
-print(*(worker.pid for worker in batches._workers), flush=True)
-{end}
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "end", ["sys.exit(3)", "import torch.utils.data._utils as u; u.python_exit_status = True; sys.exit(3)"],
-    ids=["torch", "multiprocessing"],
-)  # fmt: skip
-def test_a_program_that_ends_in_the_middle_of_an_epoch_does_not_wait_for_its_workers(root: Path, end: str) -> None:
-    """Whether torch still cleans up, or has already given up and leaves it to multiprocessing."""
-    done = subprocess.run(
-        [sys.executable, "-c", LEFT_OPEN.format(end=end), str(root)], capture_output=True, text=True, timeout=90,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 3, done.stderr
-    assert not any(Path(f"/proc/{pid}").exists() for pid in done.stdout.split())
 
 
 @pytest.mark.parametrize("training", [True, False])

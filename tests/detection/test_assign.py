@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msil.detection.assign import ATSSAssigner, FCOSAssigner, GroundTruth, ground_truth, pad_ground_truth
+from msil.detection.assign import ATSSAssigner, FCOSAssigner, ground_truth, pad_ground_truth
 from msil.detection.boxes import boxes_to_distances
 from msil.detection.priors import PriorGenerator
 from msil.detection.structures import Target
@@ -125,16 +125,6 @@ def test_equals_the_dense_reference(geometry: str, radius: float | None) -> None
     # on the first level points 4 ... 60 have at most 64; on the second only the point 4 has at least 64
 
 
-def test_of_equal_areas_the_first_wins_and_smaller_beats_earlier() -> None:
-    wide, tall, small = [0.0, 8.0, 32.0, 24.0], [8.0, 0.0, 24.0, 32.0], [8.0, 8.0, 16.0, 16.0]
-    centre = 1 * 4 + 2  # row 1, column 2 of 4 x 4: the point (20, 12), inside wide and tall, not in small
-    corner = 1 * 4 + 1  # the point (12, 12), inside all three
-    for order, first in (((wide, tall, small), 0), ((tall, wide, small), 0), ((small, wide, tall), 1)):
-        matched = assign([target(list(order))], ((4, 4),), None, (8,), ((-1.0, 64.0),))[0]
-        assert matched[centre] == first
-        assert matched[corner] == order.index(small)
-
-
 def test_areas_of_1e8_and_more_stay_background() -> None:
     assert (assign([target([-5000, -5000, 5000, 5000])], ((2, 2),), None, (8,), ((-1.0, 1e8),)) == -1).all()
     assert (assign([target([-4999, -5000, 5000, 5000])], ((2, 2),), None, (8,), ((-1.0, 1e8),)) == 0).all()
@@ -153,13 +143,6 @@ def test_padding(counts: tuple[int, ...], slots: int) -> None:
         assert torch.equal(boxes[image, :count], one.boxes)
         assert torch.equal(labels[image, :count], one.labels)
         assert (labels[image, count:] == -1).all()
-
-
-def test_label_minus_one_is_padding_whatever_its_box() -> None:
-    boxes, labels = torch.tensor([[[8.0, 8, 24, 24], [0.0, 0, 32, 32]]]), torch.tensor([[-1, 2]])
-    truth = GroundTruth(boxes, labels, torch.tensor([[32, 32]]))
-    matched = FCOSAssigner(((-1.0, 64.0),))(PriorGenerator((8,), offset=0.5)(((4, 4),), CPU), truth).index
-    assert (matched == 1).all()
 
 
 @pytest.mark.parametrize(("form", "radius"), [("plain", None), ("center", 1.5), ("center_norm", 1.5)])

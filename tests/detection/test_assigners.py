@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import random
 
-import pytest
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -187,16 +186,6 @@ def matched(boxes: list, priors: Priors, size: tuple[int, int]) -> list[int]:
     return MaxIoUAssigner()(priors, ground_truth([target(boxes)], [size], CPU)).index[0].tolist()
 
 
-def test_max_iou_by_hand() -> None:
-    # three anchors of 40 x 40 that begin at -20, 0 and 20; the box, 40 high, begins at -20 and is `width` wide:
-    # IoU 40 / width, (width - 20) / 60 and (width - 40) / 80
-    priors = PriorGenerator((20,), scales=(2.0,))(((1, 3),), CPU)
-    for width, second in ((43, BACKGROUND), (44, IGNORED), (49, IGNORED), (50, 0)):
-        assert matched([[-20, -20, width - 20, 20]], priors, (20, 60)) == [0, second, BACKGROUND]
-    # of two boxes in the first anchor, of IoU 1 / 4 each, the last one claims it
-    assert matched([[-20, -20, 0, 0], [-20, 0, 0, 20], [0, 0, 40, 20]], priors, (20, 60)) == [1, 2, BACKGROUND]
-
-
 def test_a_box_that_meets_no_anchor_claims_all() -> None:
     # four anchors of 16 x 16 around (0, 0), (8, 0), (0, 8), (8, 8); the first box is the last anchor, of IoU 1 / 3 with
     # the two in the middle and 1 / 7 with the first
@@ -208,23 +197,3 @@ def test_a_box_that_meets_no_anchor_claims_all() -> None:
     # but none of the batch's padding
     priors = PriorGenerator((32,), scales=(2.0,))(((1, 2),), CPU)
     assert matched([far], priors, (32, 32)) == [0, IGNORED]
-
-
-def test_task_aligned_by_hand() -> None:
-    # One prior, fewer than topk, inside two boxes of IoU 400 / 500 and 500 / 600 with its own: the first has the higher
-    # t by its class's score (0.9 * 0.8 ** 6 = 0.236 and 0.1 * 0.833 ** 6 = 0.033), the second wins by the higher IoU.
-    priors = PriorGenerator((8,))(((1, 1),), CPU)
-    truth = ground_truth([target([[-10, -10, 10, 10], [-10, -10, 10, 20]], [0, 1])], [(8, 8)], CPU)
-    found = TaskAlignedAssigner()(
-        priors, truth, torch.tensor([[[0.9, 0.1]]]).logit(), torch.tensor([[[-10.0, -10, 10, 15]]])
-    )
-    t = 0.1 * (5 / 6) ** 6
-    assert found.index.tolist() == [[1]] and found.metric is not None
-    torch.testing.assert_close(found.metric, torch.tensor([[t / (t + 1e-7) * 5 / 6]]), rtol=1e-6, atol=0)
-    # a centre 0.005 pixels inside is not enough
-    for left, match in ((-0.005, BACKGROUND), (-0.02, 0)):
-        truth = ground_truth([target([[left, -10, 20, 10]])], [(8, 8)], CPU)
-        found = TaskAlignedAssigner()(priors, truth, torch.ones(1, 1, 1), torch.tensor([[[0.0, -10, 20, 10]]]))
-        assert found.index.tolist() == [[match]]
-    with pytest.raises(ValueError, match="needs the predicted logits and boxes"):
-        TaskAlignedAssigner()(priors, truth)

@@ -199,19 +199,6 @@ def test_of_equally_near_candidates_the_upper_then_the_left_one_counts() -> None
     assert coarsest(matched[0]) == [(*cell, 0) for cell in cells]
 
 
-def test_of_equal_overlaps_the_first_box_counts() -> None:
-    # Two boxes side by side, two columns apart, that hold all anchors of both: the points (7, 8), (7, 9), (8, 8) are
-    # candidates of both with the same IoU.
-    left, right = [10, 10, 110, 110], [26, 10, 126, 110]
-    for order in ([left, right], [right, left], [left, right, left, right]):
-        padded = pad_ground_truth([target(order)])
-        matched = run_atss(*padded, map_sizes_of(128, 128, FINE), [(128, 128)], FINE)
-        found = coarsest(matched[0])
-        assert len(found) == 9 + 9 - 3
-        assert {box for row, column, box in found if (row, column) in ((7, 8), (7, 9), (8, 8))} == {0}
-        assert {box for _, _, box in found} == {0, 1}
-
-
 @pytest.mark.parametrize("topk", [1, 4, 12])
 def test_atss_with_another_number_of_candidates(topk: int) -> None:
     rng = random.Random(topk)
@@ -225,40 +212,3 @@ def test_atss_with_another_number_of_candidates(topk: int) -> None:
             matched = run_atss(boxes[None], labels[None], map_sizes, [size], topk=topk)[0]
             wrong += [] if torch.equal(matched, expected.matched) else [case]
     assert not wrong
-
-
-def test_one_candidate_alone_has_no_deviation_and_is_not_positive() -> None:
-    # As in the reference, whose deviation of one value is no number.
-    assert (run_atss(*pad_ground_truth([target([-64, -64, 64, 64])]), ((1, 1),), [(16, 16)], (16,)) == -1).all()
-
-
-def test_atss_of_padding_and_of_boxes_that_own_nothing() -> None:
-    rng = random.Random(3)
-    map_sizes = map_sizes_of(256, 256)
-    boxes = atss_boxes(rng, 8, 256, 256, 0)
-    alone = run_atss(*pad_ground_truth([target(boxes)]), map_sizes, [(256, 256)])
-    crowd = target(atss_boxes(rng, 200, 256, 256, 0))
-    beside = run_atss(*pad_ground_truth([crowd, target(boxes)]), map_sizes, [(256, 256)] * 2)
-    assert torch.equal(alone[0], beside[1])
-
-    labels = torch.tensor([[-1, 2]])  # label -1 is padding, whatever its box
-    two = torch.tensor([[[100.0, 90, 164, 154], [100.5, 90.5, 164.5, 154.5]]])
-    assert set(run_atss(two, labels, map_sizes, [(256, 256)])[0].unique().tolist()) == {-1, 1}
-
-    nothing = [[-90, -90, -10, -10], [300, 300, 380, 380], [3, 3, 5, 5], [20, 20, 20, 40], [40, 40, 20, 20], [0] * 4]
-    assert (run_atss(*pad_ground_truth([target(nothing)]), map_sizes, [(256, 256)]) == -1).all()
-
-
-def test_points_of_the_padding_are_no_candidates_of_a_smaller_image() -> None:
-    # 40 x 64 rounded up to 64 x 64: of the 32 x 32 cells of P3 only the first 8 x 8, of the 2 x 2 of P7 one. The box
-    # reaches beyond.
-    box = target([30, 30, 150, 150])
-    padded = pad_ground_truth([box, box])
-    matched = run_atss(*padded, map_sizes_of(256, 256), [(256, 256), (40, 64)])
-    level = matched[:, 32 * 32 : 32 * 32 + 16 * 16].view(2, 16, 16)
-    assert (level[0, 4:] >= 0).any() and (level[0] >= 0).sum() > 4
-    positive = (matched >= 0)[1]
-    centers = PriorGenerator(STRIDES)(map_sizes_of(256, 256), CPU).centers
-    assert positive.any()
-    assert torch.equal(matched[1] == IGNORED, (centers >= 64).any(1))
-    assert not (matched[0] == IGNORED).any()

@@ -9,7 +9,6 @@ from torch import Tensor
 from msil.detection.boxes import (
     aligned_giou,
     aligned_iou,
-    box_area,
     boxes_to_distances,
     clip_boxes,
     distances_to_boxes,
@@ -53,19 +52,3 @@ def test_overlaps_of_the_reference(golden, name: str, overlap) -> None:
     boxes, others = case["box_in/pred"], case["box_in/target"]  # disjoint, empty and equal ones among them
     torch.testing.assert_close(overlap(boxes, others), case[f"overlaps/{name}_aligned"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(overlap(boxes[:20, None], others[:9]), case[f"overlaps/{name}"], rtol=1e-5, atol=1e-6)
-
-
-def test_overlaps_by_hand() -> None:
-    box = torch.tensor([0.0, 0.0, 4.0, 4.0])
-    other = torch.tensor([2.0, 2.0, 6.0, 4.0])
-    # areas 16 and 8, common 2 * 2 = 4, union 20, enclosing 6 * 4 = 24
-    for overlap in (pairwise_iou, iou):
-        torch.testing.assert_close(overlap(box, other), torch.tensor(4 / 20))
-    torch.testing.assert_close(giou(box, other), torch.tensor(4 / 20 - (24 - 20) / 24))
-    # far apart: nothing common, union 32, enclosing 104 * 4 = 416
-    far = torch.tensor([100.0, 0.0, 104.0, 4.0])
-    torch.testing.assert_close(giou(box, far), torch.tensor(-(416 - 32) / 416))
-    empty = torch.zeros(4)
-    assert pairwise_iou(empty, empty) == iou(empty, empty) == 0  # 0 over the clamp
-    assert torch.isfinite(giou(empty, empty))
-    assert box_area(torch.tensor([[1.0, 2.0, 4.0, 7.0], [4.0, 2.0, 1.0, 7.0]])).tolist() == [15, -15]

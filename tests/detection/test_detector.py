@@ -61,24 +61,6 @@ def test_predict_takes_images_of_different_sizes() -> None:
     assert talkative().predict([]) == []
 
 
-def test_the_pyramid_is_that_of_the_padded_batch() -> None:
-    predictions = small_detector()([image(64, 96), image(90, 40)])
-    # padded to 96 x 96: 12, 6, 3 cells, then halved and rounded up
-    assert predictions.map_sizes == ((12, 12), (6, 6), (3, 3), (2, 2), (1, 1))
-    assert predictions.logits.shape == (2, 144 + 36 + 9 + 4 + 1, 3)
-
-
-def test_float_images_are_the_same_images() -> None:
-    detector = talkative()
-    noise = image(64, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(detector([noise]).logits, detector([noise / 255]).logits, rtol=1e-4, atol=1e-4)
-    black_and_white = (noise > 127).to(torch.uint8) * 255  # 0 and 1 times 255 are exact
-    (expected,), (found,) = detector.predict([black_and_white]), detector.predict([black_and_white / 255])
-    assert len(found.scores) > 0
-    assert torch.equal(found.boxes, expected.boxes) and torch.equal(found.scores, expected.scores)
-
-
 def test_boxes_come_back_in_the_pixels_of_the_image_given() -> None:
     picture = image(100, 150) / 255
     # scale min(80 / 150, 64 / 100) = 0.5333: 53.3 -> 53 rows and 80 columns

@@ -13,7 +13,6 @@ from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from msil.detection.losses import (
     box_loss,
-    box_quality,
     centerness_loss,
     centerness_targets,
     sigmoid_focal_loss,
@@ -167,16 +166,6 @@ def test_compiled_losses_of_saturated_logits() -> None:
             torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("x", [-100.0, -30.0, 30.0, 100.0])
-def test_varifocal_loss_stays_finite(x: float) -> None:
-    labels, quality = torch.tensor([0, 2]), torch.tensor([0.7, 0.0])
-    value, grad = value_and_grad(lambda x: varifocal_loss(x, labels, quality), torch.full((2, 2), x))
-    # sure of nothing: 0.7 * 0.7 |x| of the object; sure of everything: 0.7 * 0.3 x, and 0.75 x for three backgrounds
-    torch.testing.assert_close(value, torch.tensor(0.49 * -x if x < 0 else 0.21 * x + 2.25 * x), rtol=1e-4, atol=1e-4)
-    slopes = [[-0.49, 0], [0, 0]] if x < 0 else [[0.21, 0.75], [0.75, 0.75]]
-    torch.testing.assert_close(grad, torch.tensor(slopes), rtol=1e-4, atol=1e-5)
-
-
 def test_the_quality_gets_no_gradient_and_counts_at_labels_only() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 6, 3, generator=generator).requires_grad_()
@@ -232,16 +221,6 @@ def test_weight_zero_sends_nothing_whatever_is_there(kind: str) -> None:
     assert torch.equal(value, alone)
     assert torch.equal(grad[:1], alone_grad)
     assert (grad[1:] == 0).all()
-
-
-def test_box_quality_by_hand() -> None:
-    # 4 x 4 in 6 x 6 round one point; the box itself; apart (above and below, inverted), which is no less than 1e-6
-    distances = torch.tensor([[2.0] * 4, [1.0, 2.0, 3.0, 4.0], [1.0, 4.0, 1.0, -2.0], [2.0] * 4])
-    targets = torch.tensor([[2.0, 2.0, 4.0, 4.0], [1.0, 2.0, 3.0, 4.0], [1.0, -2.0, 1.0, 4.0], [2.0] * 4])
-    positive = torch.tensor([True, True, True, False])
-    quality = box_quality(distances.requires_grad_(), targets, positive)
-    torch.testing.assert_close(quality, torch.tensor([16 / 36, 1.0, 1e-6, 0.0]))
-    assert not quality.requires_grad
 
 
 def test_unknown_box_loss() -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from benchmarks.operators import HostSyncs
 from torch import Tensor
 
-from msil.detection import Detections, Predictions, postprocess
+from msil.detection import Predictions, postprocess
 from msil.detection.postprocess import batched_nms, detections_from_candidates, select_candidates, settled_nms
 
 from .cases import MAP_SIZES, small_head
 
 THRESHOLDS = {"nms_thresh": 0.6, "detections_per_img": 100}
-
-
-def logit(probability: float) -> float:
-    return math.log(probability / (1 - probability))
 
 
 def test_selection_of_the_reference(golden) -> None:
@@ -40,21 +34,6 @@ def test_suppression_of_the_reference(golden) -> None:
     torch.testing.assert_close(torch.cat([found.boxes, found.scores[:, None]], 1), case["dets"], rtol=0, atol=1e-5)
 
 
-def test_selection_by_hand() -> None:
-    # Two levels of 2 and 1 points, two classes. Logit 0 is exactly 1/2, which does not exceed 1/2.
-    logits = torch.tensor([[[1.0, 2.0], [0.0, 3.0], [-1.0, 5.0]], [[-1.0, -2.0], [-3.0, -4.0], [4.0, -1.0]]])
-    scores, points, labels = select_candidates(logits, [2, 1], 0.5, 10)
-    # Level 0 has four pairs, level 1 two; point 0 of image 0 comes twice, with both classes.
-    found = scores > 0
-    assert found.tolist() == [[True, True, True, False, True, False], [False, False, False, False, True, False]]
-    assert points[found].tolist() == [1, 0, 0, 2, 2]
-    assert labels[found].tolist() == [1, 1, 0, 1, 0]
-    torch.testing.assert_close(scores[found], torch.tensor([3.0, 2.0, 1.0, 5.0, 4.0]).sigmoid())
-    # The limit is one of each level.
-    scores, points, labels = select_candidates(logits, [2, 1], 0.5, 1)
-    assert points[0].tolist() == [1, 2]
-
-
 def test_clipping_and_empty_boxes() -> None:
     boxes = torch.tensor([[
         [-10.0, -10, 20, 20],  # clipped
@@ -67,28 +46,6 @@ def test_clipping_and_empty_boxes() -> None:
     (found,) = detections_from_candidates(boxes, scores, labels, [(200, 100)], **THRESHOLDS)
     assert found.boxes.tolist() == [[0, 0, 20, 20], [95, 10, 100, 40]]
     assert found.labels.tolist() == [0, 1]
-
-
-def one_level(probabilities: list[list[float]], centerness: list[float]) -> Predictions:
-    """Points at 4, 12, ... of a map one cell high; every box reaches 3 px (of stride 8) to each side."""
-    logits = torch.tensor([[[logit(p) for p in row] for row in probabilities]])
-    count = len(probabilities)
-    distances = torch.full((1, count, 4), 3 / 8)
-    return Predictions(logits, distances, ((1, count),), torch.tensor([[logit(p) for p in centerness]]))
-
-
-def detect(predictions: Predictions, **settings) -> list[Detections]:
-    head = small_head(strides=(8,), regress_ranges=((-1, 1e8),))
-    return head.detect(predictions, [(100, 100)] * len(predictions.logits), **settings)
-
-
-def test_the_threshold_comes_before_the_centreness() -> None:
-    # Point 0 passes with 0.06 though its final score is 0.006; point 1 does not with 0.04.
-    (found,) = detect(one_level([[0.06, 0.01], [0.01, 0.04], [0.5, 0.2]], [0.1, 0.99, 0.5]))
-    torch.testing.assert_close(found.scores, torch.tensor([0.25, 0.1, 0.006]))  # best first, no square root
-    assert found.labels.tolist() == [0, 1, 0]
-    # The centres 20 and 4 of the three cells, each 3 px to all sides: two classes share the first box.
-    torch.testing.assert_close(found.boxes, torch.tensor([[17.0, 1, 23, 7], [17.0, 1, 23, 7], [1.0, 1, 7, 7]]))
 
 
 def test_an_image_is_not_changed_by_its_neighbours() -> None:

@@ -70,15 +70,6 @@ def test_priors_by_hand() -> None:
     assert chosen.boxes[1, 1].tolist() == [0, -5, 10, 35]
 
 
-@pytest.mark.parametrize("offset", [0.0, 0.5])
-def test_a_cell_that_begins_in_the_image_is_valid(offset: float) -> None:
-    # cells of 24 pixels begin at 0, 24, 48: the last lies in 33 x 64 rounded up to 64 x 64, not in 32 x 32
-    priors = PriorGenerator((24,), offset)(((3, 3),), CPU)
-    valid = priors.valid(torch.tensor([[33, 64], [32, 1]])).view(2, 3, 3)
-    assert valid[0].all()
-    assert valid[1].tolist() == [[True, True, False]] * 2 + [[False] * 3]
-
-
 def test_priors_first_made_in_inference_mode_serve_training() -> None:
     sizes = ((3, 7), (2, 5))  # no other test uses these, so nothing is cached yet
     with torch.inference_mode():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from msil.detection.structures import Target
 from msil.detection.torchvision_detector import NAMES, TorchvisionDetector
-from msil.errors import ConfigError, WeightsError
+from msil.errors import ConfigError
 
 from .cases import random_targets
 
@@ -203,18 +202,6 @@ def test_imagenet_weights_are_loaded_and_their_first_layers_frozen(imagenet: Pat
     first = detector.model.backbone.body["0"][0]
     assert torch.equal(first.weight, classifier["features.0.0.weight"]) and not first.weight.requires_grad
     assert isinstance(detector.model.backbone.body["0"][1], FrozenBatchNorm2d)
-
-
-def test_imagenet_weights_without_a_network_or_from_a_damaged_file(imagenet: Path) -> None:
-    """The tests have none: tests/no_network."""
-    way_out = (
-        rf"cannot be had from https://\S+/{imagenet.name} .*: put the file .* into {re.escape(str(imagenet.parent))}"
-    )
-    with pytest.raises(WeightsError, match=way_out):
-        TorchvisionDetector(LITE, 3, backbone_weights="imagenet")
-    imagenet.write_bytes(b"no weights")
-    with pytest.raises(WeightsError, match=f"{imagenet.name} is not a weights file, is damaged"):
-        TorchvisionDetector(LITE, 3, backbone_weights="imagenet")
 
 
 @pytest.mark.parametrize(

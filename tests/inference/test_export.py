@@ -19,7 +19,7 @@ from msil.detection.heads import head_class
 from msil.detection.starconv import StarConv
 from msil.inference import export
 from msil.inference.export import export_onnx
-from msil.inference.export_check import ExportError, Mismatch, difference, made_up_image
+from msil.inference.export_check import ExportError, difference, made_up_image
 
 onnx = pytest.importorskip("onnx", reason='needs pip install "msil[export]"')
 pytest.importorskip("onnxscript", reason='needs pip install "msil[export]"')
@@ -129,8 +129,8 @@ def test_vfnet_at_one_size(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["fcos", "vfnet", "retinanet", "atss", "gfl", "tood"])
-def test_every_head_at_any_size(head: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["vfnet", "retinanet", "tood"])
+def test_other_heads_at_any_size(head: str, tmp_path: Path) -> None:
     detector = lively_detector(head)
     export_onnx(detector, tmp_path / "x.onnx", classes=CLASSES, image_size=(96, 128))
     for size in ((32, 32), (100, 70), (200, 136)):
@@ -209,19 +209,3 @@ def test_difference_allows_ties_in_any_order() -> None:
     assert difference(found, expected) == pytest.approx((0.004, 0.00005), rel=1e-2)
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     assert difference(nothing, nothing) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("box", "score", "label", "message"),
-    [
-        ([0.0, 0.0, 10.0, 10.0], 0.4, 0, "boxes by up to 10 px"),
-        ([5.0, 5.0, 20.0, 20.0], 0.401, 0, "scores by up to 0.001"),
-        ([5.0, 5.0, 20.0, 20.0], 0.4, 1, "1 of 2 labels"),
-        ([5.0, 5.0, 20.0, torch.nan], 0.4, 0, "nan"),
-    ],
-)
-def test_difference_says_what_differs(box: list[float], score: float, label: int, message: str) -> None:
-    first = [0.0, 0.0, 10.0, 10.0]
-    expected = detections([first, [5.0, 5.0, 20.0, 20.0]], [0.5, 0.4], [1, 0])
-    with pytest.raises(Mismatch, match=message):
-        difference(detections([first, box], [0.5, score], [1, label]), expected)

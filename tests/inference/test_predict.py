@@ -106,13 +106,6 @@ def test_a_folder(tmp_path: Path) -> None:
         assert np.abs(pixels(out / name)[120, 40:42].astype(int) - RED).max() < 60, name
 
 
-def test_an_only_image_may_have_any_ending(tmp_path: Path) -> None:
-    source = write(tmp_path / "photo.tmp", format="PNG")
-    predict(source, tmp_path)  # next to the image, whose name is another
-    assert names(tmp_path) == ["detections.json", "photo.tmp", "photo.tmp.jpg"]
-    assert (pixels(source) == GRAY).all()
-
-
 def test_exif_rotation_counts_for_the_sizes_and_the_drawing(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by a quarter: 400 x 300 as stored is 300 wide and 400 high

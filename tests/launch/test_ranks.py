@@ -160,21 +160,13 @@ def after_saves(process: subprocess.Popen[str], folder: Path, count: int) -> lis
     """Wait for so many new checkpoints; the pids of its two processes."""
     last = folder / "it" / "checkpoints" / "last.ckpt"
 
-    def stamp() -> tuple[int, int] | None:
-        try:
-            return last.stat().st_ino, last.stat().st_mtime_ns
-        except FileNotFoundError:
-            return None
+    def saved() -> int:
+        return last.stat().st_mtime_ns if last.exists() else 0
 
-    seen, deadline = stamp(), time.monotonic() + 240
-    while count > 0:
+    for _ in range(count):
+        before = saved()
+        until(lambda before=before: saved() != before or process.poll() is not None, "nothing was saved", 240)
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "nothing was saved"
-        now = stamp()
-        if now != seen:
-            seen, count = now, count - 1
-        else:
-            time.sleep(0.005)
     return children(process.pid)
 
 
@@ -190,32 +182,23 @@ def killed(folder: Path, victim: int, number: signal.Signals, dice: random.Rando
     return process.returncode, said, time.monotonic() - at
 
 
-def finished(folder: Path) -> tuple[dict, dict]:
+def finished(folder: Path) -> tuple[dict, ...]:
+    """Its numbers, weights and optimizer states."""
     process = begun(folder)
     _, said = process.communicate()
     assert process.returncode == 0, said
     result = json.loads((folder / "it" / "result.json").read_text())
     last = torch.load(folder / "it" / "checkpoints" / "last.ckpt", weights_only=True)
-    return result, {**last["state_dict"], **dict(enumerate(last["optimizer_states"][0]["state"].values()))}
-
-
-def assert_same(ours: tuple[dict, dict], theirs: tuple[dict, dict]) -> None:
-    assert ours[0]["metrics"] == theirs[0]["metrics"] and ours[0]["steps"] == theirs[0]["steps"] == 88
-    assert ours[1].keys() == theirs[1].keys()
-    for key, value in ours[1].items():
-        pairs = value.items() if isinstance(value, dict) else {"": value}.items()
-        for name, tensor in pairs:
-            other = theirs[1][key][name] if name else theirs[1][key]
-            assert torch.equal(tensor, other), (key, name)
+    return {**result["metrics"], "steps": result["steps"]}, last["state_dict"], last["optimizer_states"][0]["state"]
 
 
 @pytest.mark.slow
 def test_two_processes_killed_and_signalled_go_on_to_the_same_bits(tmp_path: Path) -> None:
-    """20 times kill -9, to either rank or to the process above them, and SIGTERM and SIGUSR1 to either rank."""
+    """6 times kill -9, to either rank or to the process above them, and SIGTERM and SIGUSR1 to either rank."""
     whole = finished(tmp_path / "whole")
     dice = random.Random(0)
     seconds = []
-    for count in range(20):
+    for count in range(6):
         code, said, took = killed(tmp_path / "killed", count % 3, signal.SIGKILL, dice)
         assert code == (1 if count % 3 < 2 else -signal.SIGKILL), said
         seconds.append(took)
@@ -226,8 +209,10 @@ def test_two_processes_killed_and_signalled_go_on_to_the_same_bits(tmp_path: Pat
         code, said, took = killed(tmp_path / "killed", victim, number, dice)
         assert code == 75, said
         assert "the same command continues there" in said
-    print(f"20 kills: ended {max(seconds):.1f} s after the kill at most")
-    assert_same(finished(tmp_path / "killed"), whole)
+    print(f"6 kills: ended {max(seconds):.1f} s after the kill at most")
+    ours = finished(tmp_path / "killed")
+    assert ours[0] == whole[0] and ours[0]["steps"] == 88
+    torch.testing.assert_close(ours[1:], whole[1:], rtol=0, atol=0)
 
 
 # Runs run.py as it is, but for one loss of rank 1.
@@ -263,22 +248,3 @@ def test_a_loss_that_is_no_number_on_one_process_stops_all_before_the_step(
     last = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2  # saved after every step: none has taken the third
     assert all(tensor.isfinite().all() for tensor in last["state_dict"].values())
-
-
-@pytest.mark.slow
-def test_a_sweep_goes_on_when_a_process_of_one_job_dies(tmp_path: Path) -> None:
-    words = [word for word in WORDS if not word.startswith("run_name=")]
-    short = ["schedule.epochs=1", "schedule.eval_every=1"]
-    command = [sys.executable, str(ROOT / "run.py"), "-m", *words, *short, "seed=0,1"]
-    command += [f"data.root={tmp_path}/shapes", f"runs_dir={tmp_path}/runs"]
-    sweep = subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    until(lambda: any((tmp_path / "runs").glob("*_s0_*/checkpoints/last.ckpt")), "the first job trains")
-    (job,) = children(sweep.pid)
-    os.kill(children(job)[1], signal.SIGKILL)
-    said, complained = sweep.communicate(timeout=300)
-    assert sweep.returncode == 1, complained
-    assert "error: process 1 of this run failed (Killed, signal 9" in said  # the end of the job's log
-    assert "1 ok, 1 failed of 2." in said
-    assert [path.parent.name.split("_")[-2] for path in (tmp_path / "runs").glob("*/result.json")] == ["s1"]

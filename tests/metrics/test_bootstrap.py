@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from msil.metrics import bootstrap
 from msil.metrics.bootstrap import Interval, difference_of, image_weights, resample, row_means
 from msil.metrics.matching import match_coco, match_voc
 
@@ -51,40 +49,6 @@ def test_identical_runs_differ_by_exactly_nothing(match) -> None:
     record = random_record(0)
     metric = "VOC_AP" if match is match_voc else "AP"
     assert difference_interval([match(record)], [match(record)], metric, samples=50) == Interval(0.0, 0.0, 0.0)
-
-
-def seeds(first: int, count: int) -> list:
-    """Runs of one question: the detections of several random records on the truths of one."""
-    truth = random_record(0)
-    parts = ("found_images", "found_boxes", "found_scores", "found_labels")
-    others = [random_record(seed) for seed in range(first, first + count)]
-    rng = np.random.default_rng(first)
-    mixed = []
-    for other in others:  # half of the truth's own detections, so that there is something to score
-        kept = rng.random(len(truth.found_images)) < 0.5
-        joined = {name: np.concatenate([getattr(truth, name)[kept], getattr(other, name)]) for name in parts}
-        order = np.argsort(joined["found_images"], kind="stable")
-        mixed.append(dataclasses.replace(truth, **{name: array[order] for name, array in joined.items()}))
-    return [match_coco(one) for one in mixed]
-
-
-def test_every_pair_and_every_seed_sees_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def spy(run, weights=None, metrics=None):
-        if weights is not None:
-            seen.append(weights)
-        return scores(run, weights, metrics)
-
-    scores = bootstrap.scores
-    monkeypatch.setattr(bootstrap, "scores", spy)
-    a, b, c = seeds(1, 2), seeds(11, 3), seeds(21, 1)
-    difference_interval(a, b, "AP50", samples=20)
-    difference_interval(a, c, "AP50", samples=20)
-    difference_interval(c, b, "AP50", samples=20)
-    assert len(seen) == 5 + 3 + 4
-    assert all(np.array_equal(one, seen[0]) for one in seen)
-    assert seen[0].shape == (20, 12) and (seen[0].sum(axis=1) == 12).all()
 
 
 def test_image_weights_are_those_of_drawing_with_replacement() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 from msil.metrics.matching import match_coco, match_voc
 from msil.metrics.precision import per_class, precision_recall, scores
-from msil.metrics.record import EvaluationRecord
 
 from .cases import by_pycocotools, coco_numbers, make, random_record
 
@@ -44,31 +42,6 @@ def test_coco_weights_are_images_that_are_there_so_many_times(seed: int) -> None
     found = scores(match_coco(record), weights)
     for place, copies in enumerate(weights):
         agree(found, coco_numbers(record, copies), place)
-
-
-def copied(record: EvaluationRecord, copies: np.ndarray) -> EvaluationRecord:
-    """Each image so many times, one after the other."""
-    images = np.repeat(np.arange(IMAGES), copies)
-    parts = {}
-    for kind in ("truth", "found"):
-        owners = getattr(record, f"{kind}_images")
-        rows = [np.flatnonzero(owners == image) for image in images]
-        names = [name for name in vars(record) if name.startswith(kind)]
-        parts |= {name: getattr(record, name)[np.concatenate(rows)] for name in names}
-        parts[f"{kind}_images"] = np.repeat(np.arange(len(images)), list(map(len, rows)))
-    return dataclasses.replace(
-        record, image_ids=np.arange(len(images)), file_names=record.file_names[images], sizes=record.sizes[images],
-        **parts,
-    )  # fmt: skip
-
-
-def test_voc_weights_are_images_that_are_there_so_many_times() -> None:
-    # All-point AP sees every hit of a run of copies; the highest precision at or after each is that of the run's end.
-    record = random_record(3, ties=False)
-    weights = np.random.default_rng(1).integers(0, 4, (4, IMAGES))
-    found = scores(match_voc(record), weights)
-    for place, copies in enumerate(weights):
-        agree(found, {"VOC_AP": float(scores(match_voc(copied(record, copies)))["VOC_AP"])}, place)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -86,27 +86,6 @@ def test_every_truncated_file_is_refused(tmp_path: Path) -> None:
             read_record(tmp_path)
 
 
-def test_damage_is_refused_or_harmless(tmp_path: Path) -> None:
-    # Bits that zip never looks at (times, attributes) may differ; whatever is read must be what was written.
-    record = random_record(2)
-    write_record(tmp_path, record)
-    content = (tmp_path / RECORD_FILE).read_bytes()
-    rng = np.random.default_rng(0)
-    refused = 0
-    for place in rng.choice(len(content), 300, replace=False):
-        damaged = bytearray(content)
-        damaged[place] ^= 1 << rng.integers(8)
-        (tmp_path / RECORD_FILE).write_bytes(bytes(damaged))
-        try:
-            read = read_record(tmp_path)
-        except DataError:
-            refused += 1
-        else:
-            for name, array in arrays_of(record).items():
-                assert getattr(read, name).tobytes() == array.tobytes(), (place, name)
-    assert refused > 150  # most of the file is content
-
-
 class Trap:
     """Unpickled, it makes a file."""
 

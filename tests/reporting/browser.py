@@ -4,7 +4,6 @@ a real browser for tests, without a package.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import select
@@ -24,7 +23,6 @@ OPTIONS = (
     "--disable-extensions", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage", "--hide-scrollbars",
 )  # fmt: skip
-KEY_CODES = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 # Run in between: puts the two ends of the pipes at 3 and 4, by way of higher numbers lest one falls on the other.
 START = """
 import fcntl, os, sys
@@ -33,7 +31,7 @@ os.dup2(ends[0], 3)
 os.dup2(ends[1], 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-EVENTS = ("Page", "Runtime", "Log", "Network", "Accessibility")
+EVENTS = ("Page", "Runtime", "Log", "Network")
 
 
 def find_chromium() -> str | None:
@@ -94,32 +92,19 @@ class Browser:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
         return answer["result"]
 
-    def open(
-        self, page: Path, *, width: int = 1440, height: int = 900, dark: bool = False, script: bool = True
-    ) -> None:
-        """Load a file and wait until it has loaded, pictures and all. script: whether its JavaScript runs."""
+    def open(self, page: Path, *, width: int = 1440, height: int = 900, dark: bool = False) -> None:
+        """Load a file and wait until it has loaded, pictures and all."""
         self.events.clear()
-        self.resize(width, height)
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Emulation.setScriptExecutionDisabled", value=not script)
         self.call("Page.navigate", url=page.as_uri())
         if not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._wait(lambda one: one.get("method") == "Page.loadEventFired", page.name)
-        if not script:
-            return
         # Pictures from data: URIs are decoded after the load; two frames later the layout is done.
         self.evaluate("Promise.all([...document.images].map((image) => image.decode().catch(() => {})))")
         self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))")
-
-    def resize(self, width: int, height: int) -> None:
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=width < 600,
-        )
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page; awaited where it is a promise."""
@@ -127,39 +112,6 @@ class Browser:
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
-
-    def wait_for(self, condition: str) -> None:
-        """Until a JavaScript expression is true: for what the page does in its own time (events, promises).
-
-        TimeoutError: it never is.
-        """
-        end = time.monotonic() + TIMEOUT
-        while not self.evaluate(f"Boolean({condition})"):
-            if time.monotonic() > end:
-                raise TimeoutError(f"still not so after {TIMEOUT:.0f} s: {condition}")
-            time.sleep(0.02)
-
-    def press(self, key: str) -> None:
-        code = {"key": key, "code": key, "windowsVirtualKeyCode": KEY_CODES[key]}
-        text = {"text": "\r"} if key == "Enter" else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **code, **text)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **code)
-
-    def click(self, selector: str) -> None:
-        """A click of the mouse in the middle of the first element that the selector finds, scrolled into view."""
-        x, y = self.evaluate(
-            f"(() => {{ const element = document.querySelector({json.dumps(selector)});"
-            " element.scrollIntoView({ block: 'center', inline: 'center', behavior: 'instant' });"
-            " const box = element.getBoundingClientRect();"
-            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-
-    def screenshot(self, file: Path, *, whole: bool = True) -> None:
-        """A PNG of the whole page, or of what the window shows."""
-        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        file.write_bytes(base64.b64decode(answer["data"]))
 
     def _wait(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         end = time.monotonic() + TIMEOUT

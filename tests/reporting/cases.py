@@ -77,3 +77,17 @@ def as_in_the_paper(**model: Any) -> dict[str, Any]:
     run["config"]["model"]["channels"] = 256
     run["config"]["data"]["classes"] = None
     return run
+
+
+def run(
+    seed: int = 0, *, head: str = "vfnet", backbone: str = "resnet10", apply: str = "both", align: bool = True,
+    separate: bool = True, ap: float = 0.4, kernel_size: int = 3, options: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """A run of a table's row. options: of the head."""
+    block = {"apply": apply, "align": align, "separate": separate, "kernel_size": kernel_size}
+    name = f"{head}_{backbone}_{apply}_{align}_{separate}_{kernel_size}_s{seed}"
+    found = result(name, model={"head": head, "backbone": backbone, **block}, metrics={"AP": ap, "AP50": 2 * ap})
+    found["config"]["model"]["head"] |= options or {}
+    found["config"]["seed"] = found["seed"] = seed
+    return {**found, **changes}

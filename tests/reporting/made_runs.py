@@ -13,7 +13,7 @@ from PIL import Image
 from msil.metrics.coco import pycocotools_stats
 from msil.metrics.record import EvaluationRecord, write_record
 
-from .test_regenerated import run
+from .cases import run
 
 CLASSES = ("circle", "square")
 IMAGES = 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
 import numpy as np
@@ -15,12 +16,15 @@ from msil.detection import Detector
 from msil.detection.heads import head_class
 from msil.detection.priors import PriorGenerator
 from msil.errors import ConfigError, DataError
-from msil.reporting.energy import REGIONS, energy_json, energy_lines, split_energy
 from msil.reporting.heatmaps import (
     CELL_SIDE,
     HeatmapRow,
     draw_heatmaps,
+    energy_json,
+    energy_lines,
+    energy_table,
     level_names,
+    split_energy,
     tower_maps,
 )
 
@@ -111,78 +115,65 @@ def test_level_names() -> None:
     assert level_names((8, 16, 32, 64, 128)) == ("P3", "P4", "P5", "P6", "P7", "merged")
 
 
-def row(image: Tensor, *detectors: Detector, side: int = CELL_SIDE) -> HeatmapRow:
-    drawn = np.full((side * 4 // 5, side, 3), 200, dtype=np.uint8)
-    return HeatmapRow(
-        image, ("a.png", "ground truth: 1"), drawn, BOX.numpy(), [tower_maps(d, image) for d in detectors]
-    )
+def row(image: Tensor, *detectors: Detector) -> HeatmapRow:
+    drawn = np.full((230, CELL_SIDE, 3), 200, dtype=np.uint8)
+    titles = ("$a_{.png", "ground truth: 1")  # no formula
+    return HeatmapRow(image, titles, drawn, BOX.numpy(), [tower_maps(d, image) for d in detectors])
 
 
 def test_the_picture_is_red_where_the_map_is_highest_and_blue_where_lowest() -> None:
-    image = bright_box()
-    picture = draw_heatmaps([row(image, brightness())], ["one"], "P3").astype(int)
-    scale = CELL_SIDE // 80  # whole: the image is small
-    left = 8 + (CELL_SIDE + 8) + (CELL_SIDE - 80 * scale) // 2
-    top = 2 * 8 + 19 + 2 * 19  # margins, the towers' names, and two lines of titles
-
-    def at(y: int, x: int) -> np.ndarray:
-        return picture[top + y * scale, left + x * scale]
-
-    red, blue = at(24, 32), at(60, 76)
-    assert red[0] > red[2] + 50 and blue[2] > blue[0] + 50
+    picture = draw_heatmaps([row(bright_box(), brightness())], ["one"], "P3").astype(int)
+    assert picture.shape[1] == 3 * CELL_SIDE
+    red, blue = (picture[..., one] - picture[..., other] > 60 for one, other in ((0, 2), (2, 0)))
+    maps = slice(CELL_SIDE, 2 * CELL_SIDE)  # of the classification tower; the colours of the bar are below
+    top = np.flatnonzero(blue[:, maps].any(axis=1))
+    upper = red[top[0] : top[0] + 100, maps], red[top[0] + 150 : top[0] + 200, maps]  # the box is in the upper part
+    assert upper[0].sum() > 2000 and not upper[1].any()
     # A flat map has no high place: all blue.
-    flat = picture[top + 60 * scale, left + CELL_SIDE + 8 + 76 * scale]
-    assert flat[2] > flat[0] + 50
-
-
-def test_size_of_the_picture() -> None:
-    image = bright_box()
-    one = draw_heatmaps([row(image, brightness())], ["one"])
-    three = draw_heatmaps([row(image, *[brightness()] * 3)] * 2, ["one", "two", "a name\nof two lines " * 20])
-    assert one.dtype == np.uint8 and one.shape[1] == 8 + 3 * (CELL_SIDE + 8)
-    assert three.shape[1] == 8 + 7 * (CELL_SIDE + 8)
-    assert three.shape[0] > one.shape[0] + CELL_SIDE // 2
+    assert not red[top[0] : top[0] + 200, 2 * CELL_SIDE :].any()
     with pytest.raises(ConfigError, match="no level 'P9': choose one of P3, P4, merged"):
-        draw_heatmaps([row(image, brightness())], ["one"], "P9")
+        draw_heatmaps([row(bright_box(), brightness())], ["one"], "P9")
+
+
+def test_rows_and_checkpoints_make_the_picture_larger() -> None:
+    one, three = row(bright_box(), brightness()), row(bright_box(), *[brightness()] * 3)
+    first, second = draw_heatmaps([one], ["one"]), draw_heatmaps([three] * 2, ["one", "two", "a long name " * 20])
+    assert second.shape[1] == 7 * CELL_SIDE and second.shape[0] > first.shape[0] + 200
 
 
 def test_energy_of_a_split() -> None:
     samples = [(bright_box(20), BOX), (bright_box(120), BOX), (bright_box(), torch.zeros(0, 4))]
     energy = split_energy({"weak": brightness(), "strong": brightness(3.0)}, samples)
     assert energy.shares.shape == (2, 2, 2, 3, 2) and energy.skipped == 1
+    rows = {(one["energy"][:6], one["tower"], one["level"]): one for one in energy_table(energy).rows}
+    inside, border = (rows[words, "cls", "P3"] for words in ("inside", "within"))
     # 32 x 32 of 64 x 80 pixels; 3.2 pixels on either side of the outline: the centres of 3 pixels, so inside
     # 32 * 32 - 26 * 26, outside 4 * 32 * 3 and at each corner those of 3 x 3 within 3.2: all but (2.5, 2.5) and twice
     # (1.5, 2.5), at distances 3.54 and 2.92: 8.
-    assert energy.uniform_mean("inside") == 32 * 32 / (64 * 80)
-    assert energy.uniform_mean("border") == pytest.approx((32 * 32 - 26 * 26 + 4 * 32 * 3 + 4 * 8) / (64 * 80))
-    for i in range(2):
-        for region in REGIONS:  # the regression tower sees nothing
-            assert energy.over_uniform(i, "reg", "merged", region).estimate == pytest.approx(0, abs=1e-12)
-    weak, strong = (energy.mean(i, "cls", "P3", "inside").estimate for i in (0, 1))
-    assert energy.uniform_mean("inside") < weak < strong < 1
-    difference = energy.difference(1, "cls", "P3", "inside")
-    assert difference.estimate == pytest.approx(strong - weak) and difference.low > 0
-    assert energy.difference(0, "cls", "P3", "inside").high == 0
-    merged = [energy.mean(0, "cls", level, "border").estimate for level in energy.levels]
+    assert inside["uniform"] == 32 * 32 / (64 * 80)
+    assert border["uniform"] == pytest.approx((32 * 32 - 26 * 26 + 4 * 32 * 3 + 4 * 8) / (64 * 80))
+    for words in ("inside", "within"):  # the regression tower sees nothing
+        for name in ("weak", "strong"):
+            assert rows[words, "reg", "merged"][f"{name} over uniform"][0] == pytest.approx(0, abs=1e-12)
+    assert inside["uniform"] < inside["weak"][0] < inside["strong"][0] < 1
+    estimate, low, _ = inside["strong - weak"]
+    assert estimate == pytest.approx(inside["strong"][0] - inside["weak"][0]) and low > 0
+    merged = [rows["within", "cls", level]["weak"][0] for level in ("P3", "P4", "merged")]
     assert merged[2] == pytest.approx((merged[0] + merged[1]) / 2)
 
 
-def test_table_and_json() -> None:
+def test_energy_as_text_and_json() -> None:
     energy = split_energy({"weak": brightness(), "strong": brightness(3.0)}, [(bright_box(20), BOX)] * 3)
     lines = energy_lines(energy)
     assert lines[0] == "share of a map's energy inside the boxes, percent, 3 images"
-    assert lines[1].split("  ")[-1].strip() == "strong - weak [95 %]"
-    assert lines[2].startswith("cls  P3") and lines[5].startswith("reg  P3") and " 20.0 " in lines[2]
+    rows = [line.split() for line in lines if line.startswith(("cls", "reg"))]
+    assert len(rows) == 2 * 2 * 3 and rows[0][:3] == ["cls", "P3", "20.0"]
     # Three equal images: intervals of no width, starred where they are not zero, which a flat map's is but for
     # rounding.
-    assert lines[2].count("*") == 2 + 1 and "*" not in lines[5]
-    content = energy_json(energy)
+    assert [sum("*" in part for part in rows[i]) for i in (0, 3)] == [2 + 1, 0]
+    content = json.loads(json.dumps(energy_json(energy)))
     assert (content["images"], content["border"], len(content["rows"])) == (3, 0.1, 2 * 2 * 3)
-    first = content["rows"][0]
-    assert (first["region"], first["tower"], first["level"]) == ("inside", "cls", "P3")
-    assert first["uniform"] == pytest.approx(0.2)
-    assert set(first["shares"]) == {"weak", "strong"} and set(first["differences_to_first"]) == {"strong"}
-    assert set(first["shares"]["weak"]) == {"estimate", "low", "high"}
+    assert content["rows"][0]["uniform"] == pytest.approx(0.2) and len(content["rows"][0]["strong - weak"]) == 3
 
 
 def test_splits_and_detectors_that_cannot_be_compared() -> None:

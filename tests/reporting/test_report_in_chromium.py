@@ -30,26 +30,30 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-def test_a_report_of_hostile_names_opens_quietly(browser: Browser, report: Path, width: int) -> None:
-    browser.open(report, width=width, height=900)
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_report_of_hostile_names_opens_quietly(browser: Browser, report: Path, width: int, dark: bool) -> None:
+    browser.open(report, width=width, height=900, dark=dark)
     assert complaints(browser) == []
     assert requests(browser) == {report.as_uri(), "data:"}
     assert browser.evaluate("window.hacked") is None
     assert browser.evaluate("[innerWidth, document.scrollingElement.scrollWidth]") == [width, width]
     images = browser.evaluate("[...document.images].map((image) => [image.naturalWidth, image.alt.length])")
     assert len(images) > 10 and all(drawn > 0 and alt > 0 for drawn, alt in images)
-    assert NAME in browser.evaluate("document.querySelector('#all-runs').textContent")
+    assert NAME in browser.evaluate("document.querySelector('main').textContent")
 
 
-def test_the_runs_sort_by_ap(browser: Browser, report: Path) -> None:
-    browser.open(report, width=1440, height=900)
-    headers = browser.evaluate(
-        "[...document.querySelectorAll('#all-runs thead th')].map((th) => th.textContent.trim())"
-    )
-    column = next(i for i, text in enumerate(headers) if text.split()[0] == "AP")
-    browser.click(f"#all-runs thead th:nth-child({column + 1}) button")
-    shown = browser.evaluate(
-        f"[...document.querySelectorAll('#all-runs tbody tr')].map((row) => row.cells[{column}].textContent.trim())"
-    )
-    runs = [json.loads(path.read_text()) for path in (report.parents[1] / "runs").glob("*/result.json")]
-    assert shown == [f"{100 * ap:.1f}" for ap in sorted((run["metrics"]["AP"] for run in runs), reverse=True)]
+def test_the_policy_stops_what_was_not_made_by_us(browser: Browser, report: Path, tmp_path: Path) -> None:
+    injected = "<script>window.hacked=1</script><img src='https://example.org/x.png'></body>"
+    (tmp_path / "page.html").write_text(report.read_text(encoding="utf-8").replace("</body>", injected))
+    browser.open(tmp_path / "page.html")
+    assert browser.evaluate("window.hacked") is None
+    assert len(complaints(browser)) >= 2
+
+
+def test_a_wide_table_scrolls_in_its_own_frame(browser: Browser, report: Path) -> None:
+    browser.open(report, width=390)
+    frame = "[...document.querySelectorAll('.scroll')].find((one) => one.scrollWidth > one.clientWidth)"
+    before = browser.evaluate(f"{frame}.querySelector('tbody th').getBoundingClientRect().left")
+    browser.evaluate(f"{frame}.scrollLeft = 200")
+    assert browser.evaluate(f"{frame}.scrollLeft") == 200
+    assert browser.evaluate(f"{frame}.querySelector('tbody th').getBoundingClientRect().left") == before

@@ -10,17 +10,7 @@ from hydra import compose, initialize_config_dir
 from msil.compose import register, to_config
 from msil.config import Config
 from msil.errors import ConfigError
-from msil.sweep.plan import (
-    LEAKED,
-    Job,
-    gpu_shares,
-    job_arguments,
-    job_environment,
-    labels_of,
-    passed_on,
-    plan,
-    varied,
-)
+from msil.sweep.plan import LEAKED, Job, gpu_shares, job_arguments, job_environment, labels_of, plan, varied
 
 ROOT = Path(__file__).resolve().parents[2]
 SIX = [[f"model.msil.align={align}", f"model.msil.apply={apply}", "seed=3"]
@@ -53,12 +43,6 @@ def test_a_plan_is_stable_and_has_a_folder_for_each_job() -> None:
     assert plan(configs([["experiment=table2"]]), [["experiment=table2"]]).name.startswith("table2-")
 
 
-def test_two_jobs_with_one_folder_are_refused() -> None:
-    jobs = [["seed=1", "run_name=mine"], ["seed=2", "run_name=mine"]]
-    with pytest.raises(ConfigError, match=r"jobs 1 \(seed=1\) and 2 \(seed=2\) would both write to runs/mine"):
-        plan(configs(jobs), jobs)
-
-
 def test_an_empty_sweep_is_refused() -> None:
     with pytest.raises(ConfigError, match="the sweep has no job"):
         plan([], [])
@@ -71,24 +55,16 @@ def test_wandb_runs_are_grouped_unless_the_user_did() -> None:
         assert plan(configs([own]), [own]).jobs[0].overrides == tuple(own)
 
 
-def test_a_job_gets_what_was_typed_but_not_the_sweeps_arrangements() -> None:
+def test_a_job_gets_what_was_typed_but_not_the_sweeps_own_settings() -> None:
     typed = ["hydra.mode=MULTIRUN", "hydra/launcher=msil_process", "hydra.launcher.n_jobs=2", "hydra.verbose=true"]
     typed += ["hydra.sweeper.max_batch_size=3", "hydra.sweep.dir=x", "hydra.run.dir=y", "hydra/sweeper=basic"]
-    assert passed_on([*typed, "+hydra.job.env_set.A=b", "hydra.runtime.cwd=z"]) == [
-        "hydra.verbose=true",
-        "+hydra.job.env_set.A=b",
-        "hydra.runtime.cwd=z",
-    ]
-    job = Job(1, ("seed=1", "data.root='a b'"), "0" * 8, Path("my runs/x"), {}, "")
-    assert job_arguments(job, typed) == [
-        "seed=1",
-        "data.root='a b'",
-        "hydra.verbose=true",
-        "hydra.mode=RUN",
-    ]
+    typed += ["+hydra.job.env_set.A=b", "hydra.runtime.cwd=z"]
+    job = Job(1, ("seed=1", "data.root='a b'"), "0" * 8, Path("runs/x"), {}, "")
+    passed_on = ["hydra.verbose=true", "+hydra.job.env_set.A=b", "hydra.runtime.cwd=z", "hydra.mode=RUN"]
+    assert job_arguments(job, typed) == [*job.overrides, *passed_on]
 
 
-def test_what_lightning_leaks_does_not_reach_a_job() -> None:
+def test_a_job_joins_no_process_group_of_its_launcher() -> None:
     dirty = dict.fromkeys(LEAKED, "1") | {"HOME": "/h", "OMP_NUM_THREADS": "2"}
     assert {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED"} <= set(LEAKED)
     assert job_environment(dirty, None, 1) == {"HOME": "/h", "OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"}

@@ -99,10 +99,17 @@ def test_a_sweep_from_end_to_end(tmp_path: Path) -> None:
     assert [row["state"] for row in rows] == ["skipped", "ok"]
 
 
-def test_a_refused_sweep_leaves_nothing_and_exits_with_2(tmp_path: Path) -> None:
-    done = finished(tmp_path, "-m", "seed=0,1", "run_name=mine")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("seed=0,1", "run_name=mine"), "error: jobs 1 (seed=0) and 2 (seed=1) would both write to runs/mine"),
+        (("model.msil.kernel_size=1,5",), "error: model.msil.kernel_size=5 must be one of 1, 3"),
+    ],
+)
+def test_a_refused_sweep_leaves_nothing_and_exits_with_2(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    done = finished(tmp_path, "-m", *words)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: jobs 1 (seed=0) and 2 (seed=1) would both write to runs/mine")
+    assert done.stderr.startswith(said)
     assert not list(tmp_path.iterdir())
 
 

@@ -87,7 +87,7 @@ class ProcessLauncher(Launcher):
     def _sweep(self, sweep: Sweep) -> Sequence[JobReturn]:
         outcomes = [first_outcome(job) for job in sweep.jobs]
         stopped_by = self._run(sweep, outcomes)
-        _, written = report(sweep, outcomes)
+        written = report(sweep, outcomes)
         if stopped_by is not None:
             sys.exit(130 if stopped_by == signal.SIGINT else 75)
         if not all(outcome.done for outcome in outcomes):

@@ -25,6 +25,8 @@ from msil.errors import ConfigError
 Options = TypeVar("Options")
 Class = TypeVar("Class")
 
+# Settings of detection, of which null means the detector's own default.
+DETECTION = ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img", "test_scales", "test_flip")
 _USUAL = {"align": True, "separate": True, "apply": Apply.both, "kernel_size": 3, "reduction": 16}  # MSIL's switches
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 
@@ -39,7 +41,7 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
             model.detector,
             num_classes,
             backbone_weights=model.detector_weights,
-            msil=None if model.msil.apply == Apply.none else _switches(model),
+            msil=None if model.msil.apply == Apply.none else {name: getattr(model.msil, name) for name in _USUAL},
             min_size=min_size,
             max_size=max_size,
             limits={name: getattr(model, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")},
@@ -58,12 +60,7 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
         image_mean=model.image_mean,
         image_std=model.image_std,
         channel_order=str(model.channel_order),
-        score_thresh=0.05 if model.score_thresh is None else model.score_thresh,
-        nms_thresh=0.6 if model.nms_thresh is None else model.nms_thresh,
-        topk_candidates=1000 if model.topk_candidates is None else model.topk_candidates,
-        detections_per_img=100 if model.detections_per_img is None else model.detections_per_img,
-        test_scales=model.test_scales,
-        test_flip=bool(model.test_flip),
+        **{name: value for name in DETECTION if (value := getattr(model, name)) is not None},
     )
 
 
@@ -132,25 +129,22 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
     raise ConfigError(f"{name}={'null' if value is None else value} must be {wanted}.")
 
 
-def _switches(model: ModelConfig) -> dict[str, Any]:
-    return {name: getattr(model.msil, name) for name in _USUAL}
-
-
 def _interaction(model: ModelConfig) -> nn.Module | dict[str, Any] | None:
     """The block: MSIL's switches, or a block of the user's own, tried once."""
     msil = model.msil
+    switches = {name: getattr(msil, name) for name in _USUAL}
     if not isinstance(msil.options, dict | None):
         raise ConfigError(f"model.msil.options={msil.options} must be a dict, as in 'model.msil.options={{depth: 2}}'.")
     if msil.block is None:
         if msil.options:
             raise ConfigError("model.msil.options are the arguments of model.msil.block: give that too.")
-        return _switches(model)
-    changed = [name for name, usual in _USUAL.items() if getattr(msil, name) != usual]
+        return switches
+    changed = [name for name, usual in _USUAL.items() if switches[name] != usual]
     if msil.apply == Apply.none:
         return None
     if changed:
         raise ConfigError(
-            f"model.msil.{changed[0]}={getattr(msil, changed[0])} is a switch of MSIL and has no effect on "
+            f"model.msil.{changed[0]}={switches[changed[0]]} is a switch of MSIL and has no effect on "
             f"model.msil.block={msil.block}: leave it out, or give such settings under model.msil.options."
         )
     kind = _imported(msil.block, nn.Module, "model.msil.block")

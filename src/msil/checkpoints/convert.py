@@ -17,8 +17,7 @@ from msil.checkpoints.assemble import check_model, detector_from_config
 from msil.checkpoints.description import Description, described, to_text
 from msil.checkpoints.layouts import COCO_CATEGORY_IDS, COCO_CLASSES, NORM_EPS, SOURCES, Layout
 from msil.detection.backbone import DEPTHS
-from msil.detection.renaming import from_mmdet, from_torchvision, mmdet_names, torchvision_names
-from msil.detection.weights import differences, listed, load_file, state_dict_of
+from msil.detection.weights import differences, from_mmdet, from_torchvision, listed, load_file, state_dict_of
 from msil.errors import ConfigError, WeightsError
 from msil.runs import write_bytes
 
@@ -69,13 +68,14 @@ def import_checkpoint(
     content, meta = _read(path)
     prefix = "module." if all(key.startswith("module.") for key in content) else ""  # of DataParallel
     state = {key.removeprefix(prefix): value for key, value in content.items()}
+    state = {key: value for key, value in state.items() if not key.startswith(NOT_OF_THE_NET)}
     layout, style = _layout(path, source, state, style, head)
-    of_net = {key: value for key, value in state.items() if not key.startswith(NOT_OF_THE_NET)}
-    names = mmdet_names(of_net) if source == "mmdet" else torchvision_names(of_net)
-    tensors = from_mmdet(of_net) if source == "mmdet" else from_torchvision(of_net)
-    if missing := [key for key in CLASSIFIER if key not in tensors]:
-        raise WeightsError(f"{path} lacks {missing[0]} (in our names): the checkpoint is incomplete.")
-    notes = _convert_torchvision(tensors, layout) if source == "torchvision" else []
+    tensors = from_mmdet(state) if source == "mmdet" else from_torchvision(state)
+    weight, bias = (tensors.get(key, torch.zeros(0)) for key in CLASSIFIER)
+    if weight.dim() != 4 or bias.shape != weight.shape[:1] or len(bias) % layout.per_cell:
+        raise WeightsError(f"{path} lacks the head's classifier, or a part of it: the checkpoint is incomplete.")
+    if source == "torchvision":
+        _convert_torchvision(tensors, layout)
     found = _class_names(path, classes, meta, len(tensors[CLASSIFIER[1]]) // layout.per_cell)
     description = described(
         {
@@ -93,15 +93,11 @@ def import_checkpoint(
         write_bytes(out, save(copies, {"msil": to_text(description)}))  # save_file's can be read by their owner alone
     except OSError as error:
         raise WeightsError(f"{out} cannot be written ({error.strerror or error}): choose another -o.") from error
-    unused = [key for key in state if names.get(key) is None and not key.endswith("num_batches_tracked")]
-    if unused:
-        notes.append(f"not of the net, and left out: {listed(unused, 8)}")
     model = description.model
-    caffe = f"style {style}, norm {model.backbone['norm']}, {model.channel_order} images, mean {model.image_mean}"
+    body = f"style {style}, norm {model.backbone['norm']}, {model.channel_order} images, mean {model.image_mean}"
     return [
-        f"{description.source}: {len(tensors)} tensors on {model.backbone['name']} ({caffe}), {len(found)} classes",
+        f"{description.source}: {len(tensors)} tensors on {model.backbone['name']} ({body}), {len(found)} classes",
         f"  thresholds: score {model.score_thresh}, NMS {model.nms_thresh}, {model.detections_per_img} detections",
-        *(f"  {note}" for note in notes),
     ]
 
 
@@ -179,26 +175,16 @@ def _resnet(path: Path, tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def _convert_torchvision(tensors: dict[str, Tensor], layout: Layout) -> list[str]:
-    """Leaves out the background and COCO's gaps, and scales the norms to do with NORM_EPS what they did with theirs.
-
-    Returns what was done, in words.
-    """
+def _convert_torchvision(tensors: dict[str, Tensor], layout: Layout) -> None:
+    """Leaves out the background and COCO's gaps, and scales the norms to do with NORM_EPS what they did with theirs."""
     count = len(tensors[CLASSIFIER[1]]) // layout.per_cell
-    kept = COCO_CATEGORY_IDS if count == 91 else tuple(range(1, count))
+    kept = COCO_CATEGORY_IDS if count == 91 else range(1, count)
     for key in CLASSIFIER:  # a row for each class of each of a cell's anchors
         tensors[key] = tensors[key].unflatten(0, (-1, count))[:, list(kept)].flatten(0, 1)
-    gaps = "" if len(kept) == count - 1 else " and the category ids that COCO does not use"
-    notes = [f"left out of the classifier: the background, its class 0{gaps}"]
-    if "head.scales" in tensors:
-        notes.append("head.scales is new: ones, since torchvision's head has no level scales")
-    if layout.norm_eps != NORM_EPS:
-        for key in [key for key in tensors if key.endswith(".running_var")]:
-            ratio = (tensors[key] + NORM_EPS) / (tensors[key] + layout.norm_eps)
-            weight = f"{key.removesuffix('running_var')}weight"
-            tensors[weight] = tensors[weight] * ratio.sqrt()
-        notes.append(f"the backbone's norms had an eps of {layout.norm_eps:g}, which their weights now make up for")
-    return notes
+    for key in [key for key in tensors if key.endswith(".running_var") and layout.norm_eps != NORM_EPS]:
+        weight = f"{key.removesuffix('running_var')}weight"
+        ratio = (tensors[key] + NORM_EPS) / (tensors[key] + layout.norm_eps)
+        tensors[weight] = tensors[weight] * ratio.sqrt()
 
 
 def _class_names(path: Path, given: Sequence[str] | None, meta: Mapping[str, Any], count: int) -> tuple[str, ...]:

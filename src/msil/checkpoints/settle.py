@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from msil.checkpoints.assemble import DETECTION
 from msil.checkpoints.description import explicit, read_description
 from msil.config import Config, DataName, Mode, ModelConfig
 from msil.errors import ConfigError
@@ -18,8 +19,6 @@ _IDENTITY = {
     "model/backbone": ("backbone.name",),
     "model/head": ("head.name", "head.centerness_on_reg", "head.norm_on_bbox"),
 }
-
-DETECTION = ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img", "test_scales", "test_flip")
 
 
 def settled(config: Config) -> Config:

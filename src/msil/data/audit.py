@@ -74,7 +74,7 @@ def is_text(value: object) -> TypeGuard[str]:
 
 
 def short(value: object) -> str:
-    """`value` for a message: in one line, of bounded length and depth, whatever a file may hold."""
+    """`value` for a message: in one line, of bounded length and depth."""
     text = repr(value) if isinstance(value, str | int | float | None) else _SHORT.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -162,7 +162,7 @@ def check_boxes(truth: Annotations, strict: bool) -> tuple[Array, Array, Array]:
     float64 x1 y1 x2 y2 inside the image.
 
     Raises DataError for an annotated set without a single usable box, and, if `strict`, for what is otherwise mended
-    and told in one DataWarning.
+    and named in one DataWarning.
     """
     limits = truth.sizes[truth.truth_images][:, [1, 0, 1, 0]].astype(np.float64)
     xywh = truth.truth_boxes
@@ -177,11 +177,11 @@ def check_boxes(truth: Annotations, strict: bool) -> tuple[Array, Array, Array]:
         _finding(truth, ~kept, "without any area in the image, dropped"),
         _finding(truth, kept & ~trained, "below 1 pixel or of area 0, not trained on"),
     ]
-    told = "; ".join(finding for finding in findings if finding)
-    if told and strict:
-        raise DataError(f"{truth.source}: {told}: correct them, or set data.strict=false to accept this")
-    if told:
-        warnings.warn(f"{truth.source}: {told}", DataWarning, stacklevel=4)
+    found = "; ".join(finding for finding in findings if finding)
+    if found and strict:
+        raise DataError(f"{truth.source}: {found}: correct them, or set data.strict=false to accept this")
+    if found:
+        warnings.warn(f"{truth.source}: {found}", DataWarning, stacklevel=4)
     if truth.annotated and not kept.any():
         raise DataError(f"{truth.source} is empty: no image has a usable box of the chosen classes")
     return kept, trained, clipped

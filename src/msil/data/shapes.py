@@ -2,7 +2,7 @@
 
 It is written once to disk as PNG images and COCO json and then read like any other COCO data set:
     root/train/*.png, root/val/*.png, root/annotations/instances_{train,val}.json, root/shapes.json (the parameters).
-Objects are vivid and backgrounds greyish, so colour tells an object from the ground, but colour and texture are drawn
+Objects are vivid and backgrounds greyish, so colour separates objects from the ground, but colour and texture are drawn
 independently of the class. Objects overlap; boxes and areas are those of the visible pixels, as in COCO, and no object
 is hidden by more than 40 %. At 128 px all three of COCO's area ranges occur (large:
 squares and circles only, since no other class can cover 96 * 96 of 128 * 128 pixels).
@@ -33,7 +33,7 @@ FORMAT = 1  # to be raised whenever the same parameters would give other pixels 
 
 MIN_IMAGE_SIZE = 32
 SUPERSAMPLING = 3  # sub-pixels a side
-MIN_VISIBLE = 0.6  # of an object's pixels; less would leave fragments whose class nobody can tell
+MIN_VISIBLE = 0.6  # of an object's pixels; less would leave fragments of no recognisable class
 MIN_CONTRAST = 100.0  # distance between the mean colours of an object and of what lies under it, of 0..255 RGB
 EMPTY_IMAGES = 0.04  # share of images without any object
 PLACEMENTS = 12  # tries for each object before it is given up

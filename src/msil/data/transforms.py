@@ -1,7 +1,7 @@
-"""What happens to a training image after reading: resize to the recipe's short side, flip. Boxes go along.
+"""Training transforms: resize to the recipe's short side, random flip, of pixels and boxes.
 
-What is done is drawn first, from the image's own random stream; pixels and boxes are two functions of it, so that the
-pixels can wait for the device that trains (data.device_transforms).
+An augmentation is drawn first, from the image's own random stream; pixels and boxes are two functions of it, so that
+the pixels can be transformed later, on the device that trains (data.device_transforms).
 """
 
 from __future__ import annotations

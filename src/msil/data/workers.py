@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 
 from msil.errors import DataError
 
-WAIT = 5.0  # seconds; a child's death is known after some milliseconds
+WAIT = 5.0  # seconds; a child's death shows after some milliseconds
 
 
 class WatchedLoader(DataLoader):
-    """Keeps its worker processes, whose exit codes are still needed when torch has ended the others and forgotten them.
+    """Keeps its worker processes, for their exit codes after torch has cleaned up.
 
-    processes: of the epoch that began last.
+    processes: of the last epoch.
     """
 
     processes: Sequence[BaseProcess] = ()
@@ -36,8 +36,8 @@ class WatchedLoader(DataLoader):
 def naming_lost_workers(loaders: Iterable[WatchedLoader]) -> Iterator[None]:
     """Around what uses the loaders: the death of a worker process becomes a DataError that names how it died.
 
-    Main processes meet it in several ways: as torch's RuntimeError, raised by a signal handler anywhere, or as an
-    error of the connection that the worker left half used.
+    It shows as a RuntimeError of torch's, from the loader or from its SIGCHLD handler, or as a broken connection to the
+    worker.
     """
     try:
         yield
@@ -54,7 +54,7 @@ def naming_lost_workers(loaders: Iterable[WatchedLoader]) -> Iterator[None]:
 
 
 def _lost_worker(loaders: Iterable[WatchedLoader], wait: bool) -> tuple[int, int] | None:
-    """(pid, exit code) of a worker that failed. wait: its connection broke, so that its death is about to be known."""
+    """(pid, exit code) of a worker that failed. wait: up to WAIT for its death, after a broken connection."""
     processes = [process for loader in loaders for process in loader.processes]
     until = time.monotonic() + (WAIT if wait and processes else 0)
     while True:

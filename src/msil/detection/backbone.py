@@ -169,7 +169,7 @@ class ResNet(PartlyFrozen):
         fixed, computed inside the convolution before it. Default: "frozen_bn" with weights, "gn" without. The last two
         of the four normalise nothing unless statistics are loaded.
     frozen_stages: 0, none; 1, the stem and layer1; ... 4, everything. Frozen parameters require no gradient, and
-        frozen norms stay in eval mode whatever `train` says. Default: 1 with weights, 0 without.
+        frozen norms stay in eval mode after train(). Default: 1 with weights, 0 without.
 
     out_channels: channels of C3, C4, C5. image_mean, image_std: ImageNet's, RGB, 0..255 units.
     Raises ValueError for an unknown name, norm or number of stages, WeightsError for weights that are missing or do

@@ -18,12 +18,15 @@ from msil.detection.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     batch_images,
+    check_values,
     common_size,
+    image_list,
+    image_sizes,
     normalize,
     resize,
     resized_size,
 )
-from msil.detection.structures import Detections, Predictions, Target
+from msil.detection.structures import Detections, Predictions, Target, target_list
 from msil.detection.weights import differences, load_state_dict_file
 from msil.errors import WeightsError
 
@@ -117,7 +120,7 @@ class Detector(nn.Module):
         return batch.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
     def lay_out(self, *, channels_last: bool) -> None:
-        """Choose how feature maps lie in memory: channels last (the default, and faster), or channel by channel."""
+        """Memory format of weights and batches: channels last (the default, and faster) or contiguous."""
         self.channels_last = channels_last
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
@@ -133,20 +136,19 @@ class Detector(nn.Module):
         frozen: the weights are final, so that inductor may fold them in graphs without gradients (its freezing).
             Applies to everything that this process compiles afterwards.
         """
-        if mode is None:
-            return
-        allow_graphs(frozen)
-        # Of the classes, not of this detector: a copy of it gets its own.
-        self.net = partial(torch.compile(type(self).net, mode=mode), self)
-        self.head.padded_loss = partial(torch.compile(type(self.head).padded_loss, mode=mode), self.head)
+        if mode is not None:
+            allow_graphs(frozen)
+            # The classes' methods, so that a copy of this detector gets its own.
+            self.net = partial(torch.compile(type(self).net, mode=mode), self)
+            self.head.padded_loss = partial(torch.compile(type(self.head).padded_loss, mode=mode), self.head)
 
     def loss(self, images: Images, targets: Sequence[Target | Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The head's loss terms, scalars, of N images and their N targets.
 
         images: as in `predict`. targets: Target, or torchvision's dicts {"boxes": (M, 4), "labels": (M,)}, in the
         images' pixels, with labels in [0, num_classes).
-        Raises ValueError for anything else. The values of a dict are checked, which waits for an accelerator; those
-        of a Target, which msil's data sets have checked, are not.
+        Raises ValueError for anything else. The values in a dict are checked (a host sync); those of a Target, which
+        msil's data sets check, are not.
         """
         images = image_list(images)
         return self.head.loss(
@@ -167,11 +169,11 @@ class Detector(nn.Module):
         """One image (3, H, W), a batch (N, 3, H, W) or a list of N images of any sizes -> N Detections in the pixels of
         those images. Runs in eval mode and leaves the mode as it was.
 
-        What is found in an image does not depend on the others: only images that are padded to the same size go
-        through the net together. Raises ValueError for anything else than such images.
+        Only images padded to the same size share a batch, so an image's detections do not depend on the others.
+        Raises ValueError for any other input.
         """
         images = image_list(images)
-        _check_values(images)
+        check_values(images)
         if not images:
             return []
         scales = [self._size] if self.test_scales is None else scaled_limits(self.test_scales, *self._size or ())
@@ -225,86 +227,8 @@ def allow_graphs(frozen: bool) -> None:
     inductor.freezing = inductor.freezing or frozen
 
 
-def image_sizes(images: list[Tensor]) -> list[tuple[int, int]]:
-    """(height, width) of each image (3, H, W)."""
-    return [(image.shape[-2], image.shape[-1]) for image in images]
-
-
 def _resized(image: Tensor, limits: Limits) -> Tensor:
     return image if limits is None else resize(image, resized_size(image.shape[-2], image.shape[-1], *limits))
-
-
-def image_list(images: Images) -> list[Tensor]:
-    """One image (3, H, W), a batch (N, 3, H, W) or a sequence of images (3, H, W) as a list of images.
-
-    Raises ValueError for anything else.
-    """
-    if isinstance(images, Tensor):
-        if images.dim() not in (3, 4):
-            raise ValueError(
-                f"images must be (3, H, W), (N, 3, H, W) or a list of (3, H, W), not {tuple(images.shape)}."
-            )
-        return [images] if images.dim() == 3 else list(images)
-    if not isinstance(images, Sequence) or isinstance(images, str):
-        raise ValueError(f"images must be a tensor or a list of tensors (3, H, W), not {type(images).__name__}.")
-    for number, image in enumerate(images):
-        if not isinstance(image, Tensor) or image.dim() != 3:
-            raise ValueError(f"image {number} must be a tensor (3, H, W), not {_kind(image)}.")
-    return list(images)
-
-
-def _kind(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _check_values(images: list[Tensor]) -> None:
-    for number, image in enumerate(images):
-        if image.numel() == 0:
-            raise ValueError(f"image {number} has no pixels: {tuple(image.shape)}.")
-        if image.is_floating_point() and image.max() > 2:  # resampling may overshoot 1 a little
-            raise ValueError(
-                f"image {number} is floating point and reaches {image.max():.4g}: give uint8, or divide by 255."
-            )
-
-
-def target_list(targets: Sequence[Target | Mapping[str, Tensor]], images: int, num_classes: int) -> list[Target]:
-    """The Targets of so many images, of Targets or torchvision's dicts with "boxes" and "labels".
-
-    Raises ValueError for anything else.
-    """
-    if not isinstance(targets, Sequence) or len(targets) != images:
-        found = len(targets) if isinstance(targets, Sequence) else type(targets).__name__
-        raise ValueError(f"targets must be a list of one target for each of the {images} images, not {found}.")
-    return [_as_target(target, number, num_classes) for number, target in enumerate(targets)]
-
-
-def _as_target(given: Target | Mapping[str, Tensor], number: int, num_classes: int) -> Target:
-    target = given
-    if isinstance(target, Mapping) and {"boxes", "labels"} <= target.keys():
-        target = Target(target["boxes"], target["labels"])
-    if not isinstance(target, Target):
-        found = f"a dict with {sorted(target)}" if isinstance(target, Mapping) else type(target).__name__
-        raise ValueError(
-            f'target {number} must be a Target or a dict with "boxes" (M, 4) and "labels" (M,), not {found}.'
-        )
-    boxes, labels = target.boxes, target.labels
-    if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"the boxes of target {number} must be a tensor (M, 4), not {_kind(boxes)}.")
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != boxes.shape[:1]:
-        dtype = f"{labels.dtype} " if isinstance(labels, Tensor) else ""
-        raise ValueError(
-            f"the labels of target {number} must be torch.int64 ({len(boxes)},), not {dtype}{_kind(labels)}."
-        )
-    if len(boxes) and target is not given:
-        least, most = (int(label) for label in labels.aminmax())
-        if least < 0 or most >= num_classes:
-            raise ValueError(
-                f"the labels of target {number} are {least} to {most}, and a head of {num_classes} classes takes 0 to "
-                f"{num_classes - 1}; torchvision's nets count from 1."
-            )
-        if not boxes.isfinite().all():
-            raise ValueError(f"the boxes of target {number} are not all finite.")
-    return target
 
 
 def fpn_of(backbone: nn.Module, options: HeadOptions, channels: int) -> FPN:
@@ -337,9 +261,8 @@ def build_detector(
     num_classes: K. channels: of the FPN and the head.
     msil: keyword arguments of MSIL (channels aside), by default the full block; a module of one's own from (cls_feat,
         reg_feat) to the same two shapes; None, or apply="none": the plain detector.
-    weights: file with a Detector's state dict (or a checkpoint of a run), loaded after building. Whether the other
-        settings are those that it was trained with does not show in a state dict alone:
-        msil.checkpoints.load.load_detector reads them from the file too.
+    weights: file with a Detector's state dict (or a run's checkpoint) that fits these settings;
+        msil.checkpoints.load.load_detector takes the settings from a checkpoint too.
     min_size, max_size: as in Detector.
 
     Raises ValueError for an unknown name or an option outside its limits, WeightsError for weights that are missing or

@@ -15,7 +15,7 @@ class FPN(nn.Module):
     lateral_convs: three 1x1 convolutions of C3..C5. fpn_convs: five 3x3 convolutions, the last two of stride 2. The
     top-down way is nearest upsampling to the lateral's size and addition. All with bias, without norm or activation;
     xavier-uniform weights and zero biases at the start.
-    Source: Lin et al., arXiv 1612.03144; P6 and P7 by MMDetection's words.
+    Source: Lin et al., arXiv 1612.03144; P6 and P7 as in MMDetection.
 
     in_channels: of C3, C4 and C5. extra_convs: P6 is made of P5 ("on_output": FCOS, arXiv 1904.01355) or of C5
     ("on_input": RetinaNet, arXiv 1708.02002). relu_before_extra_convs: P7 is made of ReLU(P6), else of P6.

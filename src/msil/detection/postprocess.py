@@ -1,4 +1,5 @@
-"""From raw scores to detections: one selection and decoding for the whole batch, one NMS an image."""
+"""From raw scores to detections: selection and decoding for the whole batch, class-wise NMS for each image, and
+test-time augmentation."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from msil.detection.boxes import clip_boxes
 from msil.detection.structures import Detections, sizes_tensor
 
 _ROUNDS = 16  # each settles one more link of a chain in which boxes suppress each other
-# What the NMS keeps of the best candidates does not depend on the rest: so it looks first at 3 times as many as there
-# are detections asked for, then, if those were too few, at 10 times as many, and at all of them last.
+# NMS of the best candidates does not depend on the others: it first runs on 3 times as many as there are detections
+# asked for, then, if too few are left, on 10 times as many, and on all of them last.
 SHARES = (3, 10)
 
 
@@ -85,7 +86,7 @@ def _thinned_one_by_one(
     boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, limit: int
 ) -> list[Detections]:
     """torchvision's NMS of each image. Boxes (N, C, 4), scores and labels (N, C), falling, 0 for no candidate."""
-    counts = (scores > 0).sum(1).tolist()  # the wait
+    counts = (scores > 0).sum(1).tolist()  # the host sync
     return [
         _thinned(image_boxes[:count], image_scores[:count], image_labels[:count], nms_thresh, limit)
         for image_boxes, image_scores, image_labels, count in zip(boxes, scores, labels, counts, strict=True)
@@ -93,7 +94,7 @@ def _thinned_one_by_one(
 
 
 def _thinned_together(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, limit: int) -> list[Detections]:
-    """The same of all images at once, in fixed shapes, for a device that should not be waited for."""
+    """The same for all images at once, in fixed shapes and with one host sync."""
     candidates, most = (scores > 0).sum(1), SHARES[-1] * limit
     kept, settled = settled_nms(boxes[:, :most], labels[:, :most], nms_thresh)
     kept &= scores[:, :most] > 0
@@ -101,7 +102,7 @@ def _thinned_together(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh:
     best = torch.where(kept, place, len(place)).sort(dim=1).values[:, :limit]  # the kept ones' places, rising
     counts = kept.sum(1).clamp(max=limit)
     complete = settled & ((counts == limit) | (candidates <= most))
-    numbers = torch.stack([counts, candidates, complete], dim=1).tolist()  # the wait
+    numbers = torch.stack([counts, candidates, complete], dim=1).tolist()  # the host sync
     return [
         _chosen(boxes[image], scores[image], labels[image], best[image, :count])
         if done
@@ -138,11 +139,11 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float) -> Tenso
 
 
 def settled_nms(boxes: Tensor, labels: Tensor, nms_thresh: float) -> tuple[Tensor, Tensor]:
-    """The same of a batch, in fixed shapes: no host looks at how many boxes are left.
+    """The same for a batch, in fixed shapes and without host syncs.
 
-    A box stays if no better one that stays overlaps it. That has one solution, the greedy one, and repeating the rule
-    reaches it from the best box downwards. boxes (N, C, 4) and labels (N, C) by falling score. Returns kept (N, C) bool
-    and settled (N,) bool: False where the rounds did not suffice, which takes a chain of more than 16 boxes.
+    A box is kept if no better kept box overlaps it. The greedy NMS is the only solution of this rule, and iterating
+    it settles the boxes from the best one downwards. boxes (N, C, 4) and labels (N, C) by falling score. Returns kept
+    (N, C) bool and settled (N,) bool: False where a chain of more than 16 boxes needs more rounds.
     """
     low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
     high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
@@ -159,11 +160,8 @@ def settled_nms(boxes: Tensor, labels: Tensor, nms_thresh: float) -> tuple[Tenso
 
 
 def scaled_limits(scales: Sequence[int], min_size: int, max_size: int) -> list[tuple[int, int] | None]:
-    """(short side, limit of the long side) of each view in pixels.
-
-    The limit keeps its proportion to the short side, as in MMDetection's scales of testing: 400, 800 and 1200 of
-    800, 1333 are (400, 667), (800, 1333), (1200, 2000).
-    """
+    """(short side, limit of the long side) of each view in pixels, in the proportion of min_size and max_size:
+    400 and 1200 of 800, 1333 are (400, 667) and (1200, 2000), as in MMDetection."""
     return [(scale, int(max_size * scale / min_size + 0.5)) for scale in scales]
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize_image
 
+from msil.detection.structures import kind_of
+
 # Of ImageNet, RGB, in 0..255 units: what torchvision's ResNet weights expect.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -80,3 +82,38 @@ def common_size(sizes: Sequence[tuple[int, int]], divisor: int = 32) -> tuple[in
     """(height, width) of a batch of images of those sizes (height, width): the largest, rounded up to `divisor`."""
     height, width = (-(-max(sides) // divisor) * divisor for sides in zip(*sizes, strict=True))
     return height, width
+
+
+def image_sizes(images: list[Tensor]) -> list[tuple[int, int]]:
+    """(height, width) of each image (3, H, W)."""
+    return [(image.shape[-2], image.shape[-1]) for image in images]
+
+
+def image_list(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """One image (3, H, W), a batch (N, 3, H, W) or a sequence of images (3, H, W) as a list of images.
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(images, Tensor):
+        if images.dim() not in (3, 4):
+            raise ValueError(
+                f"images must be (3, H, W), (N, 3, H, W) or a list of (3, H, W), not {tuple(images.shape)}."
+            )
+        return [images] if images.dim() == 3 else list(images)
+    if not isinstance(images, Sequence) or isinstance(images, str):
+        raise ValueError(f"images must be a tensor or a list of tensors (3, H, W), not {type(images).__name__}.")
+    for number, image in enumerate(images):
+        if not isinstance(image, Tensor) or image.dim() != 3:
+            raise ValueError(f"image {number} must be a tensor (3, H, W), not {kind_of(image)}.")
+    return list(images)
+
+
+def check_values(images: Sequence[Tensor]) -> None:
+    """Raises ValueError for an image without pixels, and for a floating-point one in 0..255."""
+    for number, image in enumerate(images):
+        if image.numel() == 0:
+            raise ValueError(f"image {number} has no pixels: {tuple(image.shape)}.")
+        if image.is_floating_point() and image.max() > 2:  # resampling may overshoot 1 a little
+            raise ValueError(
+                f"image {number} is floating point and reaches {image.max():.4g}: give uint8, or divide by 255."
+            )

@@ -133,5 +133,5 @@ _cached = lru_cache(maxsize=1024)(_make)  # COCO at 800 x 1333 has some 300 padd
 
 
 def vector(values: Sequence[int] | Sequence[float], device: torch.device) -> Tensor:
-    """Numbers as a tensor (V,) of the device, filled there: torch.tensor(values) would wait for a copy to a GPU."""
+    """Numbers as a tensor (V,), filled on the device: torch.tensor(values) would be a host sync on a GPU."""
     return torch.stack([torch.full((), value, device=device) for value in values])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -86,15 +86,7 @@ def from_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises WeightsError, with the key, for one that is not known, of another part, or another name of a tensor.
     """
-    return _renamed(state_dict, mmdet_names(state_dict))
-
-
-def mmdet_names(keys: Iterable[str]) -> dict[str, str | None]:
-    """What from_mmdet makes of each key: our name, "name[i]" for item i of a stacked tensor, None for a dropped one.
-
-    Raises WeightsError as from_mmdet.
-    """
-    keys = list(keys)
+    keys = list(state_dict)
     if any(key.startswith(tuple(_MMDET)) for key in keys):
         names = {key: _name(_MMDET, key) for key in keys}
     else:  # one part's: that which the first key is of
@@ -106,7 +98,7 @@ def mmdet_names(keys: Iterable[str]) -> dict[str, str | None]:
                 f"the key {key} is none of MMDetection's ResNet, FPN or heads FCOS, VFNet, RetinaNet, ATSS, GFL, TOOD "
                 "(conv and GroupNorm towers): give such a detector's state dict, or one part's without prefix."
             )
-    return names
+    return _renamed(state_dict, names)
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,31 +111,23 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises WeightsError, with the key, for one that is not known.
     """
-    renamed = _renamed(state_dict, torchvision_names(state_dict))
-    if any(name.startswith("head.bbox_ctrness.") for name in renamed):
-        renamed["head.scales"] = torch.ones(5)
-    return renamed
-
-
-def torchvision_names(keys: Iterable[str]) -> dict[str, str | None]:
-    """What from_torchvision makes of each key: our name, or None for a dropped one. Raises WeightsError as it."""
-    keys = list(keys)
     # A tower in one Sequential, by the distance of two convolutions. FCOS: conv, GroupNorm, ReLU. RetinaNet up to 0.12:
     # conv, ReLU.
-    step = 3 if any("bbox_ctrness" in key for key in keys) else 2
+    fcos = any("bbox_ctrness" in key for key in state_dict)
+    step = 3 if fcos else 2
 
     def nested(match: re.Match[str]) -> str:
         layer, place = divmod(int(match[1]), step)
         return f"_head.conv.{layer}.{place if place < step - 1 else 'relu'}."
 
-    names = {key: _name(_TORCHVISION, re.sub(r"_head\.conv\.(\d+)\.(?!\d)", nested, key)) for key in keys}
+    names = {key: _name(_TORCHVISION, re.sub(r"_head\.conv\.(\d+)\.(?!\d)", nested, key)) for key in state_dict}
     for key, name in names.items():
         if name == _UNKNOWN:
             raise WeightsError(
                 f"the key {key} is none of torchvision's fcos_resnet50_fpn, retinanet_resnet50_fpn and its v2: only "
                 "state dicts of these can be converted."
             )
-    return names
+    return _renamed(state_dict, names) | ({"head.scales": torch.ones(5)} if fcos else {})
 
 
 def _name(parts: Mapping[str, tuple[str, Rules]], key: str) -> str | None:

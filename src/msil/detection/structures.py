@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,11 +79,11 @@ class Detections:
 
 
 def to_device(values: Tensor, device: torch.device | None) -> Tensor:
-    """`values` on `device` (None: where they are); from the host without waiting for the copy."""
+    """`values` on `device` (None: where they are); copies from the host are asynchronous."""
     if device is None or values.device == device:
         return values
     if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()  # an ordinary host tensor's copy would make the host wait
+        values = values.pin_memory()  # the copy from pageable memory is a host sync
     return values.to(device, non_blocking=True)
 
 
@@ -91,5 +92,50 @@ def sizes_tensor(image_sizes: list[tuple[int, int]], device: torch.device) -> Te
     if torch.compiler.is_exporting():
         return torch.tensor(image_sizes, device=device)  # they may be symbols
     sizes = torch.empty((len(image_sizes), 2), dtype=torch.int64)
-    sizes.numpy()[:] = image_sizes  # of the host: nothing that counts copies to a device takes it for one
+    sizes.numpy()[:] = image_sizes  # on the host, before its one copy
     return to_device(sizes, device)
+
+
+def target_list(targets: Sequence[Target | Mapping[str, Tensor]], images: int, num_classes: int) -> list[Target]:
+    """The Targets of so many images, of Targets or torchvision's dicts with "boxes" and "labels".
+
+    Raises ValueError for anything else.
+    """
+    if not isinstance(targets, Sequence) or len(targets) != images:
+        found = len(targets) if isinstance(targets, Sequence) else type(targets).__name__
+        raise ValueError(f"targets must be a list of one target for each of the {images} images, not {found}.")
+    return [_as_target(target, number, num_classes) for number, target in enumerate(targets)]
+
+
+def _as_target(given: Target | Mapping[str, Tensor], number: int, num_classes: int) -> Target:
+    target = given
+    if isinstance(target, Mapping) and {"boxes", "labels"} <= target.keys():
+        target = Target(target["boxes"], target["labels"])
+    if not isinstance(target, Target):
+        found = f"a dict with {sorted(target)}" if isinstance(target, Mapping) else type(target).__name__
+        raise ValueError(
+            f'target {number} must be a Target or a dict with "boxes" (M, 4) and "labels" (M,), not {found}.'
+        )
+    boxes, labels = target.boxes, target.labels
+    if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"the boxes of target {number} must be a tensor (M, 4), not {kind_of(boxes)}.")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != boxes.shape[:1]:
+        dtype = f"{labels.dtype} " if isinstance(labels, Tensor) else ""
+        raise ValueError(
+            f"the labels of target {number} must be torch.int64 ({len(boxes)},), not {dtype}{kind_of(labels)}."
+        )
+    if len(boxes) and target is not given:
+        least, most = (int(label) for label in labels.aminmax())
+        if least < 0 or most >= num_classes:
+            raise ValueError(
+                f"the labels of target {number} are {least} to {most}, and a head of {num_classes} classes takes 0 to "
+                f"{num_classes - 1}; torchvision's nets count from 1."
+            )
+        if not boxes.isfinite().all():
+            raise ValueError(f"the boxes of target {number} are not all finite.")
+    return target
+
+
+def kind_of(value: Any) -> str:
+    """For error messages: the shape of a tensor, the type of anything else."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -219,7 +219,7 @@ def _pretrained(timm: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
         return timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # of huggingface_hub or torch.hub: no network, a full disk, a wrong hash
         reason = " ".join(str(error).split())
-        raise WeightsError(f"the ImageNet weights of timm's {name} cannot be had ({reason}): {remedy}") from error
+        raise WeightsError(f"the ImageNet weights of timm's {name} cannot be loaded ({reason}): {remedy}") from error
 
 
 def _converted(classifier: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,8 +29,7 @@ class TorchvisionDetector(nn.Module):
 
     name: one of NAMES. backbone_weights: "imagenet", which also freezes what torchvision freezes then, or None.
     msil: keyword arguments of attach_msil; None: the plain net. min_size, max_size: of the images in `predict`, pixels;
-        SSD and SSDlite take theirs of 300 or 320, in training too. limits: score_thresh, nms_thresh and
-        detections_per_img; None, torchvision's default for the net.
+        SSD's are 300 and SSDlite's 320, in training too. limits: score_thresh, nms_thresh, detections_per_img.
 
     Raises ConfigError for another name, or MSIL in a net of one tower; WeightsError for weights that are missing.
     """
@@ -48,7 +46,7 @@ class TorchvisionDetector(nn.Module):
         msil: Mapping[str, Any] | None = None,
         min_size: int | None = None,
         max_size: int | None = None,
-        limits: Mapping[str, float | None] = MappingProxyType({}),
+        limits: Mapping[str, float | None] | None = None,
     ) -> None:
         super().__init__()
         check_name(name, with_msil=msil is not None)
@@ -61,7 +59,7 @@ class TorchvisionDetector(nn.Module):
             torchvision_state_dict(weights, name, "model.detector_weights=null to train from scratch")
         self.model: Any = get_model(name, weights_backbone=weights, num_classes=num_classes + 1, **given)
         self.min_size, self.max_size = min_size, max_size
-        vars(self._boxes).update({key: value for key, value in limits.items() if value is not None})
+        vars(self._boxes).update({key: value for key, value in (limits or {}).items() if value is not None})
         if msil is not None:
             attach_msil(self.model, **msil)
 
@@ -75,12 +73,10 @@ class TorchvisionDetector(nn.Module):
 
     def compile_parts(self, mode: str | None = "default", *, frozen: bool = False) -> None:
         """As Detector.compile_parts, of the backbone and FPN alone: shapes in the rest depend on the data."""
-        if mode is None:
-            return
-        allow_graphs(frozen)
-        backbone = self.model.backbone
-        # So that a copy of this detector gets its own.
-        backbone.forward = partial(torch.compile(type(backbone).forward, mode=mode), backbone)
+        if mode is not None:
+            allow_graphs(frozen)
+            backbone = self.model.backbone  # its class's method, so that a copy of this detector gets its own
+            backbone.forward = partial(torch.compile(type(backbone).forward, mode=mode), backbone)
 
     def net(self, batch: Tensor) -> None:
         """All layers on a batch (N, 3, H, W), to count FLOPs; Faster R-CNN's second stage on the most proposals."""

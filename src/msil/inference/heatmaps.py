@@ -14,19 +14,19 @@ from msil.data.annotations import AnnotatedImages
 from msil.data.images import read_image
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError
-from msil.reporting.drawing import draw_boxes
-from msil.reporting.energy import energy_json, energy_lines, split_energy
-from msil.reporting.figures import draw_detections
 from msil.reporting.heatmaps import (
     CELL_SIDE,
     MERGED,
     HeatmapRow,
     check_level,
     draw_heatmaps,
+    energy_json,
+    energy_lines,
     level_names,
-    png_bytes,
+    split_energy,
     tower_maps,
 )
+from msil.reporting.pictures import draw_boxes, draw_detections, image_bytes
 from msil.runs import write_bytes, write_json
 
 SCORE_THRESH = 0.3
@@ -62,16 +62,13 @@ def heatmap_figure(
         check_level(level, level_names(detector.head.strides))
     if not images and dataset is None:
         raise ConfigError("there is nothing to draw: name images (--image), or a split to take some of (--split).")
-    indices = _indices(images, dataset)
-    rows = [_row(detectors, classes, file, dataset, index) for file, index in indices]
+    rows = [_row(detectors, classes, file, dataset, index) for file, index in _indices(images, dataset)]
     lines = [f"{out}: {len(rows)} image{'' if len(rows) == 1 else 's'}, {level}"]
     try:
-        write_bytes(out, png_bytes(draw_heatmaps(rows, tuple(detectors), level)))
+        write_bytes(out, image_bytes(draw_heatmaps(rows, tuple(detectors), level)))
         if dataset is not None:
-            indices = tqdm(range(len(dataset)), unit="image", disable=None)
-            energy = split_energy(
-                detectors, ((image, target.boxes) for image, target in map(dataset.__getitem__, indices))
-            )
+            samples = (dataset[index] for index in tqdm(range(len(dataset)), unit="image", disable=None))
+            energy = split_energy(detectors, ((image, target.boxes) for image, target in samples))
             write_json(out.with_suffix(".json"), {**(about or {}), **energy_json(energy)})
             lines = [*energy_lines(energy), "", *lines, f"{out.with_suffix('.json')}: the numbers"]
     except OSError as error:

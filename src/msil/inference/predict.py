@@ -15,7 +15,7 @@ from msil.data.images import read_image
 from msil.detection.structures import Detections
 from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError, DataError
-from msil.reporting.drawing import draw_boxes, readable_font_size
+from msil.reporting.pictures import draw_boxes, readable_font_size
 from msil.runs import write_bytes, write_json
 
 SMALLEST_DRAWN = 640  # pixels of the long side: what is at most half of it is enlarged, or labels would hide it
@@ -53,9 +53,8 @@ def predict_folder(
     Images are taken one at a time, on the detector's device: what is found in one does not depend on the others.
 
     Raises DataError if there is no such image or folder, the folder has no images, or the only image cannot be read
-    (in a folder the others go on); ConfigError for a threshold outside [0, 1], or an `out` that
-    cannot be written to, or where an image to be read, or a picture of the same name that is not ours, would be
-    overwritten.
+    (in a folder the others go on); ConfigError for a threshold outside [0, 1], or an `out` that cannot be written to,
+    or where an image to be read, or a picture of the same name that is not ours, would be overwritten.
     """
     source, out = Path(source), Path(out)
     if not 0 <= score_thresh <= 1:

@@ -1,4 +1,4 @@
-"""Which detections of a run are right: judged once, so that AP over any choice of its images needs no second look."""
+"""Detections matched with the ground truth once; AP over any resample of the images is computed from the matches."""
 
 from __future__ import annotations
 

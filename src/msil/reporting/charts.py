@@ -1,270 +1,280 @@
-"""Bars and intervals of a report, as SVG: AP by class and by size, the cost of errors, differences between rows."""
+"""Charts of a report, as SVG: bars, intervals, confusion, curves; and Figure 5 as PNG. matplotlib lays them out.
+
+A chart is 6.4 inches wide with text of 11 points and more, so that it can be read at the 330 pixels of a phone. Its
+letters stay text, so that the browser finds the glyphs (of Chinese class names, say) that matplotlib's font lacks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import textwrap
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from msil.reporting.canvas import (
-    INK,
-    MUTED,
-    OTHER_COLORS,
-    PLAIN_COLORS,
-    SMALL_SIZE,
-    clean,
-    draw_svg,
-    finite,
-    legend_of,
-    message_svg,
-    row_colors,
-)
-from msil.reporting.formats import percent
-
+WIDTH = 6.4  # inches
+NAME_LETTERS = 30  # of a row's or a class's name before it is cut
 BAR_LIMIT = 80  # bars of class_bars
 HALF_LIMIT = 10  # best and as many worst classes where there would be more bars
-BAR_HEIGHT, BAR_GAP = 0.18, 0.14  # inches a bar, and between two classes
+MATRIX_LIMIT = 20  # classes of a confusion matrix
+COUNTS_LIMIT = 12  # classes of a confusion matrix with its counts printed
+POINTS = 80  # of a curve; longer ones are averaged in bins
+PANELS = 8  # classes with a precision-recall curve of their own
 
-ERROR_NAMES = {"Cls": "class", "Loc": "location", "Both": "class, box", "Dupe": "duplicate", "Bkg": "background",
-               "Miss": "missed"}  # fmt: skip
-SIZE_NAMES = {"APs": "small", "APm": "medium", "APl": "large"}
+# Okabe & Ito's idea: apart in hue and in lightness, for every kind of colour vision.
+PLAIN_COLORS = ("#5b7a99", "#1f4e79", "#9db7d1", "#2b2f36")
+OTHER_COLORS = ("#e8710a", "#00875a", "#8e44ad", "#d4a900", "#b3123f", "#3aa6c9", "#7a4a2b", "#e07bb0")
+MUTED = "#5a636c"
+STYLE = {
+    "svg.hashsalt": "msil",  # or every file has ids of its own
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a class may be called $\frac
+    "font.size": 12,
+    "axes.titlesize": 14,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "legend.fontsize": 11,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#d9dee3",
+}
+Runs = Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]  # row name -> (x, y) of each seed
 
 
-def class_bars(
-    classes: Sequence[str],
-    rows: Mapping[str, Any],
-    *,
-    spreads: Mapping[str, Any] | None = None,
-    title: str = "AP per class",
-) -> bytes:
-    """Horizontal bars, the first row's best class on top; where there were more than 80, the 10 best and the 10 worst.
+def row_colors(rows: Sequence[str]) -> list[str]:
+    """A colour a row: greyish blues for those with "plain" in their name, orange and on for the others.
+
+    Where no name has it, the first row, with which the others are compared, takes the first blue.
+    """
+    plain = ["plain" in row.casefold() for row in rows]
+    if rows and not any(plain):
+        plain[0] = True
+    used = {True: 0, False: 0}
+    colors = []
+    for one in plain:
+        palette = PLAIN_COLORS if one else OTHER_COLORS
+        colors.append(palette[used[one] % len(palette)])
+        used[one] += 1
+    return colors
+
+
+def clean(text: str, letters: int = NAME_LETTERS) -> str:
+    """Text of a user on one line: control characters, which XML forbids, as U+FFFD, and cut after so many letters."""
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(str(text).split()))
+    return text if len(text) <= letters else text[: letters - 1].rstrip() + "\u2026"
+
+
+def draw_svg(draw: Callable[[Figure], None], height: float, title: str) -> bytes:
+    """An SVG file of what `draw` puts into an empty figure with a title. height: inches.
+
+    The same input gives the same bytes under the same matplotlib. Sets matplotlib's settings while it runs, so not for
+    two threads at once.
+    """
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has it
+        figure = Figure(figsize=(WIDTH, height), facecolor="white", layout="constrained")
+        figure.suptitle("\n".join(textwrap.wrap(clean(title, 120), 60)), x=0.01, ha="left", weight="bold", size=14)
+        draw(figure)
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        if names:
+            figure.legend(handles, names, loc="outside lower left", ncols=2)
+        content = io.BytesIO()
+        FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None, "Creator": None, "Title": clean(title, 120)})
+    return content.getvalue()
+
+
+def class_bars(classes: Sequence[str], rows: Mapping[str, Any], spreads: Mapping[str, Any]) -> bytes:
+    """Horizontal bars of AP, the first row's best class on top; where there were more than 80, the 10 best and the 10
+    worst.
 
     classes: K names. rows: of each row, the compared one first, (K,) AP as fractions, NaN where a class has no boxes;
-    classes with none in any row are left out, and the chart says so. spreads: of the rows that have one, (K,) the
-    half length of a whisker, as fractions.
+    classes with none in any row are left out. spreads: of the rows that have one, (K,) the half length of a whisker.
     """
     values = np.array([np.asarray(row, dtype=float) for row in rows.values()]).reshape(len(rows), len(classes))
     measured = np.flatnonzero(np.isfinite(values).any(axis=0))
-    if not len(measured):
-        return message_svg(title, "No class has a box to be found.")
-    reference = np.where(np.isfinite(values[0]), values[0], -1.0)
-    shown = measured[np.argsort(-reference[measured], kind="stable")]
-    notes, half = [], max(3, min(HALF_LIMIT, BAR_LIMIT // len(rows) // 2))
-    name = clean(next(iter(rows)))
+    shown = measured[np.argsort(-np.nan_to_num(values[0][measured], nan=-1.0), kind="stable")]
+    half = max(3, min(HALF_LIMIT, BAR_LIMIT // len(rows) // 2))
+    title = "AP per class"
     if len(shown) * len(rows) > BAR_LIMIT and len(shown) > 2 * half:
-        notes.append(f"the {half} best and the {half} worst of {len(shown)} classes, by {name or 'AP'}")
+        title += f": the {half} best and the {half} worst of {len(shown)}"
         shown = np.concatenate([shown[:half], shown[-half:]])
-    if len(measured) < len(classes):
-        notes.append(f"left out: {len(classes) - len(measured)} of {len(classes)} classes, which have no boxes")
-    cut = half if len(shown) < len(measured) else None
-    places = _stacked(len(shown), len(rows), cut)
-    whiskers = _spread_table(rows, spreads, len(classes))
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for number, color in enumerate(row_colors(list(rows))):
-            _bars(axes, places + number * BAR_HEIGHT, values[number, shown], whiskers[number, shown], color, number)
-        middles = places + (len(rows) - 1) * BAR_HEIGHT / 2
-        axes.set_yticks(middles, [clean(classes[int(label)], 22) for label in shown])
-        axes.tick_params(axis="y", length=0)
-        if cut is not None:
-            between = (places[cut - 1] + places[cut] + (len(rows) - 1) * BAR_HEIGHT) / 2
-            axes.axhline(between, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
-        axes.set_ylim(places[-1] + len(rows) * BAR_HEIGHT, places[0] - BAR_HEIGHT)
-        axes.set_xlim(0, 1.14 * max(0.01, _highest(values[:, shown], whiskers[:, shown])))
+        places = np.arange(len(shown)) * (len(rows) + 0.8)
+        for number, (name, color) in enumerate(zip(rows, row_colors(list(rows)), strict=True)):
+            spread = np.asarray(spreads.get(name, np.zeros(len(classes))))[shown]
+            bars = axes.barh(places + number, values[number, shown], 0.9, xerr=spread if spread.any() else None,
+                             color=color, label=clean(name), error_kw={"linewidth": 1, "capsize": 2})  # fmt: skip
+            texts = [f"{100 * value:.1f}" if np.isfinite(value) else "" for value in values[number, shown]]
+            axes.bar_label(bars, texts, padding=3, fontsize=10)
+        axes.set_yticks(places + (len(rows) - 1) / 2, [clean(classes[int(label)], 22) for label in shown])
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("AP, percent")
+        _finish(axes, "AP, percent", percent_axis="x")
 
-    height = 0.75 + places[-1] - places[0] + (len(rows) + 1) * BAR_HEIGHT
-    return draw_svg(draw, float(height), title=title, notes=notes, legend=legend_of(list(rows)))
-
-
-def size_bars(
-    rows: Mapping[str, Mapping[str, float]],
-    *,
-    counts: Mapping[str, int] | None = None,
-    spreads: Mapping[str, Mapping[str, float]] | None = None,
-    title: str = "AP by size of object",
-) -> bytes:
-    """Bars of AP for small, medium and large objects.
-
-    rows: of each row fractions under APs, APm and APl. counts: number of objects under the same names, for the labels.
-    spreads: of the rows that have one, the half length of a whisker under the same names, fractions.
-    """
-    labels = {key: SIZE_NAMES[key] for key in SIZE_NAMES}
-    if counts is not None:
-        labels = {key: f"{name}\n{_objects(counts.get(key, 0))}" for key, name in labels.items()}
-    return _grouped(rows, labels, spreads or {}, "AP, percent", title, "No AP by size was measured.", [])
+    return draw_svg(draw, 1.9 + 0.2 * len(shown) * (len(rows) + 0.8), title)
 
 
-def error_bars(rows: Mapping[str, Mapping[str, float]], *, title: str = "What each kind of error costs") -> bytes:
-    """Bars of TIDE's dAP50: how much AP50 would grow if that kind of error alone were mended.
-
-    rows: of each row fractions under Cls, Loc, Both, Dupe, Bkg and Miss. Bolya et al. 2020, arXiv 2008.08115.
-    """
-    labels = {key: f"{key}\n{name}" for key, name in ERROR_NAMES.items()}
-    notes = ["AP50 lost to each kind of error (TIDE); lower is better"]
-    return _grouped(rows, labels, {}, "AP50 lost, points", title, "No errors were counted.", notes)
-
-
-def difference_plot(
-    names: Sequence[str],
-    estimates: Any,
-    lows: Any,
-    highs: Any,
-    *,
-    metric: str = "AP",
-    title: str = "Differences, with 95 % intervals",
-) -> bytes:
-    """A forest plot: one line a comparison, its name and numbers above it, and where zero is.
-
-    names: N comparisons. estimates, lows, highs: (N,) fractions; NaN: not measured.
-    Filled and coloured where the interval leaves zero out (orange: better, blue: worse), hollow and grey where not.
-    """
-    table = np.array([np.asarray(column, dtype=float).ravel() for column in (estimates, lows, highs)]).T
-    table = 100 * table.reshape(len(names), 3)
-    known = np.isfinite(table[:, 0])
-    if not known.any():
-        return message_svg(title, "No two rows can be compared yet.")
-    ends = np.concatenate([table[known].ravel(), [0.0]])
-    ends = ends[np.isfinite(ends)]
-    margin = 0.06 * max(float(np.ptp(ends)), 0.1)
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        axes.set_xlim(ends.min() - margin, ends.max() + margin)
-        axes.set_ylim(len(names) - 0.35, -0.75)
-        axes.axvline(0, color=INK, linewidth=1.4, zorder=1)
-        for place, (name, (estimate, low, high)) in enumerate(zip(names, table, strict=True)):
-            words = _difference_text(estimate, low, high)
-            for x, text, side in ((0, clean(name, 48), "left"), (1, words, "right")):
-                axes.text(x, place - 0.32, text, transform=axes.get_yaxis_transform(), ha=side, va="center",
-                          fontsize=SMALL_SIZE, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
-            if not finite(estimate):
-                continue
-            color = OTHER_COLORS[0] if low > 0 else PLAIN_COLORS[0] if high < 0 else MUTED
-            if finite(low) and finite(high):
-                axes.plot([low, high], [place, place], color=color, linewidth=2.4, gid=f"interval-{place}")
-            axes.plot([estimate], [place], "o", color=color, markersize=8, markeredgewidth=2, zorder=3,
-                      markerfacecolor="white" if color == MUTED else color, gid=f"estimate-{place}")  # fmt: skip
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-        axes.set_xlabel(f"difference in {clean(metric)}, points")
-
-    notes = ["right of zero is better; hollow: the interval holds zero"]
-    return draw_svg(draw, 0.7 + 0.56 * (len(names) + 0.4), title=title, notes=notes)
-
-
-def _grouped(
-    rows: Mapping[str, Mapping[str, float]],
-    labels: Mapping[str, str],
-    spreads: Mapping[str, Mapping[str, float]],
-    y_label: str,
-    title: str,
-    empty: str,
-    notes: Sequence[str],
-) -> bytes:
+def grouped_bars(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str, str], y_label: str, title: str) -> bytes:
     """Upright bars, a group a key of `labels`, a bar a row, in percent; "n/a" where a value is missing."""
-    values = np.array([[_number(row.get(key)) for key in labels] for row in rows.values()])
-    values = values.reshape(len(rows), len(labels))
-    whiskers = np.array([[_number(spreads.get(name, {}).get(key)) for key in labels] for name in rows])
-    whiskers = whiskers.reshape(values.shape)
-    if not np.isfinite(values).any():
-        return message_svg(title, empty)
     width = 0.8 / len(rows)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        places = np.arange(len(labels)) - 0.4 + width / 2
-        for number, color in enumerate(row_colors(list(rows))):
-            _columns(axes, places + number * width, width, values[number], whiskers[number], color, number,
-                     write=len(rows) * len(labels) <= 12)  # fmt: skip
+        for number, ((name, row), color) in enumerate(zip(rows.items(), row_colors(list(rows)), strict=True)):
+            values = np.array([row[key] for key in labels], dtype=float)
+            places = np.arange(len(labels)) - 0.4 + width * (number + 0.5)
+            bars = axes.bar(places, np.nan_to_num(values), width * 0.94, color=color, label=clean(name))
+            texts = [f"{100 * value:.1f}" if np.isfinite(value) else "n/a" for value in values]
+            axes.bar_label(bars, texts, padding=2, fontsize=10)
         axes.set_xticks(range(len(labels)), list(labels.values()))
-        axes.tick_params(axis="x", length=0)
-        axes.set_ylim(1.1 * min(0.0, float(np.nanmin(values))), 1.12 * max(0.01, _highest(values, whiskers)))
-        axes.set_xlim(-0.55, len(labels) - 0.45)
         axes.grid(visible=False, axis="x")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
-        axes.set_ylabel(y_label)
+        axes.margins(y=0.12)
+        _finish(axes, "", y_label, percent_axis="y")
 
-    return draw_svg(draw, 3.4, title=title, notes=notes, legend=legend_of(list(rows)))
-
-
-def _bars(axes: Axes, places: np.ndarray, values: np.ndarray, spreads: np.ndarray, color: str, number: int) -> None:
-    """Horizontal bars of one row of a chart, each with its value at its end. Bar i has the id bar-{number}-{i}."""
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
-    known = np.isfinite(values)
-    for i in range(len(values)):
-        end = float(values[i]) if known[i] else 0.0
-        if known[i]:
-            (bar,) = axes.barh(places[i], values[i], height=BAR_HEIGHT * 0.92, color=color)
-            bar.set_gid(f"bar-{number}-{i}")
-        if known[i] and finite(spreads[i]):
-            axes.errorbar(values[i], places[i], xerr=spreads[i], color=INK, linewidth=1, capsize=2)
-            end += float(spreads[i])
-        axes.annotate(_label(values[i]), (end, places[i]), (3, 0), textcoords="offset points",
-                      va="center_baseline", fontsize=10)  # fmt: skip
+    return draw_svg(draw, 4.2, title)
 
 
-def _columns(
-    axes: Axes,
-    places: np.ndarray,
-    width: float,
-    values: np.ndarray,
-    spreads: np.ndarray,
-    color: str,
-    number: int,
-    *,
-    write: bool,
-) -> None:
-    """Upright bars of one row of a chart. Bar i has the id bar-{number}-{i}."""
-    for i in range(len(values)):
-        end = float(values[i]) if finite(values[i]) else 0.0
-        if finite(values[i]):
-            (bar,) = axes.bar(places[i], values[i], width=width * 0.94, color=color)
-            bar.set_gid(f"bar-{number}-{i}")
-            if finite(spreads[i]):
-                axes.errorbar(places[i], values[i], yerr=spreads[i], color=INK, linewidth=1, capsize=3)
-                end += float(spreads[i])
-        if write or not finite(values[i]):
-            axes.annotate(_label(values[i]), (places[i], max(end, 0.0)), (0, 2), textcoords="offset points",
-                          ha="center", va="bottom", fontsize=11 if len(values) <= 3 else 10)  # fmt: skip
+def difference_plot(names: Sequence[str], differences: Sequence[Sequence[float]]) -> bytes:
+    """A forest plot, a line a comparison. differences: estimate, low and high as fractions.
+
+    Filled and coloured where the interval leaves zero out (orange: better, blue: worse), hollow and grey where not.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.axvline(0, color="black", linewidth=1.4)
+        for place, (estimate, low, high, *_) in enumerate(differences):
+            color = OTHER_COLORS[0] if low > 0 else PLAIN_COLORS[0] if high < 0 else MUTED
+            whiskers = np.nan_to_num([[estimate - low], [high - estimate]])
+            axes.errorbar(estimate, place, xerr=whiskers, fmt="o", color=color, linewidth=2.4, markersize=8,
+                          markerfacecolor="white" if color == MUTED else color)  # fmt: skip
+        axes.set_yticks(range(len(names)), [textwrap.fill(clean(name, 60), 26) for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        _finish(axes, "difference in points; hollow: the interval holds zero", percent_axis="x")
+
+    return draw_svg(draw, 1.4 + 0.56 * len(names), "Differences, with 95 % intervals")
 
 
-def _stacked(classes: int, rows: int, cut: int | None) -> np.ndarray:
-    """Inches from the top of each class's first bar; a wider gap after the first `cut` classes."""
-    places = np.arange(classes) * (rows * BAR_HEIGHT + BAR_GAP)
-    return places if cut is None else places + np.where(np.arange(classes) >= cut, 2 * BAR_GAP, 0.0)
+def confusion_matrix(classes: Sequence[str], counts: np.ndarray, title: str) -> bytes:
+    """Truths down, predictions across, coloured by the share of the row; counts but zeros printed up to 12 classes.
+
+    classes: K names. counts: (K+1, K+1), last row: background (detections that belong to no box), last column: missed
+    (boxes without a detection). Of more than 20 classes, those with the most errors are shown.
+    """
+    shown = np.arange(len(classes))
+    if len(classes) > MATRIX_LIMIT:
+        errors = counts.sum(axis=0)[:-1] + counts.sum(axis=1)[:-1] - 2 * np.diag(counts)[:-1]
+        shown = np.sort(np.argsort(-errors, kind="stable")[:MATRIX_LIMIT])
+        title += f", the {MATRIX_LIMIT} of {len(classes)} classes with the most errors"
+    chosen = np.ix_(np.append(shown, len(classes)), np.append(shown, len(classes)))
+    shares = np.divide(100 * counts, counts.sum(axis=1, keepdims=True), where=counts > 0, out=np.zeros(counts.shape))
+    table, shares, size = counts[chosen], shares[chosen], len(shown) + 1
+    names = [clean(classes[int(label)], 14) for label in shown]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        figure.colorbar(image, label="share of the row, percent")
+        axes.set_xticks(range(size), [*names, "missed"], rotation=0 if size <= 4 else 90)
+        axes.set_yticks(range(size), [*names, "background"])
+        axes.set(xlabel="prediction", ylabel="truth")
+        axes.grid(visible=False)
+        for row, column in np.argwhere(table).tolist() if len(shown) <= COUNTS_LIMIT else ():
+            axes.text(column, row, f"{table[row, column]:.4g}", ha="center", va="center", fontsize=10,
+                      color="white" if shares[row, column] > 60 else "black")  # fmt: skip
+
+    return draw_svg(draw, 2.2 + min(4.4, 0.4 * size), title)
 
 
-def _spread_table(rows: Mapping[str, Any], spreads: Mapping[str, Any] | None, size: int) -> np.ndarray:
-    nothing = np.full(size, np.nan)
-    return np.array([np.asarray((spreads or {}).get(row, nothing), dtype=float) for row in rows])
+def learning_curves(rows: Runs, x_label: str, y_label: str, title: str) -> bytes:
+    """A thin line a seed, the row's mean bold over the places that all its seeds reached.
+
+    rows: of each row, the compared one first, one (x, y) a seed, both (E,). Curves of more than 80 points are averaged
+    in bins, which smooths them.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for (name, seeds), color in zip(rows.items(), row_colors(list(rows)), strict=True):
+            for xs, ys in map(_binned, seeds if len(seeds) > 1 else ()):
+                axes.plot(xs, ys, color=color, linewidth=0.9, alpha=0.5)
+            xs, ys = _binned(mean_curve(seeds))
+            axes.plot(xs, ys, "o-" if len(xs) <= 15 else "-", color=color, linewidth=2.4, label=clean(name))
+        axes.set_ylim(bottom=min(0.0, axes.dataLim.ymin))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+        _finish(axes, x_label, y_label)
+
+    return draw_svg(draw, 4.2, title)
 
 
-def _highest(values: np.ndarray, spreads: np.ndarray) -> float:
-    return float(np.nanmax(values + np.nan_to_num(spreads)))
+def precision_recall(recalls: np.ndarray, classes: Sequence[str], rows: Mapping[str, np.ndarray]) -> bytes:
+    """Precision over recall, a panel for the mean over the classes and one a class; of more than 8 classes, eight
+    evenly from the first row's best to its worst.
+
+    recalls: (R,) ascending. rows: of each row (K, R) precisions, NaN where a class has no box to be found.
+    """
+    areas = np.nan_to_num(next(iter(rows.values())).mean(axis=1), nan=-1.0)
+    shown = np.argsort(-areas, kind="stable")
+    title = "Precision and recall at IoU 0.5"
+    if len(shown) > PANELS:
+        title += f", {PANELS} of {len(shown)} classes"
+        shown = shown[np.linspace(0, len(shown) - 1, PANELS).round().astype(int)]
+    lines = -(-(len(shown) + 1) // 3)
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(lines, 3, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, label in zip(grid, [None, *shown.tolist()], strict=False):
+            for (name, values), color in zip(rows.items(), row_colors(list(rows)), strict=True):
+                precisions = nan_mean(values) if label is None else values[label]
+                axes.plot(recalls, precisions, color=color, linewidth=2, label=clean(name))
+            panel = "mean" if label is None else clean(str(classes[label]), 16)
+            axes.set_title(panel, fontsize=12, fontweight="bold" if label is None else "normal")
+            axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        for axes in grid[len(shown) + 1 :]:
+            axes.set_visible(False)
+        figure.supxlabel("recall", fontsize=12)
+        figure.supylabel("precision", fontsize=12)
+
+    return draw_svg(draw, 1.2 + 2 * lines, title)
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
+def nan_mean(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, NaN (a class without objects) left out; NaN where nothing is left."""
+    counted = ~np.isnan(values)
+    total = np.where(counted, values, 0.0).sum(axis=0)
+    return np.divide(total, counted.sum(axis=0), out=np.full_like(total, np.nan), where=counted.any(axis=0))
 
 
-def _label(value: float) -> str:
-    return percent(float(value)) if finite(value) else "n/a"
+def mean_curve(seeds: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the seeds at the places that all of them have, so that a run that ended early makes no jump."""
+    tables = [dict(zip(xs.tolist(), ys.tolist(), strict=True)) for xs, ys in seeds]
+    shared = sorted(set.intersection(*(set(table) for table in tables)))
+    return np.array(shared), np.array([np.mean([table[x] for table in tables]) for x in shared])
 
 
-def _objects(count: int) -> str:
-    return f"{count:,} object{'' if count == 1 else 's'}"
+def _binned(points: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """At most POINTS points, each the mean of as many neighbours; the last may be of fewer."""
+    size = max(1, -(-len(points[0]) // POINTS))
+    xs, ys = ([part.mean() for part in np.split(one, range(size, len(one), size)) if len(part)] for one in points)
+    return np.array(xs), np.array(ys)
 
 
-def _difference_text(estimate: float, low: float, high: float) -> str:
-    if not finite(estimate):
-        return "not measured"
-    numbers = [f"{number:+.1f}".replace("-", "\u2212") for number in (estimate, low, high)]
-    return f"{numbers[0]}  [{numbers[1]}, {numbers[2]}]" if finite(low) and finite(high) else numbers[0]
+def _finish(axes: Axes, x_label: str, y_label: str = "", percent_axis: str = "") -> None:
+    axes.set(xlabel=x_label, ylabel=y_label)
+    if percent_axis:
+        getattr(axes, f"{percent_axis}axis").set_major_formatter(PercentFormatter(1, symbol=""))

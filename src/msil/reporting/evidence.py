@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ from msil.metrics.bootstrap import Resampled, difference_of, resample
 from msil.metrics.matching import Matches, match_coco, match_voc
 from msil.metrics.precision import scores
 from msil.metrics.record import RECORD_FILE, EvaluationRecord, read_record
-from msil.reporting.paper_tables import Difference
-from msil.reporting.regenerated import Filled
+from msil.reporting.paper_tables import Difference, Filled
 
 Result = Mapping[str, Any]
 
@@ -29,11 +29,10 @@ class Evidence:
         self._records: dict[str, EvaluationRecord | None] = {}
         self._matches: dict[tuple[str, bool], Matches] = {}
         self._drawn: dict[tuple[str, str], Resampled] = {}
-        self._differences: dict[tuple[tuple[str, ...], tuple[str, ...], str], Difference | None] = {}
 
     def record(self, run: Result) -> EvaluationRecord | None:
-        """None where the run has no such file (one of an earlier version, or of images without boxes), and, with a
-        warning, where it is damaged or is not of this run."""
+        """None where the run has no such file (as of images without boxes), and, with a warning, where it is damaged or
+        is not of this run."""
         folder = run["folder"]
         if folder not in self._records:
             self._records[folder] = None
@@ -46,25 +45,18 @@ class Evidence:
                     warnings.warn(f"{error} Without it that run has no interval and no charts.", stacklevel=2)
         return self._records[folder]
 
-    def matches(self, run: Result, metric: str) -> Matches | None:
-        """The run's detections judged by the rule of `metric`: VOC's for VOC_AP, else COCO's."""
-        record = self.record(run)
-        if record is None:
-            return None
+    def matches(self, run: Result, metric: str) -> Matches:
+        """The detections of a run with a record, judged by the rule of `metric`: VOC's for VOC_AP, else COCO's."""
         key = run["folder"], metric == "VOC_AP"
         if key not in self._matches:
+            record = self.record(run)
+            assert record is not None
             self._matches[key] = match_voc(record) if metric == "VOC_AP" else match_coco(record)
         return self._matches[key]
 
     def difference(self, ours: Sequence[Result], others: Sequence[Result], metric: str) -> Difference | None:
         """Mean of `ours` minus that of `others`, runs of one row each, with its interval; None where a run's
         detections are missing, or the two were not evaluated on the same boxes."""
-        key = tuple(run["folder"] for run in ours), tuple(run["folder"] for run in others), metric
-        if key not in self._differences:
-            self._differences[key] = self._difference(ours, others, metric)
-        return self._differences[key]
-
-    def _difference(self, ours: Sequence[Result], others: Sequence[Result], metric: str) -> Difference | None:
         records = [self.record(run) for run in (*ours, *others)]
         questions = {record.question() for record in records if record is not None}
         if not ours or not others or None in records or len(questions) != 1:
@@ -72,36 +64,29 @@ class Evidence:
         interval = difference_of(*([self._resampled(run, metric) for run in runs] for runs in (ours, others)))
         return Difference(interval.estimate, interval.low, interval.high, self.samples)
 
+    def compare(self, filled: Filled) -> Filled:
+        """The table with the difference of each row to the row it is compared with, in the table's first metric."""
+        metric = filled.metric[filled.paper.metrics[0]]
+        found = {}
+        for place, row in enumerate(filled.rows):
+            other = filled.compared(row)
+            if other is not None and (one := self.difference(row.runs, other.runs, metric)) is not None:
+                found[place] = one
+        return replace(filled, differences=found)
+
     def _resampled(self, run: Result, metric: str) -> Resampled:
         key = run["folder"], metric
         if key not in self._drawn:
-            judged = self.matches(run, metric)
-            assert judged is not None
-            self._drawn[key] = resample(judged, metric, samples=self.samples)
+            self._drawn[key] = resample(self.matches(run, metric), metric, samples=self.samples)
         return self._drawn[key]
 
     def _check(self, run: Result) -> None:
         """The record must give the very AP that result.json reports."""
-        judged = self.matches(run, "AP")
-        assert judged is not None
         reported = run["metrics"].get("AP")
-        found = float(scores(judged, metrics=("AP",))["AP"])
+        found = float(scores(self.matches(run, "AP"), metrics=("AP",))["AP"])
         reported = math.nan if reported is None else reported
         if not (math.isclose(found, reported, abs_tol=1e-6) or (math.isnan(found) and math.isnan(reported))):
             raise DataError(
                 f"{run['folder']}/{RECORD_FILE} gives AP {found:.4f}, but result.json beside it says {reported:.4f}: "
                 "they are not of one run; delete that folder and run it again."
             )
-
-
-def differences(filled: Filled, evidence: Evidence) -> dict[int, Difference]:
-    """By a row's place in filled.rows: its difference to the row it is compared with, in the table's first metric."""
-    metric = filled.metric[filled.paper.metrics[0]]
-    found = {}
-    for place, row in enumerate(filled.rows):
-        other = filled.compared(row)
-        if other is not None and row.runs and other.runs:
-            difference = evidence.difference(row.runs, other.runs, metric)
-            if difference is not None:
-                found[place] = difference
-    return found

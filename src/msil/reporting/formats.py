@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 MISSING = "-"
@@ -26,8 +27,22 @@ def signed(fraction: float | None) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
+def interval(ends: Sequence[float]) -> str:
+    """`+1.2 [-0.3, +2.6]` (of 100), of an estimate and the ends of its interval."""
+    estimate, low, high, *_ = map(signed, ends)
+    return f"{estimate} [{low}, {high}]"
+
+
+def spread(value: Sequence[float | None] | None) -> str:
+    """`42.0 ± 0.3` (of 100), of a mean and its deviation, or `42.0` without one; nothing of an empty value."""
+    if not value:
+        return MISSING if value is None else ""
+    mean, deviation = value
+    return percent(mean) if deviation is None else f"{percent(mean)} ± {percent(deviation)}"
+
+
 def rate(value: float | None) -> str:
-    """Images a second: three digits that mean something."""
+    """Images a second: three significant digits."""
     if value is None or is_missing(value):
         return MISSING
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
@@ -74,20 +89,3 @@ def setting(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {setting(item)}" for key, item in value.items()) + "}"
     return str(value)
-
-
-def csv_text(text: str) -> str:
-    """Text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP's CSV injection)."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "✓": r"$\checkmark$", "✗": r"$\times$",
-    "Δ": r"$\Delta$", "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
-
-
-def latex(text: str) -> str:
-    """Text with what LaTeX would read as commands escaped, and the signs that its fonts lack replaced."""
-    return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))

@@ -1,4 +1,5 @@
-"""Figures 4 and 6: where the features of the two towers are strong, overlaid blue to red on the image.
+"""Figures 4 and 6: where the features of the two towers are strong, overlaid blue to red on the image, and how much of
+that energy lies in the boxes and near their borders.
 
 A level's map is, at each of its points, the mean over channels of the feature's absolute value, taken behind the MSIL
 seam: where the predictors read. The paper does not say how it drew its maps; the mean activation is the usual way for
@@ -10,30 +11,41 @@ there, and the absolute value only matters for a module of the reader's own.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from PIL import Image, ImageDraw
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor
 
 from msil.detection import Detector
-from msil.errors import ConfigError
-from msil.metrics.energy import at_pixels, merge_levels
-from msil.reporting.drawing import HALO, enlarged_scale, font, to_numpy
+from msil.errors import ConfigError, DataError
+from msil.metrics.bootstrap import Interval
+from msil.metrics.energy import (
+    BORDER,
+    at_pixels,
+    box_regions,
+    energy_shares,
+    image_mean,
+    merge_levels,
+    uniform_shares,
+)
+from msil.reporting.formats import interval, percent
+from msil.reporting.pictures import plain, scaled, to_numpy
+from msil.reporting.tables import Column, Table, to_text
 
-TOWERS = ("cls", "reg")
+TOWERS = {"cls": "classification tower", "reg": "regression tower"}
+REGIONS = {"inside": "inside the boxes", "border": f"within {BORDER:.0%} of a box's shorter side of its border"}
 MERGED = "merged"
 CELL_SIDE = 288  # pixels of an image's long side in the picture
 HEAT = 0.55  # of a map's cell is the map's colour, the rest the grey image
-MARGIN = 8
-LINE = 19  # pixels, of text
-_COLORS = colormaps["jet"]  # blue to red, as the paper's
-_FULL_NAMES = {"cls": "classification tower", "reg": "regression tower"}
+ROUNDING = 1e-9  # a level of one point is uniform, and differs from it by no more
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,22 @@ class HeatmapRow:
     maps: Sequence[TowerMaps]
 
 
+@dataclass(frozen=True)
+class SplitEnergy:
+    """Energy shares of I images with boxes and C checkpoints; see msil.metrics.energy.
+
+    names: (C,). levels: (L,), the last one is merged. shares: (C, I, 2, L, 2) fractions by checkpoint, image, tower,
+    level and region, the latter inside and border. uniform: (I, 2), by region, of a uniform map. skipped: images
+    without boxes.
+    """
+
+    names: tuple[str, ...]
+    levels: tuple[str, ...]
+    shares: np.ndarray
+    uniform: np.ndarray
+    skipped: int
+
+
 def level_names(strides: Sequence[int]) -> tuple[str, ...]:
     """Strides 8, 16, ... -> P3, P4, ..., merged."""
     return (*(f"P{stride.bit_length() - 1}" for stride in strides), MERGED)
@@ -98,111 +126,130 @@ def tower_maps(detector: Detector, image: Tensor) -> TowerMaps:
     if detector.training:
         raise ValueError("a detector in training mode does not show what it predicts from: call eval() first.")
     resized = detector.resized(image.to(detector.image_mean.device))
-    cls_feats, reg_feats = detector.head.towers(detector.pyramid([resized]))
-    return TowerMaps(
-        _channel_means(cls_feats),
-        _channel_means(reg_feats),
-        tuple(detector.head.strides),
-        detector.head.priors.offset,
-        (resized.shape[-2], resized.shape[-1]),
-        (image.shape[-2], image.shape[-1]),
-    )
+    towers = detector.head.towers(detector.pyramid([resized]))
+    cls, reg = (tuple(feat[0].abs().float().mean(dim=0).cpu().numpy() for feat in feats) for feats in towers)
+    extent, size = ((shape[-2], shape[-1]) for shape in (resized.shape, image.shape))
+    return TowerMaps(cls, reg, tuple(detector.head.strides), detector.head.priors.offset, extent, size)
 
 
 def draw_heatmaps(rows: Sequence[HeatmapRow], names: Sequence[str], level: str = MERGED) -> np.ndarray:
     """The picture, uint8 (H, W, 3): a row an image, with all checkpoints' classification maps and then their
-    regression maps as the paper has them, each map from its own lowest value in the cell (blue) to its highest (red).
+    regression maps as the paper has them, each map from its own lowest value (blue) to its highest (red).
 
     names: of the checkpoints. level: "P3", ..., or "merged". Raises ConfigError for an unknown level.
     """
-    cells = [[row.drawn, *_overlays(row, level)] for row in rows]
-    heights = [2 * LINE + max(cell.shape[0] for cell in line) + MARGIN for line in cells]
-    step = CELL_SIDE + MARGIN
-    width = MARGIN + step * (1 + len(TOWERS) * len(names))
-    page = Image.new("RGB", (width, 2 * MARGIN + LINE + sum(heights) + 3 * LINE), "white")
-    draw = ImageDraw.Draw(page)
-    for number, tower in enumerate(TOWERS):
-        left = MARGIN + step * (1 + number * len(names))
-        right = left + step * len(names) - MARGIN
-        _centered(draw, (left + right) / 2, MARGIN + LINE - 6, _FULL_NAMES[tower], right - left)
-        draw.line((left, MARGIN + LINE, right - 1, MARGIN + LINE), fill=(150, 150, 150))
-    top = 2 * MARGIN + LINE
-    for row, line, height in zip(rows, cells, heights, strict=True):
-        titles = [row.titles, *(("", f"{tower}: {name}") for tower in TOWERS for name in names)]
-        for column, (cell, (upper, lower)) in enumerate(zip(line, titles, strict=True)):
-            left = MARGIN + step * column
-            _centered(draw, left + CELL_SIDE / 2, top + LINE - 6, upper, CELL_SIDE)
-            _centered(draw, left + CELL_SIDE / 2, top + 2 * LINE - 6, lower, CELL_SIDE)
-            page.paste(Image.fromarray(cell), (left + (CELL_SIDE - cell.shape[1]) // 2, top + 2 * LINE))
-        top += height
-    _color_bar(page, draw, top, level)
-    return np.asarray(page)
+    columns = 1 + len(TOWERS) * len(names)
+    heights = [row.drawn.shape[0] / row.drawn.shape[1] + 0.15 for row in rows]
+    side = CELL_SIDE / 100
+    figure = Figure(figsize=(side * columns, side * sum(heights) + 0.6), dpi=100, layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for row, line in zip(rows, grid, strict=True):
+        line[0].set_title("\n".join(plain(title, 40) for title in row.titles if title), fontsize=9)
+        line[0].imshow(row.drawn)
+        small, scale = scaled(Image.fromarray(np.ascontiguousarray(to_numpy(row.image).transpose(1, 2, 0))), CELL_SIDE)
+        gray = np.asarray(small.convert("L"))
+        cells = [(tower, name, maps) for tower in TOWERS for name, maps in zip(names, row.maps, strict=True)]
+        for axes, (tower, name, maps) in zip(line[1:], cells, strict=True):
+            heat = maps.at_pixels(tower, level, gray.shape)
+            axes.set_title(f"{tower}: {plain(name, 30)}", fontsize=9)
+            axes.imshow(gray, cmap="gray", vmin=0, vmax=255)
+            overlay = axes.imshow((heat - heat.min()) / (np.ptp(heat) or 1), cmap="jet", vmin=0, vmax=1, alpha=HEAT)
+            for x1, y1, x2, y2 in np.asarray(row.boxes, dtype=float).reshape(-1, 4) * scale:
+                for color, width in (("black", 3), ("white", 1)):
+                    axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color,
+                                             linewidth=width))  # fmt: skip
+    if rows:
+        bar = figure.colorbar(overlay, ax=grid, orientation="horizontal", shrink=0.5, aspect=50, pad=0.01)
+        bar.set_ticks([0, 1], labels=["lowest", "highest of each map"])
+        what = "all levels merged" if level == MERGED else f"level {level}"
+        bar.set_label(f"channel mean of the feature's absolute value, {what}", fontsize=9)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def png_bytes(picture: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) as a PNG."""
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "PNG")
-    return content.getvalue()
+def split_energy(detectors: Mapping[str, Detector], samples: Iterable[tuple[Tensor, Any]]) -> SplitEnergy:
+    """Energy shares of each named detector over images (3, H, W) with their boxes (M, 4) x1 y1 x2 y2 in their pixels.
+
+    Images without boxes have no inside: they are counted and left out.
+    Raises DataError if no image has boxes, ConfigError if the detectors' levels are not the same.
+    """
+    levels = {level_names(detector.head.strides) for detector in detectors.values()}
+    if len(levels) > 1:
+        raise ConfigError("the checkpoints have different pyramid levels: compare those with the same.")
+    (names,) = levels
+    shares: list[list[Any]] = [[] for _ in detectors]
+    uniform, skipped = [], 0
+    for image, boxes in samples:
+        if not len(boxes):
+            skipped += 1
+            continue
+        regions = box_regions(to_numpy(boxes), (image.shape[-2], image.shape[-1]))
+        uniform.append(uniform_shares(regions))
+        for found, detector in zip(shares, detectors.values(), strict=True):
+            maps = tower_maps(detector, image)
+            found.append([[energy_shares(maps.at_pixels(t, level), regions) for level in names] for t in TOWERS])
+    if not uniform:
+        raise DataError("no image of the split has a box, so no energy can be inside one: name another split.")
+    return SplitEnergy(tuple(detectors), names, np.array(shares), np.array(uniform), skipped)
 
 
-def _channel_means(feats: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
-    return tuple(feat[0].abs().float().mean(dim=0).cpu().numpy() for feat in feats)
+def energy_table(energy: SplitEnergy, levels: Sequence[str] | None = None) -> Table:
+    """Shares by region, tower and level (all, or those named) of each checkpoint; over a uniform map's, which says
+    whether a map prefers the region; and minus the first checkpoint's. Means over the images with 95 % intervals
+    (bootstrap over images, paired for differences); * where a difference's leaves out zero."""
+    first, *others = energy.names
+    columns = [Column(name, name, str, right=False) for name in ("energy", "tower", "level")]
+    columns += [Column("uniform", "uniform map", percent)]
+    for name in energy.names:
+        columns += [_column(name, name, percent), _column(f"{name} over uniform", "over uniform [95 %]", _difference)]
+    columns += [_column(f"{name} - {first}", f"{name} - {first} [95 %]", _difference) for name in others]
+    rows = []
+    for (r, region), (t, tower), (lv, level) in itertools.product(
+        *(enumerate(names) for names in (REGIONS, TOWERS, energy.levels))
+    ):
+        if level not in (levels or energy.levels):
+            continue
+        values = energy.shares[:, :, t, lv, r]
+        row: dict[str, Any] = {"energy": REGIONS[region], "tower": tower, "level": level}
+        row["uniform"] = float(energy.uniform[:, r].mean())
+        for name, own in zip(energy.names, values, strict=True):
+            row[name] = _parts(image_mean(own))
+            row[f"{name} over uniform"] = _parts(image_mean(own - energy.uniform[:, r]))
+            if name != first:
+                row[f"{name} - {first}"] = _parts(image_mean(own - values[0]))
+        rows.append(row)
+    caption = f"Share of a map's energy, percent, {energy.shares.shape[1]} images."
+    return Table(caption, tuple(columns), tuple(rows), ("*: the interval leaves out zero.",))
 
 
-def _overlays(row: HeatmapRow, level: str) -> list[np.ndarray]:
-    """A row's maps on its image in grey, at the size of a cell: uint8 (H', W', 3) each, tower by tower."""
-    image = Image.fromarray(np.ascontiguousarray(to_numpy(row.image).transpose(1, 2, 0)))
-    scale = enlarged_scale(image.height, image.width, CELL_SIDE)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    method = Image.Resampling.NEAREST if scale.is_integer() else Image.Resampling.LANCZOS
-    gray = np.asarray(image.convert("L").resize(size, method), dtype=float)[..., None]
-    return [
-        _outlined(
-            HEAT * _heat_colors(maps.at_pixels(tower, level, (size[1], size[0]))) + (1 - HEAT) * gray, row.boxes * scale
-        )
-        for tower in TOWERS
-        for maps in row.maps
-    ]
+def energy_lines(energy: SplitEnergy) -> list[str]:
+    """The table to print, a block a region."""
+    table = energy_table(energy)
+    blocks = []
+    for words in REGIONS.values():
+        rows = tuple(row for row in table.rows if row["energy"] == words)
+        caption = f"share of a map's energy {words}, percent, {energy.shares.shape[1]} images"
+        blocks += [*to_text(Table(caption, table.columns[1:], rows)).splitlines(), ""]
+    return blocks[:-1]
 
 
-def _heat_colors(heat: np.ndarray) -> np.ndarray:
-    """(H, W) -> (H, W, 3) in 0..255: from blue at the lowest value to red at the highest; a flat map is blue."""
-    low, high = heat.min(), heat.max()
-    return 255 * _COLORS((heat - low) / (high - low if high > low else 1.0))[..., :3]
+def energy_json(energy: SplitEnergy) -> dict[str, Any]:
+    """All numbers as plain values, shares as fractions, [estimate, low, high]."""
+    images = {"images": energy.shares.shape[1], "images_without_boxes": energy.skipped, "border": BORDER}
+    return {**images, "rows": [dict(row) for row in energy_table(energy).rows]}
 
 
-def _outlined(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Boxes as thin white lines with a dark one around them, which every colour of the map lets be seen."""
-    canvas = Image.fromarray(pixels.round().astype(np.uint8))
-    draw = ImageDraw.Draw(canvas)
-    corners = np.asarray(boxes, dtype=float).reshape(-1, 4).round().astype(int)
-    x2, y2 = canvas.width, canvas.height
-    for box in corners:
-        left, top, right, bottom = np.clip(box - (0, 0, 1, 1), 0, (x2 - 1, y2 - 1, x2 - 1, y2 - 1)).tolist()
-        right, bottom = max(right, left), max(bottom, top)
-        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=HALO)
-        draw.rectangle((left, top, right, bottom), outline="white")
-    return np.asarray(canvas)
+def _column(key: str, title: str, form: Any) -> Column:
+    shown = form if form is _difference else lambda value: form(value[0])
+    return Column(key, title, shown, parts=("", "_low", "_high"))
 
 
-def _centered(draw: ImageDraw.ImageDraw, middle: float, baseline: int, text: str, room: float) -> None:
-    """One line, its end cut off where it is longer than the room."""
-    text = " ".join(text.split())
-    whole = text
-    while font().getlength(text) > room and len(whole) > 1:
-        whole = whole[:-1]
-        text = f"{whole.rstrip()}\u2026"
-    draw.text((middle, baseline), text, font=font(), fill="black", anchor="ms")
+def _parts(found: Interval) -> tuple[float, float, float]:
+    return found.estimate, found.low, found.high
 
 
-def _color_bar(page: Image.Image, draw: ImageDraw.ImageDraw, top: int, level: str) -> None:
-    """What the colours are, at the bottom."""
-    bar = np.round(255 * _COLORS(np.linspace(0, 1, CELL_SIDE))[None, :, :3]).astype(np.uint8).repeat(LINE - 5, axis=0)
-    page.paste(Image.fromarray(bar), (MARGIN, top + MARGIN))
-    low, high = top + MARGIN + LINE - 5, top + MARGIN + 2 * LINE - 7
-    draw.text((MARGIN, high), "lowest", font=font(), fill="black", anchor="ls")
-    draw.text((MARGIN + CELL_SIDE, high), "highest of each map", font=font(), fill="black", anchor="rs")
-    what = "all levels merged" if level == MERGED else f"level {level}"
-    text = f"channel mean of the feature's absolute value, {what}"
-    draw.text((2 * MARGIN + CELL_SIDE, low - 3), text, font=font(), fill="black", anchor="ls")
+def _difference(value: tuple[float, float, float]) -> str:
+    return interval(value) + ("*" if max(value[1], -value[2]) > ROUNDING else " ")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 COCO_SHORT = ("AP", "AP50", "AP75")
 COCO_LONG = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -37,6 +38,14 @@ class PaperRow:
     def ours(self) -> bool:
         """Whether the paper does not have this row."""
         return not self.values
+
+    def fits(self, model: Mapping[str, Any]) -> bool:
+        """Whether config.model of a run has the row's head and switches, whatever its backbone."""
+        block = model["msil"]
+        own = (model["head"].get("name"), model.get("detector"), block["apply"])
+        if own != (self.head, self.detector, self.apply):
+            return False
+        return self.apply == "none" or (block["align"], block["separate"]) == (self.align, self.separate)
 
     def value(self, place: int) -> float | None:
         """The printed number of a metric's place."""
@@ -205,7 +214,7 @@ TABLE5 = PaperTable(
     ),
 )
 
-# The heads' titles, for results that do not say them.
+# The heads' titles, for results that have none.
 TITLES = {"fcos": "FCOS", "vfnet": "VFNet", "retinanet": "RetinaNet", "atss": "ATSS", "gfl": "GFL", "tood": "TOOD"}
 
 TABLES = {"table1": TABLE1, "table2": TABLE2, "table3": TABLE3, "table4": TABLE4, "table5": TABLE5}
@@ -216,26 +225,13 @@ TEXT_NOTES = (
 )
 
 
-def paper_row(
-    table: str, *, head: str | None, backbone: str | None, align: bool, separate: bool, apply: str
-) -> PaperRow | None:
-    """The printed row that these settings reproduce, or None if `table` is not of the paper or has no such row."""
-    if table not in TABLES or head is None:
-        return None
-    for row in TABLES[table].rows:
-        if row.ours or (row.head, row.backbone, row.apply) != (head, backbone, apply):
-            continue
-        if apply == "none" or (row.align, row.separate) == (align, separate):
-            return row
-    return None
-
-
-def paper_metrics(
-    table: str, *, head: str | None, backbone: str | None, align: bool, separate: bool, apply: str
-) -> dict[str, float] | None:
-    """What the paper prints for these settings: metric name -> percent; None where paper_row is None.
-
-    Table 5's one number is called VOC_AP, as in our results.
-    """
-    row = paper_row(table, head=head, backbone=backbone, align=align, separate=separate, apply=apply)
-    return None if row is None else dict(zip(TABLES[table].metrics, row.values, strict=True))
+def paper_metrics(table: str | None, model: Mapping[str, Any]) -> dict[str, float]:
+    """What the paper prints for the settings of config.model: metric name -> percent; empty where `table` is not of the
+    paper or has no such row. Table 5's one number is called VOC_AP, as in our results."""
+    paper = TABLES.get(table or "")
+    if paper is None or model["msil"].get("block"):
+        return {}
+    for row in paper.rows:
+        if not row.ours and row.fits(model) and row.backbone == model["backbone"].get("name"):
+            return dict(zip(paper.metrics, row.values, strict=True))
+    return {}

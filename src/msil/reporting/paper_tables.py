@@ -1,24 +1,51 @@
-"""A regenerated table as rows and columns: the paper's numbers, ours over seeds, the difference, and the price.
+"""Finished runs -> the paper's tables: its numbers, ours over seeds, the difference, and the price.
 
 Standard library alone: the intervals come from whoever has read the detections (reporting/evidence.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
-from msil.reporting import captions, formats
-from msil.reporting.regenerated import Filled, FilledRow, Value
+from msil.reporting import formats
+from msil.reporting.groups import (
+    Result,
+    block_label,
+    comparable,
+    has_own_block,
+    key,
+    lookup,
+    net_name,
+    one_a_seed,
+    own_block,
+    setting_name,
+    told_apart,
+    unusual,
+)
+from msil.reporting.paper import PaperRow, PaperTable
 from msil.reporting.tables import Column, Table
 
+# Where a net of the paper is not in a setting, this one of ours takes its row.
+STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18"}
+RECIPES = ("1x", "2x", "ms-2x")  # the paper's schedules
+# What is typed for one row or one machine, by the beginnings of its keys.
+_OF_A_ROW = ("experiment", "model/", "model.msil", "model.head", "model.backbone", "seed", "table", "run_name", "hydra",
+             "trainer", "logger", "-")  # fmt: skip
+TEST_DEV_NOTE = (
+    "The paper's numbers are on test-dev, ours on the validation images (val2017 where the data is COCO). To upload: "
+    "python run.py mode=test model.weights=runs/RUN/checkpoints/last.ckpt data=coco data.root=/path/to/coco "
+    "data.split=test-dev2017 writes detections_test-dev2017_RUN_results.zip."
+)
 INTERVAL_NOTE = (
     "ours: mean ± standard deviation over the seeds, in percent; Δ: the difference of the means to the row named, with "
     "a 95 % interval from {samples} paired bootstrap resamples of the images (the same images for both rows) and, with "
     "several seeds, of the seeds of each row. An interval that holds 0 decides nothing."
 )
-ONE_SEED_NOTE = "With one seed an interval knows nothing of what another seed would give: it is too narrow."
+ONE_SEED_NOTE = "With one seed the interval does not hold what another seed would give: it is too narrow."
 FEW_SEEDS_NOTE = (
     "{count} seeds are few: the interval may be somewhat too narrow (benchmarks/interval_coverage.py says how much)."
 )
@@ -28,8 +55,14 @@ PRICE_NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Difference:
+class Value(NamedTuple):
+    """A number over seeds, in the unit of the results: mean and sample standard deviation (None with one)."""
+
+    mean: float
+    std: float | None
+
+
+class Difference(NamedTuple):
     """Fractions: the mean of a row minus that of the row it is compared with, and the ends of the 95 % interval.
     samples: resamples behind it."""
 
@@ -40,27 +73,119 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Regenerated:
-    """A filled table with its differences, by a row's place in filled.rows."""
+class FilledRow:
+    """One line of a regenerated table.
 
-    filled: Filled
-    differences: Mapping[int, Difference]
+    paper: the printed row. index: its place in the table. runs: the finished runs behind it, one a seed, by seed.
+    extra: settings that tell it from the usual line of the same printed row ("kernel_size=1"), else "".
+    net: the backbone that ran, or None without runs.
+    """
+
+    paper: PaperRow
+    index: int
+    runs: tuple[Result, ...] = ()
+    extra: str = ""
+    net: str | None = None
 
     @property
-    def number(self) -> int:
-        return self.filled.paper.number
+    def quoted(self) -> bool:
+        """Whether the paper quotes this row from another one, so that no run of ours belongs to it."""
+        return self.paper.head is None and self.paper.detector is None
 
     @property
-    def table(self) -> Table:
-        return paper_table(self.filled, self.differences)
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run["seed"] for run in self.runs)
+
+    def value(self, name: str) -> Value | None:
+        """Over seeds: a metric ("AP"), or a number of result.json ("parameters", "flops", "images_per_second")."""
+        found = [run["metrics"][name] if name in run["metrics"] else run.get(name) for run in self.runs]
+        numbers = [float(one) for one in found if one is not None]
+        if not numbers:
+            return None
+        return Value(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A table of the paper with our rows in it.
+
+    setting: what all its runs share, in words. metric: the name of our number beside each of the paper's columns.
+    command: what fills the missing rows, or None. differences: by a row's place; a row without one has no comparison,
+    or no runs for it.
+    """
+
+    paper: PaperTable
+    setting: str
+    rows: tuple[FilledRow, ...]
+    metric: Mapping[str, str]
+    command: str | None
+    differences: Mapping[int, Difference] = field(default_factory=dict)
 
     @property
-    def reading(self) -> tuple[str, ...]:
-        return reading_notes(self.filled, self.differences)
+    def runs(self) -> list[Result]:
+        return [run for row in self.rows for run in row.runs]
+
+    def label(self, row: FilledRow) -> str:
+        """How the paper names the row, then the settings that tell it from the usual line; a block of the user's own
+        in the place of MSIL."""
+        name = self.paper.label(row.paper)
+        if row.runs and has_own_block(row.runs[0]) and "MSIL" in name:
+            return name.replace("MSIL", row.extra)
+        return ", ".join(part for part in (name, row.extra) if part)
+
+    def compared(self, row: FilledRow) -> FilledRow | None:
+        """The row that `row` is measured against, with the same extra settings where there is one."""
+        other = self.paper.compared.get(row.index)
+        candidates = [one for one in self.rows if one.index == other]
+        same = [one for one in candidates if one.extra == row.extra and one.net == row.net]
+        return (same or candidates or [None])[0]
 
 
-def paper_table(filled: Filled, differences: Mapping[int, Difference]) -> Table:
-    """differences: by a row's place in filled.rows; a row without one has no comparison, or no runs for it."""
+def fill(table: PaperTable, group: Sequence[Result]) -> Filled:
+    """`table` with the runs of one setting (see groups.settings), every printed row in its place; a row with a block of
+    the user's own below it, without the paper's numbers."""
+    other = [run for run in group if has_own_block(run)]
+    usual = [run for run in group if not has_own_block(run)]
+    rows: list[FilledRow] = []
+    for index, printed in enumerate(table.rows):
+        rows += _rows(index, printed, usual) + _rows(index, replace(printed, values=()), other)
+    seeds = {seed for row in rows for seed in row.seeds}
+    missing = any(not (row.quoted or row.paper.ours or (row.runs and seeds <= set(row.seeds))) for row in rows)
+    return Filled(
+        table,
+        setting_name(group) if group else "no runs yet",
+        tuple(rows),
+        {name: _our_metric(name, rows) for name in table.metrics},
+        fill_command(table, group) if missing else None,
+    )
+
+
+def fill_command(table: PaperTable, group: Sequence[Result]) -> str:
+    """What trains the missing rows in the setting of `group`; finished runs are skipped by it.
+
+    By the paper's recipe the experiment's file brings data and schedule; else what was typed for a run of the group.
+    """
+    words = ["python", "run.py", f"experiment=table{table.number}"]
+    if group:
+        try:
+            typed = shlex.split(group[0]["command"])[2:]
+        except ValueError:  # an unclosed quote: not what a run wrote
+            typed = []
+        kept = {word.partition("=")[0].lstrip("+"): word for word in typed}
+        kept = {name: word for name, word in kept.items() if not name.startswith(_OF_A_ROW)}
+        chosen = {name: str(lookup(group[0], name, "name")) for name in ("data", "schedule")}
+        if chosen["schedule"] in RECIPES:
+            same_data = chosen["data"] == table.recipe.data
+            kept = {name: word for name, word in kept.items() if name.startswith("data.") and same_data}
+        else:
+            kept = {name: f"{name}={value}" for name, value in chosen.items()} | kept
+        seeds = sorted({run["seed"] for run in group})
+        words += [*kept.values(), *([] if seeds == [0] else ["seed=" + ",".join(map(str, seeds))])]
+    return shlex.join(words)
+
+
+def paper_table(filled: Filled) -> Table:
+    """The table in the paper's order, one line a row."""
     columns = [
         Column("row", "row", str, right=False),
         Column("backbone", "our net", str, right=False, shown=len({row.net for row in filled.rows if row.net}) > 1),
@@ -70,45 +195,78 @@ def paper_table(filled: Filled, differences: Mapping[int, Difference]) -> Table:
         ours, title = filled.metric[name], name.replace("_", " ")
         columns += [
             Column(f"paper_{name}", f"{title} paper", formats.percent),
-            Column(f"{name}_text", f"{ours.replace('_', ' ')} ours", str, written=False),
-            Column(f"ours_{ours}", "", shown=False),
-            Column(f"ours_{ours}_std", "", shown=False),
+            Column(f"ours_{ours}", f"{ours.replace('_', ' ')} ours", formats.spread, parts=("", "_std")),
         ]
     metric = filled.paper.metrics[0]
-    title = filled.metric[metric].replace("_", " ")
     columns += [
         Column("paper_difference", f"Δ{metric.replace('_', ' ')} paper", formats.signed),
-        Column("difference_text", f"Δ{title} ours [95 %]", str, written=False),
+        Column("difference", f"Δ{filled.metric[metric].replace('_', ' ')} ours [95 %]", formats.interval,
+               parts=("", "_low", "_high")),
         Column("against", "against", str, right=False, shown=len(set(filled.paper.compared.values())) > 1),
-        *(Column(name, "", shown=False) for name in ("difference", "difference_low", "difference_high")),
         Column("parameters", "parameters", formats.amount),
         Column("flops", "FLOPs", formats.amount),
         Column("images_per_second", "images/s", formats.rate),
-        *(Column(name, "", shown=False) for name in ("setting", "head", "apply", "align", "separate", "runs")),
-    ]
-    rows = tuple(_line(filled, place, differences.get(place)) for place in range(len(filled.rows)))
-    caption = f"{title_of(filled)} Ours: {filled.setting}."
-    return Table(caption, tuple(columns), rows, _notes(filled, differences))
+        *(Column(name, shown=False) for name in ("setting", "head", "apply", "align", "separate", "runs")),
+    ]  # fmt: skip
+    rows = tuple(_line(filled, place) for place in range(len(filled.rows)))
+    caption = f"Table {filled.paper.number}. {filled.paper.caption} Ours: {filled.setting}."
+    return Table(caption, tuple(columns), rows, _notes(filled))
 
 
-def title_of(filled: Filled) -> str:
-    """`Table 2. ` and the paper's caption."""
-    return f"Table {filled.paper.number}. {filled.paper.caption}"
+def _rows(index: int, printed: PaperRow, group: Sequence[Result]) -> list[FilledRow]:
+    net = _net(printed, group)
+    lines: dict[str, list[Result]] = {}
+    for run in group:
+        if printed.fits(run["config"]["model"]) and _net_of(run) == net:
+            unused = ("model.msil",) if printed.apply == "none" else ()  # there is no block that they could describe
+            lines.setdefault(key(run, *unused), []).append(run)
+    if not lines:
+        return [] if printed.ours else [FilledRow(printed, index)]
+    firsts = [runs[0] for runs in lines.values()]
+    extras = told_apart([_extra(run) for run in firsts], firsts)
+    rows = [FilledRow(printed, index, one_a_seed(runs), extra, net)
+            for extra, runs in zip(extras, lines.values(), strict=True)]  # fmt: skip
+    return sorted(rows, key=lambda row: (row.extra != "", row.extra))
 
 
-def _line(filled: Filled, place: int, difference: Difference | None) -> dict[str, Any]:
+def _net(printed: PaperRow, group: Sequence[Result]) -> str | None:
+    """The backbone that takes the row's place in this setting."""
+    if printed.detector is not None:
+        return printed.detector
+    name = printed.backbone
+    return name if name is None or name in map(_net_of, group) else STAND_INS.get(name, name)
+
+
+def _net_of(run: Result) -> str | None:
+    return lookup(run, "model", "detector") or lookup(run, "model", "backbone", "name")
+
+
+def _extra(run: Result) -> str:
+    """Settings of block and head beyond the usual ones, as typed."""
+    block = lookup(run, "model", "msil")
+    words = [own_block(block)] if has_own_block(run) else [] if block_label(run) == "plain" else unusual(block)
+    if lookup(run, "model", "head", "norm_on_bbox") is False:
+        words.append("norm_on_bbox=false")
+    return ", ".join(words)
+
+
+def _our_metric(name: str, rows: Sequence[FilledRow]) -> str:
+    """VOC AP where the data is VOC's; COCO's AP50 has the same IoU and takes its place elsewhere."""
+    if name == "VOC_AP" and not any(name in run["metrics"] for row in rows for run in row.runs):
+        return "AP50"
+    return name
+
+
+def _line(filled: Filled, place: int) -> dict[str, Any]:
     row, table = filled.rows[place], filled.paper
     line: dict[str, Any] = {"row": filled.label(row), "seeds": _seeds(filled, row), "setting": filled.setting}
     if row.net is not None:
-        line["backbone"] = captions.net_name(row.net)
+        line["backbone"] = net_name(row.net)
     for column, name in enumerate(table.metrics):
         ours, printed = filled.metric[name], row.paper.value(column)
-        value = row.value(ours)
         if printed is not None:
             line[f"paper_{name}"] = round(printed / 100, 6)  # a fraction, as ours; without the noise of the division
-        line[f"{name}_text"] = _text(value, row)
-        if value is not None:
-            line |= {f"ours_{ours}": value.mean, f"ours_{ours}_std": value.std}
+        line[f"ours_{ours}"] = () if row.quoted else row.value(ours)
     for name in ("parameters", "flops", "images_per_second"):
         value = row.value(name)
         line[name] = None if value is None else value.mean
@@ -118,10 +276,8 @@ def _line(filled: Filled, place: int, difference: Difference | None) -> dict[str
         if printed is not None and other is not None:
             line["paper_difference"] = round((printed - other) / 100, 6)
         line["against"] = table.label(table.rows[compared])
-    if difference is not None:
-        line["difference_text"] = difference_text(difference)
-        line |= {"difference": difference.estimate, "difference_low": difference.low}
-        line["difference_high"] = difference.high
+    if place in filled.differences:
+        line["difference"] = filled.differences[place]
     if not row.quoted:
         line |= {"head": row.paper.head or row.paper.detector, "apply": row.paper.apply}
         line |= {"align": row.paper.align, "separate": row.paper.separate} if row.paper.apply != "none" else {}
@@ -129,51 +285,52 @@ def _line(filled: Filled, place: int, difference: Difference | None) -> dict[str
     return line
 
 
-def difference_text(difference: Difference) -> str:
-    """`+1.2 [-0.3, +2.6]`, in percent."""
-    estimate, low, high = (formats.signed(one) for one in (difference.estimate, difference.low, difference.high))
-    return f"{estimate} [{low}, {high}]"
-
-
-def _text(value: Value | None, row: FilledRow) -> str:
-    if value is None:
-        return "" if row.quoted else formats.MISSING
-    mean = formats.percent(value.mean)
-    return mean if value.std is None else f"{mean} ± {formats.percent(value.std)}"
-
-
 def _seeds(filled: Filled, row: FilledRow) -> str:
     """How many of the seeds that any row has."""
-    if row.quoted:
-        return "quoted"
-    if not row.runs:
-        return "missing"
-    count, all_seeds = len(row.runs), len(filled.seeds)
+    if row.quoted or not row.runs:
+        return "quoted" if row.quoted else "missing"
+    count, all_seeds = len(row.runs), len({run["seed"] for run in filled.runs})
     return str(count) if count == all_seeds else f"{count} of {all_seeds}"
 
 
-def reading_notes(filled: Filled, differences: Mapping[int, Difference]) -> tuple[str, ...]:
-    """How the numbers of a table with runs are to be read; the same for all tables of like runs."""
-    if not filled.runs:
-        return ()
-    lines = []
-    if differences:
-        lines.append(INTERVAL_NOTE.format(samples=max(one.samples for one in differences.values())))
-        fewest = min(len(row.runs) for row in filled.rows if row.runs)
-        lines.append(ONE_SEED_NOTE if fewest == 1 else FEW_SEEDS_NOTE.format(count=fewest))
-    sizes = {tuple(run["flops_image_size"]) for run in filled.runs}
-    height, width = min(sizes)
-    lines.append(PRICE_NOTE.format(size=f"{height}x{width}" if len(sizes) == 1 else "padded"))
+def _notes(filled: Filled) -> tuple[str, ...]:
+    table = filled.paper
+    lines = [*table.notes, *(row.note for row in table.rows if row.note)]
+    if any(row.ours for row in table.rows):
+        lines.append("Rows marked ours or torchvision's are not in the paper: they stand here once a run fills them.")
+    if any(row.quoted for row in filled.rows):
+        lines.append("Rows marked quoted are other papers' numbers, as this paper quotes them.")
+    if table.recipe.val == "test-dev2017":
+        lines.append(TEST_DEV_NOTE)
+    stand_ins = dict.fromkeys(
+        f"{net_name(row.net)} stands in for {net_name(str(row.paper.backbone))}"
+        for row in filled.rows
+        if row.net is not None and row.paper.detector is None and row.net != row.paper.backbone
+    )
+    if stand_ins:
+        lines.append(f"In our rows {' and '.join(stand_ins)}.")
+    if filled.runs:
+        lines.append(comparable(filled.runs, table))
+    replaced = [f"{ours} stands beside the paper's {name}" for name, ours in filled.metric.items() if name != ours]
+    if replaced and filled.runs:
+        lines.append(f"The data is not VOC's, so COCO's {' and '.join(replaced)}.".replace("_", " "))
+    others = set(table.compared.values())
+    if len(others) == 1:
+        lines.append(f"Δ: against the row {table.label(table.rows[others.pop()])!r}.")
+    lines += _reading(filled)
+    if filled.command is not None:
+        lines.append(f"Missing rows: {filled.command}")
     return tuple(lines)
 
 
-def _notes(filled: Filled, differences: Mapping[int, Difference]) -> tuple[str, ...]:
-    missing = () if filled.command is None else (f"Missing rows: {filled.command}",)
-    return (*filled.notes, *_against(filled), *reading_notes(filled, differences), *missing)
-
-
-def _against(filled: Filled) -> tuple[str, ...]:
-    """The row that all others are compared with, where there is one such row."""
-    table = filled.paper
-    others = set(table.compared.values())
-    return (f"Δ: against the row {table.label(table.rows[others.pop()])!r}.",) if len(others) == 1 else ()
+def _reading(filled: Filled) -> list[str]:
+    """How the numbers of a table with runs are to be read."""
+    lines = []
+    if filled.differences:
+        lines.append(INTERVAL_NOTE.format(samples=max(one.samples for one in filled.differences.values())))
+        fewest = min(len(row.runs) for row in filled.rows if row.runs)
+        lines.append(ONE_SEED_NOTE if fewest == 1 else FEW_SEEDS_NOTE.format(count=fewest))
+    if filled.runs:
+        sizes = {tuple(run["flops_image_size"]) for run in filled.runs}
+        lines.append(PRICE_NOTE.format(size="{}x{}".format(*min(sizes)) if len(sizes) == 1 else "padded"))
+    return lines

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msil.reporting.formats import duration, percent
-from msil.reporting.tables import Table, sweep_table, to_text, write_table
+from msil.reporting.tables import sweep_table, to_text, write_table
 from msil.runs import CONSOLE, is_finished, read_result
 from msil.sweep.plan import Job, Sweep, varied
 
@@ -65,8 +65,8 @@ def say_of(job: Job, jobs: Sequence[Job], text: str) -> None:
     say(f"[{job.number:{len(str(len(jobs)))}}/{len(jobs)}] {job.label:{width}}  {text}")
 
 
-def report(sweep: Sweep, outcomes: Sequence[Outcome]) -> tuple[Table, bool]:
-    """Writes and prints the sweep's table, then counts; also returns whether the files could be written."""
+def report(sweep: Sweep, outcomes: Sequence[Outcome]) -> bool:
+    """Writes and prints the sweep's table, then counts; returns whether the files could be written."""
     table = sweep_table(
         [_row(outcome) for outcome in outcomes], varied=varied([job.overrides for job in sweep.jobs]), table=sweep.table
     )
@@ -86,7 +86,7 @@ def report(sweep: Sweep, outcomes: Sequence[Outcome]) -> tuple[Table, bool]:
             "again; finished jobs are not repeated.",
             file=sys.stderr,
         )
-    return table, unwritten is None
+    return unwritten is None
 
 
 def count(outcomes: Sequence[Outcome]) -> str:

@@ -23,7 +23,7 @@ from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
 from msil.metrics.record import write_record
 from msil.metrics.upload import upload_entries, write_upload
-from msil.reporting.figures import draw_curves
+from msil.reporting.pictures import draw_curves
 from msil.runs import CHECKPOINTS, CURVES, METRICS, PREVIOUS, RESULT, write_json
 from msil.training.build import Parts
 from msil.training.loggers import log_result

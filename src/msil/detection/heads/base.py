@@ -44,7 +44,7 @@ class HeadOptions:
 
     num_convs: convolutions a tower. norm_groups: of their GroupNorms; None: no norm. strides: of the levels, pixels.
     extra_convs: what P6 is made of: "on_output", P5, or "on_input", C5. relu_before_extra_convs: P7 is made of
-    ReLU(P6), else of P6 (both MMDetection's words).
+    ReLU(P6), else of P6 (both as in MMDetection).
 
     Raises ValueError for a value outside its limits.
     """

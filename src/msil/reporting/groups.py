@@ -1,0 +1,320 @@
+"""Which runs belong together, and what a run, a detector and a setting are called. Standard library alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from msil.errors import ConfigError
+from msil.reporting.formats import setting
+from msil.reporting.paper import TITLES, PaperTable, Recipe
+from msil.runs import CHECKPOINTS, LAST, RESULT, read_result
+
+Result = Mapping[str, Any]
+
+# What changes where or how fast a run happens, not what it computes (of the trainer, precision does); and what tells
+# the rows of a table apart.
+WHERE = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
+         "data.on_bad_image", "data.device_transforms", "model.weights")  # fmt: skip
+# A head brings its NMS threshold and its warm-up's start; a backbone its mean and std.
+ROW = ("model.head", "model.backbone", "model.msil", "model.detector", "model.detector_weights", "model.nms_thresh",
+       "model.image_mean", "model.image_std", "schedule.warmup_factor")  # fmt: skip
+# How the paper is read where it is silent; other values are named.
+USUAL_BLOCK = {"kernel_size": 3, "reduction": 16}
+PAPER_CHANNELS = 256  # of FPN and head, in every published recipe
+
+
+@dataclass(frozen=True)
+class Line:
+    """label: of the block, "plain" or "MSIL cls". runs: one a seed, by seed."""
+
+    label: str
+    runs: tuple[Result, ...]
+
+
+@dataclass(frozen=True)
+class DetectorLines:
+    """All lines of one head on one backbone, the plain one first. name: "VFNet ResNet-10"."""
+
+    name: str
+    lines: tuple[Line, ...]
+
+    def pair(self) -> tuple[Line, Line] | None:
+        """The plain detector and the one with the whole MSIL, where both ran."""
+        found = {line.label: line for line in self.lines}
+        return (found["plain"], found["MSIL"]) if {"plain", "MSIL"} <= set(found) else None
+
+
+def lookup(row: Result, *path: str) -> Any:
+    """row["config"][path[0]][path[1]]..., or None where a part is missing."""
+    node: Any = row.get("config")
+    for part in path:
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def settings(results: Iterable[Result]) -> list[list[Result]]:
+    """The training runs of `results`, those of one setting together, the setting with most runs first.
+
+    Runs that differ only in detector, block and seed form one setting: their rows may stand in one table.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if lookup(result, "mode") in (None, "train"):
+            groups.setdefault(key(result, *ROW), []).append(result)
+    return sorted(groups.values(), key=lambda group: -len(group))
+
+
+def detectors(group: Sequence[Result]) -> list[DetectorLines]:
+    """The runs of one setting by detector and line; the detector with most lines first."""
+    found: dict[str, dict[str, list[Result]]] = {}
+    for run in group:
+        found.setdefault(key(run, "model.msil"), {}).setdefault(block_label(run), []).append(run)
+    firsts = [next(iter(lines.values()))[0] for lines in found.values()]
+    made = []
+    for name, lines in zip(told_apart([detector_name(run) for run in firsts], firsts), found.values(), strict=True):
+        ordered = sorted(lines.items(), key=lambda item: (item[0] != "plain", item[0] != "MSIL", item[0]))
+        made.append(DetectorLines(name, tuple(Line(label, one_a_seed(runs)) for label, runs in ordered)))
+    return sorted(made, key=lambda detector: (-len(detector.lines), detector.name))
+
+
+def one_a_seed(runs: Sequence[Result]) -> tuple[Result, ...]:
+    """The runs by seed; of several with one seed the first by name."""
+    by_seed: dict[int, Result] = {}
+    for run in sorted(runs, key=lambda run: str(run["run_name"])):
+        by_seed.setdefault(run["seed"], run)
+    return tuple(by_seed[seed] for seed in sorted(by_seed))
+
+
+def newest_pair(runs_dir: str | Path) -> tuple[Path, Path]:
+    """The checkpoints of a plain detector and of one with the whole MSIL, of one setting and seed; of several such
+    pairs the one that was finished last.
+
+    Raises ConfigError, with the two commands that make such a pair, if runs_dir has none.
+    """
+    results = [
+        {**result, "folder": str(path.parent)}
+        for path in sorted(Path(runs_dir).glob(f"*/{RESULT}"))
+        if _checkpoint(path.parent).is_file() and (result := read_result(path.parent)) is not None
+    ]
+    pairs = [pair for group in settings(results) for one in detectors(group) if (pair := one.pair()) is not None]
+    alike = [
+        (_checkpoint(first["folder"]), _checkpoint(second["folder"]))
+        for plain, msil in pairs
+        for first in plain.runs
+        for second in msil.runs
+        if first["seed"] == second["seed"]
+    ]
+    if not alike:
+        raise ConfigError(
+            f"{runs_dir} holds no plain detector and one with MSIL that were trained alike and kept their checkpoints: "
+            "make them with `python run.py model.msil.apply=none` and `python run.py`."
+        )
+    return max(alike, key=lambda pair: max(path.stat().st_mtime for path in pair))
+
+
+def key(run: Result, *without: str) -> str:
+    """What a run computes, but for its seed and the settings named; a null counts as a setting that is not there."""
+    return json.dumps(dict(_leaves(_computed(run, without))), sort_keys=True)
+
+
+def block_label(run: Result) -> str:
+    """plain, MSIL (the whole block on both branches), MSIL cls, MSIL without alignment, MSIL kernel_size=1 ...; a block
+    of the user's own by its class, MyBlock depth=2."""
+    block = lookup(run, "model", "msil") or {}
+    if block.get("apply") == "none":
+        return "plain"
+    if has_own_block(run):
+        return own_block(block)
+    words = ["MSIL", *([block["apply"]] if block["apply"] != "both" else [])]
+    words += [] if block["align"] else ["without alignment"]
+    words += [] if block["separate"] else ["without separation"]
+    return " ".join([*words, *unusual(block)])
+
+
+def has_own_block(run: Result) -> bool:
+    block = lookup(run, "model", "msil")
+    return block["apply"] != "none" and bool(block.get("block"))
+
+
+def own_block(block: Mapping[str, Any]) -> str:
+    """MyBlock, or MyBlock depth=2, of a block of the user's own."""
+    options = [f"{name}={setting(value)}" for name, value in (block.get("options") or {}).items()]
+    return " ".join([block["block"].rpartition(".")[2], *options])
+
+
+def unusual(block: Mapping[str, Any]) -> list[str]:
+    """Settings of MSIL beyond the usual ones, as typed."""
+    return [f"{name}={setting(block[name])}" for name, usual in USUAL_BLOCK.items()
+            if block.get(name) not in (None, usual)]  # fmt: skip
+
+
+def told_apart(names: Sequence[str], runs: Sequence[Result]) -> list[str]:
+    """The names of runs with different settings; equal names are followed by the settings that differ between them,
+    num_convs=2, as typed."""
+    leaves = [dict(_leaves(_computed(run, ("model.msil",)))) for run in runs]
+    apart = []
+    for name, own in zip(names, leaves, strict=True):
+        alike = [other for other_name, other in zip(names, leaves, strict=True) if other_name == name]
+        paths = dict.fromkeys(path for other in alike for path in other)
+        differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1]
+        words = [f"{path.rpartition('.')[2]}={setting(own.get(path))}" for path in differing]
+        apart.append(", ".join(part for part in (name, *words) if part))
+    return apart
+
+
+def detector_name(row: Result) -> str:
+    """`VFNet ResNet-10`; FCOS as it was first published is marked; torchvision's by their names. Empty where the row
+    has no settings."""
+    detector = lookup(row, "model", "detector")
+    if detector is not None:
+        return f"torchvision {detector}"
+    head, net = lookup(row, "model", "head", "name"), lookup(row, "model", "backbone", "name")
+    if head is None or net is None:
+        return ""
+    title = row.get("head_title") or TITLES.get(head, head.rpartition(".")[2])
+    form = " (original form)" if lookup(row, "model", "head", "norm_on_bbox") is False else ""
+    return f"{title}{form} {net_name(net)}"
+
+
+def net_name(name: str) -> str:
+    """resnet50 -> ResNet-50; a net of timm or of the user's own as it is called."""
+    return re.sub(r"^resnet(\d+)$", r"ResNet-\1", name)
+
+
+def setting_name(rows: Sequence[Result]) -> str:
+    """What the rows share whatever their detector: `shapes, 385 training and 100 validation images, 128-pixel images,
+    schedule quick (12 epochs), 64 channels`."""
+    sizes = [(lookup(row, "data", "min_size"), lookup(row, "data", "max_size")) for row in rows]
+    return joined([
+        distinct(data_name(row) for row in rows),
+        image_counts(rows),
+        distinct(_pixels(*size) for size in sizes if None not in size),
+        distinct(schedule_name(row) for row in rows),
+        distinct(f"{width} channels" for row in rows if (width := lookup(row, "model", "channels")) is not None),
+    ])  # fmt: skip
+
+
+def setting_title(rows: Sequence[Result]) -> str:
+    """The data and the schedule alone: `shapes, schedule quick`."""
+    names = (lookup(row, "schedule", "name") for row in rows)
+    return joined([
+        distinct(data_name(row) for row in rows),
+        distinct(f"schedule {name}" for name in names if name is not None),
+    ])  # fmt: skip
+
+
+def data_name(row: Result) -> str | None:
+    """`coco (coco128)`: the folder alone, since a table may be published and a machine's paths should not."""
+    name, root = lookup(row, "data", "name"), lookup(row, "data", "root")
+    if name is None or root is None or name == "shapes":
+        return name
+    folder = " ".join(PurePath(str(root)).name.split())
+    return name if folder in ("", name) else f"{name} ({folder})"
+
+
+def schedule_name(row: Result) -> str | None:
+    name, epochs = lookup(row, "schedule", "name"), row.get("epochs", lookup(row, "schedule", "epochs"))
+    if name is None:
+        return None
+    if epochs == 0:  # mode=test
+        return "no training"
+    return f"schedule {name}" if epochs is None else f"schedule {name} ({epochs} epoch{'' if epochs == 1 else 's'})"
+
+
+def image_counts(rows: Iterable[Result]) -> str:
+    counts = [(row.get("train_images"), row.get("val_images")) for row in rows]
+    return distinct(
+        f"{train} training and {val} validation images" for train, val in counts if None not in (train, val)
+    )
+
+
+def distinct(values: Iterable[Any]) -> str:
+    """The values but None, each once."""
+    return ", ".join(dict.fromkeys(setting(value) for value in values if value is not None))
+
+
+def joined(parts: Iterable[str]) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def comparable(rows: Sequence[Result], paper: PaperTable) -> str:
+    """How the printed numbers were made, and in what our runs differ from that."""
+    recipe = paper.recipe
+    differences = distinct(difference for row in rows for difference in departures(row, recipe))
+    printed = (
+        f"The paper's numbers: trained on {recipe.train} for {recipe.epochs} epochs, images {recipe.min_size} on the "
+        f"short side and at most {recipe.max_size} on the long one, ImageNet weights, scored on {recipe.val}."
+    )
+    if all(data_name(row) is None for row in rows):
+        return printed  # jobs that left no settings behind
+    if not differences:
+        return f"{printed} Our runs do not differ in that."
+    return f"{printed} NOT comparable with ours: {differences}."
+
+
+def departures(row: Result, recipe: Recipe) -> list[str]:
+    """How a run's data, schedule and image size differ from those of a table of the paper; empty: they do not."""
+    found = []
+    data = lookup(row, "data", "name")
+    if data is not None and data != recipe.data:
+        found.append(f"{data} data")
+    counts = {"training": (row.get("train_images"), recipe.train_images),
+              "validation": (row.get("val_images"), recipe.val_images)}  # fmt: skip
+    if recipe.val == "test-dev2017":
+        found.append("no test-dev score (a server gives it)")
+        del counts["validation"]
+    found += [
+        f"{count} {kind} images" for kind, (count, least) in counts.items() if count is not None and count < least
+    ]
+    if lookup(row, "data", "classes") is not None:
+        found.append("a choice of classes")
+    channels = lookup(row, "model", "channels")
+    if channels is not None and channels != PAPER_CHANNELS:
+        found.append(f"{channels} channels")
+    epochs = row.get("epochs", lookup(row, "schedule", "epochs"))
+    if epochs is not None and epochs != recipe.epochs:
+        found.append(f"{epochs} epoch{'' if epochs == 1 else 's'}")
+    sizes = (lookup(row, "data", "min_size"), lookup(row, "data", "max_size"))
+    if None not in sizes and sizes != (recipe.min_size, recipe.max_size):
+        found.append(_pixels(*sizes))
+    weights = lookup(row, "model", "backbone", "weights") or lookup(row, "model", "detector_weights")
+    if lookup(row, "model", "backbone") is not None and weights is None:
+        found.append("no ImageNet weights")
+    return found
+
+
+def _pixels(short: int, long: int) -> str:
+    return f"images of {short} to {long} pixels" if short != long else f"{short}-pixel images"
+
+
+def _checkpoint(folder: str | Path) -> Path:
+    return Path(folder) / CHECKPOINTS / LAST
+
+
+def _computed(run: Result, without: Iterable[str]) -> dict[str, Any]:
+    config = run["config"]
+    kept = {**copy.deepcopy(dict(config)), "precision": (config.get("trainer") or {}).get("precision")}
+    for path in (*WHERE, "seed", *without):
+        *parents, leaf = path.split(".")
+        node: Any = kept
+        for parent in parents:
+            node = node.get(parent) or {}
+        node.pop(leaf, None)
+    return kept
+
+
+def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """model.head.name -> fcos ...; without nulls, since older runs lack the newer settings."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _leaves(value, f"{path}.{name}" if path else name)
+    elif values is not None:
+        yield path, values

@@ -1,0 +1,279 @@
+"""What the runs of one detector show: charts over seeds, images where two detectors differ, and heat maps."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from msil.checkpoints.load import load_dense_detector
+from msil.detection import Detector
+from msil.errors import ConfigError, DataError, WeightsError
+from msil.metrics.breakdown import breakdown, confusion
+from msil.metrics.precision import per_class, precision_recall, scores
+from msil.metrics.record import EvaluationRecord, corners
+from msil.reporting import charts
+from msil.reporting.evidence import Evidence
+from msil.reporting.gallery import gallery_pictures, image_scores, most_different, read_gallery_image
+from msil.reporting.groups import DetectorLines, Line
+from msil.reporting.heatmaps import CELL_SIDE, MERGED, HeatmapRow, draw_heatmaps, energy_table, split_energy, tower_maps
+from msil.reporting.page import GalleryItem, Picture, Section
+from msil.reporting.paper_tables import Filled
+from msil.reporting.pictures import draw_boxes, image_bytes, series
+from msil.runs import CHECKPOINTS, LAST, METRICS
+
+Result = Mapping[str, Any]
+
+# COCO's, in px^2
+AREAS = {"APs": ("small", 0.0, 32.0**2), "APm": ("medium", 32.0**2, 96.0**2), "APl": ("large", 96.0**2, np.inf)}
+ERRORS = {"Cls": "Cls\nclass", "Loc": "Loc\nlocation", "Both": "Both\nclass, box", "Dupe": "Dupe\nduplicate",
+          "Bkg": "Bkg\nbackground", "Miss": "Miss\nmissed"}  # fmt: skip
+IMAGES = 12  # of a gallery
+HEATMAPS = 4  # images with heat maps
+ENERGY_IMAGES = 200  # the first so many of a split
+CHART_WIDTH = 614  # CSS pixels: 6.4 inches
+
+
+def difference_picture(tables: Sequence[Filled]) -> Picture | None:
+    """Every difference of these tables with its interval, or None where there is none."""
+    found = {}
+    for table in tables:
+        metric = table.metric[table.paper.metrics[0]]
+        what = f"Table {table.paper.number}" + ("" if metric == "AP" else f" ({metric.replace('_', ' ')})")
+        found |= {f"{what}: {table.label(table.rows[place])}": one for place, one in table.differences.items()}
+    if not found:
+        return None
+    numbers = {name: {"": one.estimate} for name, one in found.items()}
+    return _chart(
+        charts.difference_plot(list(found), list(found.values())),
+        f"Differences of AP to the row each is compared with, with 95 % intervals: {_in_words(numbers)}",
+    )
+
+
+def detector_section(detector: DetectorLines, evidence: Evidence) -> Section:
+    """Learning curves of all its lines, then the plain detector against MSIL (or whichever lines there are)."""
+    pictures = _training(detector)
+    pair = detector.pair() or detector.lines[:2]
+    kept = [line for line in pair if all(evidence.record(run) is not None for run in line.runs)]
+    if not kept:
+        missing = "These runs kept no detections (evaluation.npz), so there are no charts of them."
+        return Section(detector.name, (missing,), pictures=tuple(pictures))
+    names = " and ".join(f"{line.label} ({len(line.runs)} seed{'' if len(line.runs) == 1 else 's'})" for line in kept)
+    compared = (
+        f"Charts of {names}; curves and bars are means over the seeds. AP per class and size are COCO's; precision and "
+        "recall, errors and the confusion matrix are at IoU 0.5. Types of errors, and what each costs in AP50, are "
+        "TIDE's (Bolya et al. 2020, arXiv 2008.08115): Cls a wrong class, Loc a poor box (IoU 0.1 to 0.5), Both, Dupe "
+        "a second detection of an object, Bkg no object, Miss an object that nothing found."
+    )
+    return Section(detector.name, (compared,), pictures=(*pictures, *_detections(kept, evidence)))
+
+
+def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
+    """Ground truth, plain and MSIL side by side, of the first seed that both have; else a sentence why not."""
+    title = "Where the two differ most"
+    runs = _same_seed(plain, msil)
+    if runs is None:
+        return Section(title, ("The two lines have no seed in common, so no gallery.",))
+    first, second = (evidence.record(run) for run in runs)
+    if first is None or second is None or not first.same_question(second):
+        return Section(title, ("The two were not evaluated on the same images, so no gallery.",))
+    found = [image_scores(record) for record in (first, second)]
+    better, worse = (int(np.count_nonzero(sign * (found[1] - found[0]) > 0)) for sign in (1, -1))
+    items = []
+    try:
+        root = _data_root(runs[0])
+        for index in most_different(first, second, IMAGES).tolist():
+            image, name = _image(first, index, root), str(first.file_names[index])
+            labels = ("ground truth", f"plain, F1 {found[0][index]:.2f}", f"MSIL, F1 {found[1][index]:.2f}")
+            alts = ("the objects of", "what the plain detector finds on", "what the detector with MSIL finds on")
+            pictures = gallery_pictures(index, image, first, second)
+            items.append(GalleryItem(name, tuple(
+                Picture(f"{alt} image {name}", data, "jpeg", 384, label)
+                for alt, data, label in zip(alts, pictures, labels, strict=True)
+            )))  # fmt: skip
+    except DataError as error:
+        return Section(title, (f"No gallery: {str(error).rstrip('.')}.",))
+    words = (
+        f"Seed {runs[0]['seed']}. An image's score is the F1 of its detections of at least 0.3 at IoU 0.5; it also "
+        "moves with the scores of the same boxes, which AP does not see. MSIL is "
+        f"better on {better} of {len(first.image_ids)} images and worse on {worse}; shown are the largest "
+        "differences, half of them each way, so that the choice flatters neither."
+    )
+    return Section(title, (words,), gallery=tuple(items))
+
+
+def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
+    """Figures 4 and 6 for the first seed that both have, and the shares of energy that they only suggest."""
+    title = "Where the towers' features are strong (Figures 4 and 6)"
+    runs = _same_seed(plain, msil)
+    record = None if runs is None else evidence.record(runs[0])
+    if runs is None or record is None:
+        return Section(title, ("The two lines have no seed with detections in common, so no heat maps.",))
+    try:
+        root = _data_root(runs[0])
+        detectors = {
+            line.label: load_dense_detector(Path(run["folder"]) / CHECKPOINTS / LAST)[0]
+            for line, run in zip((plain, msil), runs, strict=True)
+        }
+        indices = np.unique(record.truth_images[~record.truth_ignored]).tolist()
+        samples = ((_image(record, i, root), _boxes(record, i)) for i in indices[:ENERGY_IMAGES])
+        energy = split_energy(detectors, samples)
+        rows = [_row(record, detectors, index, root) for index in _easy_to_read(record, indices)[:HEATMAPS]]
+    except (WeightsError, DataError, ConfigError) as error:
+        return Section(title, (f"No heat maps: {str(error).rstrip('.')}.",))
+    levels = (energy.levels[0], MERGED)
+    words = (
+        f"Seed {runs[0]['seed']}: the mean over channels of the feature's absolute value behind the MSIL seam, at the "
+        "finest level and with all levels merged. The paper shows such maps; the table says how much of a map's energy "
+        f"lies inside the boxes and near their border, over {len(energy.uniform)} images with boxes, with 95 % "
+        "intervals over images; another seed may give other signs."
+    )
+    pictures = []
+    for level in levels:
+        picture = draw_heatmaps(rows, list(detectors), level)
+        alt = f"Heat maps of the two towers of {' and '.join(detectors)} on {len(rows)} images, {level}"
+        pictures.append(Picture(alt, image_bytes(picture, "JPEG"), "jpeg", picture.shape[1], f"Level: {level}."))
+    return Section(title, (words,), (energy_table(energy, levels),), tuple(pictures))
+
+
+def _chart(svg: bytes, alt: str) -> Picture:
+    return Picture(alt, svg, "svg", CHART_WIDTH)
+
+
+def _training(detector: DetectorLines) -> list[Picture]:
+    logs = {line.label: [log for run in line.runs if (log := _log(run)) is not None] for line in detector.lines}
+    pictures = []
+    for column, x, y, title, place in (
+        ("AP", "epoch", "AP, percent", "AP during training", lambda xs, ys: (xs + 1, 100 * ys)),
+        ("loss", "step", "loss", "Training loss", lambda xs, ys: (xs, ys)),
+    ):
+        found = {name: [place(*series(log, x, column)) for log in rows] for name, rows in logs.items()}
+        found = {name: [one for one in seeds if len(one[0])] for name, seeds in found.items()}
+        found = {name: seeds for name, seeds in found.items() if seeds}
+        if found:
+            svg = charts.learning_curves(found, f"{x} (thin: one seed, bold: mean)", y, title)
+            pictures.append(_chart(svg, f"{title} of {', '.join(found)}"))
+    return pictures
+
+
+def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
+    records = {line.label: [record for run in line.runs if (record := evidence.record(run))] for line in lines}
+    judged = {line.label: [evidence.matches(run, "AP") for run in line.runs] for line in lines}
+    first = next(iter(records.values()))[0]
+    classes = first.classes.tolist()
+    by_class = {name: np.stack([per_class(one)["AP"] for one in found]) for name, found in judged.items()}
+    means = {name: charts.nan_mean(values) for name, values in by_class.items()}
+    spreads = {name: np.nan_to_num(values.std(axis=0, ddof=1)) for name, values in by_class.items() if len(values) > 1}
+    recalls = precision_recall(next(iter(judged.values()))[0])[0]
+    precisions = {
+        name: charts.nan_mean(np.stack([precision_recall(one)[1] for one in found])) for name, found in judged.items()
+    }
+    sizes = {
+        name: {
+            size: float(charts.nan_mean(np.array([scores(one, metrics=(size,))[size] for one in found])))
+            for size in AREAS
+        }
+        for name, found in judged.items()
+    }
+    areas = first.truth_areas[~first.truth_ignored]
+    counts = {
+        size: f"{name}\n{np.count_nonzero((areas >= low) & (areas < high)):,} objects"
+        for size, (name, low, high) in AREAS.items()
+    }
+    costs = {name: [breakdown(record).costs for record in found] for name, found in records.items()}
+    errors = {name: {kind: float(np.mean([one[kind] for one in found])) for kind in found[0]}
+              for name, found in costs.items()}  # fmt: skip
+    numbers = {name: dict(zip(classes, values, strict=True)) for name, values in means.items()}
+    pictures = [
+        _chart(charts.class_bars(classes, means, spreads), f"AP of each class: {_in_words(numbers)}"),
+        _chart(
+            charts.precision_recall(recalls, classes, precisions),
+            f"Precision over recall at IoU 0.5, mean and by class, of {', '.join(precisions)}",
+        ),
+        _chart(
+            charts.grouped_bars(sizes, counts, "AP, percent", "AP by size of object"),
+            f"AP by size of object: {_in_words(sizes)}",
+        ),
+        _chart(
+            charts.grouped_bars(errors, ERRORS, "AP50 lost, points", "AP50 lost to each kind of error (TIDE)"),
+            f"AP50 that each type of error costs: {_in_words(errors)}",
+        ),
+    ]
+    for name, found in records.items():
+        title = f"Confusion of {name}" + (f" (sum of {len(found)} seeds)" if len(found) > 1 else "")
+        svg = charts.confusion_matrix(classes, np.sum([confusion(record) for record in found], axis=0), title)
+        alt = f"{title}: rows are the true classes and background, columns the predicted ones and missed"
+        pictures.append(_chart(svg, alt))
+    return pictures
+
+
+def _in_words(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """The numbers of a chart for those who do not see it; of many classes the first twelve."""
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{kind} {100 * value:.1f}".strip() for kind, value in list(values.items())[:12])
+        for name, values in rows.items()
+    )
+
+
+def _log(run: Result) -> list[dict[str, str]] | None:
+    """The rows of the run's metrics.csv; None where there is none, and, with a warning, where it is damaged."""
+    path = Path(run["folder"]) / METRICS
+    if not path.exists():
+        return None
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for x, y in (("epoch", "AP"), ("step", "loss")):
+            series(rows, x, y)
+    except (ValueError, csv.Error) as error:  # ValueError: text that is no number, bytes that are no text
+        warnings.warn(f"{path} is damaged ({error}): that run has no curves.", stacklevel=2)
+        return None
+    return rows
+
+
+def _same_seed(plain: Line, msil: Line) -> tuple[Result, Result] | None:
+    """The two runs of the lowest seed that both lines have."""
+    first, second = ({run["seed"]: run for run in line.runs} for line in (plain, msil))
+    common = sorted(set(first) & set(second))
+    return (first[common[0]], second[common[0]]) if common else None
+
+
+def _data_root(run: Result) -> Path:
+    """Raises DataError where the folder is not there."""
+    root = Path(run["config"]["data"]["root"])
+    if not root.is_dir():
+        where = "" if root.is_absolute() else " from the folder where the runs were started, since it is relative to it"
+        raise DataError(f"the data folder {root} is not here; make the report{where} once it is")
+    return root
+
+
+def _image(record: EvaluationRecord, index: int, root: Path) -> Tensor:
+    height, width = record.sizes[index].tolist()
+    return read_gallery_image(root, str(record.file_names[index]), (height, width))
+
+
+def _mine(record: EvaluationRecord, index: int) -> np.ndarray:
+    return (record.truth_images == index) & ~record.truth_ignored
+
+
+def _boxes(record: EvaluationRecord, index: int) -> np.ndarray:
+    return corners(record.truth_boxes[_mine(record, index)])
+
+
+def _easy_to_read(record: EvaluationRecord, images: Sequence[int]) -> list[int]:
+    """First those whose boxes cover about a tenth of them each: there a map has room to be right or wrong."""
+    areas = record.truth_boxes[:, 2] * record.truth_boxes[:, 3]
+    covered = [areas[_mine(record, i)].mean() / record.sizes[i].prod() for i in images]
+    order = np.argsort(np.abs(np.log10(np.maximum(covered, 1e-9)) + 1), kind="stable")
+    return [images[i] for i in order]
+
+
+def _row(record: EvaluationRecord, detectors: Mapping[str, Detector], index: int, root: Path) -> HeatmapRow:
+    image, boxes, name = _image(record, index, root), _boxes(record, index), str(record.file_names[index])
+    drawn = draw_boxes(image, boxes, record.truth_labels[_mine(record, index)], record.classes.tolist(), side=CELL_SIDE)
+    return HeatmapRow(image, ("", name), drawn, boxes, [tower_maps(one, image) for one in detectors.values()])
