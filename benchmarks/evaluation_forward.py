@@ -3,7 +3,7 @@
     python -m benchmarks.evaluation_forward
 
 From the normalised batch to raw outputs (backbone, FPN, head), without gradients; frozen BatchNorm, 80 classes, the
-same weights. Ours is plain FCOS, compiled as mode=test trainer.compile=true does (for weights that stay) and eager,
+same weights. Ours is plain FCOS, compiled as mode=test trainer.compile=default does (for weights that stay) and eager,
 both channels last, and eager without; the compilation is not counted. Two more rows: how close the convolutions come to
 the rate of one large matrix product, which is what a core gives at best.
 """

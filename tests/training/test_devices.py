@@ -109,6 +109,11 @@ def test_several_tasks_are_the_processes_and_lightning_requeues_nothing(monkeypa
     assert isinstance(environment, SLURMEnvironment)
     assert not environment.auto_requeue
     assert (environment.world_size(), environment.global_rank(), environment.local_rank()) == (8, 5, 1)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(ConfigError, match="--ntasks-per-node=8"):
+        cluster_environment()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # torchrun inside SLURM comes first
+    assert cluster_environment() is None
 
 
 def test_a_single_task_starts_its_processes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,29 +121,19 @@ def test_a_single_task_starts_its_processes_itself(monkeypatch: pytest.MonkeyPat
     assert isinstance(cluster_environment(), LightningEnvironment)
 
 
-def test_torchrun_inside_slurm_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm(monkeypatch, SLURM_NTASKS="8", SLURM_NTASKS_PER_NODE="4")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    assert cluster_environment() is None
+SRUN = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0"}  # fmt: skip
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}
 
 
-def test_tasks_that_lightning_cannot_place_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm(monkeypatch, SLURM_NTASKS="8")
-    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
-    with pytest.raises(ConfigError, match="--ntasks-per-node=8"):
-        cluster_environment()
-
-
-def test_other_devices_than_tasks_are_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("starter", "variables"), [("srun", SRUN), ("torchrun", TORCHRUN)])
+def test_other_devices_than_processes_are_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, starter: str, variables: dict[str, str]
+) -> None:
     """Four tasks of one process each would all train the run and write its files."""
-    slurm(monkeypatch, SLURM_NTASKS="4", SLURM_NTASKS_PER_NODE="4", SLURM_PROCID="0", SLURM_LOCALID="0",
-          SLURM_NODEID="0")  # fmt: skip
-    with pytest.raises(ConfigError, match="srun started 4 processes, and these settings make 1: set trainer=ddp"):
-        make_trainer(tiny_config(tmp_path, tmp_path), tmp_path)
-
-
-def test_other_devices_than_torchruns_processes_are_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+    if starter == "srun":
+        slurm(monkeypatch)
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="torchrun started 2 processes, and these settings make 1"):
+    with pytest.raises(ConfigError, match=f"{starter} started 4 processes, and these settings make 1: set trainer=ddp"):
         make_trainer(tiny_config(tmp_path, tmp_path), tmp_path)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -117,6 +118,15 @@ def test_the_final_ap_is_that_of_the_last_checkpoint(finished: Finished, shapes:
     for i in range(len(dataset)):
         metric.update(detector.predict([dataset[i][0]]), [dataset.image_id(i)])
     assert metric.compute_final() == pytest.approx(result["metrics"], abs=1e-6, nan_ok=True)
+
+
+def test_every_parameter_is_trained(finished: Finished) -> None:
+    config, _, _ = finished
+    L.seed_everything(config.seed, verbose=False)
+    initial = detector_from_config(config.model, 4, config.data.min_size, config.data.max_size)
+    trained = last(config)["state_dict"]
+    same = [name for name, value in initial.named_parameters() if torch.equal(value, trained[f"detector.{name}"])]
+    assert same == []
 
 
 # The folder

@@ -10,7 +10,7 @@ from torch import nn
 
 from msil import build_detector
 from msil.detection import Detector, FCOSHead, ResNetOptions
-from msil.training.result import count_flops, count_parameters, padded_size
+from msil.training.result import count_flops, count_parameters
 
 PLAIN: dict[str, Any] = {
     "conv_bias": False,
@@ -89,10 +89,3 @@ def test_what_msil_adds(plain: Detector, plain_flops: int, kernel_size: int, uni
     convs = (k2 + k2 + 1 + 2 * k2 + 2 * k2) * 256**2
     expected = convs + 3 * 2 * 256 + 3 * 256 + 2 * (256 * 16 + 16 * 256)
     assert count_parameters(msil) - count_parameters(plain) == expected
-
-
-@pytest.mark.parametrize(
-    ("sides", "size"), [((800, 1333), (800, 1344)), ((600, 1000), (608, 1024)), ((128, 128), (128, 128))]
-)
-def test_padded_size(sides: tuple[int, int], size: tuple[int, int]) -> None:
-    assert padded_size(*sides) == size

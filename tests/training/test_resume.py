@@ -21,7 +21,7 @@ from msil.detection import Detector
 from msil.errors import ConfigError
 from msil.interruption import Preempted
 from msil.runs import DiskFull
-from msil.training.checkpoint import resume_point
+from msil.training.checkpoint import AtomicCheckpointIO, resume_point
 from msil.training.experiment import run
 
 from .cases import assert_same_run, before_reading, folder, last, load, rows, tiny_config
@@ -295,3 +295,20 @@ def test_resume_never_begins_again(
     run(config)
     assert len(read) == 32  # both epochs' 16 images
     assert [int(row["step"]) for row in rows(folder(config)) if "loss" in row] == list(range(8))
+
+
+def test_ctrl_c_while_saving_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.save hides it behind an error of its own. Only last.ckpt has a previous.ckpt."""
+    saver = AtomicCheckpointIO()
+    for name in ("best.ckpt", "last.ckpt"):
+        saver.save_checkpoint({"step": 1}, tmp_path / name)
+
+    class Stops:
+        def __reduce__(self) -> Any:
+            raise KeyboardInterrupt
+
+    for name in ("best.ckpt", "last.ckpt"):
+        with pytest.raises(KeyboardInterrupt):
+            saver.save_checkpoint({"weight": torch.zeros(9), "step": Stops()}, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert saver.load_checkpoint(tmp_path / "last.ckpt") == {"step": 1}

@@ -69,7 +69,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
     if config.model.weights is not None and resume is None:
         notes = load_weights(detector, config.model.weights, classes, to_train=training)
         if rank_zero_only.rank == 0:
-            print("; ".join([f"starting from {config.model.weights}", *notes]))
+            print("; ".join([f"{'starting from' if training else 'testing'} {config.model.weights}", *notes]))
     detector.lay_out(channels_last=config.trainer.channels_last)
     detector.compile_parts(config.trainer.compile, frozen=not training)
     module = DetectionModule(

@@ -164,8 +164,7 @@ def _out_of_memory(config: Config, current: CurrentStep) -> OutOfMemory:
     where = "memory" if current.device.type == "cpu" else f"memory of {current.device}"
     step = f"{'evaluation' if current.evaluating else 'training'} step {current.number}"
     height, width = current.size
-    advice = f"raise trainer.accumulate (now {config.trainer.accumulate}) or lower data.batch_size"
-    advice += f" (now {data.batch_size})"
+    advice = f"raise trainer.accumulate or lower data.batch_size (now {data.batch_size})"
     if current.evaluating:
         advice = f"lower data.eval_batch_size (now {data.eval_batch_size})"
     return OutOfMemory(

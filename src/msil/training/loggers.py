@@ -168,17 +168,13 @@ def log_picture(loggers: Sequence[Any], name: str, picture: np.ndarray, step: in
 
 
 def log_result(loggers: Sequence[Any], result: Mapping[str, Any]) -> None:
-    """The numbers of result.json as W&B's summary, by which it lists and sorts runs.
-
-    The run is complete by then: an error of W&B is one line of output.
-    """
+    """The numbers of result.json as W&B's summary, by which it lists and sorts runs."""
     numbers = {**result["metrics"], **{name: result[name] for name in REPORTED}}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            try:
-                logger.experiment.summary.update(numbers)
-            except Exception as error:
-                print(f"the run is complete, but W&B did not take its result ({type(error).__name__}: {error})")
+            logger.experiment.summary.update(numbers)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.finalize("success")
 
 
 def finish_dashboards(exit_code: int | None = None) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -93,9 +92,6 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
     write_json(parts.run_dir / RESULT, result)
     (parts.run_dir / CHECKPOINTS / PREVIOUS).unlink(missing_ok=True)  # a finished run is not resumed
     log_result(trainer.loggers, result)
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.finalize("success")
     return result
 
 
