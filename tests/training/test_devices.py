@@ -48,7 +48,7 @@ def test_a_run_is_laid_out_and_compiled_as_its_settings_say(
     """trainer.channels_last and trainer.compile; a compiler that compiles nothing notes what goes through it."""
     passed: dict[str, list[bool]] = {}
 
-    def compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+    def compiler(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
         @wraps(function)
         def compiled(part: Any, batch: Any, *arguments: Any) -> Any:
             layouts = passed.setdefault(function.__qualname__, [])
@@ -78,7 +78,7 @@ def test_a_copy_of_a_compiled_detector_is_compiled_too_and_has_its_own_weights()
     batch = torch.rand(1, 3, 64, 64)
     calls: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", lambda function: lambda part, x: calls.append(part) or function(part, x))
+        patch.setattr(torch, "compile", lambda function, mode: lambda part, x: calls.append(part) or function(part, x))
         detector.compile_parts()
     copied = copy.deepcopy(detector)
     with torch.no_grad():
