@@ -26,7 +26,7 @@ def image(height: int, width: int, seed: int = 0) -> Tensor:
     return torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
 
 
-def talkative(**settings) -> Detector:
+def noise_detector(**settings) -> Detector:
     """A detector with random weights that finds something in noise, for its class scores are spread out."""
     detector = small_detector(FULL, score_thresh=0.3, **settings).eval()
     parameters = dict(detector.head.named_parameters())
@@ -47,7 +47,7 @@ def test_apply_none_draws_no_random_number() -> None:
 
 def test_predict_takes_images_of_different_sizes() -> None:
     sizes = [(64, 96), (90, 40), (33, 33)]
-    found = talkative().predict([image(*size) for size in sizes])
+    found = noise_detector().predict([image(*size) for size in sizes])
     assert len(found) == 3
     for detections, (height, width) in zip(found, sizes, strict=True):
         count = len(detections.scores)
@@ -58,15 +58,15 @@ def test_predict_takes_images_of_different_sizes() -> None:
         assert (detections.scores.diff() <= 0).all()
         assert ((detections.labels >= 0) & (detections.labels < 3)).all()
         assert not detections.boxes.requires_grad
-    assert talkative().predict([]) == []
+    assert noise_detector().predict([]) == []
 
 
 def test_boxes_come_back_in_the_pixels_of_the_image_given() -> None:
     picture = image(100, 150) / 255
     # scale min(80 / 150, 64 / 100) = 0.5333: 53.3 -> 53 rows and 80 columns
     small = F.interpolate(picture[None], (53, 80), mode="bilinear", align_corners=False)[0]
-    (found,) = talkative(min_size=64, max_size=80, detections_per_img=10).predict([picture])
-    (expected,) = talkative(detections_per_img=10).predict([small])
+    (found,) = noise_detector(min_size=64, max_size=80, detections_per_img=10).predict([picture])
+    (expected,) = noise_detector(detections_per_img=10).predict([small])
     assert len(found.scores) > 0
     assert torch.equal(found.labels, expected.labels)
     factor = torch.tensor([150 / 80, 100 / 53, 150 / 80, 100 / 53])

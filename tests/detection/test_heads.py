@@ -190,9 +190,8 @@ def test_wrong_inputs_are_refused() -> None:
         head.loss(predictions, targets, [*IMAGE_SIZES, (8, 8)])
 
 
-@pytest.mark.parametrize("msil", [None, {}], ids=["plain", "msil"])
-def test_learns_one_image_from_fixed_features(msil: dict | None) -> None:
-    head, pyramid, sizes = build("head_vfnet_s3", msil), random_pyramid(1, map_sizes=SMALL_MAPS), [(64, 96)]
+def test_learns_one_image_from_fixed_features() -> None:
+    head, pyramid, sizes = build("head_vfnet_s3", {}), random_pyramid(1, map_sizes=SMALL_MAPS), [(64, 96)]
     objects = target([[8, 12, 40, 52], [50, 6, 88, 30]], [0, 2])
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3)
     for _ in range(40):

@@ -99,10 +99,10 @@ def test_the_selection_is_the_best_of_all_pairs(sizes: list[int]) -> None:
         assert column == scores.shape[1]
 
 
-@pytest.mark.parametrize("spread", [1000.0, 300.0, 60.0], ids=["apart", "mixed", "on one heap"])
+@pytest.mark.parametrize("spread", [1000.0, 300.0, 60.0], ids=["apart", "mixed", "in one heap"])
 @pytest.mark.parametrize("limit", [5, 400])
-def test_looking_at_the_best_first_loses_nothing(spread: float, limit: int) -> None:
-    """Against one NMS of all candidates. On one heap fewer stay than are asked for, so all have to be looked at."""
+def test_nms_of_the_best_first_gives_the_same(spread: float, limit: int) -> None:
+    """Against one NMS of all candidates. In one heap fewer are kept than asked for, which takes all candidates."""
     boxes, scores, labels = crowd(2, 1500, spread, 3)
     limits = {"nms_thresh": 0.5, "detections_per_img": limit}
     found = detections_from_candidates(boxes, scores, labels, [(2000, 2000)] * 2, **limits)
@@ -132,7 +132,7 @@ def test_a_whole_batch_together_gives_the_same(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("way", ["_thinned_one_by_one", "_thinned_together"])
 def test_what_comes_after_a_long_heap_is_found(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    """Two are asked for. The 30 best lie on one another, more than are looked at first; the last two apart."""
+    """Two are asked for. The 30 best coincide, more than the first candidates; the last two lie apart."""
     boxes = torch.tensor([[10.0, 10, 50, 50]]).repeat(32, 1)
     boxes[30:] += torch.tensor([[100.0], [200.0]])
     scores, labels = torch.linspace(0.9, 0.1, 32)[None], torch.zeros(1, 32, dtype=torch.int64)
@@ -161,7 +161,7 @@ def test_a_long_chain_is_not_settled_and_goes_to_torchvision(monkeypatch: pytest
 
 @pytest.mark.parametrize("way", ["_thinned_one_by_one", "_thinned_together"])
 @pytest.mark.parametrize("images", [1, 5])
-def test_the_host_waits_once_a_batch(monkeypatch: pytest.MonkeyPatch, way: str, images: int) -> None:
+def test_one_host_sync_a_batch(monkeypatch: pytest.MonkeyPatch, way: str, images: int) -> None:
     boxes, scores, labels = crowd(images, 400, 1000.0, 3)
     monkeypatch.setattr(postprocess, "_thinned_one_by_one", getattr(postprocess, way))
     read, tolist = [], Tensor.tolist
