@@ -24,7 +24,7 @@ def made(name: str, classes: int = 3) -> dict[str, Callable[[], bytes]]:
     seeds = [(np.arange(3.0), np.arange(3.0)), (np.arange(200.0), np.arange(200.0))]
     return {
         "class_bars": lambda: charts.class_bars(names, ap, {name: np.full(classes, 0.1)}),
-        "sizes": lambda: charts.grouped_bars(sizes, {"APs": "small", "APm": "medium", "APl": name}, "AP", "sizes"),
+        "sizes": lambda: charts.grouped_bars(sizes, {"APs": "small", "APm": "medium", "APl": "large"}, "AP", "sizes"),
         "differences": lambda: charts.difference_plot([name], [(0.1, -0.1, 0.2)]),
         "unknown difference": lambda: charts.difference_plot([name], [(0.1, NAN, NAN)]),
         "confusion": lambda: charts.confusion_matrix(names, np.eye(classes + 1), name),

@@ -152,8 +152,8 @@ def test_a_file_below_the_root_is_read(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.png", "val/../../secret.png", "val/../val/a.png", "{outside}", "{inside}", "val/link.png",
-             "out/secret.png", "loop", "", "val", "a\0b.png", "x" * 5000, "missing.png", "pipe"],
+    "name", ["../secret.png", "val/../../secret.png", "{outside}", "{inside}", "val/link.png",
+             "out/secret.png", "loop", "", "val", "a\0b.png", "x" * 5000, "pipe"],
 )  # fmt: skip
 def test_nothing_else_is_read(root: Path, tmp_path: Path, name: str) -> None:
     (root / "val" / "link.png").symlink_to(tmp_path / "secret.png")

@@ -9,6 +9,7 @@ import pytest
 
 from msil.errors import ConfigError
 from msil.reporting.groups import block_label, detector_name, detectors, newest_pair, settings
+from msil.reporting.report import runs_table
 
 from .cases import run
 
@@ -59,6 +60,8 @@ def test_heads_that_differ_in_an_option_are_told_apart_by_it() -> None:
         "VFNet ResNet-10, num_convs=2", "VFNet ResNet-10, num_convs=3", "FCOS ResNet-10"
     ]  # fmt: skip
     assert [len(line.runs) for line in found[0].lines] == [1, 1]
+    shown = {row["detector"] for row in runs_table(runs).rows}
+    assert shown == {"VFNet ResNet-10, num_convs=2", "VFNet ResNet-10, num_convs=3"}
 
 
 def test_a_pair_is_the_plain_detector_and_the_whole_block() -> None:

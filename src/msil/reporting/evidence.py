@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from msil.errors import DataError
 from msil.metrics.bootstrap import Resampled, difference_of, resample
 from msil.metrics.matching import Matches, match_coco, match_voc
 from msil.metrics.precision import scores
 from msil.metrics.record import RECORD_FILE, EvaluationRecord, read_record
+from msil.reporting.groups import Result
 from msil.reporting.paper_tables import Difference, Filled
-
-Result = Mapping[str, Any]
 
 SAMPLES = 1000
 

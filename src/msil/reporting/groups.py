@@ -156,14 +156,14 @@ def unusual(block: Mapping[str, Any]) -> list[str]:
             if block.get(name) not in (None, usual)]  # fmt: skip
 
 
-def told_apart(names: Sequence[str], runs: Sequence[Result]) -> list[str]:
-    """The names of runs with different settings; equal names are followed by the settings that differ between them,
-    num_convs=2, as typed."""
+def told_apart(names: Sequence[str], runs: Sequence[Result], within: str = "") -> list[str]:
+    """The names of runs; equal ones are followed by the settings, but for the block's, that differ between them,
+    num_convs=2, as typed. within: of the settings whose dotted keys start so."""
     leaves = [dict(_leaves(_computed(run, ("model.msil",)))) for run in runs]
     apart = []
     for name, own in zip(names, leaves, strict=True):
         alike = [other for other_name, other in zip(names, leaves, strict=True) if other_name == name]
-        paths = dict.fromkeys(path for other in alike for path in other)
+        paths = dict.fromkeys(path for other in alike for path in other if path.startswith(within))
         differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1]
         words = [f"{path.rpartition('.')[2]}={setting(own.get(path))}" for path in differing]
         apart.append(", ".join(part for part in (name, *words) if part))
@@ -192,10 +192,11 @@ def net_name(name: str) -> str:
 def setting_name(rows: Sequence[Result]) -> str:
     """What the rows share whatever their detector: `shapes, 385 training and 100 validation images, 128-pixel images,
     schedule quick (12 epochs), 64 channels`."""
+    counts = [(row.get("train_images"), row.get("val_images")) for row in rows]
     sizes = [(lookup(row, "data", "min_size"), lookup(row, "data", "max_size")) for row in rows]
     return joined([
         distinct(data_name(row) for row in rows),
-        image_counts(rows),
+        distinct(f"{train} training and {val} validation images" for train, val in counts if train and val),
         distinct(_pixels(*size) for size in sizes if None not in size),
         distinct(schedule_name(row) for row in rows),
         distinct(f"{width} channels" for row in rows if (width := lookup(row, "model", "channels")) is not None),
@@ -227,13 +228,6 @@ def schedule_name(row: Result) -> str | None:
     if epochs == 0:  # mode=test
         return "no training"
     return f"schedule {name}" if epochs is None else f"schedule {name} ({epochs} epoch{'' if epochs == 1 else 's'})"
-
-
-def image_counts(rows: Iterable[Result]) -> str:
-    counts = [(row.get("train_images"), row.get("val_images")) for row in rows]
-    return distinct(
-        f"{train} training and {val} validation images" for train, val in counts if None not in (train, val)
-    )
 
 
 def distinct(values: Iterable[Any]) -> str:

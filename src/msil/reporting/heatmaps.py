@@ -202,7 +202,7 @@ def energy_table(energy: SplitEnergy, levels: Sequence[str] | None = None) -> Ta
     (bootstrap over images, paired for differences); * where a difference's leaves out zero."""
     first, *others = energy.names
     columns = [Column(name, name, str, right=False) for name in ("energy", "tower", "level")]
-    columns += [Column("uniform", "uniform map", percent)]
+    columns += [Column("uniform", "uniform", percent)]
     for name in energy.names:
         columns += [_column(name, name, percent), _column(f"{name} over uniform", "over uniform [95 %]", _difference)]
     columns += [_column(f"{name} - {first}", f"{name} - {first} [95 %]", _difference) for name in others]

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msil
 from msil.reporting import formats
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import block_label, detector_name, detectors, setting_name, setting_title, settings
+from msil.reporting.groups import (
+    Result,
+    block_label,
+    detector_name,
+    detectors,
+    setting_name,
+    setting_title,
+    settings,
+    told_apart,
+)
 from msil.reporting.page import Section, render
 from msil.reporting.paper import TABLES, TEXT_NOTES
 from msil.reporting.paper_tables import Filled, fill, paper_table
 from msil.reporting.sections import detector_section, difference_picture, gallery_section, heatmap_section
 from msil.reporting.tables import AP_NAMES, Column, Table, to_csv, to_latex, to_markdown
 from msil.runs import read_results, write_bytes
-
-Result = Mapping[str, Any]
 
 PAGE_FILE = "report.html"
 LEAD = (
@@ -109,16 +115,17 @@ def runs_table(results: Sequence[Result]) -> Table:
         Column("total_seconds", "time", formats.duration),
         *(Column(name, name, str, right=False) for name in ("data", "command")),
     )
+    detector_names = told_apart([detector_name(run) for run in results], results, within="model.")
     rows = tuple(
         {
             **{name: run["metrics"].get(name) for name in names},
             **{column.key: run[column.key] for column in columns if column.key in run and column.key not in names},
             "run": run["run_name"],
-            "detector": detector_name(run),
+            "detector": detector,
             "block": block_label(run),
             "data": setting_name([run]),
         }
-        for run in results
+        for run, detector in zip(results, detector_names, strict=True)
     )
     return Table(f"All finished runs: {len(rows)}.", columns, rows)
 

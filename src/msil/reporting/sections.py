@@ -6,7 +6,6 @@ import csv
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,14 +19,12 @@ from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting import charts
 from msil.reporting.evidence import Evidence
 from msil.reporting.gallery import gallery_pictures, image_scores, most_different, read_gallery_image
-from msil.reporting.groups import DetectorLines, Line
+from msil.reporting.groups import DetectorLines, Line, Result
 from msil.reporting.heatmaps import CELL_SIDE, MERGED, HeatmapRow, draw_heatmaps, energy_table, split_energy, tower_maps
 from msil.reporting.page import GalleryItem, Picture, Section
 from msil.reporting.paper_tables import Filled
 from msil.reporting.pictures import draw_boxes, image_bytes, series
 from msil.runs import CHECKPOINTS, LAST, METRICS
-
-Result = Mapping[str, Any]
 
 # COCO's, in px^2
 AREAS = {"APs": ("small", 0.0, 32.0**2), "APm": ("medium", 32.0**2, 96.0**2), "APl": ("large", 96.0**2, np.inf)}

@@ -17,17 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from msil.reporting import formats
-from msil.reporting.groups import (
-    Result,
-    comparable,
-    data_name,
-    detector_name,
-    distinct,
-    image_counts,
-    joined,
-    lookup,
-    schedule_name,
-)
+from msil.reporting.groups import Result, comparable, detector_name, distinct, joined, lookup, setting_name
 from msil.reporting.paper import TABLES, paper_metrics
 from msil.runs import write_bytes
 
@@ -268,13 +258,9 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 def _caption(rows: Sequence[Result], table: str | None) -> str:
     """Data set, image counts, detector, schedule, seed, and the unit of AP."""
     head = f"Our runs of the paper's Table {TABLES[table].number}" if table in TABLES else "Sweep"
-    parts = joined([
-        distinct(data_name(row) for row in rows),
-        image_counts(rows),
-        distinct(detector_name(row) or None for row in rows),
-        distinct(schedule_name(row) for row in rows),
-        "seed " + (distinct(lookup(row, "seed") for row in rows) or "unknown"),
-    ])  # fmt: skip
+    detectors = distinct(detector_name(row) or None for row in rows)
+    seeds = "seed " + (distinct(lookup(row, "seed") for row in rows) or "unknown")
+    parts = joined([setting_name(rows), detectors, seeds])
     return f"{head}: {parts}. AP in percent on the validation images."
 
 
