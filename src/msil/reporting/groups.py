@@ -20,7 +20,7 @@ Result = Mapping[str, Any]
 # What changes where or how fast a run happens, not what it computes (of the trainer, precision does); and what tells
 # the rows of a table apart.
 WHERE = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
-         "data.on_bad_image", "data.device_transforms", "model.weights")  # fmt: skip
+         "data.device_transforms", "model.weights")  # fmt: skip
 # A head brings its NMS threshold and its warm-up's start; a backbone its mean and std.
 ROW = ("model.head", "model.backbone", "model.msil", "model.detector", "model.detector_weights", "model.nms_thresh",
        "model.image_mean", "model.image_std", "schedule.warmup_factor")  # fmt: skip
