@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from msil.config import NOT_HASHED
 from msil.errors import ConfigError
 from msil.reporting.formats import setting
 from msil.reporting.paper import TITLES, PaperTable, Recipe
@@ -17,10 +18,6 @@ from msil.runs import CHECKPOINTS, LAST, RESULT, read_result
 
 Result = Mapping[str, Any]
 
-# What changes where or how fast a run happens, not what it computes (of the trainer, precision does); and what tells
-# the rows of a table apart.
-WHERE = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
-         "data.device_transforms", "model.weights")  # fmt: skip
 # A head brings its NMS threshold and its warm-up's start; a backbone its mean and std.
 ROW = ("model.head", "model.backbone", "model.msil", "model.detector", "model.detector_weights", "model.nms_thresh",
        "model.image_mean", "model.image_std", "schedule.warmup_factor")  # fmt: skip
@@ -296,7 +293,7 @@ def _checkpoint(folder: str | Path) -> Path:
 def _computed(run: Result, without: Iterable[str]) -> dict[str, Any]:
     config = run["config"]
     kept = {**copy.deepcopy(dict(config)), "precision": (config.get("trainer") or {}).get("precision")}
-    for path in (*WHERE, "seed", *without):
+    for path in (*NOT_HASHED, "seed", *without):
         *parents, leaf = path.split(".")
         node: Any = kept
         for parent in parents:
