@@ -42,7 +42,11 @@ def main() -> None:
     try:
         command(sys.argv[1:])
     except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # An error in a loader's worker arrives with that process's traceback in its text.
+        sentence = (
+            str(error).strip().rpartition("\n")[2].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+        )
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped; the same command continues after the last checkpoint", file=sys.stderr)

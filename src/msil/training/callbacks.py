@@ -149,7 +149,8 @@ class ProgressLines(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         now = time.monotonic()
-        if trainer.is_global_zero and not self.bar and now - self._printed_at > SECONDS_BETWEEN_LINES:
+        due = self.rows.newest and now - self._printed_at > SECONDS_BETWEEN_LINES
+        if trainer.is_global_zero and not self.bar and due:
             self._printed_at = now
             assert isinstance(pl_module, DetectionModule)
             shown = (name for name in self.rows.newest if name.startswith(("loss", "lr", "images")))
