@@ -43,10 +43,8 @@ def main() -> None:
         command(sys.argv[1:])
     except (UserError, RunError) as error:
         # An error in a loader's worker arrives with that process's traceback in its text.
-        sentence = (
-            str(error).strip().rpartition("\n")[2].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-        )
-        print(f"error: {sentence}", file=sys.stderr)
+        name = f"{type(error).__module__}.{type(error).__name__}: "
+        print("error:", str(error).strip().rpartition("\n")[2].removeprefix(name), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped; the same command continues after the last checkpoint", file=sys.stderr)
