@@ -1,7 +1,7 @@
 """All benchmarks one after the other; results into benchmarks/results.json and the table of docs/performance.md.
 
     python -m benchmarks                 # all; those that need a GPU or a package that is not there say so
-    python -m benchmarks star_convolution frozen_norm
+    python -m benchmarks star_convolution loading
 
 Each runs in a process of its own on one thread. What did not run keeps the results that it had, with their date and
 machine. Exits with 1 if one of them failed: results that do not agree are an error, a goal that is missed is a result.

@@ -12,9 +12,10 @@ from msil.config import Config
 
 HEAD = """# Settings
 
-Every setting with its default before a choice of a group changes it (`conf/`), its limits and its meaning. Written by
-`python docs/settings_page.py`. Change one by its full name, as in `schedule.lr=0.002`; `--cfg job` after any command
-prints them all. A head's and a backbone's own settings stand in `conf/model/head/` and `conf/model/backbone/`.
+Every setting with its default before a choice of a group changes it (`conf/`), the limits of a single number, and its
+meaning. Written by `python docs/settings_page.py`. Change one by its full name, as in `schedule.lr=0.002`; `--cfg job`
+after any command prints them all. A head's and a backbone's own settings stand in `conf/model/head/` and
+`conf/model/backbone/`.
 
 """
 
@@ -53,7 +54,7 @@ def _limits(hint: Any, limits: Any) -> str:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return ", ".join(f"`{member.value}`" for member in hint)
     if limits["above"] is not None:
-        return f"> {limits['above']}"
+        return f"> {limits['above']}" + ("" if limits["below"] is None else f", < {limits['below']}")
     if limits["low"] is None:
         return ""
     return f"≥ {limits['low']}" if limits["high"] is None else f"{limits['low']} to {limits['high']}"

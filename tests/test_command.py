@@ -25,7 +25,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     register()
     found: list[Any] = []
     monkeypatch.setattr(msil.main, "run", found.append)
-    monkeypatch.setattr(msil.main, "train", lambda: found.append(None))
+    monkeypatch.setattr(msil.main, "hydra_entry", lambda: found.append(None))
     return found
 
 

@@ -14,7 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from msil.compose import to_config
 from msil.config import Config, DataConfig, DataName, Decay, LoggerName, Mode, ModelConfig
 from msil.errors import ConfigError
-from msil.explain import one_line
+from msil.explain import one_line, raised_inside
 
 ONLY_SHAPES = ("num_train", "num_val", "image_size", "seed")
 
@@ -30,7 +30,7 @@ def checked(composed: DictConfig, typed: Sequence[str] = ()) -> Config:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} must be given, as {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from error
+        raise raised_inside(error) or ConfigError(one_line(error)) from error
     if config.model.detector is not None:
         for key in typed:
             if key.replace("/", ".").startswith(("model.head", "model.backbone", "model.channel", "model.image_")):
@@ -65,13 +65,14 @@ def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str
             yield f"{prefix}{field.name}", value, {k: v for k, v in field.metadata.items() if k != "meaning"}
 
 
-def _check_limits(path: str, value: Any, *, low: Any, high: Any, above: Any, choices: Any) -> None:
+def _check_limits(path: str, value: Any, *, low: Any, high: Any, above: Any, below: Any, choices: Any) -> None:
     if value is None:
         return
     if choices is not None and value not in choices:
         raise ConfigError(f"{path}={value} must be one of {', '.join(map(str, choices))}.")
-    if above is not None and not above < value < math.inf:
-        raise ConfigError(f"{path}={value} must be a number above {above}.")
+    if above is not None and not above < value < (math.inf if below is None else below):
+        wanted = "" if below is None else f" and below {below}"
+        raise ConfigError(f"{path}={value} must be a number above {above}{wanted}.")
     if (low is not None and not low <= value <= (math.inf if high is None else high)) or value == math.inf:
         raise ConfigError(f"{path}={value} must be {f'at least {low}' if high is None else f'from {low} to {high}'}.")
 
@@ -113,8 +114,6 @@ def _check_schedule(config: Config) -> None:
         raise ConfigError(f"schedule.milestones={milestones} must be rising epochs from 1 on, e.g. [8,11].")
     if schedule.decay == Decay.step and schedule.gamma > 1:
         raise ConfigError(f"schedule.gamma={schedule.gamma} must not exceed 1: the lr is multiplied by it.")
-    if schedule.ema is not None and not 0 < schedule.ema < 1:
-        raise ConfigError(f"schedule.ema={schedule.ema} must be above 0 and below 1, e.g. 0.999, or null for none.")
 
 
 def _check_trainer(config: Config) -> None:

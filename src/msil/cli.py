@@ -26,7 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("msil"):
             raise
-        print(f"error: {error.name} is not installed: run pip install 'msil[train]'.", file=sys.stderr)
+        print(
+            f'error: {error.name} is not installed: install it with the rest: pip install -e ".[train]" -c constraints.txt.',
+            file=sys.stderr,
+        )
         return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -140,10 +143,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _train(words: list[str]) -> int:
-    from msil.main import main as train
+    from msil.main import main as run_py
 
     sys.argv = [sys.argv[0], *words]  # where Hydra reads them
-    train()
+    run_py()
     return 0
 
 
@@ -242,7 +245,7 @@ def _figure_data(options: argparse.Namespace) -> AnnotatedImages:
         return build_split(layout, options.root, options.split, classes=classes)
     settings = run_settings(options.checkpoint[0])
     if settings is None:
-        raise ConfigError(f"{options.checkpoint[0]} is of no run and does not know any data: give --data and --root.")
+        raise ConfigError(f"{options.checkpoint[0]} holds no data settings: give --data and --root.")
     return split_of_run(settings["data"], options.split, options.root)
 
 

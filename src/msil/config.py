@@ -27,11 +27,12 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     choices: tuple[Any, ...] | None = None,
 ) -> Any:
-    """A field with what it means and its limits, which `msil.check` holds it to: low <= value <= high, value > above, a
-    value of `choices`. A value of null passes where the type admits it."""
-    limits = {"meaning": meaning, "low": low, "high": high, "above": above, "choices": choices}
+    """A field with what it means and its limits, which `msil.check` holds it to: low <= value <= high,
+    above < value < below, a value of `choices`. A value of null passes where the type admits it."""
+    limits = {"meaning": meaning, "low": low, "high": high, "above": above, "below": below, "choices": choices}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=limits)
     return field(default=default, metadata=limits)
@@ -108,12 +109,12 @@ class ModelConfig:
     weights_sha256: str | None = setting(None, "of that file; filled in, so that other content is another run")
     channels: int = setting(64, "of the FPN and the head", low=1)
     image_mean: list[float] | None = setting([123.675, 116.28, 103.53], "of the net's input, 0..255; null: the net's")
-    image_std: list[float] | None = setting([58.395, 57.12, 57.375], "likewise")
-    channel_order: ChannelOrder = setting(ChannelOrder.rgb, "that the net takes; images are read as RGB")
-    score_thresh: float | None = setting(None, "null: 0.05, or that of model.weights", low=0, high=1)
-    nms_thresh: float | None = setting(None, "null: 0.6, or that of model.weights", low=0, high=1)
-    topk_candidates: int | None = setting(None, "a level; null: 1000, or that of model.weights", low=1)
-    detections_per_img: int | None = setting(None, "null: 100, or that of model.weights", low=1)
+    image_std: list[float] | None = setting([58.395, 57.12, 57.375], "of the same input")
+    channel_order: ChannelOrder = setting(ChannelOrder.rgb, "channel order of the net's input; images are read as RGB")
+    score_thresh: float | None = setting(None, "of the class; null: 0.05, or that of model.weights", low=0, high=1)
+    nms_thresh: float | None = setting(None, "IoU of NMS; null: 0.6, or that of model.weights", low=0, high=1)
+    topk_candidates: int | None = setting(None, "a level, before NMS; null: 1000, or that of model.weights", low=1)
+    detections_per_img: int | None = setting(None, "detections an image; null: 100, or that of model.weights", low=1)
     test_scales: list[int] | None = setting(None, "test-time augmentation: short sides in place of data.min_size")
     test_flip: bool | None = setting(None, "test-time augmentation: the mirrored image too")
 
@@ -122,8 +123,8 @@ class ModelConfig:
 class DataConfig:
     name: DataName = MISSING
     root: str = MISSING
-    train_split: str = setting("train", "of the training")
-    val_split: str = setting("val", "of the evaluations")
+    train_split: str = setting("train", "split to train on")
+    val_split: str = setting("val", "split to evaluate on")
     split: str | None = setting(None, "mode=test: what to evaluate; null: val_split")
     classes: list[str] | None = setting(None, "the classes in their order; null: all of the data set")
     batch_size: int = setting(16, "images a training step, over all devices together", low=1)
@@ -144,7 +145,7 @@ class DataConfig:
 @dataclass
 class ScheduleConfig:
     name: str = MISSING
-    epochs: int = setting(12, "of the training", low=1)
+    epochs: int = setting(12, "split to train on", low=1)
     max_steps: int | None = setting(None, "ends the training early", low=1)
     eval_every: int = setting(1, "epochs between evaluations", low=1)
     eval_images: int | None = setting(None, "evaluate the first so many only; null: all", low=1)
@@ -153,30 +154,32 @@ class ScheduleConfig:
     base_batch_size: int | None = setting(
         None, "lr is for so many images a step and scales linearly; null: as it is", low=1
     )
-    momentum: float = setting(0.9, "of sgd", low=0, high=1)
-    weight_decay: float = setting(0.0001, "of weights", low=0)
+    momentum: float = setting(0.9, "momentum of sgd", low=0, high=1)
+    weight_decay: float = setting(0.0001, "decay of weights; biases have bias_weight_decay", low=0)
     bias_lr_factor: float | None = setting(None, "of biases outside norms; null: of the head's published recipe", low=0)
     bias_weight_decay: float | None = setting(None, "of every bias; null: of the head's published recipe", low=0)
     warmup_factor: float | None = setting(None, "of the lr at step 0; null: of the head's recipe", low=0, high=1)
-    warmup_steps: int = setting(500, "until the lr is whole; linear", low=0)
+    warmup_steps: int = setting(500, "steps of the linear warm-up", low=0)
     decay: Decay = setting(Decay.step, "by gamma at milestones, or half a cosine")
     milestones: list[int] = setting([8, 11], "epochs after which the lr drops (decay=step)")
     gamma: float = setting(0.1, "factor of each drop", above=0)
     grad_clip: float | None = setting(None, "limit of the gradients' L2 norm", above=0)
-    ema: float | None = setting(None, "decay of an average of the weights, e.g. 0.999, which is evaluated and kept")
+    ema: float | None = setting(
+        None, "decay of an average of the weights, e.g. 0.999, which is evaluated and kept", above=0, below=1
+    )
 
 
 @dataclass
 class TrainerConfig:
     accelerator: str = setting("auto", "auto: a GPU if there is one", choices=("auto", "cpu", "gpu", "cuda", "mps"))
     devices: int | str = setting(1, "a number, auto, or indices such as '0,1'")
-    num_nodes: int = setting(1, "machines", low=1)
+    num_nodes: int = setting(1, "number of machines", low=1)
     strategy: str = setting("auto", "ddp: a process a device", choices=("auto", "ddp"))
-    precision: str = setting("32-true", "of the forward pass", choices=("32-true", "bf16-mixed", "16-mixed"))
+    precision: str = setting("32-true", "numbers of the forward pass", choices=("32-true", "bf16-mixed", "16-mixed"))
     accumulate: int = setting(1, "batches that a step's images are taken in, for less memory", low=1)
-    progress_bar: bool = setting(True, "on the terminal")
+    progress_bar: bool = setting(True, "show progress on the terminal")
     save_every: int = setting(500, "steps between checkpoints; one is saved after every epoch too", low=1)
-    channels_last: bool = setting(True, "memory format of feature maps")
+    channels_last: bool = setting(True, "feature maps in channels_last memory format")
     compile: str | None = setting(
         None, "torch.compile's mode for the net and its loss", choices=("default", "reduce-overhead", "max-autotune")
     )
@@ -186,10 +189,10 @@ class TrainerConfig:
 @dataclass
 class LoggerConfig:
     name: LoggerName = setting(LoggerName.csv, "beside metrics.csv, which every run writes")
-    project: str = setting("msil", "W&B's")
-    entity: str | None = setting(None, "W&B's")
+    project: str = setting("msil", "W&B project")
+    entity: str | None = setting(None, "W&B entity")
     group: str | None = setting(None, "null: the sweep's name inside a sweep")
-    tags: list[str] = setting([], "W&B's")
+    tags: list[str] = setting([], "W&B tags")
     offline: bool | None = setting(None, "null: online with a login and a network, else offline")
 
 

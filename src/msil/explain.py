@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from msil.config import Config
-from msil.errors import ConfigError
+from msil.errors import ConfigError, UserError
 
 # Their settings depend on the choice: a head's, a backbone's own.
 OPEN_GROUPS = ("model.head", "model.backbone")
@@ -44,11 +44,13 @@ def parse(line: str) -> Override:
     return override
 
 
-def explain(error: Exception, overrides: Sequence[Override], folders: Sequence[Path]) -> ConfigError:
+def explain(error: Exception, overrides: Sequence[Override], folders: Sequence[Path]) -> UserError:
     """The sentence for `error`, which Hydra or OmegaConf raised on these overrides.
 
     folders: where config groups are looked up.
     """
+    if own := raised_inside(error):
+        return own
     groups = config_groups(folders)
     leaves = settings() | _chosen_settings(folders)
     for override in overrides:
@@ -111,6 +113,13 @@ def one_line(error: BaseException) -> str:
             texts.append(f"{key}: {text}" if key and key not in text else text)
         cause = cause.__cause__
     return ": ".join(texts) + "."
+
+
+def raised_inside(error: BaseException | None) -> UserError | None:
+    """An error of this project's resolvers, which OmegaConf wraps in one of its own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _chosen_settings(folders: Sequence[Path]) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def main() -> None:
         name = f"{type(error).__module__}.{type(error).__name__}: "
         print("error:", str(error).strip().rpartition("\n")[2].removeprefix(name), file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # as by `| head`; Python would complain once more while it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("stopped; the same command continues after the last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -74,7 +76,7 @@ def command(words: Sequence[str]) -> dict[str, Any] | None:
     """Raises UserError or RunError. Returns the result of a single run."""
     flags = get_args_parser().parse_args(list(words))
     if flags.help or flags.hydra_help or flags.info or flags.shell_completion:
-        train()  # pyright: ignore[reportCallIssue]
+        hydra_entry()  # pyright: ignore[reportCallIssue]
         return None
     if flags.experimental_rerun:
         raise ConfigError("--experimental-rerun reads a pickle, which can run code: give the settings themselves.")
@@ -86,7 +88,7 @@ def command(words: Sequence[str]) -> dict[str, Any] | None:
     check_single(overrides)
     config = checked(composed, [override.key_or_group for override in overrides])
     if flags.cfg:
-        train()  # pyright: ignore[reportCallIssue]
+        hydra_entry()  # pyright: ignore[reportCallIssue]
         return None
     return run(config)
 
@@ -120,14 +122,14 @@ def sweep(flags: argparse.Namespace, overrides: Sequence[Override], composed: Di
     launcher = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
     check_launcher(cast(dict[str, Any], launcher), composed.trainer.devices)
     try:
-        train()  # pyright: ignore[reportCallIssue]
+        hydra_entry()  # pyright: ignore[reportCallIssue]
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise explain(error, swept, config_folders(flags)) from error
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def train(composed: DictConfig) -> float | None:
-    """A job in the worker process of a launcher that is not this project's own, such as submitit's."""
+def hydra_entry(composed: DictConfig) -> float | None:
+    """Hydra's entry: --help, --cfg and sweeps end before it is called; in a worker of submitit it is the job."""
     prepare()
     overrides = list(HydraConfig.get().overrides.task)
     sys.argv = ["run.py", *overrides, "hydra.mode=RUN"]  # for result.json, and for the run's processes
