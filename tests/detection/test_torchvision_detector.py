@@ -15,7 +15,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from msil.detection.structures import Target
 from msil.detection.torchvision_detector import NAMES, TorchvisionDetector
-from msil.errors import ConfigError
 
 from .cases import random_targets
 
@@ -144,10 +143,6 @@ def test_predict_leaves_every_mode_and_takes_an_empty_list(ours: TorchvisionDete
         ours.predict([torch.zeros(64, 96)])
     assert [module.training for module in ours.modules()] == before
     assert len(set(before)) == 2
-
-
-@pytest.mark.parametrize("ours", [FASTER], indirect=True)
-def test_the_score_threshold_can_be_read_and_set(ours: TorchvisionDetector) -> None:
     assert ours.score_thresh == SETTINGS[FASTER]["box_score_thresh"]
     ours.score_thresh = 1.0
     assert [len(found.scores) for found in ours.predict(images())] == [0, 0]
@@ -204,26 +199,7 @@ def test_imagenet_weights_are_loaded_and_their_first_layers_frozen(imagenet: Pat
     assert isinstance(detector.model.backbone.body["0"][1], FrozenBatchNorm2d)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("fcos_resnet_50", "fcos_resnet_50 is not a box detector of torchvision; try fcos_resnet50_fpn"),
-        ("yolo", "try fasterrcnn_mobilenet_v3_large_320_fpn, .*, ssdlite320_mobilenet_v3_large"),
-        ("maskrcnn_resnet50_fpn_v2", "try fasterrcnn_resnet50_fpn_v2"),
-    ],
-)  # fmt: skip
-def test_other_names_are_refused_with_near_ones(name: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        TorchvisionDetector(name, 3)
-
-
 FULL = {"align": True, "separate": True, "apply": "both", "kernel_size": 3, "reduction": 16}
-
-
-def test_msil_needs_two_towers() -> None:
-    for name in (FASTER, LITE, "ssd300_vgg16"):
-        with pytest.raises(ConfigError, match=f"model.detector={name} has no two towers: set model.msil.apply=none"):
-            TorchvisionDetector(name, 3, msil=FULL)
 
 
 def test_msil_adds_its_block_which_learns_from_the_losses() -> None:
