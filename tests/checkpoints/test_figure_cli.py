@@ -122,6 +122,5 @@ def test_settings_of_a_run(tmp_path: Path, root: Path) -> None:
 def test_names_that_tell_runs_apart() -> None:
     plain, both = "shapes_vfnet_plain_quick_s0_0123abcd", "shapes_vfnet_msil-both_quick_s0_4567cdef"
     assert short_names([plain, both]) == ["plain", "msil-both"]
-    assert short_names([plain]) == [plain]
     assert short_names([plain, plain]) == [f"{plain} (1)", f"{plain} (2)"]
     assert short_names(["a_b", "a"]) == ["b", "a"]

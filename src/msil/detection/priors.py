@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 MapSizes = tuple[tuple[int, int], ...]
-Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 def cached_unless_compiling(make: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
