@@ -75,16 +75,8 @@ def test_eval_bn_is_the_references_training_setting(resnet50_state: dict[str, Te
     assert dict(net.named_parameters())["layer2.0.bn1.weight"].requires_grad
 
 
-def test_strides_are_those_of_the_pytorch_style(golden) -> None:
-    net = ResNet("resnet50")
-    strided = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
-    assert strided == golden.misc()["resnet50_pytorch"]["stride2_convs"]
-
-
 def test_the_caffe_style_is_the_references(resnet50_state: dict[str, Tensor], golden) -> None:
     net = ResNet("resnet50", norm="frozen_bn", style="caffe").eval()
-    strided = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
-    assert strided == golden.misc()["resnet50_caffe"]["stride2_convs"]
     net.load_state_dict(from_mmdet(resnet50_state), strict=True)  # the same keys and shapes
     assert_reference_outputs(net, golden, "caffe")
 

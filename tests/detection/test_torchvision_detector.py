@@ -82,6 +82,7 @@ def test_losses_are_torchvisions_on_images_that_are_not_resized_again(ours: Torc
     assert losses.keys() == expected.keys()
     for key, loss in losses.items():
         assert loss.shape == () and torch.equal(loss, expected[key]), key
+    _assert_all_get_a_gradient(ours, [0, 0])  # DDP waits for each
 
 
 @pytest.mark.parametrize(("ours", "name"), [(name, name) for name in FAMILIES], indirect=["ours"])
@@ -97,12 +98,6 @@ def test_predictions_are_torchvisions(ours: TorchvisionDetector, name: str) -> N
         assert torch.equal(found.boxes, full["boxes"][real]) and torch.equal(found.scores, full["scores"][real])
         assert torch.equal(found.labels, full["labels"][real] - 1)
         assert (found.scores.diff() <= 0).all()
-
-
-@pytest.mark.parametrize("ours", FAMILIES, indirect=True)
-def test_every_parameter_gets_a_gradient_in_a_batch_without_a_box(ours: TorchvisionDetector) -> None:
-    """DDP waits for each."""
-    _assert_all_get_a_gradient(ours, [0, 0])
 
 
 @pytest.mark.slow
@@ -182,17 +177,13 @@ def test_only_the_backbone_is_compiled_and_a_copy_has_its_own(
     assert list(ours.state_dict()) == keys
 
 
-@pytest.fixture
-def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where torchvision looks for MobileNetV3's file, in an empty cache."""
+def test_imagenet_weights_are_loaded_and_their_first_layers_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    return tmp_path / "checkpoints" / Path(MobileNet_V3_Large_Weights.IMAGENET1K_V1.url).name
-
-
-def test_imagenet_weights_are_loaded_and_their_first_layers_frozen(imagenet: Path) -> None:
     classifier = mobilenet_v3_large().state_dict()
-    torch.save(classifier, imagenet)
+    torch.save(classifier, tmp_path / "checkpoints" / Path(MobileNet_V3_Large_Weights.IMAGENET1K_V1.url).name)
     detector = TorchvisionDetector(FASTER, 3, backbone_weights="imagenet")
     first = detector.model.backbone.body["0"][0]
     assert torch.equal(first.weight, classifier["features.0.0.weight"]) and not first.weight.requires_grad
