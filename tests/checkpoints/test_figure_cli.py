@@ -70,7 +70,7 @@ def test_heatmap_of_two_runs_on_the_split_of_their_data(
     assert content["checkpoints"] == {"plain": str(plain), "msil-both": str(both)}
     assert (content["split"], content["images"], content["images_without_boxes"]) == ("val", 5, 1)
     assert len(content["rows"]) == 2 * 2 * 6
-    uniform = next(row for row in content["rows"] if row["region"] == "inside")["uniform"]
+    uniform = next(row for row in content["rows"] if row["energy"].startswith("inside"))["uniform"]
     assert uniform == pytest.approx(20 * 20 / (60 * 40))
     assert sorted(path.name for path in out.parent.iterdir()) == ["heatmap.json", "heatmap.png"]
 
