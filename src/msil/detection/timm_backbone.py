@@ -202,7 +202,7 @@ def _with_file(weights: str | Path, timm: Any, name: str, arguments: dict[str, A
     state = load_state_dict_file(weights)
     state = {key: value for key, value in state.items() if key.rpartition(".")[0] not in last}
     own = {key: value for key, value in classifier.state_dict().items() if key.rpartition(".")[0] not in last}
-    # Older files hold buffers that timm computes today. What is missing timm itself would pass over.
+    # Checked here, as timm passes over missing and unknown keys. Older files hold buffers that it computes today.
     computed = dict(classifier.named_buffers()).keys() - own.keys()
     if found := differences(own, {key: value for key, value in state.items() if key not in computed}):
         raise WeightsError(
