@@ -197,7 +197,7 @@ def _with_imagenet(timm: Any, name: str, arguments: dict[str, Any]) -> nn.Module
 def _with_file(weights: str | Path, timm: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
         classifier = timm.create_model(name)
-    last = classifier.pretrained_cfg["classifier"]
+    last = classifier.pretrained_cfg.get("classifier")
     last = (last,) if isinstance(last, str) else tuple(last or ())
     state = load_state_dict_file(weights)
     state = {key: value for key, value in state.items() if key.rpartition(".")[0] not in last}
