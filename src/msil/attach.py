@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +80,10 @@ def attach_msil(
     weight = next(cls_module.parameters())
     head.msil = block.to(weight.device, weight.dtype).train(head.training)
     seam = _Seam(cls_module, reg_module, block)
-    for tower, forward in zip(towers, (seam.cls, seam.reg), strict=True):
+    for own, tower in enumerate(towers):
         if type(tower).forward is nn.Module.forward:  # a ModuleList without a forward of its own
             tower.__class__ = _Layers
-        tower.forward = forward
+        tower.forward = partial(seam.branch, own)
     head.register_forward_pre_hook(seam.start)
     head.register_forward_hook(seam.end, always_call=True)
     return block
@@ -126,13 +127,7 @@ class _Seam:
         if not self.has_run and outputs is not None:  # None: the forward raised an error of its own
             raise RuntimeError(f"MSIL was bypassed: {type(head).__name__} neither calls nor iterates over its towers.")
 
-    def cls(self, x: Tensor) -> Tensor:
-        return self._branch(0, x)
-
-    def reg(self, x: Tensor) -> Tensor:
-        return self._branch(1, x)
-
-    def _branch(self, own: int, x: Tensor) -> Tensor:
+    def branch(self, own: int, x: Tensor) -> Tensor:
         kept = self.kept.get(_thread(), [])
         for i, (branch, source, feature) in enumerate(kept):
             if branch == own and source is x:
@@ -157,19 +152,16 @@ def _thread() -> int:
 
 def _paths(model: nn.Module, cls_tower: str | None, reg_tower: str | None) -> tuple[str, str]:
     names = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    if cls_tower is not None and reg_tower is not None:
-        for path in (cls_tower, reg_tower):
-            if path not in names:
-                raise ValueError(f"{type(model).__name__} has no module {path!r}.")
-        return cls_tower, reg_tower
+    known = [(head + cls_name, head + reg_name) for head in HEADS for cls_name, reg_name in LAYOUTS]
     if cls_tower is not None or reg_tower is not None:
-        raise ValueError("attach_msil needs both cls_tower and reg_tower, or neither.")
-    for head in HEADS:
-        for cls_name, reg_name in LAYOUTS:
-            if {head + cls_name, head + reg_name} <= names:
-                return head + cls_name, head + reg_name
-    known = " or ".join(f"{cls_name} and {reg_name}" for cls_name, reg_name in LAYOUTS)
-    raise ValueError(f"{type(model).__name__} has no head with {known}; name its towers with cls_tower and reg_tower.")
+        known = [(str(cls_tower), str(reg_tower))]
+    for paths in known:
+        if names.issuperset(paths):
+            return paths
+    raise ValueError(
+        f"{type(model).__name__} has no towers {' or '.join(' and '.join(paths) for paths in known)}: name both of its "
+        "own with cls_tower and reg_tower."
+    )
 
 
 def _head(model: nn.Module, cls_path: str, reg_tower: nn.Module) -> nn.Module:
@@ -183,13 +175,12 @@ def _head(model: nn.Module, cls_path: str, reg_tower: nn.Module) -> nn.Module:
 
 
 def _channels(tower: nn.Module, path: str) -> int:
-    is_list = isinstance(tower, nn.ModuleList)
-    if is_list and any(isinstance(layer, nn.ModuleList) for layer in tower.children()):
+    if isinstance(tower, nn.ModuleList) and any(isinstance(layer, nn.ModuleList) for layer in tower):
         raise ValueError(f"{path} has one tower per level; MSIL needs one that all levels share.")
-    if not is_list and type(tower).forward is nn.Module.forward:
+    if type(tower).forward is nn.Module.forward and not isinstance(tower, nn.ModuleList):
         raise ValueError(f"{path} is a {type(tower).__name__}; a tower must have a forward or be a ModuleList.")
-    widths = [getattr(module, "out_channels", None) for module in tower.modules()]
-    widths = [width for width in widths if isinstance(width, int)]
+    found = [getattr(module, "out_channels", None) for module in tower.modules()]
+    widths = [width for width in found if isinstance(width, int)]
     if not widths:
         raise ValueError(f"{path} has no convolution whose out_channels would give the width of the block.")
     return widths[-1]

@@ -95,8 +95,7 @@ def test_mmdetections_published_detectors(head: str, style: str, mean: list[floa
     [
         ("fcos", {}, ["--style", "--head"]),
         ("fcos_plain", {"style": "pytorch"}, ["--head"]),
-        ("fcos", {"head": "fcos"}, ["--style"]),
-        *((head, {}, ["--style"]) for head in HEADS[2:]),
+        ("gfl", {}, ["--style"]),
     ],
 )
 def test_what_keys_do_not_show_is_asked_for(head: str, options: dict, needed: list[str], tmp_path: Path) -> None:
@@ -108,11 +107,7 @@ def test_what_keys_do_not_show_is_asked_for(head: str, options: dict, needed: li
     ("head", "options", "message"),
     [
         ("gfl", {"style": "pytorch", "head": "fcos"}, "is MMDetection's GFL, for which --head can be gfl, not fcos"),
-        ("gfl", {"style": "tensorflow"}, "--style can be pytorch or caffe, not tensorflow"),
-        ("fcos", {"style": "pytorch", "head": "plain"}, "--head can be fcos_plain or fcos, not plain"),
-        ("gfl", {"style": "pytorch", "classes": ["cat", "dog"]}, "has 80 classes: give so many different names"),
         ("gfl", {"style": "pytorch", "classes": ["cat"] * 80}, "has 80 classes: give so many different names"),
-        ("gfl", {"source": "keras"}, "--from must be mmdet or torchvision, not 'keras'"),
         ("gfl", {"source": "torchvision"}, "is MMDetection's, by its key names: give --from mmdet"),
     ],
 )
@@ -147,11 +142,8 @@ def without(state: dict[str, Tensor], *parts: str) -> dict[str, Tensor]:
         (without(mmdet_state("vfnet"), "vfnet_cls.bias"), "lacks the head's classifier, or a part of it"),
         (without(mmdet_state("vfnet"), "bbox_head"), r"holds no head of MMDetection's FCOS, VFNet, .*TOOD, by its key"),
         (without(mmdet_state("vfnet"), "backbone.layer3.1"), "has a backbone with 2, 2, 1, 2 blocks"),
-        (mmdet_state("vfnet") | {"bbox_head.vfnet_reg.bias": torch.zeros(8)}, r"has other shapes of head\.bbox_reg"),
-        (mmdet_state("vfnet") | {"neck.a.weight": torch.zeros(8)}, r"the key neck\.a\.weight is none of MMDetection's"),
         (mmdet_state("vfnet") | {"bbox_head.vfnet_cls.bias": torch.full((80,), torch.nan)},
          r"not finite in head\.cls_logits\.bias"),
-        ({"state_dict": {"a": 1}}, "holds no state dict"),
         ({"state_dict": {"a": torch.zeros(1)}, "meta": {"hooks": deque([1])}}, r"collections\.deque"),
     ],
 )  # fmt: skip
@@ -219,7 +211,7 @@ class NamingPickler(pickle._Pickler):  # pyright: ignore[reportAttributeAccessIs
             super().save(obj, save_persistent_id)
 
 
-@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "mmenginex.a", "runpy.run_path", "torch.load"])
+@pytest.mark.parametrize("name", ["os.system", "mmenginex.a", "torch.load"])
 def test_objects_of_others_are_refused_by_name(name: str, tmp_path: Path) -> None:
     class Module(ModuleType):
         Pickler, Unpickler, dumps = NamingPickler, pickle.Unpickler, pickle.dumps
@@ -253,34 +245,9 @@ def test_training_checkpoints_of_mmengine_load(tmp_path: Path, monkeypatch: pyte
             patch.setitem(sys.modules, part, ModuleType(part))
         patch.setitem(sys.modules, name, module)
         torch.save(content, tmp_path / "epoch_12.pth")
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(tmp_path / "epoch_12.pth", weights_only=True)  # it is as torch.load alone refuses it
     before = torch.serialization.get_safe_globals()
     import_checkpoint(tmp_path / "epoch_12.pth", "mmdet", tmp_path / "o.safetensors", style="pytorch")
     assert torch.serialization.get_safe_globals() == before
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 cut off", b"\x80\x02}q\x00.", None])
-def test_damaged_and_missing_files_are_refused(content: bytes | None, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "a.pth").write_bytes(content)
-    message = r"no weights file .*a\.pth" if content is None else r"a\.pth (is not a weights file|holds no state dict)"
-    with pytest.raises(WeightsError, match=message):
-        import_checkpoint(tmp_path / "a.pth", "mmdet", tmp_path / "o.safetensors", style="pytorch")
-
-
-@pytest.mark.parametrize("name", ["fcos_resnet50_fpn", "retinanet_resnet50_fpn"])
-def test_torchvisions_channels_of_other_data(name: str, tmp_path: Path) -> None:
-    state = torchvision_state(name, 4)
-    anchors = 1 if name.startswith("fcos") else 9
-    # Anchor by anchor: the background and three classes.
-    state["head.classification_head.cls_logits.bias"] = torch.arange(4.0).repeat(anchors)
-    refused(tmp_path, ConfigError, "does not name its 3 classes", state, source="torchvision")
-    message = f"is torchvision's {name}, for which --style can be pytorch, not caffe"
-    refused(tmp_path, ConfigError, message, state, source="torchvision", style="caffe")
-    detector, description = imported(tmp_path, state, "torchvision", classes=["a", "b", "c"])
-    assert (description.classes, description.category_ids) == (("a", "b", "c"), (1, 2, 3))
-    assert detector.state_dict()["head.cls_logits.bias"].tolist() == [1.0, 2.0, 3.0] * anchors
 
 
 @pytest.mark.parametrize(
@@ -306,3 +273,14 @@ def test_torchvisions_published_detectors(
     assert model.head.items() >= head.items()
     assert (model.score_thresh, model.topk_candidates) == (0.05, 1000)
     assert (model.nms_thresh, model.detections_per_img) == selection
+
+
+@pytest.mark.parametrize(("name", "anchors"), [("fcos_resnet50_fpn", 1), ("retinanet_resnet50_fpn", 9)])
+def test_torchvisions_channels_of_other_data(name: str, anchors: int, tmp_path: Path) -> None:
+    state = torchvision_state(name, 4)
+    # Anchor by anchor: the background and three classes.
+    state["head.classification_head.cls_logits.bias"] = torch.arange(4.0).repeat(anchors)
+    refused(tmp_path, ConfigError, "does not name its 3 classes", state, source="torchvision")
+    detector, description = imported(tmp_path, state, "torchvision", classes=["a", "b", "c"])
+    assert (description.classes, description.category_ids) == (("a", "b", "c"), (1, 2, 3))
+    assert detector.state_dict()["head.cls_logits.bias"].tolist() == [1.0, 2.0, 3.0] * anchors

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,6 +53,38 @@ def random_targets(counts: list[int], height: int, width: int, num_classes: int,
     return targets
 
 
+def random_boxes(
+    rng: random.Random, count: int, height: int, width: int, grain: float = 0, *, broken: bool = False
+) -> Tensor:
+    """Boxes from below a pixel to several images, on a grid of `grain` pixels: some with a centre outside or far away,
+    twins, and of the area of another. broken: some without height or inverted."""
+    rows: list[list[float]] = []
+    while len(rows) < count:
+        kind = rng.random()
+        if kind < 0.1:  # tiny
+            w, h = rng.uniform(0.05, 2), rng.uniform(0.05, 2)
+        elif kind < 0.2:  # huge
+            w, h = rng.uniform(1, 6) * width, rng.uniform(1, 6) * height
+        else:
+            w, h = (math.exp(rng.uniform(math.log(2), math.log(1.3 * side))) for side in (width, height))
+        x, y = rng.uniform(-w / 2, width - w / 2), rng.uniform(-h / 2, height - h / 2)
+        if kind > 0.95:  # its centre outside
+            x, y = rng.uniform(-w, width), rng.uniform(-h, height)
+        if kind > 0.98:
+            x, y = x + rng.choice([-2000, 2000]), y + rng.choice([-900, 0, 900])
+        x1, y1, x2, y2 = (round(side / grain) * grain if grain else side for side in (x, y, x + w, y + h))
+        x2, y2 = max(x2, x1 + grain), max(y2, y1 + grain)
+        if broken and rng.random() < 0.1:
+            x1, y1, x2, y2 = rng.choice([(x1, y1, x2, y1), (x2, y2, x1, y1)])
+        rows.append([x1, y1, x2, y2])
+        if rng.random() < 0.1:
+            rows.append(rows[-1])
+        if rng.random() < 0.1:  # turned by 90 degrees round its corner
+            rows.append([x1, y1, x1 + y2 - y1, y1 + x2 - x1])
+    rng.shuffle(rows)
+    return torch.tensor(rows[:count], dtype=torch.float32).reshape(-1, 4)
+
+
 def small_head(msil: nn.Module | dict[str, Any] | None = None, **settings: Any) -> FCOSHead:
     torch.manual_seed(0)
     return FCOSHead(5, 32, num_convs=1, norm_groups=8, msil=msil, **settings)
@@ -86,6 +120,13 @@ def reference_targets(golden: Any, case: str) -> list[Target]:
 def reference_pyramid(golden: Any) -> list[Tensor]:
     arrays = golden("inputs", "feats/")
     return [arrays[str(level)] for level in range(5)]
+
+
+def value_and_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    value = function(x)
+    (grad,) = torch.autograd.grad(value, x)
+    return value.detach(), grad
 
 
 def assert_gradient(ours: Tensor | None, theirs: Tensor, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 import pytest
@@ -14,7 +13,7 @@ from msil.detection.boxes import boxes_to_distances
 from msil.detection.priors import PriorGenerator
 from msil.detection.structures import Target
 
-from .cases import MAP_SIZES, RANGES, STRIDES, map_sizes_of, target
+from .cases import MAP_SIZES, RANGES, STRIDES, map_sizes_of, random_boxes, target
 
 CPU = torch.device("cpu")
 
@@ -74,29 +73,6 @@ def dense_assign(
     return best
 
 
-def random_boxes(rng: random.Random, count: int, height: int, width: int, grain: float) -> Tensor:
-    """Boxes of all sizes, some over the edge, outside, degenerate, repeated, or of an area that another one has."""
-    rows: list[list[float]] = []
-    while len(rows) < count:
-        w, h = (math.exp(rng.uniform(math.log(2), math.log(1.3 * side))) for side in (width, height))
-        x, y = rng.uniform(-w, width), rng.uniform(-h, height)
-        row = [x, y, x + w, y + h]
-        kind = rng.random()
-        if kind < 0.05:
-            row = [x, y, x + w, y]  # no height
-        elif kind < 0.1:
-            row = [x + w, y + h, x, y]  # inverted
-        if grain:
-            row = [round(value / grain) * grain for value in row]
-        rows.append(row)
-        if rng.random() < 0.1:
-            rows.append(row)  # a twin
-        if rng.random() < 0.1:  # the same area, turned by 90 degrees round its corner
-            rows.append([row[0], row[1], row[0] + row[3] - row[1], row[1] + row[2] - row[0]])
-    rng.shuffle(rows)
-    return torch.tensor(rows[:count], dtype=torch.float32).reshape(-1, 4)
-
-
 GEOMETRIES = {
     "published": (STRIDES, RANGES),
     "three levels, ranges that overlap and leave gaps": ((4, 8, 16), ((0.0, 24.0), (16.0, 50.0), (60.0, 1e8))),
@@ -115,14 +91,15 @@ def test_equals_the_dense_reference(geometry: str, radius: float | None) -> None
         height, width = rng.randint(20, 330), rng.randint(20, 330)
         map_sizes = map_sizes_of(height, width, strides)
         grain = (0, 0.25, 4.0)[case % 3]  # 4: sides and centres on grid lines, distances on the ends of a range
-        images = [random_boxes(rng, count, height, width, grain) for count in (rng.randint(0, 9), rng.randint(5, 30))]
+        images = [
+            random_boxes(rng, count, height, width, grain, broken=True)
+            for count in (rng.randint(0, 9), rng.randint(5, 30))
+        ]
         matched = assign([target(boxes) for boxes in images], map_sizes, radius, strides, ranges)
         for boxes, got in zip(images, matched, strict=True):
             assert torch.equal(got, dense_assign(boxes, map_sizes, radius, strides, ranges))
         positives += int((matched >= 0).sum())
     assert positives > 150
-
-    # on the first level points 4 ... 60 have at most 64; on the second only the point 4 has at least 64
 
 
 def test_areas_of_1e8_and_more_stay_background() -> None:

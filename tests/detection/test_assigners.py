@@ -17,7 +17,7 @@ from msil.detection.assign.base import BACKGROUND, IGNORED
 from msil.detection.heads.retinanet import RATIOS, SCALES
 from msil.detection.priors import PriorGenerator, Priors
 
-from .cases import MAP_SIZES, STRIDES, map_sizes_of, target
+from .cases import MAP_SIZES, STRIDES, map_sizes_of, random_boxes, target
 
 CPU = torch.device("cpu")
 FINE = (8, 16, 32)
@@ -80,22 +80,6 @@ def task_aligned(
             alignment = alignments[number, own]
             metric[own] = alignment / (alignment.max() + 1e-7) * ious[number, own].max()
     return match, metric.float(), margin
-
-
-def random_boxes(rng: random.Random, count: int, height: int, width: int, grain: float) -> Tensor:
-    """Boxes from a pixel to beyond the image, on a grid of `grain`, a quarter of them twins or neighbours of others."""
-    rows: list[list[float]] = []
-    for _ in range(count):
-        w, h = (math.exp(rng.uniform(math.log(2), math.log(1.5 * side))) for side in (width, height))
-        x, y = rng.uniform(-w / 2, width - w / 2), rng.uniform(-h / 2, height - h / 2)
-        row = [x, y, x + w, y + h]
-        if rows and rng.random() < 0.25:
-            row = [side + rng.choice([0, 0, grain]) for side in rng.choice(rows)]
-        elif rng.random() < 0.1:  # beyond every anchor
-            row = [side + 2000 for side in row]
-        row = [round(side / grain) * grain for side in row]
-        rows.append([row[0], row[1], max(row[2], row[0] + grain), max(row[3], row[1] + grain)])
-    return torch.tensor(rows).reshape(-1, 4)
 
 
 def batch_of(rng: random.Random, grain: float) -> tuple[tuple[tuple[int, int], ...], GroundTruth, list]:

@@ -14,7 +14,7 @@ from msil.detection.assign import ATSSAssigner, GroundTruth, pad_ground_truth
 from msil.detection.assign.base import BACKGROUND, IGNORED
 from msil.detection.priors import PriorGenerator
 
-from .cases import MAP_SIZES, STRIDES, map_sizes_of, target
+from .cases import MAP_SIZES, STRIDES, map_sizes_of, random_boxes, target
 
 CPU = torch.device("cpu")
 
@@ -98,32 +98,6 @@ def valid_cells(height: int, width: int, stride: int, image_size: tuple[int, int
     return (torch.arange(height) < rows)[:, None] & (torch.arange(width) < columns)
 
 
-def atss_boxes(rng: random.Random, count: int, height: int, width: int, grain: float) -> Tensor:
-    """Boxes from below a pixel to several images, many over one another, some with a centre outside or far away."""
-    rows: list[list[float]] = []
-    for _ in range(count):
-        kind = rng.random()
-        if kind < 0.1:  # tiny
-            w, h = rng.uniform(0.05, 2), rng.uniform(0.05, 2)
-        elif kind < 0.2:  # huge
-            w, h = rng.uniform(1, 6) * width, rng.uniform(1, 6) * height
-        else:
-            w, h = (math.exp(rng.uniform(math.log(2), math.log(1.3 * side))) for side in (width, height))
-        x, y = rng.uniform(-w / 2, width - w / 2), rng.uniform(-h / 2, height - h / 2)
-        if kind > 0.95:  # its centre outside
-            x, y = rng.uniform(-w, width), rng.uniform(-h, height)
-        if kind > 0.98:  # far away
-            x, y = x + rng.choice([-2000, 2000]), y + rng.choice([-900, 0, 900])
-        row = [x, y, x + w, y + h]
-        if grain:
-            row = [round(value / grain) * grain for value in row]
-            row[2], row[3] = max(row[2], row[0] + grain), max(row[3], row[1] + grain)
-        rows.append(row)
-        if grain and rng.random() < 0.1:
-            rows.append(row)  # a twin
-    return torch.tensor(rows[:count], dtype=torch.float32).reshape(-1, 4)
-
-
 ATSS_GEOMETRIES = {
     "published": STRIDES,
     "strides that are no powers of two": (6, 10, 50),
@@ -151,11 +125,12 @@ def test_atss_equals_the_dense_reference(geometry: str, grain: float) -> None:
         labels = torch.full((len(sizes), slots), -1)
         for image, (height, width) in enumerate(sizes):
             count = rng.randint(0, slots)
-            boxes[image, :count] = atss_boxes(rng, count, height, width, grain)
+            boxes[image, :count] = random_boxes(rng, count, height, width, grain)
             labels[image, :count] = torch.tensor([rng.choice([0, 1, 2, 3, -1]) for _ in range(count)])
-        matched = run_atss(boxes, labels, map_sizes, sizes, strides)
+        topk = rng.choice([9, 9, 1, 4, 12])
+        matched = run_atss(boxes, labels, map_sizes, sizes, strides, topk)
         for image, size in enumerate(sizes):
-            expected = DenseATSS(boxes[image], labels[image], map_sizes, size, strides, 9)
+            expected = DenseATSS(boxes[image], labels[image], map_sizes, size, strides, topk)
             if expected.margin < 1e-5 or (expected.distance_margin < 1e-5 and not grain):
                 skipped += 1  # float32 may decide otherwise
                 continue
@@ -163,7 +138,7 @@ def test_atss_equals_the_dense_reference(geometry: str, grain: float) -> None:
             positives += int((matched[image] >= 0).sum())
             ignored += int((matched[image] == IGNORED).sum())
             assert torch.equal(matched[image], expected.matched), (case, image)
-    assert compared > 36 and skipped < compared / 10 and positives > 150 and ignored > 150
+    assert compared > 36 and skipped < compared / 5 and positives > 80 and ignored > 150
 
 
 @pytest.mark.parametrize("image", [0, 1])
@@ -197,18 +172,3 @@ def test_of_equally_near_candidates_the_upper_then_the_left_one_counts() -> None
     )
     cells = [(6, 7), (6, 8), (7, 6), (7, 7), (7, 8), (7, 9), (8, 6), (8, 7), (8, 8)]
     assert coarsest(matched[0]) == [(*cell, 0) for cell in cells]
-
-
-@pytest.mark.parametrize("topk", [1, 4, 12])
-def test_atss_with_another_number_of_candidates(topk: int) -> None:
-    rng = random.Random(topk)
-    wrong = []
-    for case in range(15):
-        size = (rng.randint(20, 260), rng.randint(20, 260))
-        map_sizes = map_sizes_of(*size)
-        boxes, labels = atss_boxes(rng, 20, *size, 0), torch.zeros(20, dtype=torch.int64)
-        expected = DenseATSS(boxes, labels, map_sizes, size, STRIDES, topk)
-        if min(expected.margin, expected.distance_margin) > 1e-5:
-            matched = run_atss(boxes[None], labels[None], map_sizes, [size], topk=topk)[0]
-            wrong += [] if torch.equal(matched, expected.matched) else [case]
-    assert not wrong

@@ -75,16 +75,8 @@ def test_eval_bn_is_the_references_training_setting(resnet50_state: dict[str, Te
     assert dict(net.named_parameters())["layer2.0.bn1.weight"].requires_grad
 
 
-def test_strides_are_those_of_the_pytorch_style(golden) -> None:
-    net = ResNet("resnet50")
-    strided = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
-    assert strided == golden.misc()["resnet50_pytorch"]["stride2_convs"]
-
-
 def test_the_caffe_style_is_the_references(resnet50_state: dict[str, Tensor], golden) -> None:
     net = ResNet("resnet50", norm="frozen_bn", style="caffe").eval()
-    strided = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
-    assert strided == golden.misc()["resnet50_caffe"]["stride2_convs"]
     net.load_state_dict(from_mmdet(resnet50_state), strict=True)  # the same keys and shapes
     assert_reference_outputs(net, golden, "caffe")
 
@@ -137,23 +129,6 @@ def test_a_copy_freezes_its_own_norms() -> None:
     assert not any(m.training for m in twin.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_defaults_with_weights(tmp_path: Path) -> None:
-    path = tmp_path / "resnet10.pth"
-    source = ResNet("resnet10", norm="bn")
-    torch.save(source.state_dict(), path)
-    net = ResNet("resnet10", weights=path)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
-    assert [name for name, p in net.named_parameters() if not p.requires_grad] == [
-        "conv1.weight",
-        "layer1.0.conv1.weight",
-        "layer1.0.conv2.weight",
-    ]
-    image = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        for ours, theirs in zip(net(image), source.eval()(image), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
 def test_imagenet_without_network_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*args: object, **kwargs: object) -> None:
         raise URLError("Name or service not known")
@@ -163,14 +138,8 @@ def test_imagenet_without_network_says_what_to_put_where(tmp_path: Path, monkeyp
     with pytest.raises(WeightsError) as caught:
         ResNet("resnet50", weights="imagenet")
     message = str(caught.value)
-    for needed in (
-        "Name or service not known",
-        f"put the file resnet50-0676ba61.pth into {tmp_path / 'hub' / 'checkpoints'}",
-        "model.backbone.weights=<path>",
-        "model.backbone.weights=null",
-    ):
-        assert needed in message
-    assert "\n" not in message
+    assert f"put the file resnet50-0676ba61.pth into {tmp_path / 'hub' / 'checkpoints'}" in message
+    assert "Name or service not known" in message and "\n" not in message
 
 
 def test_imagenet_takes_the_file_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,12 +154,9 @@ def test_imagenet_takes_the_file_put_there(tmp_path: Path, monkeypatch: pytest.M
         assert torch.equal(net.state_dict()["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
 
 
-def test_there_are_no_imagenet_weights_of_resnet10() -> None:
+def test_nets_without_imagenet_weights() -> None:
     with pytest.raises(WeightsError, match=r"no ImageNet weights for resnet10, only for resnet18.*weights=null"):
         ResNet("resnet10", weights="imagenet")
-
-
-def test_imagenet_weights_do_not_fit_gn() -> None:
     with pytest.raises(WeightsError, match=r"norm=gn.*frozen_bn"):
         ResNet("resnet50", weights="imagenet", norm="gn")
 
@@ -205,21 +171,13 @@ def test_weights_of_another_depth_are_named(tmp_path: Path) -> None:
         f"{path} does not fit resnet10 with norm=frozen_bn: it has the unknown layer1.1.conv1.weight, "
         "layer1.1.bn1.weight and 38 more; give the file of a torchvision resnet10 as model.backbone.weights."
     )
-    with pytest.raises(
-        WeightsError, match=r"lacks layer1\.2\.conv1\.weight, layer1\.2\.bn1\.weight and \d+ more; give"
-    ):
-        ResNet("resnet34", weights=path)
-    with pytest.raises(WeightsError, match=r"has other shapes of layer1\.0\.conv1\.weight"):
-        ResNet("resnet50", weights=path)
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
         (ResNetOptions, {"frozen_stages": 7}, r"^frozen_stages=7 must be one of 0, 1, 2, 3, 4\.$"),
-        (TimmOptions, {"frozen_stages": -1}, r"^frozen_stages=-1 must be one of 0, 1, 2, 3, 4\.$"),
         (ResNet, {"name": "resnet51"}, r"^name=resnet51 must be one of resnet10, resnet18, .*\.$"),
-        (ResNet, {"norm": "ln"}, r"^norm=ln must be one of bn, gn, eval_bn, frozen_bn\.$"),
         (TimmOptions, {"norm": "gn"}, r"^norm=gn must be one of bn, eval_bn, frozen_bn\.$"),
         (ResNetOptions, {"style": "tensorflow"}, r"^style=tensorflow must be one of pytorch, caffe\.$"),
         (ResNet, {"style": "caffe"}, r"^style=caffe is for .* not for resnet18\.$"),
@@ -263,12 +221,10 @@ def test_a_module_of_ones_own_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("channels", "forward", "message"),
     [
-        (576, Own.forward, r"must have out_channels, three integers for C3, C4 and C5, and Broken's is 576\."),
-        ((24, 576), Own.forward, r"and Broken's is \(24, 576\)"),
-        ((24, 40, 576), Own.forward, r"\(1, 40, 4, 4\).*Broken gives \[\(1, 24, 8, 8\), \(1, 48, 4, 4\), \(1, 576"),
-        ((24, 48, 576), lambda net, x: Own.forward(net, x)[:2], r"Broken gives \[\(1, 24, 8, 8\), \(1, 48, 4, 4\)\]\."),
-        ((24, 48, 576), lambda net, x: {"0": x}, r"Broken gives dict\."),
-        ((24, 48, 576), lambda net, x: Own.forward(net, x[..., 1:, 1:].flatten(1)), r"Broken fails for 64 x 64 \("),
+        (576, Own.forward, "Broken is no backbone, which has out_channels, three integers"),
+        ((24, 40, 576), Own.forward, r"must give maps of .*\(1, 40, 4, 4\).*, not \[\(1, 24, 8, 8\), \(1, 48, 4, 4\)"),
+        ((24, 48, 576), lambda net, x: {"0": x}, "Broken is no backbone"),
+        ((24, 48, 576), lambda net, x: Own.forward(net, x.flatten(1)), "Broken is no backbone, .*: Expected 3D"),
     ],
 )
 def test_a_module_that_is_no_backbone_is_refused(channels: Any, forward: Any, message: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from msil.detection.boxes import (
     aligned_giou,
@@ -12,6 +11,7 @@ from msil.detection.boxes import (
     boxes_to_distances,
     clip_boxes,
     distances_to_boxes,
+    edges,
     pairwise_iou,
 )
 
@@ -33,20 +33,14 @@ def test_boxes_are_clipped_to_the_image_they_belong_to() -> None:
     assert clipped[1].tolist() == [[0, 0, 50, 60], [70, 80, 85, 95]]
 
 
-def from_origin(boxes: Tensor) -> Tensor:
-    """Boxes as left, top, right, bottom from the point (0, 0)."""
-    return torch.cat([-boxes[..., :2], boxes[..., 2:]], dim=-1)
-
-
-def iou(boxes: Tensor, others: Tensor) -> Tensor:
-    return aligned_iou(from_origin(boxes), from_origin(others))
-
-
-def giou(boxes: Tensor, others: Tensor) -> Tensor:
-    return aligned_giou(from_origin(boxes), from_origin(others))
-
-
-@pytest.mark.parametrize(("name", "overlap"), [("iou", pairwise_iou), ("iou", iou), ("giou", giou)])
+@pytest.mark.parametrize(
+    ("name", "overlap"),
+    [
+        ("iou", pairwise_iou),
+        ("iou", lambda boxes, others: aligned_iou(edges(boxes), edges(others))),
+        ("giou", lambda boxes, others: aligned_giou(edges(boxes), edges(others))),
+    ],
+)
 def test_overlaps_of_the_reference(golden, name: str, overlap) -> None:
     case = golden("primitives")
     boxes, others = case["box_in/pred"], case["box_in/target"]  # disjoint, empty and equal ones among them

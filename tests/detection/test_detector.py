@@ -16,7 +16,7 @@ from msil.detection import Detector, FCOSHead, Target
 from msil.detection.heads import HeadOptions
 from msil.errors import WeightsError
 
-from .cases import random_targets, small_detector, target
+from .cases import random_targets, small_detector
 
 FULL = {"align": True, "separate": True, "apply": "both"}
 
@@ -27,11 +27,11 @@ def image(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def noise_detector(**settings) -> Detector:
-    """A detector with random weights that finds something in noise, for its class scores are spread out."""
+    """A detector with random weights that finds some dozens of boxes in noise, with clearly different scores."""
     detector = small_detector(FULL, score_thresh=0.3, **settings).eval()
     parameters = dict(detector.head.named_parameters())
     with torch.no_grad():
-        parameters["cls_logits.weight"].mul_(20)
+        parameters["cls_logits.weight"].mul_(30)
         parameters["cls_logits.bias"].zero_()
         parameters["bbox_reg.bias"].fill_(1.5)
     return detector
@@ -107,18 +107,15 @@ def test_predict_restores_the_mode_after_an_error() -> None:
             [{"boxes": torch.ones(1, 4), "labels": torch.tensor([3])}],
             r"of target 0 are 3 to 3, .* takes 0 to 2; ",
         ),
-        ([{"boxes": torch.ones(2, 4), "labels": torch.tensor([0, -1])}], r"labels of target 0 are -1 to 0"),
-        ([Target(torch.ones(1, 4), torch.tensor([1.0]))], r"must be torch.int64 \(1,\), not torch.float32 \(1,\)"),
-        ([Target(torch.ones(1, 4), torch.tensor([1, 1]))], r"must be torch.int64 \(1,\), not torch.int64 \(2,\)"),
-        ([Target(torch.ones(4), torch.tensor([1]))], r"boxes of target 0 must be a tensor \(M, 4\), not \(4,\)"),
+        ([Target(torch.ones(1, 4), torch.tensor([1.0]))], r"target 0 must have .* and torch.float32 \(1,\)"),
+        ([Target(torch.ones(1, 4), torch.tensor([1, 1]))], r"and torch.int64 \(2,\)"),
+        ([Target(torch.ones(4), torch.tensor([1]))], r"target 0 must have boxes \(M, 4\) .*, not torch.float32 \(4,\)"),
         (
             [{"boxes": torch.full((1, 4), torch.nan), "labels": torch.tensor([1])}],
             r"boxes of target 0 are not all finite",
         ),
         ([{"boxes": torch.ones(1, 4)}], r"target 0 must be a Target or a dict .* not a dict with \['boxes'\]"),
         ([], r"one target for each of the 1 images, not 0"),
-        ({"boxes": torch.ones(1, 4)}, r"one target for each of the 1 images, not dict"),
-        (None, r"not NoneType"),
     ],
 )
 def test_wrong_targets_are_named(targets: Any, message: str) -> None:
@@ -147,7 +144,6 @@ def test_weights_come_back_from_a_file(tmp_path) -> None:
         ({"head": HeadOptions()}, "head must be a name, a head's options or a DenseHead, not HeadOptions"),
         ({"backbone": "resnet9"}, "name=resnet9 must be one of resnet10"),
         ({"min_size": 100}, "min_size and max_size go together"),
-        ({"max_size": 100}, "min_size and max_size go together"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict, words: str) -> None:
@@ -159,14 +155,6 @@ def test_weights_of_another_head_are_refused(tmp_path) -> None:
     torch.save(small_detector(FULL).state_dict(), tmp_path / "fcos.pt")
     with pytest.raises(WeightsError, match=r"fcos\.pt does not fit this detector: it .*; build the"):
         build_detector("vfnet", "resnet10", 3, channels=64, weights=str(tmp_path / "fcos.pt"))
-
-
-def test_a_batch_and_its_targets_must_match() -> None:
-    detector = small_detector()
-    with pytest.raises(ValueError):
-        detector.loss([image(64, 64), image(64, 64)], [target([[1, 1, 30, 30]])])
-    with pytest.raises(ValueError, match="at least one image"):
-        detector.loss([], [])
 
 
 def test_torch_and_torchvision_are_enough() -> None:
@@ -196,19 +184,15 @@ def test_images_come_one_by_one_in_a_batch_or_in_a_list() -> None:
     for images in (batch, tuple(batch)):
         for found, one in zip(detector.predict(images), expected, strict=True):
             assert torch.equal(found.boxes, one.boxes) and torch.equal(found.scores, one.scores)
-    (alone,) = detector.predict(batch[0])
-    assert torch.equal(alone.boxes, detector.predict([batch[0]])[0].boxes)
-    assert detector.predict([]) == []
+    assert torch.equal(detector.predict(batch[0])[0].boxes, expected[0].boxes)
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.rand(64, 96), r"not \(64, 96\)"),
         (torch.rand(1, 1, 3, 64, 96), r"must be \(3, H, W\), \(N, 3, H, W\) or a list"),
         ("photo.jpg", "must be a tensor or a list of tensors .*, not str"),
         ([torch.rand(3, 64, 96), None], "image 1 must be a tensor .*, not NoneType"),
-        ([torch.rand(64, 96)], r"image 0 must be a tensor \(3, H, W\), not \(64, 96\)"),
         (torch.rand(4, 64, 96), r"an image must be \(3, H, W\), not \(4, 64, 96\)"),
         (torch.zeros(3, 64, 96, dtype=torch.int32), "must be uint8 .* or floating point"),
         (torch.full((3, 64, 96), 255.0), "image 0 is floating point and reaches 255: give uint8, or divide by 255"),
@@ -229,6 +213,3 @@ def test_targets_are_ours_or_torchvisions() -> None:
         [*images], [{"boxes": boxes, "labels": labels}, {"boxes": torch.zeros(0, 4), "labels": labels[:0]}]
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    for wrong, message in (({"boxes": boxes}, r"not a dict with \['boxes'\]"), (boxes, "not Tensor")):
-        with pytest.raises(ValueError, match=message):
-            detector.loss(images, [wrong, wrong])  # pyright: ignore[reportArgumentType]

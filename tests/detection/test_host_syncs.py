@@ -40,10 +40,8 @@ class ReadInBackward(torch.autograd.Function):
 
 SYNCS: dict[str, Callable[[Tensor], object]] = {
     "item": lambda x: x[0].item(),
-    "mask": lambda x: x[x > 0.5],
     "mask assignment": mask_assignment,
     "where of one argument": lambda x: torch.where(x > 0.5),
-    "equal": lambda x: torch.equal(x, x + 1),
     "tensor of a list": lambda x: torch.tensor([1.0, 2.0]),
     "to another device": lambda x: x.to("meta"),
     "item in a backward pass": lambda x: ReadInBackward.apply(x.requires_grad_()).backward(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,14 +18,9 @@ from msil.detection.losses import (
     varifocal_loss,
 )
 
+from .cases import value_and_grad
+
 AVG_FACTOR = 7 + torch.finfo(torch.float32).eps
-
-
-def value_and_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.clone().requires_grad_()
-    value = function(x)
-    (grad,) = torch.autograd.grad(value, x)
-    return value.detach(), grad
 
 
 def test_focal_loss_of_the_reference(golden) -> None:
@@ -44,21 +38,6 @@ def test_focal_loss_of_the_reference(golden) -> None:
     value, grad = value_and_grad(weighted, logits)
     torch.testing.assert_close(value, case["focal/weighted_avg7/out"], rtol=1e-5, atol=0)
     torch.testing.assert_close(grad, case["focal/weighted_avg7/grad/0"], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("classes", [1, 7])
-def test_focal_loss_of_torchvision(classes: int) -> None:
-    generator = torch.Generator().manual_seed(classes)
-    logits = 4 * torch.randn(3, 50, classes, generator=generator)
-    labels = torch.randint(classes + 1, (3, 50), generator=generator)
-    one_hot = F.one_hot(labels, classes + 1)[..., :classes].double()
-    value, grad = value_and_grad(lambda x: sigmoid_focal_loss(x, labels), logits)
-    # in float64, where its 1 - p does not cancel
-    expected, expected_grad = value_and_grad(
-        lambda x: torchvision_focal_loss(x, one_hot, reduction="sum"), logits.double()
-    )
-    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("x", [-200.0, -50.0, 50.0, 200.0])
@@ -221,11 +200,6 @@ def test_weight_zero_sends_nothing_whatever_is_there(kind: str) -> None:
     assert torch.equal(value, alone)
     assert torch.equal(grad[:1], alone_grad)
     assert (grad[1:] == 0).all()
-
-
-def test_unknown_box_loss() -> None:
-    with pytest.raises(ValueError, match="iou or giou, not 'diou'"):
-        box_loss(torch.ones(1, 4), torch.ones(1, 4), torch.ones(1), "diou")
 
 
 def test_centerness_targets(golden) -> None:

@@ -7,10 +7,8 @@ import torch
 from benchmarks.operators import HostSyncs
 from torch import Tensor
 
-from msil.detection import Predictions, postprocess
+from msil.detection import postprocess
 from msil.detection.postprocess import batched_nms, detections_from_candidates, select_candidates, settled_nms
-
-from .cases import MAP_SIZES, small_head
 
 THRESHOLDS = {"nms_thresh": 0.6, "detections_per_img": 100}
 
@@ -46,27 +44,6 @@ def test_clipping_and_empty_boxes() -> None:
     (found,) = detections_from_candidates(boxes, scores, labels, [(200, 100)], **THRESHOLDS)
     assert found.boxes.tolist() == [[0, 0, 20, 20], [95, 10, 100, 40]]
     assert found.labels.tolist() == [0, 1]
-
-
-def test_an_image_is_not_changed_by_its_neighbours() -> None:
-    generator = torch.Generator().manual_seed(2)
-    points = sum(height * width for height, width in MAP_SIZES)
-    logits = 2 * torch.randn(3, points, 5, generator=generator) - torch.tensor([2.0, 6.0, 30.0]).view(3, 1, 1)
-    distances = 4 * torch.rand(3, points, 4, generator=generator)
-    centerness = torch.randn(3, points, generator=generator)
-    sizes = [(256, 320), (210, 275), (256, 100)]
-    head = small_head()
-    together = head.detect(Predictions(logits, distances, MAP_SIZES, centerness), sizes)
-    assert [len(found.scores) > 0 for found in together] == [True, True, False]  # nothing is above 0.05 in the third
-    for image, found in enumerate(together):
-        one = slice(image, image + 1)
-        alone = Predictions(logits[one], distances[one], MAP_SIZES, centerness[one])
-        (expected,) = head.detect(alone, sizes[one])
-        for name in ("boxes", "scores", "labels"):
-            assert torch.equal(getattr(found, name), getattr(expected, name))
-        height, width = sizes[image]
-        assert (found.boxes >= 0).all() and (found.boxes <= Tensor([width, height, width, height])).all()
-        assert (found.scores.diff() <= 0).all() and len(found.scores) <= 100
 
 
 def crowd(images: int, count: int, spread: float, classes: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

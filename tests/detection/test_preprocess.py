@@ -61,19 +61,6 @@ def test_float_images_are_in_0_to_1() -> None:
     assert normalize((image / 255).double()).dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("image", "problem"),
-    [
-        (torch.zeros(1, 4, 4, dtype=torch.uint8), "(3, H, W)"),
-        (torch.zeros(4, 4, dtype=torch.uint8), "(3, H, W)"),
-        (torch.zeros(3, 4, 4, dtype=torch.int64), "int64"),
-    ],
-)
-def test_what_is_no_image_is_refused(image: torch.Tensor, problem: str) -> None:
-    with pytest.raises(ValueError, match=problem.replace("(", r"\(").replace(")", r"\)")):
-        normalize(image)
-
-
 def test_batch_is_padded_right_and_below_to_the_largest() -> None:
     tall, wide = torch.ones(3, 33, 20), torch.full((3, 10, 64), 2.0)
     batch = batch_images([tall, wide], divisor=32)

@@ -19,15 +19,10 @@ from msil.detection.losses import (
     varifocal_loss,
 )
 
+from .cases import value_and_grad
+
 Loss = Callable[..., Tensor]
 WITH_QUALITY = [quality_focal_loss, varifocal_loss]
-
-
-def value_and_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.clone().requires_grad_()
-    value = function(x)
-    (grad,) = torch.autograd.grad(value, x)
-    return value.detach(), grad
 
 
 def test_quality_focal_loss_of_the_reference(golden) -> None:

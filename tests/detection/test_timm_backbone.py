@@ -66,7 +66,6 @@ HALF = (127.5, 127.5, 127.5)  # 0..255 to -1..1
     ("name", "channels", "mean", "std"),
     [
         ("tf_efficientnet_lite0", [40, 112, 320], HALF, HALF),
-        ("convnext_atto.d2_in1k", [80, 160, 320], IMAGENET_MEAN, IMAGENET_STD),
         ("xception41", [728, 1024, 2048], HALF, HALF),  # by forward hooks
         ("swin_tiny_patch4_window7_224", [192, 384, 768], IMAGENET_MEAN, IMAGENET_STD),
     ],
@@ -116,12 +115,9 @@ def test_frozen_stages_are_those_of_a_resnet(stages: int) -> None:
     assert all(training != f"{key}.".startswith(frozen) for key, training in norms.items())
 
 
-def test_defaults_with_weights_and_a_file_of_the_features_form(tmp_path: Path) -> None:
-    source = TimmBackbone("test_efficientnet")
-    with_statistics(source)
-    torch.save(source.net.state_dict(), tmp_path / "net.pth")
+def test_defaults_with_weights(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_efficientnet", num_classes=7).state_dict(), tmp_path / "net.pth")
     net = TimmBackbone("test_efficientnet", weights=tmp_path / "net.pth")
-    assert all(torch.equal(value, source.state_dict()[key]) for key, value in net.state_dict().items())
     assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
     trained = {key for key, p in net.named_parameters() if p.requires_grad}
     early = ("net.conv_stem.", "net.blocks.0.", "net.blocks.1.")  # blocks 0 and 1 end at strides 2 and 4
@@ -130,31 +126,11 @@ def test_defaults_with_weights_and_a_file_of_the_features_form(tmp_path: Path) -
     }
 
 
-def test_a_file_with_the_authors_keys(tmp_path: Path) -> None:
-    """ConvNeXt's repository calls the stem and the downsampling of all stages downsample_layers."""
-    source = TimmBackbone("test_convnext")
-    theirs = {}
-    for key, value in source.net.state_dict().items():
-        key = re.sub(r"^stem_(\d)", r"downsample_layers.0.\1", key)
-        key = re.sub(r"^stages_(\d)\.downsample\.(\d)", r"downsample_layers.\1.\2", key)
-        key = re.sub(r"^stages_(\d)\.blocks\.(\d)", r"stages.\1.\2", key)
-        key = key.replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
-        # In theirs the pointwise convolutions are linear layers.
-        theirs[key] = value.flatten(1) if "pwconv" in key and value.ndim == 4 else value
-    theirs |= {"norm.weight": torch.ones(64), "norm.bias": torch.zeros(64)}
-    theirs |= {"head.weight": torch.zeros(1000, 64), "head.bias": torch.zeros(1000)}
-    torch.save(theirs, tmp_path / "net.pth")
-    net = TimmBackbone("test_convnext", weights=tmp_path / "net.pth")
-    assert all(torch.equal(value, source.state_dict()[key]) for key, value in net.state_dict().items())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"name": "resnext50_32x4"}, r"name=resnext50_32x4 is not a net of timm .*; the nearest: resnext50_32x4d, "),
-        ({"name": "convnext_tiny.in12"}, r"the nearest: convnext_tiny\.in12k, "),
         ({"name": "pit_b_224"}, r"has maps of stride 7, 14, 28, and a detector needs 8, 16 and 32"),
-        ({"name": "vit_tiny_patch16_224"}, r"has maps of stride 16, and"),
         ({"name": "coatnet_0_224"}, r"coatnet_0_224 gives no feature maps for images of any size \(.*\): choose"),
         ({"name": "inception_v3"}, r"\(288, 9, 17\).* for an image of 96 x 160 pixels"),
         (
@@ -176,22 +152,13 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_weights_of_another_net_are_named(tmp_path: Path) -> None:
-    """The file of a deeper net has all that the net needs, and more; names are those of timm's classifier."""
-    path = tmp_path / "net.pth"
+    """The file of a deeper net has all that the net needs, and more."""
     state = timm.create_model("test_convnext").state_dict()
-    torch.save({**state, "stages.0.blocks.9.gamma": torch.zeros(24)}, path)
-    with pytest.raises(
-        WeightsError, match=r"does not fit timm's test_convnext: it has the unknown stages\.0\.blocks\.9"
-    ):
-        TimmBackbone("test_convnext", weights=path)
-    torch.save({key: value for key, value in state.items() if key != "stages.3.blocks.0.gamma"}, path)
-    with pytest.raises(
-        WeightsError, match=r"it lacks stages\.3\.blocks\.0\.gamma; give the file of a timm test_convnext"
-    ):
-        TimmBackbone("test_convnext", weights=path)
-    torch.save({**state, "stem.0.weight": torch.zeros(24, 3, 7, 7)}, path)
-    with pytest.raises(WeightsError, match=r"it has other shapes of stem\.0\.weight;"):
-        TimmBackbone("test_convnext", weights=path)
+    torch.save({**state, "stages.0.blocks.9.gamma": torch.zeros(24)}, tmp_path / "more.pth")
+    torch.save({key: value for key, value in state.items() if "blocks.0.gamma" not in key}, tmp_path / "less.pth")
+    for name, message in (("more", r"has the unknown stages\.0\.blocks\.9"), ("less", r"lacks .*blocks\.0\.gamma")):
+        with pytest.raises(WeightsError, match=f"does not fit timm's test_convnext: it {message}"):
+            TimmBackbone("test_convnext", weights=tmp_path / f"{name}.pth")
 
 
 def test_imagenet_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +167,5 @@ def test_imagenet_without_network_says_what_to_do(tmp_path: Path, monkeypatch: p
     with pytest.raises(WeightsError) as caught:
         TimmBackbone("convnext_atto", weights="imagenet")
     message = str(caught.value)
-    assert message.startswith("the ImageNet weights of timm's convnext_atto cannot be loaded (")
-    assert message.endswith(
-        "set model.backbone.weights=<path> to model.safetensors of https://huggingface.co/timm/convnext_atto.d2_in1k, "
-        "or model.backbone.weights=null to train from scratch."
-    )
+    assert "weights=<path> to model.safetensors of https://huggingface.co/timm/convnext_atto.d2_in1k" in message
     assert "\n" not in message

@@ -15,7 +15,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from msil.detection.structures import Target
 from msil.detection.torchvision_detector import NAMES, TorchvisionDetector
-from msil.errors import ConfigError
 
 from .cases import random_targets
 
@@ -83,6 +82,7 @@ def test_losses_are_torchvisions_on_images_that_are_not_resized_again(ours: Torc
     assert losses.keys() == expected.keys()
     for key, loss in losses.items():
         assert loss.shape == () and torch.equal(loss, expected[key]), key
+    _assert_all_get_a_gradient(ours, [0, 0])  # DDP waits for each
 
 
 @pytest.mark.parametrize(("ours", "name"), [(name, name) for name in FAMILIES], indirect=["ours"])
@@ -98,12 +98,6 @@ def test_predictions_are_torchvisions(ours: TorchvisionDetector, name: str) -> N
         assert torch.equal(found.boxes, full["boxes"][real]) and torch.equal(found.scores, full["scores"][real])
         assert torch.equal(found.labels, full["labels"][real] - 1)
         assert (found.scores.diff() <= 0).all()
-
-
-@pytest.mark.parametrize("ours", FAMILIES, indirect=True)
-def test_every_parameter_gets_a_gradient_in_a_batch_without_a_box(ours: TorchvisionDetector) -> None:
-    """DDP waits for each."""
-    _assert_all_get_a_gradient(ours, [0, 0])
 
 
 @pytest.mark.slow
@@ -144,10 +138,6 @@ def test_predict_leaves_every_mode_and_takes_an_empty_list(ours: TorchvisionDete
         ours.predict([torch.zeros(64, 96)])
     assert [module.training for module in ours.modules()] == before
     assert len(set(before)) == 2
-
-
-@pytest.mark.parametrize("ours", [FASTER], indirect=True)
-def test_the_score_threshold_can_be_read_and_set(ours: TorchvisionDetector) -> None:
     assert ours.score_thresh == SETTINGS[FASTER]["box_score_thresh"]
     ours.score_thresh = 1.0
     assert [len(found.scores) for found in ours.predict(images())] == [0, 0]
@@ -187,43 +177,20 @@ def test_only_the_backbone_is_compiled_and_a_copy_has_its_own(
     assert list(ours.state_dict()) == keys
 
 
-@pytest.fixture
-def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where torchvision looks for MobileNetV3's file, in an empty cache."""
+def test_imagenet_weights_are_loaded_and_their_first_layers_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    return tmp_path / "checkpoints" / Path(MobileNet_V3_Large_Weights.IMAGENET1K_V1.url).name
-
-
-def test_imagenet_weights_are_loaded_and_their_first_layers_frozen(imagenet: Path) -> None:
     classifier = mobilenet_v3_large().state_dict()
-    torch.save(classifier, imagenet)
+    torch.save(classifier, tmp_path / "checkpoints" / Path(MobileNet_V3_Large_Weights.IMAGENET1K_V1.url).name)
     detector = TorchvisionDetector(FASTER, 3, backbone_weights="imagenet")
     first = detector.model.backbone.body["0"][0]
     assert torch.equal(first.weight, classifier["features.0.0.weight"]) and not first.weight.requires_grad
     assert isinstance(detector.model.backbone.body["0"][1], FrozenBatchNorm2d)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("fcos_resnet_50", "fcos_resnet_50 is not a box detector of torchvision; try fcos_resnet50_fpn"),
-        ("yolo", "try fasterrcnn_mobilenet_v3_large_320_fpn, .*, ssdlite320_mobilenet_v3_large"),
-        ("maskrcnn_resnet50_fpn_v2", "try fasterrcnn_resnet50_fpn_v2"),
-    ],
-)  # fmt: skip
-def test_other_names_are_refused_with_near_ones(name: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        TorchvisionDetector(name, 3)
-
-
 FULL = {"align": True, "separate": True, "apply": "both", "kernel_size": 3, "reduction": 16}
-
-
-def test_msil_needs_two_towers() -> None:
-    for name in (FASTER, LITE, "ssd300_vgg16"):
-        with pytest.raises(ConfigError, match=f"model.detector={name} has no two towers: set model.msil.apply=none"):
-            TorchvisionDetector(name, 3, msil=FULL)
 
 
 def test_msil_adds_its_block_which_learns_from_the_losses() -> None:

@@ -7,25 +7,14 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from msil.detection import Detections, Detector
+from msil.detection import Detections
 from msil.detection.postprocess import merged, scaled_limits
 from msil.detection.preprocess import resize
 
 from .cases import small_detector
-from .test_detector import image
+from .test_detector import image, noise_detector
 
 SIZES = {"min_size": 64, "max_size": 96}
-
-
-def noise_detector(**settings) -> Detector:
-    """A detector with random weights that finds some dozens of boxes in noise, with clearly different scores."""
-    detector = small_detector(None, **{"score_thresh": 0.3, **SIZES, **settings}).eval()
-    parameters = dict(detector.head.named_parameters())
-    with torch.no_grad():
-        parameters["cls_logits.weight"].mul_(30)
-        parameters["cls_logits.bias"].zero_()
-        parameters["bbox_reg.bias"].fill_(1.5)
-    return detector
 
 
 def assert_same(found: Detections, expected: Detections, atol: float = 1e-3) -> None:
@@ -38,19 +27,19 @@ def assert_same(found: Detections, expected: Detections, atol: float = 1e-3) -> 
 def test_a_mirrored_image_gives_mirrored_detections() -> None:
     """With the flip both are looked at together, whichever comes first; without it the net is not symmetric."""
     picture = image(64, 96)  # at the size that the net takes, for resizing rounds
-    detector = noise_detector(test_flip=True, detections_per_img=30)
+    detector = noise_detector(**SIZES, test_flip=True, detections_per_img=30)
     (found,), (other,) = detector.predict([picture]), detector.predict([picture.flip(-1)])
     x1, y1, x2, y2 = other.boxes.unbind(1)
     back = Detections(torch.stack([96 - x2, y1, 96 - x1, y2], 1), other.scores, other.labels)
     assert_same(found, back)
-    plain = noise_detector(detections_per_img=30)
+    plain = noise_detector(**SIZES, detections_per_img=30)
     (one,), (two,) = plain.predict([picture]), plain.predict([picture.flip(-1)])
     assert not torch.allclose(one.scores, two.scores, atol=1e-3)
 
 
 def by_hand(picture: Tensor, size: tuple[int, int]) -> Detections:
     """What a detector that does not resize finds in the picture at `size`, in the picture's pixels."""
-    (found,) = noise_detector(min_size=None, max_size=None).predict([resize(picture, size)])
+    (found,) = noise_detector().predict([resize(picture, size)])
     y, x = picture.shape[-2] / size[0], picture.shape[-1] / size[1]
     return Detections(found.boxes * torch.tensor([x, y, x, y]), found.scores, found.labels)
 
@@ -64,14 +53,14 @@ def test_two_scales_are_merged_by_one_nms(flip: bool) -> None:
         # The resized image is mirrored, not the mirrored one resized.
         for height, width in ((48, 72), (80, 120)):
             small = resize(picture, (height, width)).flip(-1)
-            (found,) = noise_detector(min_size=None, max_size=None).predict([small])
+            (found,) = noise_detector().predict([small])
             x1, y1, x2, y2 = found.boxes.unbind(1)
             boxes = torch.stack([width - x2, y1, width - x1, y2], 1) * (150 / width)
             views.append(Detections(boxes, found.scores, found.labels))
     boxes, scores, labels = (torch.cat([getattr(v, name) for v in views]) for name in ("boxes", "scores", "labels"))
     best = batched_nms(boxes, scores, labels, 0.6)[:100]
     expected = Detections(boxes[best], scores[best], labels[best])
-    (found,) = noise_detector(test_scales=[48, 80], test_flip=flip).predict([picture])
+    (found,) = noise_detector(**SIZES, test_scales=[48, 80], test_flip=flip).predict([picture])
     assert_same(found, expected)
 
 
@@ -96,7 +85,7 @@ def test_limits_keep_their_proportion() -> None:
 def test_what_is_found_in_an_image_does_not_depend_on_the_others() -> None:
     """The norms see the padding, so images are only batched with those that are padded alike."""
     pictures = [image(64, 96, 1), image(96, 64, 2), image(64, 64, 3), image(60, 90, 4), image(64, 96, 5)]
-    detector = noise_detector()
+    detector = noise_detector(**SIZES)
     together = detector.predict(pictures)
     for picture, found in zip(pictures, together, strict=True):
         assert_same(found, detector.predict([picture])[0])

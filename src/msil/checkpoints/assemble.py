@@ -139,10 +139,9 @@ def _interaction(model: ModelConfig) -> nn.Module | dict[str, Any] | None:
         if msil.options:
             raise ConfigError("model.msil.options are the arguments of model.msil.block: give that too.")
         return switches
-    changed = [name for name, usual in _USUAL.items() if switches[name] != usual]
     if msil.apply == Apply.none:
         return None
-    if changed:
+    if changed := [name for name, usual in _USUAL.items() if switches[name] != usual]:
         raise ConfigError(
             f"model.msil.{changed[0]}={switches[changed[0]]} is a switch of MSIL and has no effect on "
             f"model.msil.block={msil.block}: leave it out, or give such settings under model.msil.options."
@@ -150,13 +149,11 @@ def _interaction(model: ModelConfig) -> nn.Module | dict[str, Any] | None:
     kind = _imported(msil.block, nn.Module, "model.msil.block")
     try:
         block = kind(model.channels, **(msil.options or {}))
-    except Exception as error:  # whatever a constructor raises
-        raise ConfigError(
-            f"model.msil.block={msil.block} cannot be built with {model.channels} channels: {_line(error)}"
-        ) from error
-    training = block.training
-    for height, width in ((4, 6), (3, 5), (1, 1)):  # even, odd, and P7 of a small image
-        _try_block(block.eval(), f"model.msil.block={msil.block}", (2, model.channels, height, width))
+        training = block.training
+        for height, width in ((4, 6), (3, 5), (1, 1)):  # even, odd, and P7 of a small image
+            _try(block.eval(), (2, model.channels, height, width))
+    except Exception as error:  # whatever a block raises
+        raise ConfigError(f"model.msil.block={msil.block} with {model.channels} channels: {_line(error)}") from error
     for key, parameter in block.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
             raise ConfigError(
@@ -167,23 +164,19 @@ def _interaction(model: ModelConfig) -> nn.Module | dict[str, Any] | None:
     return block.train(training)
 
 
-def _try_block(block: nn.Module, name: str, shape: tuple[int, ...]) -> None:
-    """One step of the block on two features of that shape. Raises ConfigError for what fails."""
-    with torch.enable_grad():
-        # As towers end: a ReLU, whose backward needs its own output, forbids changing it in place.
-        features = [torch.full(shape, 0.5, requires_grad=True).relu() for _ in range(2)]
-        try:
-            found = block(*features)
-        except Exception as error:  # whatever a forward raises
-            raise ConfigError(f"{name} fails on two features {shape}: {_line(error)}") from error
-        shapes = [tuple(getattr(map_, "shape", ())) for map_ in found] if isinstance(found, tuple | list) else []
-        if shapes != [shape] * 2:
-            given = f"shapes {shapes}" if shapes else type(found).__name__
-            raise ConfigError(f"{name} must return two features of the shape of its inputs, {shape}, not {given}.")
-        try:
-            (found[0].sum() + found[1].sum()).backward()
-        except RuntimeError as error:
-            raise ConfigError(f"{name} fails in backward on two features {shape}: {_line(error)}") from error
+@torch.enable_grad()
+def _try(block: nn.Module, shape: tuple[int, ...]) -> None:
+    """One step of the block on two features of that shape."""
+    # As towers end: a ReLU, whose backward needs its own output, forbids changing it in place.
+    features = [torch.full(shape, 0.5, requires_grad=True).relu() for _ in range(2)]
+    try:
+        found = block(*features)
+        torch.stack([feature.sum() for feature in found]).sum().backward()
+    except Exception as error:
+        raise ValueError(f"it fails on two features {shape}, or in their backward pass: {error}") from error
+    shapes = [tuple(feature.shape) for feature in found]
+    if shapes != [shape] * 2:
+        raise ValueError(f"it must return two features of the shape of its inputs, {shape}, not {shapes}.")
 
 
 def _line(error: Exception) -> str:

@@ -295,25 +295,17 @@ def _check(field: str, value: Any, known: Sequence[Any]) -> None:
 
 
 def _check_module(net: nn.Module) -> None:
-    kind = type(net).__name__
-    channels: Any = getattr(net, "out_channels", None)
-    if not isinstance(channels, list | tuple) or [type(count) for count in channels] != [int] * 3:
-        raise ValueError(
-            f"a backbone must have out_channels, three integers for C3, C4 and C5, and {kind}'s is {channels!r}."
-        )
+    kind, channels = type(net).__name__, getattr(net, "out_channels", ())
     weight = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
     try:
+        wanted = [(1, count, 64 // stride, 64 // stride) for count, stride in zip(channels, (8, 16, 32), strict=True)]
         with eval_mode(net), torch.no_grad():
-            maps: Any = net(torch.zeros(1, 3, 64, 64, device=weight.device, dtype=weight.dtype))
-    except Exception as error:
+            maps = net(torch.zeros(1, 3, 64, 64, device=weight.device, dtype=weight.dtype))
+        found = [tuple(level.shape) for level in maps]
+    except Exception as error:  # whatever a forward raises
         raise ValueError(
-            f"a backbone must take images with sides of multiples of 32, and {kind} fails for 64 x 64 ({error})."
+            f"{kind} is no backbone, which has out_channels, three integers, and takes images with sides of multiples "
+            f"of 32 to a list of three maps, for 64 x 64 pixels: {error}."
         ) from error
-    expected = [(1, count, 64 // stride, 64 // stride) for count, stride in zip(channels, (8, 16, 32), strict=True)]
-    tensors = isinstance(maps, list | tuple) and all(isinstance(level, Tensor) for level in maps)
-    given = [tuple(level.shape) for level in maps] if tensors else type(maps).__name__
-    if given != expected:
-        raise ValueError(
-            f"a backbone with out_channels {list(channels)} must give maps of {expected} for an image of 64 x 64, and "
-            f"{kind} gives {given}."
-        )
+    if found != wanted:
+        raise ValueError(f"{kind} with out_channels {list(channels)} must give maps of {wanted}, not {found}.")

@@ -48,7 +48,7 @@ class Detector(nn.Module):
         long side at most max_size. None: images are taken as they are.
     score_thresh, nms_thresh, topk_candidates, detections_per_img: as in DenseHead.detect.
     test_scales, test_flip: `predict` takes each image at each of these short sides in place of min_size, the limit of
-        the long side in proportion to max_size, and mirrored too; see msil.detection.views. None, False: once.
+        the long side in proportion to max_size, and mirrored too. None, False: once.
     """
 
     def __init__(

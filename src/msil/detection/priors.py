@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 MapSizes = tuple[tuple[int, int], ...]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def cached_unless_compiling(make: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Tensors made once for the same arguments. While a net is exported or compiled these may be symbols, which no
+    cache can hold."""
+    cached = lru_cache(maxsize=1024)(make)  # COCO at 800 x 1333 has some 300 padded sizes
+
+    def made(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        # Cached tensors outlive the call, so they must be ordinary ones even if made under inference_mode.
+        with torch.inference_mode(False):
+            return (make if torch.compiler.is_compiling() else cached)(*args, **kwargs)
+
+    return made
 
 
 class LevelGrid(NamedTuple):
@@ -84,8 +99,7 @@ class PriorGenerator:
 
     def __call__(self, map_sizes: MapSizes, device: torch.device) -> Priors:
         """map_sizes: (height, width) a level. The tensors are cached and must not be changed in place."""
-        # While a net is exported or compiled its sizes may be symbols, which no cache can hold.
-        return (_make if torch.compiler.is_compiling() else _cached)(self, map_sizes, device)
+        return _make(self, map_sizes, device)
 
     def _base_anchors(self, stride: int) -> tuple[tuple[float, ...], ...]:
         if not self.scales:
@@ -101,35 +115,31 @@ class PriorGenerator:
         return tuple(map(tuple, (torch.stack([-width, -height, width, height], 1) * 0.5).tolist()))
 
 
+@cached_unless_compiling
 def _make(generator: PriorGenerator, map_sizes: MapSizes, device: torch.device) -> Priors:
-    # Cached tensors outlive the call, so they must be ordinary ones even if made under inference_mode.
-    with torch.inference_mode(False):
-        boxes, centers, strides, starts, count = [], [], [], [], 0
-        for (height, width), stride, base in zip(map_sizes, generator.strides, generator.base, strict=True):
-            y = (torch.arange(height, dtype=torch.float32, device=device) + generator.offset) * stride
-            x = (torch.arange(width, dtype=torch.float32, device=device) + generator.offset) * stride
-            grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-            points = torch.stack([grid_x.flatten(), grid_y.flatten()], dim=1).repeat_interleave(len(base), 0)
-            around = torch.stack([vector(anchor, device) for anchor in base]).repeat(height * width, 1)
-            centers.append(points)
-            boxes.append(points.repeat(1, 2) + around)
-            strides.append(torch.full((height * width * len(base),), float(stride), device=device))
-            starts.append(count)
-            count += height * width * len(base)
-        grid = LevelGrid(
-            map_sizes,
-            generator.strides,
-            generator.offset,
-            generator.per_cell,
-            vector([float(stride) for stride in generator.strides], device),
-            vector([height for height, _ in map_sizes], device),
-            vector([width for _, width in map_sizes], device),
-            vector(starts, device),
-        )
-        return Priors(torch.cat(boxes), torch.cat(centers), torch.cat(strides), grid)
-
-
-_cached = lru_cache(maxsize=1024)(_make)  # COCO at 800 x 1333 has some 300 padded sizes
+    boxes, centers, strides, starts, count = [], [], [], [], 0
+    for (height, width), stride, base in zip(map_sizes, generator.strides, generator.base, strict=True):
+        y = (torch.arange(height, dtype=torch.float32, device=device) + generator.offset) * stride
+        x = (torch.arange(width, dtype=torch.float32, device=device) + generator.offset) * stride
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        points = torch.stack([grid_x.flatten(), grid_y.flatten()], dim=1).repeat_interleave(len(base), 0)
+        around = torch.stack([vector(anchor, device) for anchor in base]).repeat(height * width, 1)
+        centers.append(points)
+        boxes.append(points.repeat(1, 2) + around)
+        strides.append(torch.full((height * width * len(base),), float(stride), device=device))
+        starts.append(count)
+        count += height * width * len(base)
+    grid = LevelGrid(
+        map_sizes,
+        generator.strides,
+        generator.offset,
+        generator.per_cell,
+        vector([float(stride) for stride in generator.strides], device),
+        vector([height for height, _ in map_sizes], device),
+        vector([width for _, width in map_sizes], device),
+        vector(starts, device),
+    )
+    return Priors(torch.cat(boxes), torch.cat(centers), torch.cat(strides), grid)
 
 
 def vector(values: Sequence[int] | Sequence[float], device: torch.device) -> Tensor:

@@ -92,13 +92,11 @@ def from_mmdet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     else:  # one part's: that which the first key is of
         rules = next((rules for _, rules in _MMDET.values() if keys and _of_part(rules, keys[0]) != _UNKNOWN), {})
         names = {key: _of_part(rules, key) for key in keys}
-    for key, name in names.items():
-        if name == _UNKNOWN:
-            raise WeightsError(
-                f"the key {key} is none of MMDetection's ResNet, FPN or heads FCOS, VFNet, RetinaNet, ATSS, GFL, TOOD "
-                "(conv and GroupNorm towers): give such a detector's state dict, or one part's without prefix."
-            )
-    return _renamed(state_dict, names)
+    what = (
+        "MMDetection's ResNet, FPN or heads FCOS, VFNet, RetinaNet, ATSS, GFL, TOOD (conv and GroupNorm towers): give "
+        "such a detector's state dict, or one part's without prefix."
+    )
+    return _renamed(state_dict, names, what)
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,13 +119,8 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return f"_head.conv.{layer}.{place if place < step - 1 else 'relu'}."
 
     names = {key: _name(_TORCHVISION, re.sub(r"_head\.conv\.(\d+)\.(?!\d)", nested, key)) for key in state_dict}
-    for key, name in names.items():
-        if name == _UNKNOWN:
-            raise WeightsError(
-                f"the key {key} is none of torchvision's fcos_resnet50_fpn, retinanet_resnet50_fpn and its v2: only "
-                "state dicts of these can be converted."
-            )
-    return _renamed(state_dict, names) | ({"head.scales": torch.ones(5)} if fcos else {})
+    what = "torchvision's fcos_resnet50_fpn, retinanet_resnet50_fpn and its v2: give the state dict of one of these."
+    return _renamed(state_dict, names, what) | ({"head.scales": torch.ones(5)} if fcos else {})
 
 
 def _name(parts: Mapping[str, tuple[str, Rules]], key: str) -> str | None:
@@ -149,10 +142,12 @@ def _of_part(rules: Rules, key: str) -> str | None:
     return _UNKNOWN
 
 
-def _renamed(state_dict: Mapping[str, Tensor], names: Mapping[str, str | None]) -> dict[str, Tensor]:
+def _renamed(state_dict: Mapping[str, Tensor], names: Mapping[str, str | None], what: str) -> dict[str, Tensor]:
     """The tensors under their new names; {"name[0]": a, "name[1]": b} become {"name": stack(a, b)}."""
     sources: dict[str, str] = {}
     for key, name in names.items():
+        if name == _UNKNOWN:
+            raise WeightsError(f"the key {key} is none of {what}")
         if name is not None and sources.setdefault(name, key) != key:
             raise WeightsError(f"the keys {sources[name]} and {key} are two names of one tensor: drop one of them.")
     plain = {name: state_dict[key] for name, key in sources.items() if "[" not in name}

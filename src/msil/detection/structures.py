@@ -102,7 +102,7 @@ def target_list(targets: Sequence[Target | Mapping[str, Tensor]], images: int, n
     Raises ValueError for anything else.
     """
     if not isinstance(targets, Sequence) or len(targets) != images:
-        found = len(targets) if isinstance(targets, Sequence) else type(targets).__name__
+        found = len(targets) if isinstance(targets, Sequence) else kind_of(targets)
         raise ValueError(f"targets must be a list of one target for each of the {images} images, not {found}.")
     return [_as_target(target, number, num_classes) for number, target in enumerate(targets)]
 
@@ -112,17 +112,14 @@ def _as_target(given: Target | Mapping[str, Tensor], number: int, num_classes: i
     if isinstance(target, Mapping) and {"boxes", "labels"} <= target.keys():
         target = Target(target["boxes"], target["labels"])
     if not isinstance(target, Target):
-        found = f"a dict with {sorted(target)}" if isinstance(target, Mapping) else type(target).__name__
-        raise ValueError(
-            f'target {number} must be a Target or a dict with "boxes" (M, 4) and "labels" (M,), not {found}.'
-        )
+        found = f"a dict with {sorted(target)}" if isinstance(target, Mapping) else kind_of(target)
+        raise ValueError(f'target {number} must be a Target or a dict with "boxes" and "labels", not {found}.')
     boxes, labels = target.boxes, target.labels
-    if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"the boxes of target {number} must be a tensor (M, 4), not {kind_of(boxes)}.")
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != boxes.shape[:1]:
-        dtype = f"{labels.dtype} " if isinstance(labels, Tensor) else ""
+    tensors = isinstance(boxes, Tensor) and isinstance(labels, Tensor)
+    if not tensors or boxes.shape[1:] != (4,) or labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
-            f"the labels of target {number} must be torch.int64 ({len(boxes)},), not {dtype}{kind_of(labels)}."
+            f"target {number} must have boxes (M, 4) and torch.int64 labels (M,), not {kind_of(boxes)} and "
+            f"{kind_of(labels)}."
         )
     if len(boxes) and target is not given:
         least, most = (int(label) for label in labels.aminmax())
@@ -137,5 +134,5 @@ def _as_target(given: Target | Mapping[str, Tensor], number: int, num_classes: i
 
 
 def kind_of(value: Any) -> str:
-    """For error messages: the shape of a tensor, the type of anything else."""
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+    """For error messages: dtype and shape of a tensor, the type of anything else."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

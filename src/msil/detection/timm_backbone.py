@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ class TimmBackbone(PartlyFrozen):
 
     name: of timm, with or without a tag ("convnext_tiny", "convnext_tiny.in12k").
     weights: None; "imagenet" (timm's own for that name and tag, downloaded once); or the path of a file with the state
-        dict of timm's classifier of that name, of its features_only form, or in keys that timm itself converts.
+        dict of timm's classifier of that name, of any number of classes.
     norm: of BatchNorm layers: "bn", trained; "eval_bn", fixed statistics, trainable scale and shift; "frozen_bn", all
         of it fixed. Default: "frozen_bn" with weights, "bn" without. Only None for a net without BatchNorm.
     frozen_stages: 0, none; 1, every parameter that the map of stride 4 depends on (the stem included); 2, also those
@@ -54,12 +52,11 @@ class TimmBackbone(PartlyFrozen):
         timm = import_timm()
         layout = _layout(timm, name, default_stages(frozen_stages, weights))
         arguments = dict(features_only=True, **layout.arguments)
-        if weights == "imagenet":
-            self.net = _pretrained(timm, name, arguments)
-        else:
+        if weights is None:
             self.net = timm.create_model(name, **arguments)
-            if weights is not None:
-                self._load(timm, name, weights)
+        else:
+            load = _with_imagenet if weights == "imagenet" else partial(_with_file, weights)
+            self.net = load(timm, name, arguments)
         self.nhwc = layout.nhwc
         self.out_channels = layout.channels
         config: Any = self.net.pretrained_cfg
@@ -88,29 +85,6 @@ class TimmBackbone(PartlyFrozen):
         """
         maps = self.net(images)
         return [level.permute(0, 3, 1, 2) for level in maps] if self.nhwc else list(maps)
-
-    def _load(self, timm: Any, name: str, weights: str | Path) -> None:
-        with torch.device("meta"):
-            classifier: nn.Module = timm.create_model(name)
-        # Older files hold buffers that timm computes today.
-        known = {*classifier.state_dict(), *(key for key, _ in classifier.named_buffers())}
-        own = self.net.state_dict()
-        names = {key: _classifier_key(key, known) for key in own}
-        wanted = {names[key]: value for key, value in own.items()}
-        content = load_state_dict_file(weights)
-        found = ""
-        for convert in (dict, partial(_converted, classifier)):
-            state = {names.get(key, key): value for key, value in convert(content).items()}
-            unfit = differences(wanted, {key: state[key] for key in state if key in wanted or key not in known})
-            if not unfit:
-                # Batch counters alone may be missing.
-                self.net.load_state_dict({k: state[names[k]] for k in own if names[k] in state}, strict=False)
-                return
-            found = found or unfit
-        raise WeightsError(
-            f"{weights} does not fit timm's {name}: it {found}; give the file of a timm {name} as "
-            "model.backbone.weights."
-        )
 
 
 def import_timm() -> Any:
@@ -207,11 +181,9 @@ def check_name(timm: Any, name: str) -> None:
     raise ConfigError(f"model.backbone.name={name} is not a net of timm {timm.__version__}; {hint}.")
 
 
-def _pretrained(timm: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
+def _with_imagenet(timm: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
     source = timm.get_pretrained_cfg(name).hf_hub_id
-    file = (
-        f"model.safetensors of https://huggingface.co/{source}" if source else "a file with the state dict of that net"
-    )
+    file = f"model.safetensors of https://huggingface.co/{source}" if source else "the file of that net"
     remedy = f"set model.backbone.weights=<path> to {file}, or model.backbone.weights=null to train from scratch."
     if not timm.is_model_pretrained(name):
         raise WeightsError(f"timm has no ImageNet weights for {name}: {remedy}")
@@ -222,26 +194,24 @@ def _pretrained(timm: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
         raise WeightsError(f"the ImageNet weights of timm's {name} cannot be loaded ({reason}): {remedy}") from error
 
 
-def _converted(classifier: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a net's authors, or of an older timm, as timm itself converts it for this classifier."""
-    convert = getattr(sys.modules[type(classifier).__module__], "checkpoint_filter_fn", None)
-    try:
-        return state if convert is None else convert(dict(state), classifier)
-    except Exception:  # it may raise anything for the file of another net
-        return state
-
-
-def _classifier_key(key: str, known: Iterable[str]) -> str:
-    """The name that an entry of the features_only form has in the classifier, whose names are `known`.
-
-    timm holds the net in "body" or "model", or its stages on the first level: "stages_0." is "stages.0.".
-    """
-    first, _, rest = key.partition(".")
-    if first in ("body", "model"):
-        return rest
-    parts = first.split("_")
-    split = [f"{'_'.join(parts[:i])}.{'_'.join(parts[i:])}.{rest}" for i in range(1, len(parts))]
-    return next((candidate for candidate in (key, *split) if candidate in known), key)
+def _with_file(weights: str | Path, timm: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        classifier = timm.create_model(name)
+    last = classifier.pretrained_cfg.get("classifier")
+    last = (last,) if isinstance(last, str) else tuple(last or ())
+    state = load_state_dict_file(weights)
+    state = {key: value for key, value in state.items() if key.rpartition(".")[0] not in last}
+    own = {key: value for key, value in classifier.state_dict().items() if key.rpartition(".")[0] not in last}
+    # Checked here, as timm passes over missing and unknown keys. Older files hold buffers that it computes today.
+    computed = dict(classifier.named_buffers()).keys() - own.keys()
+    if found := differences(own, {key: value for key, value in state.items() if key not in computed}):
+        raise WeightsError(
+            f"{weights} does not fit timm's {name}: it {found}; give the file of timm's {name} as "
+            "model.backbone.weights."
+        )
+    net = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, **arguments)
+    net.pretrained_cfg.pop("state_dict")  # a second copy
+    return net
 
 
 def _is_frozen(module: nn.Module) -> bool:

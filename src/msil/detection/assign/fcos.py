@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from msil.detection.assign.base import GroundTruth, Match, low_bits, ordered_key, require_one_prior_a_cell
 from msil.detection.boxes import box_area
-from msil.detection.priors import LevelGrid, Priors, vector
+from msil.detection.priors import LevelGrid, Priors, cached_unless_compiling, vector
 
 # Points whose smallest box is as large as this stay background, as in MMDetection.
 MAX_AREA = 1e8
@@ -42,8 +41,7 @@ class FCOSAssigner:
     ) -> Match:
         require_one_prior_a_cell("FCOS assignment", priors)
         grid, (gt_boxes, labels, _) = priors.grid, truth
-        ranges = _make_range_tensors if torch.compiler.is_compiling() else _cached_range_tensors
-        low, high = ranges(self.regress_ranges, gt_boxes.device)
+        low, high = _range_tensors(self.regress_ranges, gt_boxes.device)
         lines = _candidate_lines(gt_boxes, grid, self.center_sample_radius, self._window(grid))
 
         # (B, G, L, window of rows, window of columns)
@@ -98,9 +96,6 @@ def _candidate_lines(boxes: Tensor, grid: LevelGrid, radius: float | None, windo
     return _CandidateLines(index, inside, torch.maximum(position - near[..., None], far[..., None] - position))
 
 
-def _make_range_tensors(ranges: Ranges, device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):  # cached: must serve training too
-        return vector([low for low, _ in ranges], device), vector([high for _, high in ranges], device)
-
-
-_cached_range_tensors = lru_cache(maxsize=64)(_make_range_tensors)
+@cached_unless_compiling
+def _range_tensors(ranges: Ranges, device: torch.device) -> tuple[Tensor, Tensor]:
+    return vector([low for low, _ in ranges], device), vector([high for _, high in ranges], device)

@@ -12,6 +12,7 @@ from msil.detection.boxes import boxes_to_distances, pairwise_iou
 from msil.detection.priors import Priors
 
 BLOCK = 512  # priors that a CPU takes at a time: their temporaries stay in its cache
+CHUNK = 64  # priors of one maximum in `_best`
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class TaskAlignedAssigner:
         valid = priors.valid(sizes)
         boxes = boxes * valid[..., None]  # without size, and so without IoU
         alignment = self._alignment(logits, boxes, truth)
-        best, index = alignment.topk(min(self.topk, count), dim=-1)  # (B, G, topk)
+        best, index = _best(alignment, min(self.topk, count))  # (B, G, topk)
         inside = boxes_to_distances(priors.centers[index], gt_boxes[:, :, None]).amin(-1) > 0.01
         positive = (best > 0) & inside & (labels >= 0)[..., None]
         candidates = boxes.gather(1, index.flatten(1)[..., None].expand(-1, -1, 4)).unflatten(1, index.shape[1:])
@@ -57,14 +58,27 @@ class TaskAlignedAssigner:
         return Match(match - (~valid).long(), metric[:, :count], most=slots * index.shape[-1])
 
     def _alignment(self, logits: Tensor, boxes: Tensor, truth: GroundTruth) -> Tensor:
-        """t of every box with every prior, (B, G, P)."""
+        """t of every box with every prior, (B, G, P), P filled up with -1 to a multiple of CHUNK."""
         images, count, classes = logits.shape
         row = truth.labels.clamp(min=0) + classes * torch.arange(images, device=logits.device)[:, None]
-        result = boxes.new_empty(*row.shape, count)
+        result = boxes.new_empty(*row.shape, -(-count // CHUNK) * CHUNK)
+        result[..., count:] = -1
         size = BLOCK if logits.device.type == "cpu" and not torch.compiler.is_compiling() else count
         sides = boxes.transpose(1, 2).contiguous()[:, :, None]  # (B, 4, 1, P)
-        for some, part, out in zip(logits.split(size, 1), sides.split(size, 3), result.split(size, 2), strict=True):
+        outs = result[..., :count].split(size, 2)
+        for some, part, out in zip(logits.split(size, 1), sides.split(size, 3), outs, strict=True):
             of_class = some.transpose(1, 2).contiguous().flatten(0, 1)  # (B K, size)
             score = of_class.index_select(0, row.flatten()).float().sigmoid_().view_as(out)
-            torch.mul(cross_iou(part, truth.boxes).square().pow(3), score, out=out)  # pow(6) is ten times as slow
+            out.copy_(cross_iou(part, truth.boxes).square_().pow_(3).mul_(score))  # pow(6) is ten times as slow
         return result
+
+
+def _best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """topk of values (B, G, P), P a multiple of CHUNK: they lie in the `count` chunks of the highest maxima.
+
+    On a GPU a third of the time of one topk, which sorts all of them.
+    """
+    chunks = values.unflatten(-1, (-1, CHUNK))
+    chosen = chunks.amax(-1).topk(min(count, chunks.shape[2])).indices  # (B, G, some)
+    best, place = chunks.gather(2, chosen[..., None].expand(-1, -1, -1, CHUNK)).flatten(2).topk(count)
+    return best, chosen.gather(2, place // CHUNK) * CHUNK + place % CHUNK
