@@ -26,10 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("msil"):
             raise
-        print(
-            f'error: {error.name} is not installed: install it with the rest: pip install -e ".[train]" -c constraints.txt.',
-            file=sys.stderr,
-        )
+        print(f'error: {error.name} is not installed: run pip install "msil[train]".', file=sys.stderr)
         return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
