@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from msil.config import Config, Resume
-from msil.data.module import AugmentedImages
+from msil.data.module import KeyedImages
 from msil.detection import Detector
 from msil.errors import ConfigError
 from msil.interruption import Preempted
@@ -290,8 +290,8 @@ def test_resume_never_begins_again(
     config = tiny_config(tmp_path, shapes, "resume=never")
     copied(stopped, config)
     read: list[Any] = []
-    real = AugmentedImages.__getitem__
-    monkeypatch.setattr(AugmentedImages, "__getitem__", lambda self, key: read.append(key) or real(self, key))
+    real = KeyedImages.__getitem__
+    monkeypatch.setattr(KeyedImages, "__getitem__", lambda self, key: read.append(key) or real(self, key))
     run(config)
     assert len(read) == 32  # both epochs' 16 images
     assert [int(row["step"]) for row in rows(folder(config)) if "loss" in row] == list(range(8))

@@ -15,7 +15,7 @@ from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config, DataName, Mode, plain
 from msil.data.annotations import AnnotatedImages
-from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
+from msil.data.module import DetectionDataModule, build_datasets, build_split
 from msil.errors import ConfigError
 from msil.interruption import Interruption
 from msil.metrics.coco import CocoMetric
@@ -48,7 +48,7 @@ class Parts:
     config: Config
     values: dict[str, Any]
     run_dir: Path
-    data: EvaluationDataModule
+    data: DetectionDataModule
     module: DetectionModule
     trainer: L.Trainer
     throughput: Throughput
@@ -61,7 +61,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
     L.seed_everything(config.seed, verbose=False)
     training = config.mode is Mode.train
     values = plain(config)
-    data = training_data(config) if training else evaluation_data(config)
+    data = data_of(config)
     classes = data.val.classes
     detector = detector_from_config(config.model, len(classes), config.data.min_size, config.data.max_size)
     found = resume_point(config.resume, run_dir / CHECKPOINTS) if training else None
@@ -76,7 +76,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
         detector,
         metrics(config, data.val),
         config.schedule,
-        steps_per_epoch=data.steps_per_epoch if isinstance(data, DetectionDataModule) else 1,
+        steps_per_epoch=data.steps_per_epoch,
         batch_size=config.data.batch_size,
         describe={"config": values, "classes": list(classes), "category_ids": list(data.val.category_ids)},
     )
@@ -107,38 +107,21 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
     return Parts(config, values, run_dir, data, module, trainer, throughput, resume)
 
 
-def training_data(config: Config) -> DetectionDataModule:
-    data = config.data
-    train, val = build_datasets(str(data.name), data.root, data.train_split, data.val_split, **_audited(config))
+def data_of(config: Config) -> DetectionDataModule:
+    """To train and evaluate on; with mode=test data.split, or data.val_split where that is null, and no other split."""
+    data, named = config.data, plain(config.data)
+    if config.mode is Mode.train:
+        train, val = build_datasets(named, data.train_split, data.val_split)
+    else:
+        train, val = None, build_split(named, data.split or data.val_split)
     return DetectionDataModule(
-        train,
+        data,
         val,
-        batch_size=data.batch_size,
-        accumulate=config.trainer.accumulate,
-        eval_batch_size=data.eval_batch_size,
+        train,
         seed=config.seed,
-        min_size=data.min_size,
-        max_size=data.max_size,
-        multiscale=None if data.multiscale is None else (data.multiscale[0], data.multiscale[1]),
-        flip=data.flip,
-        device_transforms=data.device_transforms,
-        workers=data.workers,
+        accumulate=config.trainer.accumulate,
         eval_images=config.schedule.eval_images,
     )
-
-
-def evaluation_data(config: Config) -> EvaluationDataModule:
-    """Of data.split, or data.val_split where that is null; no other split is read."""
-    data = config.data
-    dataset = build_split(str(data.name), data.root, data.split or data.val_split, **_audited(config))
-    return EvaluationDataModule(
-        dataset, eval_batch_size=data.eval_batch_size, workers=data.workers, eval_images=config.schedule.eval_images
-    )
-
-
-def _audited(config: Config) -> dict[str, Any]:
-    names = ("classes", "strict", "num_train", "num_val", "image_size", "seed")
-    return {name: getattr(config.data, name) for name in names}
 
 
 def metrics(config: Config, val: AnnotatedImages) -> list[DetectionMetric]:
