@@ -86,12 +86,6 @@ def test_a_class_with_more_detections_than_count(place: int, recall: float) -> N
     assert engines(make([(0, 0, [0, 0, 40, 40])], rows))["AR100"] == recall
 
 
-def test_ties_between_and_in_images() -> None:
-    truths = [(image, 0, [10.0 * k, 0, 9, 9]) for image in range(4) for k in range(3)]
-    found = [(image, 0, [10.0 * k, 0, 10.0 * k + 8, 9], 0.5) for image in range(4) for k in (2, 0, 1, 7)]
-    engines(make(truths, found, images=4))
-
-
 def test_crowds_and_boxes_without_size() -> None:
     truths = [(0, 0, [0, 0, 100, 100]), (0, 0, [10, 10, 20, 20]), (1, 1, [0, 0, 50, 50])]
     found = [(0, 0, [x, 10.0, x + 20, 30], 0.9 - x / 100) for x in (10.0, 40, 70)]

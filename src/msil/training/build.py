@@ -20,7 +20,6 @@ from msil.errors import ConfigError
 from msil.interruption import Interruption
 from msil.metrics.coco import CocoMetric
 from msil.metrics.detections import DetectionMetric
-from msil.metrics.upload import DetectionCollector
 from msil.metrics.voc import VOCMetric
 from msil.runs import CHECKPOINTS, LAST, PREDICTIONS
 from msil.training.callbacks import (
@@ -127,7 +126,7 @@ def data_of(config: Config) -> DetectionDataModule:
 def metrics(config: Config, val: AnnotatedImages) -> list[DetectionMetric]:
     """The first collects the detections of the run; without annotations there are no numbers."""
     if not val.annotated:
-        return [DetectionCollector(val.annotations)]
+        return [DetectionMetric(val.annotations)]
     if config.data.name is DataName.voc:
         return [CocoMetric(val.annotations), VOCMetric(val.annotations)]
     return [CocoMetric(val.annotations)]
