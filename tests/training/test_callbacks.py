@@ -88,7 +88,7 @@ def test_progress_shows_what_was_logged(
     )
     for row in logged[:-1]:
         loss, lr = float(row["loss"]), float(row["lr"])
-        text = f"loss={loss:.3f}, lr={lr:.1e}, images/s=" if terminal else f"loss {loss:.3g}, "
+        text = f"loss{'= '[not terminal]}{loss:.3f}, lr{'= '[not terminal]}{lr:.1e}, images/s"
         assert any(text in line for line in lines), (text, lines)
 
 

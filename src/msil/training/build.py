@@ -22,14 +22,7 @@ from msil.metrics.coco import CocoMetric
 from msil.metrics.detections import DetectionMetric
 from msil.metrics.voc import VOCMetric
 from msil.runs import CHECKPOINTS, LAST, PREDICTIONS
-from msil.training.callbacks import (
-    AveragedWeights,
-    PredictionPictures,
-    ProgressBar,
-    ProgressLines,
-    SeedSteps,
-    Throughput,
-)
+from msil.training.callbacks import AveragedWeights, PredictionPictures, Progress, SeedSteps, Throughput
 from msil.training.checkpoint import AtomicCheckpointIO, SaveLast, best_checkpoint, resume_point
 from msil.training.devices import check_processes, choose_devices, cluster_environment
 from msil.training.faults import FiniteSteps
@@ -85,13 +78,10 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
     callbacks: list[Any] = [finite, throughput, save]
     if data.val.annotated:
         callbacks.append(PredictionPictures(run_dir / PREDICTIONS, classes))
-    bar = config.trainer.progress_bar and sys.stdout.isatty()
-    if bar:
-        callbacks.append(ProgressBar(rows))
+    if config.trainer.progress_bar:
+        callbacks.append(Progress(rows, bar=sys.stdout.isatty()))
     if rows is not None:
         callbacks += [SeedSteps(config.seed), best_checkpoint(run_dir / CHECKPOINTS)]
-        if config.trainer.progress_bar:
-            callbacks.append(ProgressLines(rows, bar=bar))
         if config.schedule.ema is not None:
             callbacks.append(AveragedWeights(config.schedule.ema))
     dashboards = dashboard_loggers(config, values, run_dir, resume_step)
@@ -100,7 +90,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
         run_dir,
         logger=[*([] if rows is None else [rows]), *dashboards],
         callbacks=callbacks,
-        enable_progress_bar=bar,
+        enable_progress_bar=config.trainer.progress_bar,
         log_every_n_steps=max(1, min(LOG_EVERY, module.total_steps // MOST_ROWS)),
     )
     return Parts(config, values, run_dir, data, module, trainer, throughput, resume)
