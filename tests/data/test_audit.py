@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msil.data.audit import PART, check_images, whole_number
+from msil.data.audit import PART, check_images
 from msil.errors import DataError
 
 from .files import write_jpeg
@@ -77,12 +77,3 @@ def test_exif_and_the_size_that_the_annotations_say(
 ) -> None:
     write_jpeg(tmp_path / "a.jpg", 40, 30, orientation)
     assert audited([tmp_path / "a.jpg"], [expected]) == [read_as]
-
-
-def test_whole_numbers() -> None:
-    assert whole_number(640.0, "x") == 640
-    assert type(whole_number(640.0, "x")) is int
-    assert whole_number(-3, "x") == -3
-    for value in (None, "1", 1.5, float("nan"), float("inf"), True, 2**63, [1]):
-        with pytest.raises(DataError, match="x must be a whole number"):
-            whole_number(value, "x")
