@@ -126,7 +126,7 @@ class Progress(TQDMProgressBar):
     def __init__(self, rows: MetricsFile | None, *, bar: bool) -> None:
         super().__init__()
         self.rows = rows
-        self._printed_at = float("-inf")
+        self._printed_at = time.monotonic()
         if not bar:
             self.disable()
 
