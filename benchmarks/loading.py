@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 
 from benchmarks.compare import Row, interleaved, run
 from msil.data.annotations import AnnotatedImages, Annotations
-from msil.data.module import AugmentedImages, collate_untransformed
+from msil.data.module import KeyedImages, collate_training
 from msil.data.transforms import Augmentation, draw_augmentation, transform_image
 from msil.detection.preprocess import batch_images, normalize
 
@@ -107,20 +107,21 @@ def measure() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         dataset = made_files(Path(folder))
         draw = partial(draw_augmentation, min_size=800, max_size=1333, multiscale=None, flip=0.5)
-        ours, postponed = AugmentedImages(dataset, draw, 0), AugmentedImages(dataset, draw, 0, postponed=True)
-        gather = partial(collate_untransformed, draw=draw, seed=0)
+        images = KeyedImages(dataset)
+        ours = partial(collate_training, draw=draw, seed=0, postponed=False)
+        gather = partial(collate_training, draw=draw, seed=0, postponed=True)
         torchvisions = TorchvisionLoading(dataset, flip=0.5)
         agreement = same_pixels(dataset)
         every = range(IMAGES)
         seconds = interleaved(
             {
-                "ours": lambda: [ours[0, i] for i in every],
-                "whole": lambda: [batch_images([normalize(ours[0, i][0])]) for i in every],
+                "ours": lambda: ours([images[0, i] for i in every]),
+                "whole": lambda: [batch_images([normalize(image)]) for image in ours([images[0, i] for i in every])[0]],
                 "anchor": lambda: [torchvisions(i) for i in every],
             }
         ) | interleaved(
             {
-                "postponed": lambda: gather([postponed[0, i] for i in every]),
+                "postponed": lambda: gather([images[0, i] for i in every]),
                 "decoded": lambda: [decode_only(dataset, i) for i in every],
             },
             repeats=101,
@@ -136,7 +137,7 @@ def measure() -> Iterator[Row]:
 
         yield row("P12 loading 640x480 JPEG to 800x1066 uint8", "ours", "anchor", 4.5, agreement)
         yield row("P12 the same, normalised and in a batch", "whole", "anchor", None, agreement)
-        same = all(torch.equal(postponed[0, i][0], decode_only(dataset, i)) for i in every)
+        same = all(torch.equal(images[0, i][0], decode_only(dataset, i)) for i in every)
         assert same, "what the loader postpones is not what the decoder gives"
         yield row("P12 device_transforms against decoding", "postponed", "decoded", 0.9, "the decoder's pixels")
 

@@ -239,7 +239,7 @@ def _figure_data(options: argparse.Namespace) -> AnnotatedImages:
         named = options.data == "voc" and not set(options.classes or ()) <= set(VOC_CLASSES)
         classes = list(options.classes) if named else None
         layout = "coco" if options.data == "shapes" else options.data
-        return build_split(layout, options.root, options.split, classes=classes)
+        return build_split({"name": layout, "root": options.root, "classes": classes}, options.split)
     settings = run_settings(options.checkpoint[0])
     if settings is None:
         raise ConfigError(f"{options.checkpoint[0]} holds no data settings: give --data and --root.")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from msil.data.audit import PART, DataWarning, check_boxes, check_images, whole_number
+from msil.data.audit import PART, check_images
 from msil.errors import DataError
 
 from .files import write_jpeg
@@ -79,46 +77,3 @@ def test_exif_and_the_size_that_the_annotations_say(
 ) -> None:
     write_jpeg(tmp_path / "a.jpg", 40, 30, orientation)
     assert audited([tmp_path / "a.jpg"], [expected]) == [read_as]
-
-
-def annotations(boxes: list[list[float]], areas: list[float]) -> Any:
-    """Of one image, 40 wide and 30 high."""
-    owners = np.zeros(len(boxes), dtype=int)
-    return SimpleNamespace(
-        source="x", annotated=True, sizes=np.array([[30, 40]]), truth_images=owners, truth_areas=np.array(areas),
-        truth_boxes=np.array(boxes, dtype=np.float64), box_name=str,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("box", "area", "clipped", "kept", "trained"),
-    [
-        # the image is 40 wide, 30 high; x y width height -> x1 y1 x2 y2
-        ([0, 0, 40, 30], 1, [0, 0, 40, 30], True, True),
-        ([-5, -5, 50, 40], 1, [0, 0, 40, 30], True, True),
-        ([39, 29, 1, 1], 1, [39, 29, 40, 30], True, True),  # one pixel
-        ([39, 29, 1, 0.99], 1, [39, 29, 40, 29.99], True, False),
-        ([39.5, 10, 9, 9], 1, [39.5, 10, 40, 19], True, False),  # half a pixel of it inside
-        ([3, 3, 9, 9], 0, [3, 3, 12, 12], True, False),
-        ([3, 3, 0, 9], 1, [3, 3, 3, 12], False, False),
-        ([-9, 3, 9, 9], 1, [0, 3, 0, 12], False, False),  # ends where the image begins
-        ([50, 3, 9, 9], 1, [40, 3, 40, 12], False, False),
-    ],
-)
-def test_the_rule_of_the_boxes(box: list[float], area: float, clipped: list[float], kept: bool, trained: bool) -> None:
-    sound = [1, 1, 5, 5]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)
-        found = check_boxes(annotations([box, sound], [area, 25]), strict=False)
-    assert found[0].tolist() == [kept, True]
-    assert found[1].tolist() == [trained, True]
-    assert found[2][0].tolist() == clipped
-
-
-def test_whole_numbers() -> None:
-    assert whole_number(640.0, "x") == 640
-    assert type(whole_number(640.0, "x")) is int
-    assert whole_number(-3, "x") == -3
-    for value in (None, "1", 1.5, float("nan"), float("inf"), True, 2**63, [1]):
-        with pytest.raises(DataError, match="x must be a whole number"):
-            whole_number(value, "x")

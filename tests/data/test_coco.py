@@ -49,21 +49,16 @@ def test_labels_boxes_and_images(tmp_path: Path) -> None:
     assert target.labels.tolist() == [2, 0]
     assert target.labels.dtype == torch.int64
     assert (target.image_id, target.size) == (5, (30, 40))
-    empty = dataset[2][1]
-    assert (empty.boxes.shape, empty.boxes.dtype) == ((0, 4), torch.float32)
-    assert (empty.labels.shape, empty.labels.dtype) == ((0,), torch.int64)
-
-
-def test_annotations_hold_crowds_and_areas_image_by_image(tmp_path: Path) -> None:
-    write_coco(tmp_path, coco_content())
-    dataset = CocoDataset(tmp_path, "train")
+    assert (dataset[2][1].boxes.shape, dataset[2][1].labels.shape) == ((0, 4), (0,))
     assert boxes_of(dataset) == [
         (11, "cat", [4.5, 5, 6, 7.25], 40, False),
         (5, "zebra", [1, 2, 10, 20], 150.5, False),
         (5, "dog", [0, 0, 40, 30], 900, True),
         (5, "cat", [20, 10, 20, 20], 400, False),
     ]
-    assert dataset.annotations.file_names == ["train/a.jpg", "train/sub/b.jpg", "train/c.jpg"]
+    write_jpeg(tmp_path / "train" / "a.jpg", 8, 8)  # after the audit
+    with pytest.raises(DataError, match=r"a\.jpg is no longer of the size"):
+        dataset[0]
 
 
 def test_a_choice_of_classes_gives_their_order(tmp_path: Path) -> None:
@@ -72,25 +67,15 @@ def test_a_choice_of_classes_gives_their_order(tmp_path: Path) -> None:
     assert (dataset.classes, dataset.category_ids) == (("zebra", "cat"), (90, 3))
     assert dataset[1][1].labels.tolist() == [0, 1]
     assert [name for _, name, *_ in boxes_of(dataset)] == ["cat", "zebra", "cat"]
-    assert [CocoDataset(tmp_path, "train", classes=["zebra"]).has_boxes(index) for index in range(3)] == [0, 1, 0]
-
-
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        (["zebre"], r"'zebre'.*nearest is 'zebra'"),
+    # The only dog is a crowd: nothing to train on, but something to score against.
+    assert not any(CocoDataset(tmp_path, "train", classes=["dog"]).has_boxes(index) for index in range(3))
+    for wrong, message in (
+        (["zebre"], "nearest is 'zebra'"),
         ([], "list of class names"),
-        (["cat", "dog", "cat"], "'cat' more than once"),
-        (["dog"], None),
-    ],
-)
-def test_wrong_classes(tmp_path: Path, classes: Any, message: str | None) -> None:
-    write_coco(tmp_path, coco_content())
-    if message is None:  # the only dog is a crowd: nothing to train on, but something to score against
-        assert not any(CocoDataset(tmp_path, "train", classes=classes).has_boxes(index) for index in range(3))
-        return
-    with pytest.raises(DataError, match=message):
-        CocoDataset(tmp_path, "train", classes=classes)
+        (["cat"] * 2, "more than once"),
+    ):
+        with pytest.raises(DataError, match=message):
+            CocoDataset(tmp_path, "train", classes=wrong)
 
 
 def test_area_and_iscrowd_may_be_missing_and_whole_floats_are_ids(tmp_path: Path) -> None:
@@ -166,12 +151,8 @@ ANNOTATION = r"instances_train\.json: annotation 101 of a\.jpg: "
     [
         (in_annotation(bbox=[float("nan"), 1, 2, 3]), ANNOTATION + r"bbox must be .*finite.*nan"),
         (in_annotation(bbox=[1, 1, "2", 3]), ANNOTATION + "bbox must be a list of four"),
-        (in_annotation(bbox=[1, 1, 3]), ANNOTATION + "bbox must be a list of four"),
         (in_annotation(bbox=[20, 10, -5, 6]), ANNOTATION + "bbox is inverted"),
         (in_annotation(category_id=4), ANNOTATION + "category_id 4 is not among the categories"),
-        (in_annotation(category_id="3"), ANNOTATION + "category_id must be a whole number, but is '3'"),
-        (in_annotation(area=-1), ANNOTATION + "area must be"),
-        (in_annotation(iscrowd=2), ANNOTATION + "iscrowd must be 0 or 1"),
         (in_annotation(image_id=99), r"json: annotation 101: image_id 99 is not among the images"),
         (in_annotation(id=103), r"annotation 103 of sub/b\.jpg: its id is listed twice"),
         (in_annotation(id=None), r"annotations\[1\] of a\.jpg: id must be a whole number, but is None"),
@@ -180,15 +161,12 @@ ANNOTATION = r"instances_train\.json: annotation 101 of a\.jpg: "
         (in_image(width=41), r"image 5 says width 41 and height 30, but .*b\.jpg is 40 x 30"),
         (in_image(file_name="../train/a.jpg"), r"image 5: file_name is '\.\./train/a\.jpg', which leaves"),
         (in_image(file_name="/etc/passwd"), "image 5: file_name is '/etc/passwd', which leaves"),
-        (in_image(file_name="C:\\a.jpg"), "image 5: file_name is .* which leaves"),
         (in_image(file_name="a\nb.jpg"), r"image 5: file_name must be the name of a file, but is 'a\\nb\.jpg'"),
         (in_image(file_name="d.jpg"), r"image file .*d\.jpg is missing"),
         (in_category(id=7), "category id 7 is listed twice"),
-        (in_category(name="cat\n"), r"name of category 3 must be text, but is 'cat\\n'"),
         (lambda content: content["images"].clear(), "is empty: it lists no images"),
         (lambda content: content["annotations"].clear(), "is empty: no image has a usable box"),
         (lambda content: content.pop("annotations"), "list 'annotations'"),
-        (lambda content: content["annotations"].append([]), r"annotations\[4\] must be a json object"),
     ],
 )
 def test_refused_always(tmp_path: Path, change: Change, message: str) -> None:
@@ -207,14 +185,6 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"train\.json is not valid json .the key 'category_id' of the entry with id 100 is given twice"
     ):
-        CocoDataset(tmp_path, "train")
-
-
-@pytest.mark.parametrize("text", ["", '{"images": [}', "[" * 100000, "\udcff"])
-def test_unreadable_json(tmp_path: Path, text: str) -> None:
-    source = write_coco(tmp_path, "")
-    source.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(DataError, match=r"instances_train\.json is not valid json"):
         CocoDataset(tmp_path, "train")
 
 
@@ -297,11 +267,3 @@ def test_a_split_without_annotations(tmp_path: Path, split: str, folder: str) ->
     assert (chosen.classes, chosen.category_ids) == (("zebra", "cat"), (90, 3))
     copy = pickle.loads(pickle.dumps(dataset))
     assert len(copy) == 3 and torch.equal(copy[1][0], image)
-
-
-def test_a_file_that_shrinks_after_the_audit(tmp_path: Path) -> None:
-    write_coco(tmp_path, coco_content())
-    dataset = CocoDataset(tmp_path, "train")
-    write_jpeg(tmp_path / "train" / "a.jpg", 8, 8)
-    with pytest.raises(DataError, match=r"a\.jpg is no longer of the size"):
-        dataset[0]

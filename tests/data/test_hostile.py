@@ -48,22 +48,14 @@ def moved(path: Path, to: Path) -> Path:
 OUTSIDE = r"{path} leads by a symbolic link to {place}, outside the data set's folder {root}: "
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "sub", "sub/b.jpg"])
-def test_links_of_images_that_leave_a_coco_set_are_refused(coco: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["train/a.jpg", "train/sub", "JPEGImages/a.jpg", "Annotations/b.xml"])
+def test_links_that_leave_the_set_are_refused(coco: Path, voc: Path, tmp_path: Path, name: str) -> None:
+    root, kind = (coco, CocoDataset) if name.startswith("train") else (voc, VOCDataset)
     place = tmp_path / "elsewhere" / Path(name).name
-    path = moved(coco / "train" / name, place)
+    path = moved(root / name, place)
     with pytest.raises(DataError) as error:
-        CocoDataset(coco, "train")
-    assert str(error.value).startswith(OUTSIDE.format(path=path, place=place, root=coco))
-
-
-@pytest.mark.parametrize("name", ["JPEGImages/a.jpg", "Annotations/b.xml"])
-def test_links_that_leave_a_voc_set_are_refused(voc: Path, tmp_path: Path, name: str) -> None:
-    place = tmp_path / "elsewhere" / Path(name).name
-    path = moved(voc / name, place)
-    with pytest.raises(DataError) as error:
-        VOCDataset(voc, "train")
-    assert str(error.value).startswith(OUTSIDE.format(path=path, place=place, root=voc))
+        kind(root, "train")
+    assert str(error.value).startswith(OUTSIDE.format(path=path, place=place, root=root))
 
 
 def test_links_to_nothing_and_to_themselves_are_refused(coco: Path) -> None:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from msil.data.coco import CocoDataset
-from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
+from msil.data.module import DetectionDataModule, build_datasets, build_split
 from msil.data.shapes import write_shapes
-from msil.data.voc import VOCDataset
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError
 
@@ -41,9 +40,16 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     return CocoDataset(bordered(root, "train", {str(i): size for i, size in enumerate(SIZES)}), "train")
 
 
+SETTINGS: dict[str, Any] = {
+    "batch_size": 4, "eval_batch_size": 2, "min_size": 32, "max_size": 48, "multiscale": None, "flip": 0.5,
+    "device_transforms": False, "workers": 0,
+}  # fmt: skip
+
+
 def module(datasets: tuple[Any, Any], **changes: Any) -> DetectionDataModule:
-    settings: dict[str, Any] = {"batch_size": 4, "eval_batch_size": 2, "seed": 0, "min_size": 32, "max_size": 48}
-    return DetectionDataModule(*datasets, **{**settings, **changes})
+    """Of the training and the validation set. changes: of SETTINGS, and other arguments."""
+    settings = SimpleNamespace(**{name: changes.pop(name, value) for name, value in SETTINGS.items()})
+    return DetectionDataModule(settings, datasets[1], datasets[0], **changes)
 
 
 def on_process(datamodule: DetectionDataModule, rank: int, world_size: int) -> DetectionDataModule:
@@ -168,14 +174,6 @@ def test_images_without_a_box_to_train_on_or_too_small_are_left_out(tmp_path: Pa
         module((CocoDataset(root, "train"), CocoDataset(root, "val")))
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_share_every_training_batch(shapes: Datasets, world_size: int) -> None:
-    whole = [sorted(batch) for batch in ids(module(shapes).train_dataloader())]
-    ranks = [ids(on_process(module(shapes), rank, world_size).train_dataloader()) for rank in range(world_size)]
-    assert [sorted(id for part in parts for id in part) for parts in zip(*ranks, strict=True)] == whole
-    assert {len(part) for shares in ranks for part in shares} == {4 // world_size}
-
-
 def test_eval_images_takes_the_first(shapes: Datasets) -> None:
     for eval_images, count in ((None, 5), (3, 3), (99, 5)):
         datamodule = module(shapes, eval_images=eval_images)
@@ -198,22 +196,26 @@ def test_what_the_processes_cannot_share_is_refused(shapes: Datasets) -> None:
             on_process(module(shapes, eval_images=images), 0, world_size).val_dataloader()
 
 
+def coco(root: Path, **others: Any) -> dict[str, Any]:
+    return {"name": "coco", "root": root, **others}
+
+
 def test_build_datasets_reads_every_layout(tmp_path: Path) -> None:
-    train, val = build_datasets("shapes", tmp_path / "s", "train", "val", **SHAPES)
+    data = {"name": "shapes", "root": tmp_path / "s", **SHAPES}
+    train, val = build_datasets(data, "train", "val")
     assert (len(train), len(val)) == (11, 5)
     with pytest.raises(ConfigError, match=r"data\.num_val"):
-        build_datasets("shapes", tmp_path / "s", "train", "val", **{**SHAPES, "num_val": None})
+        build_datasets({**data, "num_val": None}, "train", "val")
     write_coco(tmp_path / "coco", coco_content(), "one")
     write_coco(tmp_path / "coco", coco_content(), "two")
-    train, val = build_datasets("coco", tmp_path / "coco", "one", "two", classes=["zebra", "cat"])
-    assert isinstance(train, CocoDataset) and isinstance(val, CocoDataset)
+    train, val = build_datasets(coco(tmp_path / "coco", classes=["zebra", "cat"]), "one", "two")
     assert (train.classes, train.category_ids) == (val.classes, val.category_ids) == (("zebra", "cat"), (90, 3))
     for split in ("one", "two"):
         write_voc(tmp_path / "voc", {"x": voc_xml(voc_object("dog", 1, 1, 20, 20))}, split)
-    train, _ = build_datasets("voc", tmp_path / "voc", "one", "two", **SHAPES)
-    assert isinstance(train, VOCDataset) and len(train.classes) == 20
+    train, _ = build_datasets({"name": "voc", "root": tmp_path / "voc", **SHAPES}, "one", "two")
+    assert len(train.classes) == 20
     with pytest.raises(ConfigError, match=r"'cocoo'.*shapes, coco, voc"):
-        build_split("cocoo", tmp_path, "val")
+        build_split({"name": "cocoo", "root": tmp_path}, "val")
 
 
 def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
@@ -222,8 +224,8 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
     other["categories"][2]["name"] = "wolf"
     write_coco(tmp_path, other, "val")
     with pytest.raises(DataError, match=r"train and val .*data\.classes"):
-        build_datasets("coco", tmp_path, "train", "val")
-    assert build_datasets("coco", tmp_path, "train", "val", classes=["cat"])[1].classes == ("cat",)
+        build_datasets(coco(tmp_path), "train", "val")
+    assert build_datasets(coco(tmp_path, classes=["cat"]), "train", "val")[1].classes == ("cat",)
 
 
 def test_a_split_without_annotations_is_evaluated_but_not_trained_on(tmp_path: Path) -> None:
@@ -232,8 +234,7 @@ def test_a_split_without_annotations_is_evaluated_but_not_trained_on(tmp_path: P
     write_coco(tmp_path, coco_content(), "train")
     for train, val in (("test", "train"), ("train", "test")):
         with pytest.raises(DataError, match=r"split test of .* has no annotations.*mode=test"):
-            build_datasets("coco", tmp_path, train, val)
-    test = build_split("coco", tmp_path, "test")
-    batches = list(EvaluationDataModule(test, eval_batch_size=2).val_dataloader())
+            build_datasets(coco(tmp_path), train, val)
+    batches = list(module((None, build_split(coco(tmp_path), "test"))).val_dataloader())
     assert ids(batches) == [[11, 5], [8]]
     assert [len(target.boxes) for _, targets in batches for target in targets] == [0, 0, 0]

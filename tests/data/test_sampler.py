@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-import torch
 
-from msil.data.sampler import TrainingBatches, image_generator
+from msil.data.sampler import TrainingBatches
 
 # Counts that divide by the batch size and that do not; indices with gaps, as after leaving images out.
 COUNTS = (8, 9, 15, 16, 61)
@@ -63,14 +62,6 @@ def test_a_batch_is_all_tall_or_all_wide_but_for_the_left_over() -> None:
         assert {i for i, batch in enumerate(batches) if len({index in tall for index in batch}) > 1} <= {15}
 
 
-def test_an_epoch_has_its_own_order_and_a_seed_its_own_epochs() -> None:
-    orders = [sampler(61, seed=seed).batches(epoch) for seed in (0, 1) for epoch in range(4)]
-    assert all(orders[i] != orders[k] for i in range(8) for k in range(i))
-    assert sampler(61).batches(3) == sampler(61).batches(3)
-    first = [sampler(61).batches(epoch)[0][0] for epoch in range(40)]
-    assert len(set(first)) > 15  # a shuffle, not a rotation of the same start
-
-
 def test_resuming_in_an_epoch_continues_as_if_never_stopped() -> None:
     through = sampler(15)
     seen = []
@@ -82,14 +73,3 @@ def test_resuming_in_an_epoch_continues_as_if_never_stopped() -> None:
     assert list(resumed) == seen[2][3:]
     resumed.set_epoch(3)
     assert list(resumed) == seen[3]
-
-
-def test_every_image_has_its_own_stream_in_every_epoch() -> None:
-    keys = [(seed, epoch, index) for seed in (0, 1) for epoch in range(5) for index in range(20)]
-    state = torch.get_rng_state()
-    draws = [float(torch.rand((), generator=image_generator(*key), dtype=torch.float64)) for key in keys]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert len(set(draws)) == len(keys)
-    assert draws == [float(torch.rand((), generator=image_generator(*key), dtype=torch.float64)) for key in keys]
-    # 200 uniform draws: the mean is 0.5 +- 0.02, so 0.1 is five deviations.
-    assert abs(sum(draws) / len(draws) - 0.5) < 0.1

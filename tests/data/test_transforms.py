@@ -32,18 +32,6 @@ def test_each_axis_is_scaled_by_its_own_rounded_side() -> None:
     torch.testing.assert_close(boxes, torch.tensor([[240.2, 800 / 3, 600.5, 1600 / 3]]), rtol=1e-6, atol=0)
 
 
-def test_boxes_stay_inside_after_rounding() -> None:
-    for height, width in ((333, 500), (97, 101), (427, 640), (31, 211)):
-        for short in range(40, 60):
-            augmentation = drawn((height, width), min_size=short)
-            x1, y1, x2, y2 = moved(
-                [[width - 0.3, height - 0.3, width, height]], (height, width), augmentation
-            )[0].tolist()  # fmt: skip
-            assert 0 <= x1 < x2 <= augmentation.width and 0 <= y1 < y2 <= augmentation.height
-            # They also reach the edge as before, but for float32's last digits.
-            assert (x2, y2) == pytest.approx((augmentation.width, augmentation.height), rel=1e-6)
-
-
 def test_sizes_of_the_reference(golden: Any) -> None:
     """Width x height -> what MMDetection's rescale to (1333, 800) gave."""
     for name, (wanted_width, wanted_height) in golden.misc()["rescale_wh_to_1333x800"].items():
@@ -74,15 +62,6 @@ def test_multiscale_draws_every_short_side_up_to_the_limit_of_the_long_one() -> 
     assert sizes == {(side, side) for side in (5, 6, 7, 8, 9)}
     # 10 x 40, short side 20..30 wants a long side of 80..120, but 60 is the limit: 15 x 60.
     assert {drawn((10, 40), seed, max_size=60, multiscale=(20, 30))[:2] for seed in range(10)} == {(15, 60)}
-
-
-def test_all_chance_comes_from_the_generator() -> None:
-    state = torch.get_rng_state()
-    first = [drawn((30, 40), seed, multiscale=(20, 60), flip=0.5) for seed in range(8)]
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(2)
-    assert [drawn((30, 40), seed, multiscale=(20, 60), flip=0.5) for seed in range(8)] == first
-    assert len(set(first)) > 3
 
 
 @pytest.mark.parametrize("size", [(60, 80), (17, 93), (30, 40), (12, 16), (47, 31)])

@@ -58,17 +58,6 @@ def test_classes_give_the_labels(tmp_path: Path) -> None:
         VOCDataset(tmp_path, "train", classes=["cat"])
 
 
-def test_parts_floats_blank_lines_and_other_extensions(tmp_path: Path) -> None:
-    source = write_voc(tmp_path, {"a.b": voc_xml(voc_object("cat", 1.5, 2.5, 10.5, 20, PART)), "c": voc_xml(size="")})
-    source.write_text("\n  a.b \n\nc\n")
-    (tmp_path / "JPEGImages" / "c.jpg").unlink()
-    Image.new("L", (7, 5)).save(tmp_path / "JPEGImages" / "c.png")
-    dataset = VOCDataset(tmp_path, "train")
-    assert dataset[0][1].boxes.tolist() == [[0.5, 1.5, 10.5, 20]]
-    assert dataset.path(1).name == "c.png"
-    assert dataset.image_size(1) == (5, 7)  # the xml does not know it
-
-
 def test_mended_boxes(tmp_path: Path) -> None:
     # Drawn 0-based, so 1 px outside: clipped; a line: dropped.
     boxes = voc_object("cat", 0, 0, 10, 10), voc_object("cat", 5, 5, 5, 20)
@@ -86,13 +75,9 @@ def test_mended_boxes(tmp_path: Path) -> None:
     ("xml", "message"),
     [
         (voc_xml(voc_object("cat", "nan", 1, 2, 3)), r"a\.xml: object 1 \(cat\): xmin must be a finite.*'nan'"),
-        (voc_xml(CAT, voc_object("cat", 1, 1, 2, "inf")), r"object 2 \(cat\): ymax must be a finite number"),
         (voc_xml(voc_object("cat", 9, 1, 2, 3)), r"object 1 \(cat\) is inverted, xmin 9 ymin 1 xmax 2 ymax 3"),
-        (voc_xml(voc_object("", 1, 1, 2, 3)), "object 1 has no name"),
         (voc_xml(voc_object("ca\nt", 1, 1, 2, 3)), r"object 1 has the name 'ca\\nt', which is not one line of text"),
         (voc_xml(voc_object("cat<b>fish</b>", 1, 1, 2, 3)), "object 1: name must hold text alone, .* element 'b'"),
-        (voc_xml(voc_object("cat", 1, 1, 2, 3, "<name>dog</name>")), "object 1 has 2 elements name"),
-        (voc_xml(voc_object("cat", "1_0", 1, 20, 30)), "xmin must be a finite number, but is '1_0'"),
         (voc_xml("<object><name>cat</name></object>"), r"object 1 \(cat\) has no bndbox"),
         (voc_xml(voc_object("cat", 1, 1, 2, 3, "<difficult>yes</difficult>")), "difficult must be 0 or 1"),
         (voc_xml(CAT, size="<size><width>30</width><height>40</height></size>"), "says width 30 .* is 40 x 30"),
@@ -135,6 +120,16 @@ def test_missing_parts_say_the_layout(tmp_path: Path) -> None:
         VOCDataset(tmp_path, "train")
     with pytest.raises(DataError, match=r"val\.txt is missing \(there: train\)"):
         VOCDataset(tmp_path / "VOC2012", "val")
+
+
+def test_floats_blank_lines_and_other_extensions(tmp_path: Path) -> None:
+    source = write_voc(tmp_path, {"a.b": voc_xml(voc_object("cat", 1.5, 2.5, 10.5, 20, PART)), "c": voc_xml(size="")})
+    source.write_text("\n  a.b \n\nc\n")
+    (tmp_path / "JPEGImages" / "c.jpg").unlink()
+    Image.new("L", (7, 5)).save(tmp_path / "JPEGImages" / "c.png")
+    dataset = VOCDataset(tmp_path, "train")
+    assert dataset[0][1].boxes.tolist() == [[0.5, 1.5, 10.5, 20]]
+    assert (dataset.path(1).name, dataset.image_size(1)) == ("c.png", (5, 7))
 
 
 def test_size_zero_means_unknown_and_stored_sizes_mean_stored_pixels(tmp_path: Path) -> None:

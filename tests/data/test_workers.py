@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,9 +27,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def data(root: Path) -> Iterator[DetectionDataModule]:
     train = CocoDataset(root, "train")
-    yield DetectionDataModule(
-        train, train, batch_size=4, eval_batch_size=4, seed=0, min_size=32, max_size=32, workers=2
+    settings = SimpleNamespace(
+        batch_size=4, eval_batch_size=4, min_size=32, max_size=32, multiscale=None, flip=0.5, device_transforms=False,
+        workers=2,
     )  # fmt: skip
+    yield DetectionDataModule(settings, train, train)
 
 
 def started(loader: Any) -> tuple[Any, list[Any]]:

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from msil.metrics.bootstrap import Interval, difference_of, image_weights, resample, row_means
-from msil.metrics.matching import match_coco, match_voc
+from msil.metrics.bootstrap import Interval, difference_of, resample, row_means
+from msil.metrics.matching import match_coco
 
-from .cases import Found, Truth, make, random_record
+from .cases import Found, Truth, make
 
 BOX = [0.0, 0, 10, 10]
 TRUTHS: list[Truth] = [(0, 0, BOX), (1, 0, BOX)]
@@ -42,26 +42,6 @@ def test_rows_are_compared_on_the_same_resampled_images() -> None:
     # their own, the difference would be between -1 and 1.
     other = run([0], (1, 0, [50, 50, 60, 60], 0.125))
     assert difference_interval([run([0])], [other], "AP50") == Interval(0.0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize("match", [match_coco, match_voc])
-def test_identical_runs_differ_by_exactly_nothing(match) -> None:
-    record = random_record(0)
-    metric = "VOC_AP" if match is match_voc else "AP"
-    assert difference_interval([match(record)], [match(record)], metric, samples=50) == Interval(0.0, 0.0, 0.0)
-
-
-def test_image_weights_are_those_of_drawing_with_replacement() -> None:
-    # A count is binomial(n, 1/n): mean 1, variance 1 - 1/n; two counts of a row have covariance -1/n.
-    n, samples = 5, 20000
-    weights = image_weights(n, samples, np.random.default_rng(0))
-    assert weights.shape == (samples, n) and (weights.sum(axis=1) == n).all()
-    # Standard error of a mean 0.0063, of a variance about sqrt((mu4 - var^2) / samples): mu4 = 3 var^2 + var (1 - 6 pq)
-    # with pq = 0.16: 1.952, so 0.0081; 5 of them.
-    covariance = np.cov(weights.T)
-    assert np.abs(weights.mean(axis=0) - 1).max() < 5 * 0.0064
-    assert np.abs(np.diag(covariance) - 0.8).max() < 5 * 0.0081
-    assert np.abs(covariance[~np.eye(n, dtype=bool)] + 0.2).max() < 5 * 0.0081
 
 
 @pytest.mark.parametrize("values", [[0.31, 0.4], [0.3, 0.35, 0.43], [0.5, 0.1, 0.2, 0.9, 0.4]])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from msil.metrics.breakdown import KINDS, breakdown, confusion, take_best
-from msil.metrics.matching import box_iou
 from msil.metrics.record import EvaluationRecord
 
 from .cases import Found, coco_numbers, make, random_record
@@ -34,41 +33,6 @@ def test_class_by_hand() -> None:
     assert list(found.counts) == list(found.costs) == ["Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"]
     assert found.counts == counted(Cls=1)  # the object is no Miss, since the error of Cls lies on it
     assert found.costs == costs(Cls=0.75)
-
-
-def test_place_by_hand() -> None:
-    # IoU 0.4 at 0.75, then the other object right: recall 1/2 at precision 1/2, the grid's first 51 points. Mended: 1.
-    record = make([(0, 0, BOX), (1, 0, BOX)], [(0, 0, [0, 0, 10, 4], 0.75), (1, 0, BOX, 0.5)], images=2, classes=1)
-    found = breakdown(record)
-    assert found.counts == counted(Loc=1)
-    assert found.costs == costs(Loc=1 - 51 * 0.5 / 101)
-
-
-@pytest.mark.parametrize(
-    ("boxes", "loc", "cost"),
-    [
-        # The hit at 0.5 is kept from precision 1/2; the mended one of the higher score stays, the hit goes: 1.
-        ([([0, 0, 10, 4], 0.75), (BOX, 0.5)], 1, 0.5),
-        # The hit is the better one: the error goes, and was below all hits anyway.
-        ([([0, 0, 10, 4], 0.25), (BOX, 0.5)], 1, 0.0),
-        # Two errors on one object: one becomes the hit, the other goes. 0 -> 1.
-        ([([0, 0, 10, 4], 0.25), ([0, 0, 10, 3], 0.75)], 2, 1.0),
-    ],
-)
-def test_of_several_mended_on_one_object_the_best_stays(boxes: list, loc: int, cost: float) -> None:
-    found = breakdown(make([(0, 0, BOX)], [(0, 0, box, score) for box, score in boxes], classes=1))
-    assert found.counts == counted(Loc=loc)
-    assert found.costs == costs(Loc=cost)
-
-
-def test_background_and_both_by_hand() -> None:
-    # Two wrong ones before the right one: 1/3. Without one of them: 1/2. The second has IoU 0.4 with class 0's object
-    # (found below, so that class is 1 all the time: the mean halves the gain).
-    truths = [(0, 0, BOX), (1, 1, BOX)]
-    found = [(0, 1, FAR, 0.875), (0, 1, [0.0, 0, 10, 4], 0.75), (1, 1, BOX, 0.5), (0, 0, BOX, 0.5)]
-    result = breakdown(make(truths, found, images=2))
-    assert result.counts == counted(Bkg=1, Both=1)
-    assert result.costs == costs(Bkg=(1 / 2 - 1 / 3) / 2, Both=(1 / 2 - 1 / 3) / 2)
 
 
 def test_nothing_found_costs_everything() -> None:
@@ -201,7 +165,7 @@ def mended(record: EvaluationRecord, kind: str, kinds: list[str], objects: list[
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_records_against_loops_and_pycocotools(seed: int) -> None:
     record = random_record(seed)
     kinds, objects = by_definition(record)
@@ -224,6 +188,7 @@ def test_random_records_against_loops_and_pycocotools(seed: int) -> None:
 
 def test_confusion_by_hand() -> None:
     truths = [(0, 0, BOX), (0, 1, [20, 0, 10, 10]), (1, 1, BOX), (1, 2, FAR), (2, 0, [100, 100, 50, 50])]
+    truths.append((2, 0, [200, 200, 90, 90]))
     found: list[Found] = [
         (0, 0, BOX, 0.75),  # class 0 for class 0
         (0, 1, BOX, 0.5),  # the object is taken: background for class 1
@@ -231,8 +196,9 @@ def test_confusion_by_hand() -> None:
         (1, 1, [0, 0, 10, 5], 0.5),  # IoU 0.5 exactly: class 1 for class 1
         (1, 1, [0, 0, 10, 10], 0.25),  # below the threshold
         (1, 0, [500, 500, 600, 600], 0.875),  # background for class 0
+        (2, 1, [200, 200, 210, 210], 0.875),  # inside a crowd: left out
     ]  # missed: class 2 of image 1, class 0 of image 2
-    assert confusion(make(truths, found, images=3, classes=3)).tolist() == [
+    assert confusion(make(truths, found, images=3, classes=3, ignored=[5])).tolist() == [
         [1, 0, 0, 1],
         [0, 1, 1, 0],
         [0, 0, 0, 1],
@@ -245,34 +211,3 @@ def test_take_best_takes_the_last_of_equals_as_pycocotools_does() -> None:
     assert take_best(ious, 0.5).tolist() == [1, 2, 0, -1]
     assert ious[0, 1] == 0.6  # not written to
     assert take_best(np.zeros((2, 0)), 0.5).tolist() == [-1, -1]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_random_records_against_loops(seed: int) -> None:
-    record = random_record(seed)
-    classes = len(record.classes)
-    expected = np.zeros((classes + 1, classes + 1), dtype=int)
-    left = set(np.flatnonzero(~record.truth_ignored).tolist())
-    corners = np.concatenate([record.truth_boxes[:, :2], record.truth_boxes[:, :2] + record.truth_boxes[:, 2:]], axis=1)
-    ious = box_iou(record.found_boxes.astype(float), corners)
-    for d in sorted(range(len(record.found_images)), key=lambda d: -record.found_scores[d]):
-        if record.found_scores[d] < np.float32(0.4):
-            continue
-        here = np.flatnonzero(record.truth_images == record.found_images[d]).tolist()
-        free = [g for g in here if g in left and ious[d, g] >= 0.5]
-        if free:
-            best = max(free, key=lambda g: ious[d, g])
-            left.remove(best)
-            expected[record.truth_labels[best], record.found_labels[d]] += 1
-            continue
-        x1, y1, x2, y2 = record.found_boxes[d].astype(float)
-        crowds = corners[[g for g in here if record.truth_ignored[g]]]
-        inside = [
-            max(min(x2, g[2]) - max(x1, g[0]), 0) * max(min(y2, g[3]) - max(y1, g[1]), 0) for g in crowds
-        ]  # fmt: skip
-        if not any(one >= 0.5 * (x2 - x1) * (y2 - y1) for one in inside):
-            expected[classes, record.found_labels[d]] += 1
-    for g in left:
-        expected[record.truth_labels[g], classes] += 1
-    assert confusion(record, score_thresh=0.4).tolist() == expected.tolist()
-    assert confusion(record)[:-1].sum() == (~record.truth_ignored).sum()  # every object is in one cell

@@ -66,30 +66,10 @@ def test_no_detection_is_0_and_no_ground_truth_is_nan() -> None:
     assert all(math.isnan(v) for v in [*metric.compute().values(), *metric.compute_final().values()])
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
-def test_before_any_update_everything_is_nan() -> None:
-    metric = CocoMetric(random_record(0))
-    assert all(math.isnan(v) for v in [*metric.compute().values(), *metric.compute_final().values()])
-
-
 def engines(record: EvaluationRecord) -> dict[str, float]:
     expected = pycocotools_stats(record)
     assert_same(fast_stats(record), expected)
     return expected
-
-
-@pytest.mark.parametrize(("place", "recall"), [(100, 0.0), (99, 1.0)])
-def test_a_class_with_more_detections_than_count(place: int, recall: float) -> None:
-    # 150 detections of one class and score: the first 100 count. The only hit is the 101st, then the 100th.
-    rows = [(0, 0, [300.0, 300, 310, 310], 0.5)] * 150
-    rows[place] = (0, 0, [0.0, 0, 40, 40], 0.5)
-    assert engines(make([(0, 0, [0, 0, 40, 40])], rows))["AR100"] == recall
-
-
-def test_ties_between_and_in_images() -> None:
-    truths = [(image, 0, [10.0 * k, 0, 9, 9]) for image in range(4) for k in range(3)]
-    found = [(image, 0, [10.0 * k, 0, 10.0 * k + 8, 9], 0.5) for image in range(4) for k in (2, 0, 1, 7)]
-    engines(make(truths, found, images=4))
 
 
 def test_crowds_and_boxes_without_size() -> None:

@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from msil.detection.structures import Detections
 from msil.metrics.coco import CocoMetric
-from msil.metrics.upload import DetectionCollector
+from msil.metrics.detections import DetectionMetric
 from msil.metrics.voc import VOCMetric
 
 from .cases import detections_of, nothing, random_record, updated
@@ -118,7 +118,7 @@ def rank_main(rank: int, folder: str) -> None:
             metric.compute()
         except RuntimeError as error:
             results[kind.__name__, "twice"] = str(error)
-    collector = fill(DetectionCollector(RECORD), "uneven", (rank,))
+    collector = fill(DetectionMetric(RECORD), "uneven", (rank,))
     assert collector.compute() == {}  # as the training loop does before; it must not spoil what follows
     results["gathered"] = torch.from_numpy(collector.gathered().found_boxes)
     results["alone"] = len(collector.collected().image_ids)
@@ -137,6 +137,6 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
             expected = numbers(fill(kind(RECORD), name, (0, 1)))
             assert ranks[0][kind.__name__, name] == ranks[1][kind.__name__, name] == expected, name
         assert f"the first with id {IMAGE_IDS[7]}:" in ranks[0][kind.__name__, "twice"]
-    whole = torch.from_numpy(fill(DetectionCollector(RECORD), "uneven", (0, 1)).collected().found_boxes)
+    whole = torch.from_numpy(fill(DetectionMetric(RECORD), "uneven", (0, 1)).collected().found_boxes)
     assert all(torch.equal(rank["gathered"], whole) for rank in ranks)
     assert [rank["alone"] for rank in ranks] == [8, 4]

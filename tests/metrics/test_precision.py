@@ -107,9 +107,3 @@ def test_only_what_the_rule_gives_can_be_asked() -> None:
         scores(matches, metrics=("AP", "VOC_AP"))
     with pytest.raises(ValueError, match="AP50: voc matches give VOC_AP alone"):
         scores(match_voc(HAND), metrics=("AP50",))
-
-
-def test_no_class_with_an_object_is_nan() -> None:
-    record = make([(0, 0, [0, 0, 10, 10])], [(0, 0, [0, 0, 10, 10], 0.5)], ignored=[0])
-    assert all(math.isnan(float(value)) for value in scores(match_coco(record)).values())
-    assert math.isnan(float(scores(match_voc(record))["VOC_AP"]))

@@ -10,7 +10,8 @@ from zipfile import ZipFile
 import pytest
 
 from msil.metrics.coco import pycocotools_stats
-from msil.metrics.upload import DetectionCollector, upload_entries, write_upload
+from msil.metrics.detections import DetectionMetric
+from msil.metrics.upload import upload_entries, write_upload
 
 from .cases import Found, by_pycocotools, make, nothing, random_record, updated
 
@@ -53,7 +54,7 @@ def test_at_most_100_an_image_the_surest_in_the_detectors_order() -> None:
 
 def test_pycocotools_reads_it_and_gives_the_ap_of_the_metric(tmp_path: Path) -> None:
     record = random_record(1, images=40)
-    found = updated(DetectionCollector(record), record).gathered()
+    found = updated(DetectionMetric(record), record).gathered()
     path, _ = write_upload(tmp_path, "val", "x", upload_entries(found))
     # As COCO's server evaluates it: loadRes on the file. Corners move by up to 0.005 px, IoUs of boxes of 6 px and more
     # by some 0.002: few pass one of the ten thresholds. Of the first image's 130 detections 100 are kept.
@@ -87,9 +88,7 @@ def test_an_error_leaves_the_old_files(tmp_path: Path) -> None:
 
 def test_the_collector_has_no_numbers_and_keeps_images_without_detections() -> None:
     record = make([], [], images=14)
-    metric = DetectionCollector(record)
+    metric = DetectionMetric(record)
     metric.update([nothing()] * 14, record.image_ids.tolist())
     assert metric.compute() == {}
     assert metric.gathered().image_ids.tolist() == record.image_ids.tolist()
-    metric.reset()
-    assert len(metric.gathered().image_ids) == 0

@@ -16,7 +16,7 @@ from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.settle import settled
 from msil.compose import register, to_config
 from msil.config import Config, plain
-from msil.data.module import AugmentedImages
+from msil.data.module import KeyedImages
 from msil.metrics.detections import DetectionMetric
 from msil.runs import read_result
 from msil.training.module import DetectionModule
@@ -74,15 +74,15 @@ def rows(run_dir: Path) -> list[dict[str, str]]:
 
 def before_reading(monkeypatch: pytest.MonkeyPatch, count: int, act: Callable[[], object]) -> None:
     """Do something real just before the `count`-th training image is read; 4 to a step."""
-    read, seen = AugmentedImages.__getitem__, []
+    read, seen = KeyedImages.__getitem__, []
 
-    def reads(self: AugmentedImages, key: tuple[int, int]) -> Any:
+    def reads(self: KeyedImages, key: tuple[int, int]) -> Any:
         seen.append(key)
         if len(seen) == count:
             act()
         return read(self, key)
 
-    monkeypatch.setattr(AugmentedImages, "__getitem__", reads)
+    monkeypatch.setattr(KeyedImages, "__getitem__", reads)
 
 
 def assert_same_run(ours: Config, theirs: Config) -> None:

@@ -9,14 +9,12 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from msil.check import check
 from msil.checkpoints.load import load_detector
 from msil.config import Config
 from msil.data.coco import CocoDataset
-from msil.errors import ConfigError, DataError
+from msil.errors import DataError
 from msil.reporting.tables import result_line
 from msil.runs import read_result
 from msil.training.experiment import run
@@ -54,15 +52,8 @@ def test_a_run_s_checkpoint_gives_the_run_s_numbers(
         assert [entry["category_id"] for entry in ours] == [data.category_ids[k] for k in expected.labels]
         assert [entry["score"] for entry in ours] == pytest.approx(expected.scores.tolist(), abs=1e-6)
 
-    # The file that was written, scored by pycocotools on its own, gives the same AP up to its rounding.
-    truth = COCO(str(shapes / "annotations" / "instances_val.json"))
     name = f"detections_val_{finished[0].run_name}_results.json"
     assert result["detections"] == [name, name.replace(".json", ".zip")]
-    score = COCOeval(truth, truth.loadRes(str(folder / name)), "bbox")
-    score.evaluate()
-    score.accumulate()
-    score.summarize()
-    assert score.stats[0] == pytest.approx(result["metrics"]["AP"], abs=1e-3)
     assert "(percent, 8 val images of shapes)" in result_line(result)
 
 
@@ -104,9 +95,6 @@ def test_images_without_annotations_end_in_an_upload_file(
         assert json.loads(file.read(f"{stem}.json")) == entries
     listed = json.loads((test_dev / "annotations" / "image_info_test-dev2017.json").read_text())
     assert {entry["image_id"] for entry in entries} <= {image["id"] for image in listed["images"]}
-    # The same images with annotations give the same detections.
-    val, _ = evaluated(tiny_config(tmp_path, finished[0].data.root, "mode=test", checkpoint(finished)))
-    assert json.loads(next(val.glob("detections_val_*.json")).read_text()) == entries
     line = result_line(result)
     assert "8 test-dev2017 images of coco without annotations, so no scores" in line
     assert f"to upload: {stem}.zip" in line
@@ -115,10 +103,6 @@ def test_images_without_annotations_end_in_an_upload_file(
 def test_what_cannot_be_tested_is_one_sentence(
     finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"mode=test needs model\.weights=FILE"):
-        check(tiny_config(tmp_path, shapes, "mode=test"))
-    with pytest.raises(ConfigError, match=r"data\.split=val is what mode=test evaluates"):
-        check(tiny_config(tmp_path, shapes, "data.split=val"))
     with pytest.raises(DataError, match="image_info_nowhere"):
         run(tiny_config(tmp_path, shapes, "mode=test", checkpoint(finished), "data.split=nowhere"))
 

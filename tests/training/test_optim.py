@@ -11,7 +11,7 @@ from torch import nn
 
 from msil.detection import FCOSHead, VFNetHead
 from msil.detection.weights import from_mmdet
-from msil.training.optim import parameter_groups, warmup_factor_at
+from msil.training.optim import parameter_groups
 
 from .cases import module_of, tiny_config
 
@@ -60,24 +60,6 @@ def test_the_whole_1x_recipe_is_the_reference_s(golden: Any, name: str, head: st
     }
 
 
-def test_norms_of_every_kind_and_frozen_parameters() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
-    model[3].requires_grad_(False)
-    assert rates(model, parameter_groups(model, **RECIPE)) == {
-        "0.weight": (0.01, 1e-4),
-        "0.bias": (0.02, 0.0),
-        "1.weight": (0.01, 1e-4),
-        "1.bias": (0.01, 0.0),
-        "2.weight": (0.01, 1e-4),
-        "2.bias": (0.01, 0.0),
-    }
-
-
-@pytest.mark.parametrize(("steps", "factors"), [(0, [1, 1, 1]), (1, [1, 1, 1]), (2, [0.1, 1, 1])])
-def test_the_shortest_warm_ups(steps: int, factors: list[float]) -> None:
-    assert [warmup_factor_at(step, warmup_steps=steps, warmup_factor=0.1) for step in range(3)] == factors
-
-
 # What the module makes of them
 
 
@@ -94,30 +76,6 @@ def test_the_lr_is_proportional_to_the_images_a_step(batch_size: int, lr: float)
     first = optimizer.param_groups[0]  # that of plain weights, whose lr is logged
     assert (first["lr"], first["weight_decay"], first["momentum"]) == (pytest.approx(lr), 1e-4, 0.9)
     assert {group["lr"] / first["lr"] for group in optimizer.param_groups} == {1, 2}
-
-
-def test_without_base_batch_size_the_lr_is_as_given() -> None:
-    for batch_size in (4, 8):
-        optimizer, _ = optimizer_of("schedule.warmup_steps=0", f"data.batch_size={batch_size}")
-        assert isinstance(optimizer, torch.optim.AdamW)
-        assert {group["lr"] for group in optimizer.param_groups} == {0.002}
-        assert optimizer.param_groups[0]["weight_decay"] == 0.05
-        assert optimizer.param_groups[1]["weight_decay"] == 0
-
-
-def test_the_curve_is_walked_by_step_and_drops_after_whole_epochs() -> None:
-    # 3 steps an epoch, 4 epochs, drops after epochs 2 and 3, i.e. before steps 6 and 9; warm-up over steps 0..2.
-    optimizer, scheduler = optimizer_of(
-        "schedule.optimizer=sgd", "schedule.lr=1", "schedule.decay=step", "schedule.milestones=[2,3]",
-        "schedule.epochs=4", "schedule.warmup_steps=3", "schedule.warmup_factor=0.5", steps_per_epoch=3,
-    )  # fmt: skip
-    assert scheduler["interval"] == "step"
-    seen = []
-    for _ in range(12):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler["scheduler"].step()
-    assert seen == pytest.approx([0.5, 0.75, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01])
 
 
 def test_a_training_cut_short_has_the_whole_cosine() -> None:

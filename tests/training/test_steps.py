@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from msil.config import Config
 from msil.data.sampler import TrainingBatches
 from msil.errors import ConfigError
-from msil.training.build import make_trainer, training_data
+from msil.training.build import data_of, make_trainer
 from msil.training.experiment import run
 
 from .cases import folder, last, module_of, tiny_config
@@ -54,7 +54,7 @@ def test_a_step_sees_the_same_images_in_fewer_at_a_time(shapes: Path) -> None:
     }
     assert [len(batch) for batch in batches[1]] == [2, 2, 2] and [len(batch) for batch in batches[2]] == [1] * 6
     assert [key for batch in batches[1] for key in batch] == [key for batch in batches[2] for key in batch]
-    data = training_data(tiny_config("runs", shapes, "trainer.accumulate=3"))
+    data = data_of(tiny_config("runs", shapes, "trainer.accumulate=3"))
     with pytest.raises(ConfigError, match=r"batch_size=4 .* trainer\.accumulate=3 batches; make it a multiple of 3"):
         data.train_dataloader()
 

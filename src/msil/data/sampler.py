@@ -89,11 +89,6 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         return batches + [left[i : i + self.batch_size] for i in range(0, len(left), self.batch_size)]
 
 
-def evaluation_share(count: int, rank: int, world_size: int) -> range:
-    """Image indices that process `rank` evaluates: every image on exactly one process, none twice."""
-    return range(count)[rank::world_size]
-
-
 def image_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     """The random stream of one image in one epoch: the same in any worker, on any process, after any resume."""
     state = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0]

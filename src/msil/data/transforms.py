@@ -6,6 +6,7 @@ the pixels can be transformed later, on the device that trains (data.device_tran
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,11 @@ class Untransformed(NamedTuple):
     targets: list[Target]
     augmentations: list[Augmentation]
 
+    def transformed(self) -> tuple[list[Tensor], list[Target]]:
+        """The batch to train on, its pixels transformed where they are."""
+        pairs = zip(self.images, self.augmentations, strict=True)
+        return [transform_image(image, augmentation) for image, augmentation in pairs], self.targets
+
 
 def draw_augmentation(
     height: int,
@@ -39,7 +45,7 @@ def draw_augmentation(
     *,
     min_size: int,
     max_size: int,
-    multiscale: tuple[int, int] | None,
+    multiscale: Sequence[int] | None,
     flip: float,
 ) -> Augmentation:
     """For an image of height x width pixels.

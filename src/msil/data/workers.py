@@ -40,10 +40,15 @@ class WatchedLoader(DataLoader):
 def naming_lost_workers(loaders: Iterable[WatchedLoader]) -> Iterator[None]:
     """Around what uses the loaders: the death of a worker process becomes a DataError that names how it died.
 
-    It shows as a RuntimeError of torch's loader, within 5 s, or as a broken connection to the worker.
+    It shows as a RuntimeError of torch's loader, within 5 s, or as a broken connection to the worker. A DataError of a
+    worker, to which torch adds a traceback, becomes its own sentence again.
     """
     try:
         yield
+    except DataError as error:
+        if not str(error).startswith("Caught DataError in "):
+            raise
+        raise DataError(str(error).strip().splitlines()[-1].partition("DataError: ")[2]) from None
     except (RuntimeError, OSError, EOFError) as error:
         lost = _lost_worker(loaders, wait=isinstance(error, ConnectionError | EOFError | FileNotFoundError))
         if lost is None:

@@ -50,10 +50,14 @@ def difference_of(ours: Sequence[Resampled], others: Sequence[Resampled], *, see
 
     Raises ValueError for runs that were not evaluated on the same boxes of the same images.
     """
-    _check(ours, others)
+    if not ours or not others:
+        raise ValueError("an interval needs at least one run of each row")
+    if len({run.question for run in (*ours, *others)}) > 1:
+        raise ValueError("the runs were not evaluated on the same boxes of the same images, so nothing is paired")
     choices = _generators(seed)[1]
     first, second = (row_means(np.stack([one.values for one in row]), choices) for row in (ours, others))
-    return interval(_estimate(ours) - _estimate(others), first - second)
+    estimates = [np.mean([one.estimate for one in row]) for row in (ours, others)]
+    return interval(float(estimates[0] - estimates[1]), first - second)
 
 
 def image_weights(images: int, samples: int, generator: np.random.Generator) -> np.ndarray:
@@ -78,10 +82,6 @@ def _generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
     return images, choices
 
 
-def _estimate(row: Sequence[Resampled]) -> float:
-    return float(np.mean([one.estimate for one in row]))
-
-
 def interval(estimate: float, resampled: np.ndarray) -> Interval:
     """The percentile interval of resampled values (B,), of which nan is left out."""
     counted = resampled[~np.isnan(resampled)]  # a resample may hold no object at all
@@ -89,10 +89,3 @@ def interval(estimate: float, resampled: np.ndarray) -> Interval:
         return Interval(estimate, float("nan"), float("nan"))
     low, high = np.quantile(counted, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(estimate, float(low), float(high))
-
-
-def _check(*rows: Sequence[Resampled]) -> None:
-    if not all(rows):
-        raise ValueError("an interval needs at least one run of each row")
-    if len({run.question for row in rows for run in row}) > 1:
-        raise ValueError("the runs were not evaluated on the same boxes of the same images, so nothing is paired")

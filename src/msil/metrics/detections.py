@@ -17,6 +17,8 @@ from msil.metrics.record import EvaluationRecord, GroundTruth, make_record
 class DetectionMetric(Metric):
     """Accumulates detections as tensor states, which torchmetrics gathers over the processes in `compute`.
 
+    By itself it has no numbers: for images without annotations to score against.
+
     truth: the annotations of a split, of which any images may be evaluated. Label i of a detection is class i.
 
     Call `reset` before each evaluation: an image evaluated twice is an error.
@@ -76,6 +78,9 @@ class DetectionMetric(Metric):
             if isinstance(state, list) and not state:
                 state.append(empty)
         super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
+
+    def compute(self) -> dict[str, float]:
+        return {}
 
     def gathered(self) -> EvaluationRecord:
         """`collected` of all processes, the same on each; all of them must call it."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pycocotools import mask
 
 from msil.metrics.coco import coco_evaluation
-from msil.metrics.record import EvaluationRecord, corners
+from msil.metrics.record import EvaluationRecord, to_xywh
 
 COCO_AREAS = ("all", "small", "medium", "large")
 COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
@@ -69,8 +70,8 @@ def match_voc(record: EvaluationRecord) -> Matches:
         images, starts = np.unique(record.found_images[found], return_index=True)
         for image, here in zip(images, np.split(np.arange(len(found)), starts[1:]), strict=False):
             there = truths[slice(*np.searchsorted(record.truth_images[truths], (image, image + 1)))]
-            boxes = record.found_boxes[found[here]].astype(np.float64)
-            outcomes[here] = judge_voc(boxes, corners(record.truth_boxes[there]), record.truth_ignored[there])
+            boxes = to_xywh(record.found_boxes[found[here]])
+            outcomes[here] = judge_voc(boxes, record.truth_boxes[there], record.truth_ignored[there])
         order = np.argsort(-record.found_scores[found], kind="stable")
         counted = truths[~record.truth_ignored[truths]]
         classes.append(
@@ -87,7 +88,7 @@ def match_voc(record: EvaluationRecord) -> Matches:
 def judge_voc(boxes: np.ndarray, truths: np.ndarray, difficult: np.ndarray) -> np.ndarray:
     """Judge the detections of one image and class as VOCevaldet.m does.
 
-    boxes: (D, 4) x1 y1 x2 y2, by descending score. truths: (G, 4). difficult: (G,) bool.
+    boxes: (D, 4) x y width height, float64, by descending score. truths: (G, 4). difficult: (G,) bool.
     Returns (D,) int64: 1 for a hit, 0 for a false positive, -1 for a match with a difficult box, which counts neither
     way. Each detection is compared with the truth of the highest IoU only (the first of equals), difficult or taken
     as that may be; a second match of the same truth is a false positive.
@@ -95,23 +96,13 @@ def judge_voc(boxes: np.ndarray, truths: np.ndarray, difficult: np.ndarray) -> n
     outcome = np.zeros(len(boxes), dtype=np.int64)
     if len(boxes) == 0 or len(truths) == 0:
         return outcome
-    iou = box_iou(boxes, truths)
+    iou = np.asarray(mask.iou(boxes, truths, [0] * len(truths)))
     nearest = iou.argmax(axis=1)
     matching = np.flatnonzero(iou.max(axis=1) >= VOC_IOU)
     _, first = np.unique(nearest[matching], return_index=True)
     outcome[matching[first]] = 1
     outcome[matching[difficult[nearest[matching]]]] = -1
     return outcome
-
-
-def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of every box (D, 4) with every other box (G, 4), both x1 y1 x2 y2: (D, G), 0 where they do not overlap."""
-    top_left = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    bottom_right = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    intersection = (bottom_right - top_left).clip(min=0).prod(axis=2)
-    areas, other_areas = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others))
-    union = areas[:, None] + other_areas[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=intersection > 0)
 
 
 def _class_matches(judged: Sequence[Any], position: dict[int, int]) -> ClassMatches:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -17,8 +18,30 @@ from msil.errors import DataError
 from msil.runs import RECORD as RECORD_FILE
 from msil.runs import write_bytes
 
-# msil.data.annotations.Annotations, whose fields have the names of a record's: or another record.
-GroundTruth = Any
+
+class GroundTruth(Protocol):
+    """What is to be found: msil.data.annotations.Annotations, or an EvaluationRecord, which has the same names."""
+
+    @property
+    def classes(self) -> Collection[str]: ...
+    @property
+    def category_ids(self) -> Collection[int]: ...
+    @property
+    def image_ids(self) -> np.ndarray: ...
+    @property
+    def file_names(self) -> Collection[str]: ...
+    @property
+    def sizes(self) -> np.ndarray: ...
+    @property
+    def truth_images(self) -> np.ndarray: ...
+    @property
+    def truth_boxes(self) -> np.ndarray: ...
+    @property
+    def truth_areas(self) -> np.ndarray: ...
+    @property
+    def truth_labels(self) -> np.ndarray: ...
+    @property
+    def truth_ignored(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -99,7 +122,7 @@ def make_record(
         classes=np.array(list(truth.classes), dtype=np.str_),
         category_ids=np.array(list(truth.category_ids), dtype=np.int64),
         image_ids=image_ids,
-        file_names=np.array([truth.file_names[i] for i in images], dtype=np.str_),
+        file_names=np.array(list(truth.file_names), dtype=np.str_)[images],
         sizes=np.asarray(truth.sizes[images], dtype=np.int64),
         truth_images=truth_images[truths],
         truth_boxes=truth.truth_boxes[truths],

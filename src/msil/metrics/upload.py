@@ -13,7 +13,6 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 
-from msil.metrics.detections import DetectionMetric
 from msil.metrics.record import EvaluationRecord
 from msil.runs import replacing
 
@@ -21,14 +20,6 @@ MAX_PER_IMAGE = 100  # over all classes; the server counts no more
 BOX_DECIMALS = 2  # a hundredth of a pixel, as COCO's own boxes
 SCORE_DECIMALS = 8  # float32 scores above 1/8 stay distinct, so that rounding does not change their order
 SMALLEST_SIDE = 0.01  # px
-
-
-class DetectionCollector(DetectionMetric):
-    """Collects detections where there is nothing to score them against."""
-
-    def compute(self) -> dict[str, float]:
-        """No numbers: {}."""
-        return {}
 
 
 def upload_entries(record: EvaluationRecord) -> list[dict[str, Any]]:

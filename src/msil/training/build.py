@@ -15,22 +15,14 @@ from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config, DataName, Mode, plain
 from msil.data.annotations import AnnotatedImages
-from msil.data.module import DetectionDataModule, EvaluationDataModule, build_datasets, build_split
+from msil.data.module import DetectionDataModule, build_datasets, build_split
 from msil.errors import ConfigError
 from msil.interruption import Interruption
 from msil.metrics.coco import CocoMetric
 from msil.metrics.detections import DetectionMetric
-from msil.metrics.upload import DetectionCollector
 from msil.metrics.voc import VOCMetric
 from msil.runs import CHECKPOINTS, LAST, PREDICTIONS
-from msil.training.callbacks import (
-    AveragedWeights,
-    PredictionPictures,
-    ProgressBar,
-    ProgressLines,
-    SeedSteps,
-    Throughput,
-)
+from msil.training.callbacks import AveragedWeights, PredictionPictures, Progress, SeedSteps, Throughput
 from msil.training.checkpoint import AtomicCheckpointIO, SaveLast, best_checkpoint, resume_point
 from msil.training.devices import check_processes, choose_devices, cluster_environment
 from msil.training.faults import FiniteSteps
@@ -48,7 +40,7 @@ class Parts:
     config: Config
     values: dict[str, Any]
     run_dir: Path
-    data: EvaluationDataModule
+    data: DetectionDataModule
     module: DetectionModule
     trainer: L.Trainer
     throughput: Throughput
@@ -61,7 +53,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
     L.seed_everything(config.seed, verbose=False)
     training = config.mode is Mode.train
     values = plain(config)
-    data = training_data(config) if training else evaluation_data(config)
+    data = data_of(config)
     classes = data.val.classes
     detector = detector_from_config(config.model, len(classes), config.data.min_size, config.data.max_size)
     found = resume_point(config.resume, run_dir / CHECKPOINTS) if training else None
@@ -76,7 +68,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
         detector,
         metrics(config, data.val),
         config.schedule,
-        steps_per_epoch=data.steps_per_epoch if isinstance(data, DetectionDataModule) else 1,
+        steps_per_epoch=data.steps_per_epoch,
         batch_size=config.data.batch_size,
         describe={"config": values, "classes": list(classes), "category_ids": list(data.val.category_ids)},
     )
@@ -86,13 +78,10 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
     callbacks: list[Any] = [finite, throughput, save]
     if data.val.annotated:
         callbacks.append(PredictionPictures(run_dir / PREDICTIONS, classes))
-    bar = config.trainer.progress_bar and sys.stdout.isatty()
-    if bar:
-        callbacks.append(ProgressBar(rows))
+    if config.trainer.progress_bar:
+        callbacks.append(Progress(rows, bar=sys.stdout.isatty()))
     if rows is not None:
         callbacks += [SeedSteps(config.seed), best_checkpoint(run_dir / CHECKPOINTS)]
-        if config.trainer.progress_bar:
-            callbacks.append(ProgressLines(rows, bar=bar))
         if config.schedule.ema is not None:
             callbacks.append(AveragedWeights(config.schedule.ema))
     dashboards = dashboard_loggers(config, values, run_dir, resume_step)
@@ -101,50 +90,33 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
         run_dir,
         logger=[*([] if rows is None else [rows]), *dashboards],
         callbacks=callbacks,
-        enable_progress_bar=bar,
+        enable_progress_bar=config.trainer.progress_bar,
         log_every_n_steps=max(1, min(LOG_EVERY, module.total_steps // MOST_ROWS)),
     )
     return Parts(config, values, run_dir, data, module, trainer, throughput, resume)
 
 
-def training_data(config: Config) -> DetectionDataModule:
-    data = config.data
-    train, val = build_datasets(str(data.name), data.root, data.train_split, data.val_split, **_audited(config))
+def data_of(config: Config) -> DetectionDataModule:
+    """To train and evaluate on; with mode=test data.split, or data.val_split where that is null, and no other split."""
+    data, named = config.data, plain(config.data)
+    if config.mode is Mode.train:
+        train, val = build_datasets(named, data.train_split, data.val_split)
+    else:
+        train, val = None, build_split(named, data.split or data.val_split)
     return DetectionDataModule(
-        train,
+        data,
         val,
-        batch_size=data.batch_size,
-        accumulate=config.trainer.accumulate,
-        eval_batch_size=data.eval_batch_size,
+        train,
         seed=config.seed,
-        min_size=data.min_size,
-        max_size=data.max_size,
-        multiscale=None if data.multiscale is None else (data.multiscale[0], data.multiscale[1]),
-        flip=data.flip,
-        device_transforms=data.device_transforms,
-        workers=data.workers,
+        accumulate=config.trainer.accumulate,
         eval_images=config.schedule.eval_images,
     )
-
-
-def evaluation_data(config: Config) -> EvaluationDataModule:
-    """Of data.split, or data.val_split where that is null; no other split is read."""
-    data = config.data
-    dataset = build_split(str(data.name), data.root, data.split or data.val_split, **_audited(config))
-    return EvaluationDataModule(
-        dataset, eval_batch_size=data.eval_batch_size, workers=data.workers, eval_images=config.schedule.eval_images
-    )
-
-
-def _audited(config: Config) -> dict[str, Any]:
-    names = ("classes", "strict", "num_train", "num_val", "image_size", "seed")
-    return {name: getattr(config.data, name) for name in names}
 
 
 def metrics(config: Config, val: AnnotatedImages) -> list[DetectionMetric]:
     """The first collects the detections of the run; without annotations there are no numbers."""
     if not val.annotated:
-        return [DetectionCollector(val.annotations)]
+        return [DetectionMetric(val.annotations)]
     if config.data.name is DataName.voc:
         return [CocoMetric(val.annotations), VOCMetric(val.annotations)]
     return [CocoMetric(val.annotations)]

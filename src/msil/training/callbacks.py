@@ -117,12 +117,18 @@ class Throughput(Callback):
         return self._earlier + time.monotonic() - self._began
 
 
-class ProgressBar(TQDMProgressBar):
-    """Lightning's, with the newest numbers of metrics.csv: nothing is read from the device for it."""
+class Progress(TQDMProgressBar):
+    """On a terminal Lightning's bar, elsewhere a line every few seconds; and a line for every evaluation of a training.
 
-    def __init__(self, rows: MetricsFile | None) -> None:
+    rows: its newest numbers are shown; nothing is read from the device for it. None: nothing is trained.
+    """
+
+    def __init__(self, rows: MetricsFile | None, *, bar: bool) -> None:
         super().__init__()
         self.rows = rows
+        self._printed_at = time.monotonic()
+        if not bar:
+            self.disable()
 
     def init_train_tqdm(self) -> Tqdm:
         bar = super().init_train_tqdm()
@@ -138,26 +144,17 @@ class ProgressBar(TQDMProgressBar):
             if name in numbers
         }
 
-
-class ProgressLines(Callback):
-    """A line for every evaluation of a training; where there is no bar, one every few seconds too."""
-
-    def __init__(self, rows: MetricsFile, *, bar: bool) -> None:
-        self.rows = rows
-        self.bar = bar
-        self._printed_at = float("-inf")
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *arguments)
         now = time.monotonic()
-        due = self.rows.newest and now - self._printed_at > SECONDS_BETWEEN_LINES
-        if trainer.is_global_zero and not self.bar and due:
+        if trainer.is_global_zero and self.is_disabled and now - self._printed_at > SECONDS_BETWEEN_LINES:
             self._printed_at = now
             assert isinstance(pl_module, DetectionModule)
-            shown = (name for name in self.rows.newest if name.startswith(("loss", "lr", "images")))
-            numbers = "".join(f", {name} {self.rows.newest[name]:.3g}" for name in shown)
+            numbers = "".join(f", {name} {text}" for name, text in self.get_metrics(trainer, pl_module).items())
             print(f"step {trainer.global_step}/{pl_module.total_steps}{numbers}", flush=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
         if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
             found = trainer.callback_metrics
             scores = "  ".join(f"{name} {100 * float(found[name]):.1f}" for name in SCORES if name in found)

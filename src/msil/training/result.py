@@ -18,7 +18,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from msil.config import config_hash, weights_name
-from msil.data.module import DetectionDataModule
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
 from msil.metrics.record import write_record
@@ -36,7 +35,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
     """Write every file of a run that has been evaluated, result.json last; returns what that holds."""
     config, module, trainer, data = parts.config, parts.module, parts.trainer, parts.data
-    training = isinstance(data, DetectionDataModule)
+    training = data.train is not None
     detector = module.detector
     flops_size = padded_size(config.data.min_size, config.data.max_size)
     result = {
