@@ -15,7 +15,7 @@ from msil.data.images import read_image
 from msil.detection.structures import Detections
 from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError, DataError
-from msil.reporting.pictures import draw_boxes, readable_font_size
+from msil.reporting.pictures import above, draw_boxes, readable_font_size
 from msil.runs import write_bytes, write_json
 
 SMALLEST_DRAWN = 640  # pixels of the long side: what is at most half of it is enlarged, or labels would hide it
@@ -61,7 +61,6 @@ def predict_folder(
         raise ConfigError(f"the score threshold must be from 0 to 1, but is {score_thresh:g}: choose another.")
     files = _image_files(source)
     _check_out(out, files)
-    device = next(detector.parameters()).device
     images: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     content = {"checkpoint": checkpoint, "score_thresh": score_thresh, "classes": list(classes), "images": images,
@@ -76,9 +75,7 @@ def predict_folder(
                         raise
                     failed.append({"file": file.name, "error": str(error)})
                     continue
-                found = detector.predict([image.to(device)])[0].to("cpu")
-                kept = found.scores >= score_thresh
-                found = Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
+                found = detect(detector, image, score_thresh)
                 write_bytes(out / _drawn_name(file), _draw(image, found, classes, _drawn_name(file)))
                 images.append(_record(file, image, found, classes))
         finally:
@@ -89,6 +86,12 @@ def predict_folder(
             f"{out} cannot be written to ({error.strerror or error}): mend that or choose another."
         ) from error
     return content
+
+
+def detect(detector: AnyDetector, image: Tensor, score_thresh: float) -> Detections:
+    """What the detector finds in an image (3, H, W) uint8 with at least this score, on the CPU."""
+    device = next(detector.parameters()).device
+    return above(detector.predict([image.to(device)])[0].to("cpu"), score_thresh)
 
 
 def _image_files(source: Path) -> list[Path]:

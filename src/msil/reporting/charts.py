@@ -25,8 +25,7 @@ BAR_LIMIT = 80  # bars of class_bars
 HALF_LIMIT = 10  # best and as many worst classes where there would be more bars
 MATRIX_LIMIT = 20  # classes of a confusion matrix
 COUNTS_LIMIT = 12  # classes of a confusion matrix with its counts printed
-POINTS = 80  # of a curve; longer ones are averaged in bins
-PANELS = 8  # classes with a precision-recall curve of their own
+POINTS = 120  # of a curve; longer ones are averaged in bins
 
 # Okabe & Ito's idea: apart in hue and in lightness, for every kind of colour vision.
 PLAIN_COLORS = ("#5b7a99", "#1f4e79", "#9db7d1", "#2b2f36")
@@ -201,56 +200,30 @@ def confusion_matrix(classes: Sequence[str], counts: np.ndarray, title: str) -> 
     return draw_svg(draw, 2.2 + min(4.4, 0.4 * size), title)
 
 
-def learning_curves(rows: Runs, x_label: str, y_label: str, title: str) -> bytes:
-    """A thin line a seed, the row's mean bold over the places that all its seeds reached.
-
-    rows: of each row, the compared one first, one (x, y) a seed, both (E,). Curves of more than 80 points are averaged
-    in bins, which smooths them.
-    """
+def curves(rows: Runs, x_label: str, y_label: str, title: str) -> bytes:
+    """See `plot_curves`."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for (name, seeds), color in zip(rows.items(), row_colors(list(rows)), strict=True):
-            for xs, ys in map(_binned, seeds if len(seeds) > 1 else ()):
-                axes.plot(xs, ys, color=color, linewidth=0.9, alpha=0.5)
-            xs, ys = _binned(mean_curve(seeds))
-            axes.plot(xs, ys, "o-" if len(xs) <= 15 else "-", color=color, linewidth=2.4, label=clean(name))
-        axes.set_ylim(bottom=min(0.0, axes.dataLim.ymin))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-        _finish(axes, x_label, y_label)
+        plot_curves(figure.add_subplot(), rows, x_label, y_label)
 
     return draw_svg(draw, 4.2, title)
 
 
-def precision_recall(recalls: np.ndarray, classes: Sequence[str], rows: Mapping[str, np.ndarray]) -> bytes:
-    """Precision over recall, a panel for the mean over the classes and one a class; of more than 8 classes, eight
-    evenly from the first row's best to its worst.
+def plot_curves(axes: Axes, rows: Runs, x_label: str, y_label: str = "") -> None:
+    """A thin line a seed, the row's mean bold over the places that all its seeds reached.
 
-    recalls: (R,) ascending. rows: of each row (K, R) precisions, NaN where a class has no box to be found.
+    rows: of each row, the compared one first, one (x, y) a seed, both (E,). Curves of more than 120 points are averaged
+    in bins, which smooths them.
     """
-    areas = np.nan_to_num(next(iter(rows.values())).mean(axis=1), nan=-1.0)
-    shown = np.argsort(-areas, kind="stable")
-    title = "Precision and recall at IoU 0.5"
-    if len(shown) > PANELS:
-        title += f", {PANELS} of {len(shown)} classes"
-        shown = shown[np.linspace(0, len(shown) - 1, PANELS).round().astype(int)]
-    lines = -(-(len(shown) + 1) // 3)
-
-    def draw(figure: Figure) -> None:
-        grid = figure.subplots(lines, 3, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, label in zip(grid, [None, *shown.tolist()], strict=False):
-            for (name, values), color in zip(rows.items(), row_colors(list(rows)), strict=True):
-                precisions = nan_mean(values) if label is None else values[label]
-                axes.plot(recalls, precisions, color=color, linewidth=2, label=clean(name))
-            panel = "mean" if label is None else clean(str(classes[label]), 16)
-            axes.set_title(panel, fontsize=12, fontweight="bold" if label is None else "normal")
-            axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-        for axes in grid[len(shown) + 1 :]:
-            axes.set_visible(False)
-        figure.supxlabel("recall", fontsize=12)
-        figure.supylabel("precision", fontsize=12)
-
-    return draw_svg(draw, 1.2 + 2 * lines, title)
+    for (name, seeds), color in zip(rows.items(), row_colors(list(rows)), strict=True):
+        for xs, ys in map(_binned, seeds if len(seeds) > 1 else ()):
+            axes.plot(xs, ys, color=color, linewidth=0.9, alpha=0.5)
+        xs, ys = _binned(mean_curve(seeds))
+        axes.plot(xs, ys, "o-" if len(xs) <= 15 else "-", color=color, linewidth=2.4, label=clean(name))
+    axes.set_ylim(bottom=min(0.0, axes.dataLim.ymin))
+    whole = all((xs % 1 == 0).all() for seeds in rows.values() for xs, _ in seeds)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=whole))
+    _finish(axes, x_label, y_label)
 
 
 def nan_mean(values: np.ndarray) -> np.ndarray:

@@ -7,14 +7,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from msil.config import NOT_HASHED
-from msil.errors import ConfigError
 from msil.reporting.formats import setting
 from msil.reporting.paper import TITLES, PaperTable, Recipe
-from msil.runs import CHECKPOINTS, LAST, RESULT, read_result
 
 Result = Mapping[str, Any]
 
@@ -90,33 +88,6 @@ def one_a_seed(runs: Sequence[Result]) -> tuple[Result, ...]:
     return tuple(by_seed[seed] for seed in sorted(by_seed))
 
 
-def newest_pair(runs_dir: str | Path) -> tuple[Path, Path]:
-    """The checkpoints of a plain detector and of one with the whole MSIL, of one setting and seed; of several such
-    pairs the one that was finished last.
-
-    Raises ConfigError, with the two commands that make such a pair, if runs_dir has none.
-    """
-    results = [
-        {**result, "folder": str(path.parent)}
-        for path in sorted(Path(runs_dir).glob(f"*/{RESULT}"))
-        if _checkpoint(path.parent).is_file() and (result := read_result(path.parent)) is not None
-    ]
-    pairs = [pair for group in settings(results) for one in detectors(group) if (pair := one.pair()) is not None]
-    alike = [
-        (_checkpoint(first["folder"]), _checkpoint(second["folder"]))
-        for plain, msil in pairs
-        for first in plain.runs
-        for second in msil.runs
-        if first["seed"] == second["seed"]
-    ]
-    if not alike:
-        raise ConfigError(
-            f"{runs_dir} holds no plain detector and one with MSIL that were trained alike and kept their checkpoints: "
-            "make them with `python run.py model.msil.apply=none` and `python run.py`."
-        )
-    return max(alike, key=lambda pair: max(path.stat().st_mtime for path in pair))
-
-
 def key(run: Result, *without: str) -> str:
     """What a run computes, but for its seed and the settings named; a null counts as a setting that is not there."""
     return json.dumps(dict(_leaves(_computed(run, without))), sort_keys=True)
@@ -153,14 +124,14 @@ def unusual(block: Mapping[str, Any]) -> list[str]:
             if block.get(name) not in (None, usual)]  # fmt: skip
 
 
-def told_apart(names: Sequence[str], runs: Sequence[Result], within: str = "") -> list[str]:
+def told_apart(names: Sequence[str], runs: Sequence[Result]) -> list[str]:
     """The names of runs; equal ones are followed by the settings, but for the block's, that differ between them,
-    num_convs=2, as typed. within: of the settings whose dotted keys start so."""
+    num_convs=2, as typed."""
     leaves = [dict(_leaves(_computed(run, ("model.msil",)))) for run in runs]
     apart = []
     for name, own in zip(names, leaves, strict=True):
         alike = [other for other_name, other in zip(names, leaves, strict=True) if other_name == name]
-        paths = dict.fromkeys(path for other in alike for path in other if path.startswith(within))
+        paths = dict.fromkeys(path for other in alike for path in other)
         differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1]
         words = [f"{path.rpartition('.')[2]}={setting(own.get(path))}" for path in differing]
         apart.append(", ".join(part for part in (name, *words) if part))
@@ -197,15 +168,6 @@ def setting_name(rows: Sequence[Result]) -> str:
         distinct(_pixels(*size) for size in sizes if None not in size),
         distinct(schedule_name(row) for row in rows),
         distinct(f"{width} channels" for row in rows if (width := lookup(row, "model", "channels")) is not None),
-    ])  # fmt: skip
-
-
-def setting_title(rows: Sequence[Result]) -> str:
-    """The data and the schedule alone: `shapes, schedule quick`."""
-    names = (lookup(row, "schedule", "name") for row in rows)
-    return joined([
-        distinct(data_name(row) for row in rows),
-        distinct(f"schedule {name}" for name in names if name is not None),
     ])  # fmt: skip
 
 
@@ -284,10 +246,6 @@ def departures(row: Result, recipe: Recipe) -> list[str]:
 
 def _pixels(short: int, long: int) -> str:
     return f"images of {short} to {long} pixels" if short != long else f"{short}-pixel images"
-
-
-def _checkpoint(folder: str | Path) -> Path:
-    return Path(folder) / CHECKPOINTS / LAST
 
 
 def _computed(run: Result, without: Iterable[str]) -> dict[str, Any]:

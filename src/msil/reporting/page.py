@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import jinja2
 
-from msil.reporting.formats import MISSING
 from msil.reporting.tables import Table, cell
 
 MIME_TYPES = {"svg": "image/svg+xml", "jpeg": "image/jpeg"}
@@ -67,7 +66,7 @@ def render(title: str, paragraphs: tuple[str, ...], sections: tuple[Section, ...
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(cell=cell, missing=MISSING)
+    environment.globals.update(cell=cell)
     return environment.get_template("report.html.j2").render(
         title=title,
         paragraphs=paragraphs,

@@ -5,7 +5,6 @@ Standard library alone: the intervals come from whoever has read the detections 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
@@ -16,6 +15,7 @@ from msil.reporting.groups import (
     Result,
     block_label,
     comparable,
+    distinct,
     has_own_block,
     key,
     lookup,
@@ -32,9 +32,6 @@ from msil.reporting.tables import Column, Table
 # Where a net of the paper is not in a setting, this one of ours takes its row.
 STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18"}
 RECIPES = ("1x", "2x", "ms-2x")  # the paper's schedules
-# What is typed for one row or one machine, by the beginnings of its keys.
-_OF_A_ROW = ("experiment", "model/", "model.msil", "model.head", "model.backbone", "seed", "table", "run_name", "hydra",
-             "trainer", "logger", "-")  # fmt: skip
 TEST_DEV_NOTE = (
     "The paper's numbers are on test-dev, ours on the validation images (val2017 where the data is COCO). To upload: "
     "python run.py mode=test model.weights=runs/RUN/checkpoints/last.ckpt data=coco data.root=/path/to/coco "
@@ -43,12 +40,10 @@ TEST_DEV_NOTE = (
 INTERVAL_NOTE = (
     "ours: mean ± standard deviation over the seeds, in percent; Δ: the difference of the means to the row named, with "
     "a 95 % interval from {samples} paired bootstrap resamples of the images (the same images for both rows) and, with "
-    "several seeds, of the seeds of each row. An interval that holds 0 decides nothing."
+    "several seeds, of the seeds of each row. An interval that holds 0 decides nothing. "
 )
-ONE_SEED_NOTE = "With one seed the interval does not hold what another seed would give: it is too narrow."
-FEW_SEEDS_NOTE = (
-    "{count} seeds are few: the interval may be somewhat too narrow (benchmarks/interval_coverage.py says how much)."
-)
+ONE_SEED = "With one seed it does not hold what another seed would give: it is too narrow."
+FEW_SEEDS = "With {} seeds it may be somewhat too narrow (benchmarks/interval_coverage.py measures by how much)."
 PRICE_NOTE = (
     "parameters, FLOPs: of the whole detector, the forward pass of one {size} image, 2 per multiply-add. images/s: in "
     "training, on the machine of the runs; those of runs beside other work do not compare."
@@ -163,25 +158,15 @@ def fill(table: PaperTable, group: Sequence[Result]) -> Filled:
 def fill_command(table: PaperTable, group: Sequence[Result]) -> str:
     """What trains the missing rows in the setting of `group`; finished runs are skipped by it.
 
-    By the paper's recipe the experiment's file brings data and schedule; else what was typed for a run of the group.
+    By the paper's recipe the experiment's file brings data and schedule.
     """
-    words = ["python", "run.py", f"experiment=table{table.number}"]
+    words = ["python run.py", f"experiment=table{table.number}"]
     if group:
-        try:
-            typed = shlex.split(group[0]["command"])[2:]
-        except ValueError:  # an unclosed quote: not what a run wrote
-            typed = []
-        kept = {word.partition("=")[0].lstrip("+"): word for word in typed}
-        kept = {name: word for name, word in kept.items() if not name.startswith(_OF_A_ROW)}
-        chosen = {name: str(lookup(group[0], name, "name")) for name in ("data", "schedule")}
-        if chosen["schedule"] in RECIPES:
-            same_data = chosen["data"] == table.recipe.data
-            kept = {name: word for name, word in kept.items() if name.startswith("data.") and same_data}
-        else:
-            kept = {name: f"{name}={value}" for name, value in chosen.items()} | kept
-        seeds = sorted({run["seed"] for run in group})
-        words += [*kept.values(), *([] if seeds == [0] else ["seed=" + ",".join(map(str, seeds))])]
-    return shlex.join(words)
+        schedule, seeds = lookup(group[0], "schedule", "name"), sorted({run["seed"] for run in group})
+        if schedule not in RECIPES:
+            words += [f"data={lookup(group[0], 'data', 'name')}", f"schedule={schedule}"]
+        words += [] if seeds == [0] else ["seed=" + ",".join(map(str, seeds))]
+    return " ".join(words)
 
 
 def paper_table(filled: Filled) -> Table:
@@ -202,7 +187,7 @@ def paper_table(filled: Filled) -> Table:
         Column("paper_difference", f"Δ{metric.replace('_', ' ')} paper", formats.signed),
         Column("difference", f"Δ{filled.metric[metric].replace('_', ' ')} ours [95 %]", formats.interval,
                parts=("", "_low", "_high")),
-        Column("against", "against", str, right=False, shown=len(set(filled.paper.compared.values())) > 1),
+        Column("against", "against", str, right=False),
         Column("parameters", "parameters", formats.amount),
         Column("flops", "FLOPs", formats.amount),
         Column("images_per_second", "images/s", formats.rate),
@@ -296,41 +281,24 @@ def _seeds(filled: Filled, row: FilledRow) -> str:
 def _notes(filled: Filled) -> tuple[str, ...]:
     table = filled.paper
     lines = [*table.notes, *(row.note for row in table.rows if row.note)]
-    if any(row.ours for row in table.rows):
-        lines.append("Rows marked ours or torchvision's are not in the paper: they stand here once a run fills them.")
-    if any(row.quoted for row in filled.rows):
-        lines.append("Rows marked quoted are other papers' numbers, as this paper quotes them.")
     if table.recipe.val == "test-dev2017":
         lines.append(TEST_DEV_NOTE)
-    stand_ins = dict.fromkeys(
-        f"{net_name(row.net)} stands in for {net_name(str(row.paper.backbone))}"
+    stand_ins = distinct(
+        f"{net_name(row.net)} for {net_name(str(row.paper.backbone))}"
         for row in filled.rows
         if row.net is not None and row.paper.detector is None and row.net != row.paper.backbone
     )
     if stand_ins:
-        lines.append(f"In our rows {' and '.join(stand_ins)}.")
+        lines.append(f"Stand-ins in our rows: {stand_ins}.")
     if filled.runs:
         lines.append(comparable(filled.runs, table))
-    replaced = [f"{ours} stands beside the paper's {name}" for name, ours in filled.metric.items() if name != ours]
-    if replaced and filled.runs:
-        lines.append(f"The data is not VOC's, so COCO's {' and '.join(replaced)}.".replace("_", " "))
-    others = set(table.compared.values())
-    if len(others) == 1:
-        lines.append(f"Δ: against the row {table.label(table.rows[others.pop()])!r}.")
-    lines += _reading(filled)
-    if filled.command is not None:
-        lines.append(f"Missing rows: {filled.command}")
-    return tuple(lines)
-
-
-def _reading(filled: Filled) -> list[str]:
-    """How the numbers of a table with runs are to be read."""
-    lines = []
     if filled.differences:
-        lines.append(INTERVAL_NOTE.format(samples=max(one.samples for one in filled.differences.values())))
-        fewest = min(len(row.runs) for row in filled.rows if row.runs)
-        lines.append(ONE_SEED_NOTE if fewest == 1 else FEW_SEEDS_NOTE.format(count=fewest))
+        seeds = min(len(row.runs) for row in filled.rows if row.runs)
+        samples = next(iter(filled.differences.values())).samples
+        lines.append(INTERVAL_NOTE.format(samples=samples) + (ONE_SEED if seeds == 1 else FEW_SEEDS.format(seeds)))
     if filled.runs:
         sizes = {tuple(run["flops_image_size"]) for run in filled.runs}
         lines.append(PRICE_NOTE.format(size="{}x{}".format(*min(sizes)) if len(sizes) == 1 else "padded"))
-    return lines
+    if filled.command is not None:
+        lines.append(f"Missing rows: {filled.command}, with the other settings of these runs.")
+    return tuple(lines)

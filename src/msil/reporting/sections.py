@@ -11,19 +11,19 @@ import numpy as np
 from torch import Tensor
 
 from msil.checkpoints.load import load_dense_detector
-from msil.detection import Detector
 from msil.errors import ConfigError, DataError, WeightsError
 from msil.metrics.breakdown import breakdown, confusion
+from msil.metrics.matching import Matches
 from msil.metrics.precision import per_class, precision_recall, scores
 from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting import charts
 from msil.reporting.evidence import Evidence
 from msil.reporting.gallery import gallery_pictures, image_scores, most_different, read_gallery_image
 from msil.reporting.groups import DetectorLines, Line, Result
-from msil.reporting.heatmaps import CELL_SIDE, MERGED, HeatmapRow, draw_heatmaps, energy_table, split_energy, tower_maps
+from msil.reporting.heatmaps import MERGED, draw_heatmaps, energy_table, heatmap_row, split_energy
 from msil.reporting.page import GalleryItem, Picture, Section
 from msil.reporting.paper_tables import Filled
-from msil.reporting.pictures import draw_boxes, image_bytes, series
+from msil.reporting.pictures import image_bytes, series
 from msil.runs import CHECKPOINTS, LAST, METRICS
 
 # COCO's, in px^2
@@ -120,7 +120,17 @@ def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
         indices = np.unique(record.truth_images[~record.truth_ignored]).tolist()
         samples = ((_image(record, i, root), _boxes(record, i)) for i in indices[:ENERGY_IMAGES])
         energy = split_energy(detectors, samples)
-        rows = [_row(record, detectors, index, root) for index in _easy_to_read(record, indices)[:HEATMAPS]]
+        rows = [
+            heatmap_row(
+                detectors,
+                _image(record, index, root),
+                ("", str(record.file_names[index])),
+                _boxes(record, index),
+                record.truth_labels[_mine(record, index)],
+                record.classes.tolist(),
+            )
+            for index in _easy_to_read(record, indices)[:HEATMAPS]
+        ]
     except (WeightsError, DataError, ConfigError) as error:
         return Section(title, (f"No heat maps: {str(error).rstrip('.')}.",))
     levels = (energy.levels[0], MERGED)
@@ -145,15 +155,15 @@ def _chart(svg: bytes, alt: str) -> Picture:
 def _training(detector: DetectorLines) -> list[Picture]:
     logs = {line.label: [log for run in line.runs if (log := _log(run)) is not None] for line in detector.lines}
     pictures = []
-    for column, x, y, title, place in (
-        ("AP", "epoch", "AP, percent", "AP during training", lambda xs, ys: (xs + 1, 100 * ys)),
-        ("loss", "step", "loss", "Training loss", lambda xs, ys: (xs, ys)),
+    for column, x, y, title in (
+        ("AP", "epoch", "AP, percent", "AP during training"),
+        ("loss", "step", "loss", "Training loss"),
     ):
-        found = {name: [place(*series(log, x, column)) for log in rows] for name, rows in logs.items()}
+        found = {name: [series(log, x, column) for log in rows] for name, rows in logs.items()}
         found = {name: [one for one in seeds if len(one[0])] for name, seeds in found.items()}
         found = {name: seeds for name, seeds in found.items() if seeds}
         if found:
-            svg = charts.learning_curves(found, f"{x} (thin: one seed, bold: mean)", y, title)
+            svg = charts.curves(found, f"{x} (thin: one seed, bold: mean)", y, title)
             pictures.append(_chart(svg, f"{title} of {', '.join(found)}"))
     return pictures
 
@@ -166,10 +176,7 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
     by_class = {name: np.stack([per_class(one)["AP"] for one in found]) for name, found in judged.items()}
     means = {name: charts.nan_mean(values) for name, values in by_class.items()}
     spreads = {name: np.nan_to_num(values.std(axis=0, ddof=1)) for name, values in by_class.items() if len(values) > 1}
-    recalls = precision_recall(next(iter(judged.values()))[0])[0]
-    precisions = {
-        name: charts.nan_mean(np.stack([precision_recall(one)[1] for one in found])) for name, found in judged.items()
-    }
+    precisions = {name: [_mean_precision(one) for one in found] for name, found in judged.items()}
     sizes = {
         name: {
             size: float(charts.nan_mean(np.array([scores(one, metrics=(size,))[size] for one in found])))
@@ -189,8 +196,8 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
     pictures = [
         _chart(charts.class_bars(classes, means, spreads), f"AP of each class: {_in_words(numbers)}"),
         _chart(
-            charts.precision_recall(recalls, classes, precisions),
-            f"Precision over recall at IoU 0.5, mean and by class, of {', '.join(precisions)}",
+            charts.curves(precisions, "recall", "precision, mean over classes", "Precision and recall at IoU 0.5"),
+            f"Precision over recall at IoU 0.5, mean over the classes, of {', '.join(precisions)}",
         ),
         _chart(
             charts.grouped_bars(sizes, counts, "AP, percent", "AP by size of object"),
@@ -207,6 +214,11 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
         alt = f"{title}: rows are the true classes and background, columns the predicted ones and missed"
         pictures.append(_chart(svg, alt))
     return pictures
+
+
+def _mean_precision(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
+    recalls, precisions = precision_recall(matches)
+    return recalls, charts.nan_mean(precisions)
 
 
 def _in_words(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -268,9 +280,3 @@ def _easy_to_read(record: EvaluationRecord, images: Sequence[int]) -> list[int]:
     covered = [areas[_mine(record, i)].mean() / record.sizes[i].prod() for i in images]
     order = np.argsort(np.abs(np.log10(np.maximum(covered, 1e-9)) + 1), kind="stable")
     return [images[i] for i in order]
-
-
-def _row(record: EvaluationRecord, detectors: Mapping[str, Detector], index: int, root: Path) -> HeatmapRow:
-    image, boxes, name = _image(record, index, root), _boxes(record, index), str(record.file_names[index])
-    drawn = draw_boxes(image, boxes, record.truth_labels[_mine(record, index)], record.classes.tolist(), side=CELL_SIDE)
-    return HeatmapRow(image, ("", name), drawn, boxes, [tower_maps(one, image) for one in detectors.values()])
