@@ -23,7 +23,6 @@ def made(name: str, classes: int = 3) -> dict[str, Callable[[], bytes]]:
     return {
         "class_bars": lambda: charts.class_bars(names, ap, {name: np.full(classes, 0.1)}),
         "sizes": lambda: charts.grouped_bars(sizes, {"APs": "small", "APm": "medium", "APl": "large"}, "AP", "sizes"),
-        "differences": lambda: charts.difference_plot([name], [(0.1, -0.1, 0.2)]),
         "confusion": lambda: charts.confusion_matrix(names, np.eye(classes + 1), name),
         "curves": lambda: charts.curves({name: seeds, "one": [(np.ones(1), np.ones(1))]}, "x", "y", name),
         "nothing measured": lambda: charts.class_bars(names, {name: np.full(classes, NAN)}, {}),

@@ -1,4 +1,4 @@
-"""Charts of a report, as SVG: bars, intervals, confusion, curves; and Figure 5 as PNG. matplotlib lays them out.
+"""Charts of a report, as SVG: bars, confusion, curves; and Figure 5 as PNG. matplotlib lays them out.
 
 A chart is 6.4 inches wide with text of 11 points and more, so that it can be read at the 330 pixels of a phone. Its
 letters stay text, so that the browser finds the glyphs (of Chinese class names, say) that matplotlib's font lacks.
@@ -30,7 +30,6 @@ POINTS = 120  # of a curve; longer ones are averaged in bins
 # Okabe & Ito's idea: apart in hue and in lightness, for every kind of colour vision.
 PLAIN_COLORS = ("#5b7a99", "#1f4e79", "#9db7d1", "#2b2f36")
 OTHER_COLORS = ("#e8710a", "#00875a", "#8e44ad", "#d4a900", "#b3123f", "#3aa6c9", "#7a4a2b", "#e07bb0")
-MUTED = "#5a636c"
 STYLE = {
     "svg.hashsalt": "msil",  # or every file has ids of its own
     "svg.fonttype": "none",
@@ -146,27 +145,6 @@ def grouped_bars(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str, s
         _finish(axes, "", y_label, percent_axis="y")
 
     return draw_svg(draw, 4.2, title)
-
-
-def difference_plot(names: Sequence[str], differences: Sequence[Sequence[float]]) -> bytes:
-    """A forest plot, a line a comparison. differences: estimate, low and high as fractions.
-
-    Filled and coloured where the interval leaves zero out (orange: better, blue: worse), hollow and grey where not.
-    """
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        axes.axvline(0, color="black", linewidth=1.4)
-        for place, (estimate, low, high, *_) in enumerate(differences):
-            color = OTHER_COLORS[0] if low > 0 else PLAIN_COLORS[0] if high < 0 else MUTED
-            whiskers = np.nan_to_num([[estimate - low], [high - estimate]])
-            axes.errorbar(estimate, place, xerr=whiskers, fmt="o", color=color, linewidth=2.4, markersize=8,
-                          markerfacecolor="white" if color == MUTED else color)  # fmt: skip
-        axes.set_yticks(range(len(names)), [textwrap.fill(clean(name, 60), 26) for name in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        _finish(axes, "difference in points; hollow: the interval holds zero", percent_axis="x")
-
-    return draw_svg(draw, 1.4 + 0.56 * len(names), "Differences, with 95 % intervals")
 
 
 def confusion_matrix(classes: Sequence[str], counts: np.ndarray, title: str) -> bytes:

@@ -16,7 +16,7 @@ from msil.data.images import read_header, read_image
 from msil.errors import DataError
 from msil.metrics.breakdown import by_score, overlaps, take_best
 from msil.metrics.record import EvaluationRecord, corners
-from msil.reporting.pictures import draw_boxes, image_bytes
+from msil.reporting.pictures import draw_boxes
 
 SIDE = 384  # pixels of a picture's long side
 SCORE_THRESH = 0.3
@@ -61,11 +61,11 @@ def most_different(plain: EvaluationRecord, msil: EvaluationRecord, count: int =
     return order[np.isin(order, np.concatenate([better[: count // 2], worse[: count // 2]]))]
 
 
-def gallery_pictures(index: int, image: Any, *records: EvaluationRecord) -> list[bytes]:
-    """The image with its ground truth, and with each record's detections of at least SCORE_THRESH, as JPEG.
+def gallery_picture(index: int, image: Any, *records: EvaluationRecord) -> np.ndarray:
+    """Side by side the image with its ground truth, and with each record's detections of at least SCORE_THRESH.
 
     index: the image's position in the records. image: uint8 (3, H, W) RGB, as `read_gallery_image` gives it. Ignored
-    truths are drawn in a colour of their own and named so.
+    truths are drawn in a colour of their own and named so. Returns uint8 (H', W', 3).
     """
     first = records[0]
     classes = [str(name) for name in first.classes]
@@ -77,7 +77,7 @@ def gallery_pictures(index: int, image: Any, *records: EvaluationRecord) -> list
         kept = np.flatnonzero((record.found_images == index) & (record.found_scores >= SCORE_THRESH))
         found = (record.found_boxes[kept], record.found_labels[kept])
         pictures.append(draw_boxes(image, *found, classes, scores=record.found_scores[kept], side=SIDE))
-    return [image_bytes(picture, "JPEG") for picture in pictures]
+    return np.concatenate(pictures, axis=1)
 
 
 def read_gallery_image(root: str | Path, name: str, size: tuple[int, int] | None = None) -> Tensor:

@@ -205,8 +205,8 @@ def split_energy(detectors: Mapping[str, Detector], samples: Iterable[tuple[Tens
     return SplitEnergy(tuple(detectors), names, np.array(shares), np.array(uniform), skipped)
 
 
-def energy_table(energy: SplitEnergy, levels: Sequence[str] | None = None) -> Table:
-    """Shares by region, tower and level (all, or those named) of each checkpoint; over a uniform map's, which says
+def energy_table(energy: SplitEnergy) -> Table:
+    """Shares by region, tower and level of each checkpoint; over a uniform map's, which says
     whether a map prefers the region; and minus the first checkpoint's. Means over the images with 95 % intervals
     (bootstrap over images, paired for differences); * where a difference's leaves out zero."""
     first, *others = energy.names
@@ -219,8 +219,6 @@ def energy_table(energy: SplitEnergy, levels: Sequence[str] | None = None) -> Ta
     for (r, region), (t, tower), (lv, level) in itertools.product(
         *(enumerate(names) for names in (REGIONS, TOWERS, energy.levels))
     ):
-        if level not in (levels or energy.levels):
-            continue
         values = energy.shares[:, :, t, lv, r]
         row: dict[str, Any] = {"region": region, "tower": tower, "level": level}
         row["uniform"] = float(energy.uniform[:, r].mean())

@@ -37,22 +37,13 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class GalleryItem:
-    """One image seen by several. pictures: side by side, their captions say by whom."""
-
-    title: str
-    pictures: tuple[Picture, ...]
-
-
-@dataclass(frozen=True)
 class Section:
-    """In this order: title, paragraphs, tables, pictures, gallery, subsections."""
+    """In this order: title, paragraphs, tables, pictures, subsections."""
 
     title: str
     paragraphs: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
-    gallery: tuple[GalleryItem, ...] = ()
     subsections: tuple[Section, ...] = ()
 
 

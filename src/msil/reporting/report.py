@@ -12,7 +12,7 @@ from msil.reporting.groups import Result, detectors, setting_name, settings
 from msil.reporting.page import Section, render
 from msil.reporting.paper import TABLES, TEXT_NOTES
 from msil.reporting.paper_tables import Filled, fill, paper_table
-from msil.reporting.sections import detector_section, difference_picture, gallery_section, heatmap_section
+from msil.reporting.sections import detector_section, gallery_section, heatmap_section
 from msil.reporting.sweep_table import sweep_table
 from msil.reporting.tables import to_csv, to_latex, to_markdown
 from msil.runs import read_results, write_bytes
@@ -98,10 +98,8 @@ def _setting_section(setting: SettingTables, evidence: Evidence, say: Callable[[
             say(f"  gallery and heat maps of {pair[0].label} against {pair[1].label}")
             part = replace(part, subsections=(gallery_section(*pair, evidence), heatmap_section(*pair, evidence)))
         parts.append(part)
-    picture = difference_picture(setting.tables)
     return Section(
         setting.name,
         tables=tuple(map(paper_table, setting.tables)),
-        pictures=() if picture is None else (picture,),
         subsections=tuple(parts),
     )

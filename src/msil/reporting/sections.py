@@ -18,38 +18,20 @@ from msil.metrics.precision import per_class, precision_recall, scores
 from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting import charts
 from msil.reporting.evidence import Evidence
-from msil.reporting.gallery import gallery_pictures, image_scores, most_different, read_gallery_image
+from msil.reporting.gallery import gallery_picture, image_scores, most_different, read_gallery_image
 from msil.reporting.groups import DetectorLines, Line, Result
 from msil.reporting.heatmaps import MERGED, draw_heatmaps, energy_table, heatmap_row, split_energy
-from msil.reporting.page import GalleryItem, Picture, Section
-from msil.reporting.paper_tables import Filled
+from msil.reporting.page import Picture, Section
 from msil.reporting.pictures import image_bytes, series
 from msil.runs import CHECKPOINTS, LAST, METRICS
 
-# COCO's, in px^2
-AREAS = {"APs": ("small", 0.0, 32.0**2), "APm": ("medium", 32.0**2, 96.0**2), "APl": ("large", 96.0**2, np.inf)}
+AREAS = {"APs": "small\n< 32² px", "APm": "medium", "APl": "large\n≥ 96² px"}  # COCO's
 ERRORS = {"Cls": "Cls\nclass", "Loc": "Loc\nlocation", "Both": "Both\nclass, box", "Dupe": "Dupe\nduplicate",
           "Bkg": "Bkg\nbackground", "Miss": "Miss\nmissed"}  # fmt: skip
 IMAGES = 12  # of a gallery
 HEATMAPS = 4  # images with heat maps
 ENERGY_IMAGES = 200  # the first so many of a split
 CHART_WIDTH = 614  # CSS pixels: 6.4 inches
-
-
-def difference_picture(tables: Sequence[Filled]) -> Picture | None:
-    """Every difference of these tables with its interval, or None where there is none."""
-    found = {}
-    for table in tables:
-        metric = table.metric[table.paper.metrics[0]]
-        what = f"Table {table.paper.number}" + ("" if metric == "AP" else f" ({metric.replace('_', ' ')})")
-        found |= {f"{what}: {table.label(table.rows[place])}": one for place, one in table.differences.items()}
-    if not found:
-        return None
-    numbers = {name: {"": one.estimate} for name, one in found.items()}
-    return _chart(
-        charts.difference_plot(list(found), list(found.values())),
-        f"Differences of AP to the row each is compared with, with 95 % intervals: {_in_words(numbers)}",
-    )
 
 
 def detector_section(detector: DetectorLines, evidence: Evidence) -> Section:
@@ -81,18 +63,15 @@ def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
         return Section(title, ("The two were not evaluated on the same images, so no gallery.",))
     found = [image_scores(record) for record in (first, second)]
     better, worse = (int(np.count_nonzero(sign * (found[1] - found[0]) > 0)) for sign in (1, -1))
-    items = []
+    pictures = []
     try:
         root = _data_root(runs[0])
         for index in most_different(first, second, IMAGES).tolist():
-            image, name = _image(first, index, root), str(first.file_names[index])
-            labels = ("ground truth", f"plain, F1 {found[0][index]:.2f}", f"MSIL, F1 {found[1][index]:.2f}")
-            alts = ("the objects of", "what the plain detector finds on", "what the detector with MSIL finds on")
-            pictures = gallery_pictures(index, image, first, second)
-            items.append(GalleryItem(name, tuple(
-                Picture(f"{alt} image {name}", data, "jpeg", 384, label)
-                for alt, data, label in zip(alts, pictures, labels, strict=True)
-            )))  # fmt: skip
+            name, (plain_score, msil_score) = str(first.file_names[index]), (scores[index] for scores in found)
+            picture = gallery_picture(index, _image(first, index, root), first, second)
+            caption = f"{name}: ground truth; plain, F1 {plain_score:.2f}; MSIL, F1 {msil_score:.2f}"
+            alt = f"The objects of image {name}, and what the plain detector and the one with MSIL find"
+            pictures.append(Picture(alt, image_bytes(picture, "JPEG"), "jpeg", picture.shape[1], caption))
     except DataError as error:
         return Section(title, (f"No gallery: {str(error).rstrip('.')}.",))
     words = (
@@ -101,7 +80,7 @@ def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
         f"better on {better} of {len(first.image_ids)} images and worse on {worse}; shown are the largest "
         "differences, half of them each way, so that the choice flatters neither."
     )
-    return Section(title, (words,), gallery=tuple(items))
+    return Section(title, (words,), pictures=tuple(pictures))
 
 
 def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
@@ -129,7 +108,7 @@ def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
                 record.truth_labels[_mine(record, index)],
                 record.classes.tolist(),
             )
-            for index in _easy_to_read(record, indices)[:HEATMAPS]
+            for index in indices[:: -(-len(indices) // HEATMAPS)]
         ]
     except (WeightsError, DataError, ConfigError) as error:
         return Section(title, (f"No heat maps: {str(error).rstrip('.')}.",))
@@ -145,7 +124,7 @@ def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
         picture = draw_heatmaps(rows, list(detectors), level)
         alt = f"Heat maps of the two towers of {' and '.join(detectors)} on {len(rows)} images, {level}"
         pictures.append(Picture(alt, image_bytes(picture, "JPEG"), "jpeg", picture.shape[1], f"Level: {level}."))
-    return Section(title, (words,), (energy_table(energy, levels),), tuple(pictures))
+    return Section(title, (words,), (energy_table(energy),), tuple(pictures))
 
 
 def _chart(svg: bytes, alt: str) -> Picture:
@@ -184,11 +163,6 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
         }
         for name, found in judged.items()
     }
-    areas = first.truth_areas[~first.truth_ignored]
-    counts = {
-        size: f"{name}\n{np.count_nonzero((areas >= low) & (areas < high)):,} objects"
-        for size, (name, low, high) in AREAS.items()
-    }
     costs = {name: [breakdown(record).costs for record in found] for name, found in records.items()}
     errors = {name: {kind: float(np.mean([one[kind] for one in found])) for kind in found[0]}
               for name, found in costs.items()}  # fmt: skip
@@ -200,7 +174,7 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
             f"Precision over recall at IoU 0.5, mean over the classes, of {', '.join(precisions)}",
         ),
         _chart(
-            charts.grouped_bars(sizes, counts, "AP, percent", "AP by size of object"),
+            charts.grouped_bars(sizes, AREAS, "AP, percent", "AP by size of object"),
             f"AP by size of object: {_in_words(sizes)}",
         ),
         _chart(
@@ -272,11 +246,3 @@ def _mine(record: EvaluationRecord, index: int) -> np.ndarray:
 
 def _boxes(record: EvaluationRecord, index: int) -> np.ndarray:
     return corners(record.truth_boxes[_mine(record, index)])
-
-
-def _easy_to_read(record: EvaluationRecord, images: Sequence[int]) -> list[int]:
-    """First those whose boxes cover about a tenth of them each: there a map has room to be right or wrong."""
-    areas = record.truth_boxes[:, 2] * record.truth_boxes[:, 3]
-    covered = [areas[_mine(record, i)].mean() / record.sizes[i].prod() for i in images]
-    order = np.argsort(np.abs(np.log10(np.maximum(covered, 1e-9)) + 1), kind="stable")
-    return [images[i] for i in order]
