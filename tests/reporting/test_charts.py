@@ -43,10 +43,10 @@ def test_names_are_only_text_and_charts_the_same_every_time(chart: str) -> None:
 
 
 def test_charts_have_their_names_and_numbers() -> None:
-    found = made("row ")
-    assert {"row 2", "50.0", "100.0", "plain row"} <= set(texts(found["class_bars"]()))
-    assert {"10.0", "n/a", "100.0", "small"} <= set(texts(found["sizes"]()))
-    assert {"background", "missed", "1", "row 0"} <= set(texts(found["confusion"]()))
+    found = {name: set(texts(draw())) for name, draw in made("row ").items()}
+    assert {"row 2", "50.0", "100.0", "plain row"} <= found["class_bars"]
+    assert {"10.0", "n/a", "100.0", "small"} <= found["sizes"]
+    assert {"background", "missed", "1", "row 0"} <= found["confusion"]
 
 
 def test_of_many_classes_the_best_and_the_worst_are_shown() -> None:

@@ -30,13 +30,6 @@ def test_names_of_detectors() -> None:
     assert detector_name(torchvisions) == "torchvision ssd300_vgg16"
 
 
-def test_heads_and_backbones_are_detectors_of_their_own() -> None:
-    runs = [run(head=head, backbone=net) for head in ("fcos", "vfnet") for net in ("resnet10", "resnet18")]
-    found = detectors([*runs, run(head="vfnet", apply="none")])
-    assert [one.name for one in found] == ["VFNet ResNet-10", "FCOS ResNet-10", "FCOS ResNet-18", "VFNet ResNet-18"]
-    assert [[line.label for line in one.lines] for one in found] == [["plain", "MSIL"], ["MSIL"], ["MSIL"], ["MSIL"]]
-
-
 def test_heads_that_differ_in_an_option_are_told_apart_by_it() -> None:
     runs = [run(apply=apply, options={"num_convs": n}) for n in (3, 2) for apply in ("none", "both")]
     found = detectors([*runs, run(head="fcos", options={"num_convs": 4})])

@@ -125,12 +125,6 @@ def test_the_picture_is_red_where_the_map_is_highest_and_blue_where_lowest() -> 
         draw_heatmaps([row(bright_box(), brightness())], ["one"], "P9")
 
 
-def test_rows_and_checkpoints_make_the_picture_larger() -> None:
-    one, three = row(bright_box(), brightness()), row(bright_box(), *[brightness()] * 3)
-    first, second = draw_heatmaps([one], ["one"]), draw_heatmaps([three] * 2, ["one", "two", "a long name " * 20])
-    assert second.shape[1] == 7 * CELL_SIDE and second.shape[0] > first.shape[0] + 200
-
-
 def test_energy_of_a_split() -> None:
     samples = [(bright_box(20), BOX), (bright_box(120), BOX), (bright_box(), torch.zeros(0, 4))]
     energy = split_energy({"weak": brightness(), "strong": brightness(3.0)}, samples)

@@ -64,16 +64,6 @@ def test_all_numbers_are_plausible() -> None:
                 assert small < row.values[0] < large and small < medium < large, row
 
 
-def test_rows_of_ours_have_no_number_and_stand_beside_the_printed_row() -> None:
-    """The paper has MSIL in FCOS and VFNet alone; torchvision's detectors are other nets than the quoted ones."""
-    rows = TABLES["table3"].rows
-    assert [row.head or row.detector for row in rows if row.ours] == [
-        "fasterrcnn_resnet50_fpn_v2", "ssd300_vgg16", "retinanet", "retinanet_resnet50_fpn_v2", "atss", "gfl", "tood",
-    ]  # fmt: skip
-    for row, other in TABLES["table3"].compared.items():
-        assert (rows[row].head, rows[row].apply, rows[other].apply) == (rows[other].head, "both", "none")
-
-
 def test_a_run_by_the_recipe_departs_in_nothing() -> None:
     for table in ("table1", "table2", "table4"):
         assert departures(as_in_the_paper(), TABLES[table].recipe) == []
@@ -188,12 +178,9 @@ def test_a_plain_run_is_plain_whatever_its_other_switches() -> None:
 # over n - 1 = 2 is 0.0021, root 0.045826.
 def test_mean_and_sample_deviation_over_seeds() -> None:
     rows = fill(TABLES["table1"], [run(2, ap=0.49), run(0, ap=0.40), run(1, ap=0.43)]).rows
-    value = rows[2].value("AP")
-    assert value is not None and rows[2].seeds == (0, 1, 2)
-    assert value == (pytest.approx(0.44), pytest.approx(0.0021**0.5))
-    single = fill(TABLES["table1"], [run()]).rows[2].value("AP")
-    assert single is not None and single.std is None
-    assert rows[0].value("AP") is None and rows[2].value("parameters").mean == 4_150_000  # type: ignore[union-attr]
+    assert rows[2].seeds == (0, 1, 2) and rows[0].value("AP") is None
+    assert rows[2].value("AP") == (pytest.approx(0.44), pytest.approx(0.0021**0.5))
+    assert fill(TABLES["table1"], [run()]).rows[2].value("AP") == (0.4, None)
 
 
 def test_other_kernels_make_a_row_of_their_own() -> None:
@@ -211,8 +198,6 @@ def test_a_block_of_the_users_own_has_a_row_below_the_printed_one() -> None:
     printed, other = filled.rows[-2:]
     assert (printed.runs, printed.paper.value(0), other.paper.value(0)) == ((), 42.1, None)
     assert other.runs == (own,) and filled.compared(other) is filled.rows[0]
-    assert list(by_label(fill(TABLES["table5"], [own])))[2] == "VFNet+MyBlock depth=2, RestNet-50"
-    assert [row.runs for row in fill(TABLES["table1"], [own, run()]).rows][2:] == [(run(),), (own,)]
 
 
 # Table 3 prints FCOS and VFNet, plain and with MSIL, and of the other heads the plain ones alone.
@@ -222,19 +207,18 @@ def test_rows_that_the_paper_lacks_stand_where_a_run_fills_them() -> None:
         run(head=head, backbone="resnet18", apply=apply) for head in ("fcos", "vfnet") for apply in ("none", "both")
     ]
     complete = fill(TABLES["table3"], usual)
-    assert list(by_label(complete)) == [
-        "RetinaNet [28], ResNet-101", "ATSS [48], ResNet-101", "GFL [26], ResNet-101", "TOOD [6], ResNet-101",
-        "FCOS, ResNet-101", "FCOS+MSIL, ResNet-101", "VFNet, ResNet-101", "VFNet+MSIL, ResNet-101",
-    ]  # fmt: skip
-    assert complete.command is None
+    assert complete.command is None and not any(row.paper.ours for row in complete.rows)
     ssd = run(1, apply="none")
     ssd["config"]["model"] |= {"head": {}, "backbone": {}, "detector": "ssd300_vgg16", "detector_weights": "imagenet"}
     (group,) = settings([*usual, ssd, run(head="tood", backbone="resnet18")])
     filled = fill(TABLES["table3"], group)
     ours = {filled.label(row): row for row in filled.rows if row.paper.ours}
-    assert list(ours) == ["SSD300 (torchvision's stand-in), VGG-16", "TOOD+MSIL (ours, not in the paper), ResNet-101"]
-    against = filled.compared(ours["TOOD+MSIL (ours, not in the paper), ResNet-101"])
+    tood = "TOOD+MSIL (ours, not in the paper), ResNet-101"
+    assert list(ours) == ["SSD300 (torchvision's stand-in), VGG-16", tood]
+    against = filled.compared(ours[tood])
     assert against is not None and filled.label(against) == "TOOD [6], ResNet-101" and against.runs == (usual[3],)
+    place = filled.rows.index(ours[tood])
+    assert {cells(paper_table(filled), place)[f"{name} paper"] for name in (*filled.paper.metrics, "ΔAP")} == {"-"}
 
 
 def test_smaller_nets_stand_in_only_where_the_papers_are_missing() -> None:
@@ -270,15 +254,7 @@ def test_voc_ap_where_it_was_measured() -> None:
     voc = run(apply="none")
     assert fill(TABLES["table5"], [voc]).metric == {"VOC_AP": "AP50"}
     voc["metrics"]["VOC_AP"] = 0.6
-    filled = fill(TABLES["table5"], [voc])
-    assert filled.metric == {"VOC_AP": "VOC_AP"} and filled.rows[0].value("VOC_AP").mean == 0.6  # type: ignore[union-attr]
-
-
-def test_notes_stand_under_the_table_that_they_touch() -> None:
-    notes = {name: " ".join(paper_table(fill(table, [run()])).notes) for name, table in TABLES.items()}
-    assert "WITHOUT MSIL" in notes["table4"] and "FGPL" in notes["table5"]
-    assert "detections_test-dev2017_RUN_results.zip" in notes["table3"]
-    assert all("NOT comparable" in note for name, note in notes.items() if name != "table3")  # no R101, nor R18
+    assert fill(TABLES["table5"], [voc]).metric == {"VOC_AP": "VOC_AP"}
 
 
 def test_rows_that_differ_in_an_option_of_the_head_are_not_averaged_over() -> None:

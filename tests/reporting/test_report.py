@@ -168,15 +168,12 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
 
 
 def test_rows_that_saw_other_images_are_not_compared(made: Path) -> None:
-    results = read_results(made / "runs")
-    evidence = Evidence(samples=20)
-    plain = [run for run in results if "none" in run["run_name"]]
+    evidence, (plain, msil) = Evidence(samples=20), pair(made / "runs")
     other = evaluated(3.0, 0)
     other.truth_boxes[0, 2] += 1  # another box to be found
-    evidence._records[plain[0]["folder"]] = other
-    both = [run for run in results if "both" in run["run_name"]]
-    assert evidence.difference(both, plain[1:], "AP") is not None
-    assert evidence.difference(both, plain, "AP") is None
+    evidence._records[plain.runs[0]["folder"]] = other
+    assert evidence.difference(msil.runs, plain.runs[1:], "AP") is not None
+    assert evidence.difference(msil.runs, plain.runs, "AP") is None
 
 
 def test_a_table_without_runs_stands_once_in_the_largest_setting(made: Path) -> None:

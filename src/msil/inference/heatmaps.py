@@ -74,15 +74,10 @@ def heatmap_figure(
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """What tells runs apart: the parts of their names, between underscores, that not all have.
-
-    A number is put behind names that do not differ. One name alone stays as it is.
-    """
-    if len(names) == 1:
-        return list(names)
-    # The last part of a run's name is a digest of its settings: it differs wherever another part does.
+    """What tells runs apart: the parts of their names, between underscores, that not all have, but for the digest of
+    the settings at the end; names that do not differ are numbered."""
     parts = [re.sub(r"_[0-9a-f]{8}$", "", name).split("_") for name in names]
-    common = set.intersection(*map(set, parts))
+    common = set.intersection(*map(set, parts)) if len(names) > 1 else set(parts[0])
     found = [
         "_".join(part for part in own if part not in common) or name for own, name in zip(parts, names, strict=True)
     ]

@@ -200,10 +200,10 @@ def series(rows: Sequence[Mapping[str, str]], x: str, y: str) -> tuple[np.ndarra
     return points[:, 0] + (x == "epoch"), points[:, 1] * (100 if "AP" in y else 1)
 
 
-def image_bytes(picture: np.ndarray, kind: str = "PNG") -> bytes:
-    """uint8 (H, W, 3) as a PNG, or as a JPEG whose thin lines keep their colour."""
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, kind, quality=85, subsampling=0)
+def image_bytes(picture: np.ndarray, kind: str = "PNG", quality: int = 85) -> bytes:
+    """uint8 (H, W, 3) as a file of one of Pillow's formats; thin lines keep their colour in a JPEG of this quality."""
+    content, lossy = io.BytesIO(), {"quality": quality, "subsampling": 0} if kind == "JPEG" else {}
+    Image.fromarray(picture).save(content, kind, **lossy)
     return content.getvalue()
 
 
