@@ -65,12 +65,6 @@ def test_means_are_over_the_places_that_all_seeds_have() -> None:
     assert xs.tolist() == [1.0] and ys.tolist() == pytest.approx([0.4])
 
 
-def test_plain_is_blue_and_the_other_orange_in_either_order() -> None:
-    assert charts.row_colors(["plain", "MSIL"]) == charts.row_colors(["MSIL", "plain"])[::-1]
-    assert charts.row_colors(["one", "two"]) == charts.row_colors(["plain", "MSIL"])
-    assert len(set(charts.row_colors([str(i) for i in range(9)]))) == 9
-
-
 def test_pyplot_stays_out_and_tables_need_neither_torch_nor_numpy() -> None:
     for modules, unwanted in (
         ("pictures", ("matplotlib.pyplot", "torch")),

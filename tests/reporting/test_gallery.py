@@ -102,7 +102,7 @@ def test_nothing_else_is_read(root: Path, tmp_path: Path, name: str) -> None:
     (root / "loop").symlink_to(root / "loop")
     os.mkfifo(root / "pipe")  # opening it would wait for ever
     with pytest.raises(DataError):
-        read_gallery_image(root, name.format(outside=tmp_path / "secret.png", inside=root / "val" / "a.png"))
+        read_gallery_image(root, name.format(outside=tmp_path / "secret.png", inside=root / "val" / "a.png"), (30, 40))
 
 
 def test_the_pixels_are_those_that_the_boxes_are_in(root: Path) -> None:
@@ -110,7 +110,6 @@ def test_the_pixels_are_those_that_the_boxes_are_in(root: Path) -> None:
     exif = image.getexif()
     exif[0x0112] = 6  # to be turned by a quarter
     image.save(root / "turned.jpg", exif=exif)
-    assert read_gallery_image(root, "turned.jpg").shape == (3, 40, 30)
     assert read_gallery_image(root, "turned.jpg", (40, 30)).shape == (3, 40, 30)
     assert read_gallery_image(root, "turned.jpg", (30, 40)).shape == (3, 30, 40)  # boxes drawn on the stored pixels
     with pytest.raises(DataError, match="30 x 40 pixels, but was 40 x 31"):

@@ -15,7 +15,7 @@ from PIL import Image
 from msil.detection.structures import Detections, Target
 from msil.errors import ConfigError
 from msil.reporting.centers import write_centers
-from msil.reporting.charts import PLAIN_COLORS
+from msil.reporting.charts import COLORS
 from msil.reporting.pictures import (
     HALO,
     above,
@@ -136,7 +136,7 @@ def test_curves_of_what_there_is(tmp_path: Path, text: str) -> None:
         list(pool.map(lambda i: draw_curves(tmp_path / "metrics.csv", tmp_path / f"{i}.png"), range(2)))
     assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
     picture = np.asarray(Image.open(tmp_path / "0.png"))
-    first = tuple(bytes.fromhex(PLAIN_COLORS[0][1:]))
+    first = tuple(bytes.fromhex(COLORS[0][1:]))
     assert (coloured(picture[:, :500], first) > 20) == ("3.0" in text)
     assert (coloured(picture[:, 1000:], first) > 10) == (text.startswith("epoch,AP") or "VOC_AP" in text)
 

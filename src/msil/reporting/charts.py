@@ -10,6 +10,7 @@ import io
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,8 @@ MATRIX_LIMIT = 20  # classes of a confusion matrix
 COUNTS_LIMIT = 12  # classes of a confusion matrix with its counts printed
 POINTS = 120  # of a curve; longer ones are averaged in bins
 
-# Okabe & Ito's idea: apart in hue and in lightness, for every kind of colour vision.
-PLAIN_COLORS = ("#5b7a99", "#1f4e79", "#9db7d1", "#2b2f36")
-OTHER_COLORS = ("#e8710a", "#00875a", "#8e44ad", "#d4a900", "#b3123f", "#3aa6c9", "#7a4a2b", "#e07bb0")
+# Okabe & Ito's idea: apart in hue and in lightness, for every kind of colour vision; the first is the plain detector's.
+COLORS = ("#5b7a99", "#e8710a", "#00875a", "#8e44ad", "#d4a900", "#b3123f", "#3aa6c9", "#7a4a2b", "#e07bb0")
 STYLE = {
     "svg.hashsalt": "msil",  # or every file has ids of its own
     "svg.fonttype": "none",
@@ -49,23 +49,6 @@ STYLE = {
     "grid.color": "#d9dee3",
 }
 Runs = Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]  # row name -> (x, y) of each seed
-
-
-def row_colors(rows: Sequence[str]) -> list[str]:
-    """A colour a row: greyish blues for those with "plain" in their name, orange and on for the others.
-
-    Where no name has it, the first row, with which the others are compared, takes the first blue.
-    """
-    plain = ["plain" in row.casefold() for row in rows]
-    if rows and not any(plain):
-        plain[0] = True
-    used = {True: 0, False: 0}
-    colors = []
-    for one in plain:
-        palette = PLAIN_COLORS if one else OTHER_COLORS
-        colors.append(palette[used[one] % len(palette)])
-        used[one] += 1
-    return colors
 
 
 def clean(text: str, letters: int = NAME_LETTERS) -> str:
@@ -112,7 +95,7 @@ def class_bars(classes: Sequence[str], rows: Mapping[str, Any], spreads: Mapping
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         places = np.arange(len(shown)) * (len(rows) + 0.8)
-        for number, (name, color) in enumerate(zip(rows, row_colors(list(rows)), strict=True)):
+        for number, (name, color) in enumerate(zip(rows, cycle(COLORS), strict=False)):
             spread = np.asarray(spreads.get(name, np.zeros(len(classes))))[shown]
             bars = axes.barh(places + number, values[number, shown], 0.9, xerr=spread if spread.any() else None,
                              color=color, label=clean(name), error_kw={"linewidth": 1, "capsize": 2})  # fmt: skip
@@ -133,7 +116,7 @@ def grouped_bars(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str, s
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for number, ((name, row), color) in enumerate(zip(rows.items(), row_colors(list(rows)), strict=True)):
+        for number, ((name, row), color) in enumerate(zip(rows.items(), cycle(COLORS), strict=False)):
             values = np.array([row[key] for key in labels], dtype=float)
             places = np.arange(len(labels)) - 0.4 + width * (number + 0.5)
             bars = axes.bar(places, np.nan_to_num(values), width * 0.94, color=color, label=clean(name))
@@ -193,7 +176,7 @@ def plot_curves(axes: Axes, rows: Runs, x_label: str, y_label: str = "") -> None
     rows: of each row, the compared one first, one (x, y) a seed, both (E,). Curves of more than 120 points are averaged
     in bins, which smooths them.
     """
-    for (name, seeds), color in zip(rows.items(), row_colors(list(rows)), strict=True):
+    for (name, seeds), color in zip(rows.items(), cycle(COLORS), strict=False):
         for xs, ys in map(_binned, seeds if len(seeds) > 1 else ()):
             axes.plot(xs, ys, color=color, linewidth=0.9, alpha=0.5)
         xs, ys = _binned(mean_curve(seeds))

@@ -80,7 +80,7 @@ def gallery_picture(index: int, image: Any, *records: EvaluationRecord) -> np.nd
     return np.concatenate(pictures, axis=1)
 
 
-def read_gallery_image(root: str | Path, name: str, size: tuple[int, int] | None = None) -> Tensor:
+def read_gallery_image(root: str | Path, name: str, size: tuple[int, int]) -> Tensor:
     """An image of a record: uint8 (3, H, W) RGB, in whose pixels the record's boxes are.
 
     root: the data's folder. name: of the file below it, from record.file_names. size: (height, width) from
@@ -97,10 +97,8 @@ def read_gallery_image(root: str | Path, name: str, size: tuple[int, int] | None
     if not usable or Path(name).is_absolute():
         raise DataError(f"image {name[:200]!r} of the evaluation is no file below {root}: give the data of that run")
     header = read_header(path)
-    if size is None or tuple(size) == header.size:
-        return read_image(path, header.orientation)
-    if tuple(size) == header.stored_size:
-        return read_image(path, 1)
+    if tuple(size) in (header.size, header.stored_size):
+        return read_image(path, header.orientation if tuple(size) == header.size else 1)
     height, width = header.size
     raise DataError(
         f"image file {path} is {width} x {height} pixels, but was {size[1]} x {size[0]} when it was evaluated: "

@@ -71,9 +71,8 @@ class Difference(NamedTuple):
 class FilledRow:
     """One line of a regenerated table.
 
-    paper: the printed row. index: its place in the table. runs: the finished runs behind it, one a seed, by seed.
-    extra: settings that tell it from the usual line of the same printed row ("kernel_size=1"), else "".
-    net: the backbone that ran, or None without runs.
+    index: the place of the printed row. runs: the finished ones behind it, one a seed, by seed. extra: settings that
+    tell it from the usual line of the same printed row ("kernel_size=1"). net: the backbone that ran.
     """
 
     paper: PaperRow
@@ -105,8 +104,7 @@ class Filled:
     """A table of the paper with our rows in it.
 
     setting: what all its runs share, in words. metric: the name of our number beside each of the paper's columns.
-    command: what fills the missing rows, or None. differences: by a row's place; a row without one has no comparison,
-    or no runs for it.
+    command: what fills the missing rows, or None. differences: by a row's place, where there is one.
     """
 
     paper: PaperTable
@@ -191,7 +189,7 @@ def paper_table(filled: Filled) -> Table:
         Column("parameters", "parameters", formats.amount),
         Column("flops", "FLOPs", formats.amount),
         Column("images_per_second", "images/s", formats.rate),
-        *(Column(name, shown=False) for name in ("setting", "head", "apply", "align", "separate", "runs")),
+        *(Column(name, shown=False) for name in ("setting", "runs")),
     ]  # fmt: skip
     rows = tuple(_line(filled, place) for place in range(len(filled.rows)))
     caption = f"Table {filled.paper.number}. {filled.paper.caption} Ours: {filled.setting}."
@@ -264,8 +262,6 @@ def _line(filled: Filled, place: int) -> dict[str, Any]:
     if place in filled.differences:
         line["difference"] = filled.differences[place]
     if not row.quoted:
-        line |= {"head": row.paper.head or row.paper.detector, "apply": row.paper.apply}
-        line |= {"align": row.paper.align, "separate": row.paper.separate} if row.paper.apply != "none" else {}
         line["runs"] = " ".join(str(run["run_name"]) for run in row.runs)
     return line
 

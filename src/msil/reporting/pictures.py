@@ -20,7 +20,6 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 
 from msil.reporting.charts import plot_curves
@@ -41,7 +40,6 @@ PALETTE: tuple[Color, ...] = (
 HALO: Color = (20, 20, 20)
 FONT_SIZE = 13
 CELL_SIDE = 384  # pixels of an image's long side in the grid
-LEGEND_LIMIT = 24  # classes
 
 
 def class_color(label: int) -> Color:
@@ -141,10 +139,8 @@ def draw_predictions(
     score_thresh are drawn. Two pairs a row.
     """
     cells: list[tuple[str, np.ndarray]] = []
-    seen: set[int] = set()
     for image, target, given in list(zip(images, targets, detections, strict=True))[:max_images]:
         found = above(given, score_thresh)
-        seen.update(to_numpy(target.labels).tolist(), to_numpy(found.labels).tolist())
         truth = draw_boxes(image, target.boxes, target.labels, classes, side=CELL_SIDE)
         cells.append((f"ground truth: {len(target.labels)} (image {target.image_id})", truth))
         drawn = draw_boxes(image, found.boxes, found.labels, classes, scores=found.scores, side=CELL_SIDE)
@@ -158,10 +154,6 @@ def draw_predictions(
     for axes, (title, picture) in zip(grid, cells, strict=False):
         axes.set_title(title, fontsize=10)
         axes.imshow(picture)
-    colors = {label: f"#{bytes(class_color(label)).hex()}" for label in sorted(seen)}
-    patches = [Patch(color=color, label=plain(classes[label])) for label, color in colors.items()]
-    if patches:
-        figure.legend(handles=patches[:LEGEND_LIMIT], loc="outside lower left", ncols=columns * 2, frameon=False)
     write_bytes(path, png(figure))
 
 
