@@ -74,6 +74,11 @@ def small_detector(head: str = "fcos", **settings: Any) -> Detector:
     return build_detector(options, "resnet10", 3, channels=16, **settings)
 
 
+def test_a_detector_in_training_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="call eval"):
+        tower_maps(small_detector(msil=None).train(), torch.zeros(3, 32, 32, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize("head", ["fcos", "vfnet", "tood"])
 def test_maps_are_the_features_behind_the_seam(head: str) -> None:
     block = {"align": True, "separate": True, "apply": "both", "reduction": 4}

@@ -123,6 +123,8 @@ def test_a_missing_row_says_so_and_what_fills_it() -> None:
     assert missing["seeds"] == "missing" and missing["AP ours"] == "-" and missing["AP paper"] == "41.9"
     command = "python run.py experiment=table2 data=shapes schedule=quick seed=0,1,2"
     assert any(note.startswith(f"Missing rows: {command}, with") for note in table2().notes)
+    assert fill_command(TABLES["table1"], []) == "python run.py experiment=table1"
+    assert fill_command(TABLES["table1"], [as_in_the_paper()]) == "python run.py experiment=table1"
 
 
 def test_the_csv_has_every_number_in_full() -> None:
@@ -168,12 +170,6 @@ def test_each_run_stands_in_the_row_of_its_switches() -> None:
     }
 
 
-# Without the block its other switches describe nothing.
-def test_a_plain_run_is_plain_whatever_its_other_switches() -> None:
-    row = fill(TABLES["table2"], [run(0, apply="none", align=False), run(1, apply="none", kernel_size=1)]).rows[0]
-    assert row.seeds == (0, 1) and row.extra == ""
-
-
 # 0.40, 0.43, 0.49: mean 1.32 / 3 = 0.44; deviations -0.04, -0.01, 0.05: squares 0.0016 + 0.0001 + 0.0025 = 0.0042,
 # over n - 1 = 2 is 0.0021, root 0.045826.
 def test_mean_and_sample_deviation_over_seeds() -> None:
@@ -183,7 +179,10 @@ def test_mean_and_sample_deviation_over_seeds() -> None:
     assert fill(TABLES["table1"], [run()]).rows[2].value("AP") == (0.4, None)
 
 
-def test_other_kernels_make_a_row_of_their_own() -> None:
+# Without the block its other switches describe nothing.
+def test_other_kernels_make_a_row_of_their_own_where_there_is_a_block() -> None:
+    row = fill(TABLES["table2"], [run(0, apply="none", align=False), run(1, apply="none", kernel_size=1)]).rows[0]
+    assert row.seeds == (0, 1) and row.extra == ""
     filled = fill(TABLES["table2"], [run(apply="none"), run(), run(kernel_size=1)])
     assert list(by_label(filled))[-2:] == ["cls ✓, reg ✓", "cls ✓, reg ✓, kernel_size=1"]
     assert all(filled.compared(row) is filled.rows[0] for row in filled.rows[1:])
@@ -239,15 +238,6 @@ def test_rows_are_compared_as_the_paper_does() -> None:
         pairs[name] = {filled.label(row): filled.label(other) for row in filled.rows if (other := filled.compared(row))}
     assert pairs["table1"] == dict.fromkeys(["w/o semantic alignment", "w/o semantic separation"], "baseline")
     assert pairs["table3"] == {f"{head}+MSIL, ResNet-101": f"{head}, ResNet-101" for head in ("FCOS", "VFNet")}
-
-
-def test_the_command_that_fills_what_is_missing() -> None:
-    group = [run(0), run(1)]
-    assert fill_command(TABLES["table1"], []) == "python run.py experiment=table1"
-    assert fill_command(TABLES["table1"], group) == (
-        "python run.py experiment=table1 data=shapes schedule=quick seed=0,1"
-    )
-    assert fill_command(TABLES["table1"], [as_in_the_paper()]) == "python run.py experiment=table1"
 
 
 def test_voc_ap_where_it_was_measured() -> None:

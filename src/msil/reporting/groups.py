@@ -186,7 +186,7 @@ def schedule_name(row: Result) -> str | None:
         return None
     if epochs == 0:  # mode=test
         return "no training"
-    return f"schedule {name}" if epochs is None else f"schedule {name} ({epochs} epoch{'' if epochs == 1 else 's'})"
+    return f"schedule {name}" if epochs is None else f"schedule {name} ({_epochs(epochs)})"
 
 
 def distinct(values: Iterable[Any]) -> str:
@@ -202,46 +202,35 @@ def comparable(rows: Sequence[Result], paper: PaperTable) -> str:
     """How the printed numbers were made, and in what our runs differ from that."""
     recipe = paper.recipe
     differences = distinct(difference for row in rows for difference in departures(row, recipe))
-    printed = (
+    ours = f"NOT comparable with ours: {differences}." if differences else "Our runs do not differ in that."
+    return (
         f"The paper's numbers: trained on {recipe.train} for {recipe.epochs} epochs, images {recipe.min_size} on the "
-        f"short side and at most {recipe.max_size} on the long one, ImageNet weights, scored on {recipe.val}."
+        f"short side and at most {recipe.max_size} on the long one, ImageNet weights, scored on {recipe.val}. "
+        f"{ours}"
     )
-    if all(data_name(row) is None for row in rows):
-        return printed  # jobs that left no settings behind
-    if not differences:
-        return f"{printed} Our runs do not differ in that."
-    return f"{printed} NOT comparable with ours: {differences}."
 
 
 def departures(row: Result, recipe: Recipe) -> list[str]:
     """How a run's data, schedule and image size differ from those of a table of the paper; empty: they do not."""
-    found = []
-    data = lookup(row, "data", "name")
-    if data is not None and data != recipe.data:
-        found.append(f"{data} data")
-    counts = {"training": (row.get("train_images"), recipe.train_images),
-              "validation": (row.get("val_images"), recipe.val_images)}  # fmt: skip
-    if recipe.val == "test-dev2017":
-        found.append("no test-dev score (a server gives it)")
-        del counts["validation"]
-    found += [
-        f"{count} {kind} images" for kind, (count, least) in counts.items() if count is not None and count < least
-    ]
-    if lookup(row, "data", "classes") is not None:
-        found.append("a choice of classes")
-    channels = lookup(row, "model", "channels")
-    if channels is not None and channels != PAPER_CHANNELS:
-        found.append(f"{channels} channels")
-    epochs = row.get("epochs", lookup(row, "schedule", "epochs"))
-    if epochs is not None and epochs != recipe.epochs:
-        found.append(f"{epochs} epoch{'' if epochs == 1 else 's'}")
-    sizes = (lookup(row, "data", "min_size"), lookup(row, "data", "max_size"))
-    if None not in sizes and sizes != (recipe.min_size, recipe.max_size):
-        found.append(_pixels(*sizes))
-    weights = lookup(row, "model", "backbone", "weights") or lookup(row, "model", "detector_weights")
-    if lookup(row, "model", "backbone") is not None and weights is None:
-        found.append("no ImageNet weights")
-    return found
+    data, model = row["config"]["data"], row["config"]["model"]
+    test_dev = recipe.val == "test-dev2017"
+    size, weights = (data.get("min_size"), data.get("max_size")), lookup(row, "model", "backbone", "weights")
+    differs = {
+        f"{data.get('name')} data": data.get("name") != recipe.data,
+        "no test-dev score (a server gives it)": test_dev,
+        f"{row['train_images']} training images": (row["train_images"] or 0) < recipe.train_images,
+        f"{row['val_images']} validation images": not test_dev and row["val_images"] < recipe.val_images,
+        "a choice of classes": data.get("classes") is not None,
+        f"{model.get('channels')} channels": model.get("channels") != PAPER_CHANNELS,
+        _epochs(row["epochs"]): row["epochs"] != recipe.epochs,
+        _pixels(*size): size != (recipe.min_size, recipe.max_size),
+        "no ImageNet weights": not (weights or model.get("detector_weights")),
+    }
+    return [difference for difference, found in differs.items() if found]
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"
 
 
 def _pixels(short: int, long: int) -> str:

@@ -52,8 +52,8 @@ ROUNDING = 1e-9  # a level of one point is uniform, and differs from it by no mo
 class TowerMaps:
     """The maps of one image. cls, reg: a level each, (h, w) float32, not negative, over the padded input.
 
-    strides: of the levels. offset: where in its cell a point lies, in strides. extent: (height, width) of the input
-    without its padding. size: (height, width) of the image.
+    offset: where in its cell a point lies, in strides. extent: (height, width) of the input without its padding.
+    size: (height, width) of the image.
     """
 
     cls: tuple[np.ndarray, ...]
@@ -212,9 +212,11 @@ def energy_table(energy: SplitEnergy) -> Table:
     first, *others = energy.names
     columns = [Column(name, name, str, right=False) for name in ("region", "tower", "level")]
     columns += [Column("uniform", "uniform", percent)]
+    ends = ("", "_low", "_high")
     for name in energy.names:
-        columns += [_column(name, name, percent), _column(f"{name} over uniform", "over uniform [95 %]", _difference)]
-    columns += [_column(f"{name} - {first}", f"{name} - {first} [95 %]", _difference) for name in others]
+        columns.append(Column(name, name, lambda value: percent(value[0]), parts=ends))
+        columns.append(Column(f"{name} over uniform", "over uniform [95 %]", _difference, parts=ends))
+    columns += [Column(f"{name} - {first}", f"{name} - {first} [95 %]", _difference, parts=ends) for name in others]
     rows = []
     for (r, region), (t, tower), (lv, level) in itertools.product(
         *(enumerate(names) for names in (REGIONS, TOWERS, energy.levels))
@@ -237,11 +239,6 @@ def energy_json(energy: SplitEnergy) -> dict[str, Any]:
     """All numbers as plain values, shares as fractions, [estimate, low, high]."""
     images = {"images": energy.shares.shape[1], "images_without_boxes": energy.skipped, "border": BORDER}
     return {**images, "rows": [dict(row) for row in energy_table(energy).rows]}
-
-
-def _column(key: str, title: str, form: Any) -> Column:
-    shown = form if form is _difference else lambda value: form(value[0])
-    return Column(key, title, shown, parts=("", "_low", "_high"))
 
 
 def _parts(found: Interval) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ import csv
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -150,22 +151,13 @@ def _training(detector: DetectorLines) -> list[Picture]:
 def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
     records = {line.label: [record for run in line.runs if (record := evidence.record(run))] for line in lines}
     judged = {line.label: [evidence.matches(run, "AP") for run in line.runs] for line in lines}
-    first = next(iter(records.values()))[0]
-    classes = first.classes.tolist()
+    classes = next(iter(records.values()))[0].classes.tolist()
     by_class = {name: np.stack([per_class(one)["AP"] for one in found]) for name, found in judged.items()}
     means = {name: charts.nan_mean(values) for name, values in by_class.items()}
     spreads = {name: np.nan_to_num(values.std(axis=0, ddof=1)) for name, values in by_class.items() if len(values) > 1}
     precisions = {name: [_mean_precision(one) for one in found] for name, found in judged.items()}
-    sizes = {
-        name: {
-            size: float(charts.nan_mean(np.array([scores(one, metrics=(size,))[size] for one in found])))
-            for size in AREAS
-        }
-        for name, found in judged.items()
-    }
-    costs = {name: [breakdown(record).costs for record in found] for name, found in records.items()}
-    errors = {name: {kind: float(np.mean([one[kind] for one in found])) for kind in found[0]}
-              for name, found in costs.items()}  # fmt: skip
+    sizes = {name: _means([scores(one, metrics=tuple(AREAS)) for one in found]) for name, found in judged.items()}
+    errors = {name: _means([breakdown(record).costs for record in found]) for name, found in records.items()}
     numbers = {name: dict(zip(classes, values, strict=True)) for name, values in means.items()}
     pictures = [
         _chart(charts.class_bars(classes, means, spreads), f"AP of each class: {_in_words(numbers)}"),
@@ -188,6 +180,10 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
         alt = f"{title}: rows are the true classes and background, columns the predicted ones and missed"
         pictures.append(_chart(svg, alt))
     return pictures
+
+
+def _means(seeds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {name: float(charts.nan_mean(np.array([one[name] for one in seeds]))) for name in seeds[0]}
 
 
 def _mean_precision(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
