@@ -130,6 +130,16 @@ def test_a_varied_group_shows_what_differs_in_it() -> None:
     assert leading(rows, "model/head") == [["head", "num_convs"], ["fcos", "4"], ["fcos", "2"], ["Mine", "3"]]
 
 
+# msil report's table of all runs.
+def test_runs_by_name_with_what_differs_between_them() -> None:
+    torchvisions = result("b")
+    torchvisions["config"]["model"] |= {"head": {}, "backbone": {}, "detector": "ssd300_vgg16"}
+    one = sweep_table([result("a"), torchvisions], ["model/head", "model.detector", "seed"], caption="All")
+    assert [line[:4] for line in body(to_text(one))] == [
+        ["run", "head", "detector", "AP"], ["a", "fcos", "null", "42.0"], ["b", "-", "ssd300_vgg16", "42.0"],
+    ]  # fmt: skip
+
+
 def test_a_varied_seed_and_null() -> None:
     rows = [result("a"), result("b")]
     rows[1]["config"]["seed"] = rows[1]["seed"] = 1

@@ -18,7 +18,7 @@ from msil.reporting.tables import to_csv, to_latex, to_markdown
 from msil.runs import read_results, write_bytes
 
 PAGE_FILE = "report.html"
-PARTS = ("model/head", "model/backbone", "model.detector", "model/msil", "data", "schedule", "seed")
+PARTS = ("model/head", "model/backbone", "model.detector", "model/msil", "data.name", "schedule.name", "seed")
 LEAD = (
     "The evaluation of Multi-Semantic Interactive Learning (arXiv 2303.10411), regenerated: the numbers that the paper "
     "prints, and those of the runs in this folder. They stand side by side; whether they may be compared is said under "

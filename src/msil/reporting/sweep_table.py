@@ -16,7 +16,7 @@ from msil.reporting.tables import AP_NAMES, Column, Table
 
 # package.module.Class by its last name
 FORMS = {
-    "model.head.name": lambda name: name.rpartition(".")[2],
+    "model.head.name": lambda name: (name or formats.MISSING).rpartition(".")[2],
     "model.msil.block": lambda name: name.rpartition(".")[2] if name else "MSIL",
 }
 _CSV_ALONE = (
@@ -84,17 +84,20 @@ def result_line(result: Result) -> str:
 
 
 def _settings(rows: Sequence[Result], varied: Sequence[str]) -> list[str]:
-    """Dotted keys of the columns; a group becomes those of its settings that differ, or its name if none does."""
+    """Dotted keys of the columns, those that differ; a group becomes those of its settings that do, or its name."""
     keys: list[str] = []
     for typed in varied:
         key = typed.lstrip("+").replace("/", ".")
-        groups = [node for row in rows if isinstance(node := lookup(row, *key.split(".")), Mapping)]
+        values = [lookup(row, *key.split(".")) for row in rows]
+        groups = [value for value in values if isinstance(value, Mapping)]
         differing = _differing(groups)
         if any("name" in group for group in groups) and ("name" in differing or not differing):
             # resnet50 against resnet101 says it all, unless two of one name differ in another setting
-            named = [[one for one in groups if one.get("name") == name] for name in {one.get("name") for one in groups}]
+            names = dict.fromkeys(group.get("name") for group in groups)
+            named = [[group for group in groups if group.get("name") == name] for name in names]
             differing = ["name", *dict.fromkeys(leaf for alike in named for leaf in _differing(alike))]
-        keys += [f"{key}.{leaf}" for leaf in differing] or ([key] if not groups else [])
+        keys += [f"{key}.{leaf}" for leaf in differing]
+        keys += [key] if not groups and len({str(value) for value in values}) > 1 else []
     return list(dict.fromkeys(keys))
 
 
