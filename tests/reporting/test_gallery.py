@@ -73,7 +73,7 @@ def test_pictures_hold_truths_and_the_detections_of_each() -> None:
     msil = record(2, truths, [(1, [22, 42, 62, 92], 0.29, 0), (1, [5, 60, 30, 95], 0.8, 0)], ignored=(2,))
     image = np.full((3, 100, 100), 128, dtype=np.uint8)
     picture = gallery_picture(1, image, plain, msil)
-    assert picture.shape == (300, 900, 3)  # three times: the most below 384
+    assert picture.shape == (300, 3 * 312, 3)  # three times: the most below 384; and a gap
     truth, first, second = np.split(picture, 3, axis=1)
     # left edges, at three times the boxes' x, in rows that no tag covers
     assert tuple(truth[220, 61]) == class_color(0)  # the cat at x 20

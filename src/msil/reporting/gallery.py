@@ -19,6 +19,7 @@ from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting.pictures import draw_boxes
 
 SIDE = 384  # pixels of a picture's long side
+GAP = 12  # white ones to the right of it
 SCORE_THRESH = 0.3
 
 
@@ -77,7 +78,8 @@ def gallery_picture(index: int, image: Any, *records: EvaluationRecord) -> np.nd
         kept = np.flatnonzero((record.found_images == index) & (record.found_scores >= SCORE_THRESH))
         found = (record.found_boxes[kept], record.found_labels[kept])
         pictures.append(draw_boxes(image, *found, classes, scores=record.found_scores[kept], side=SIDE))
-    return np.concatenate(pictures, axis=1)
+    gap = ((0, 0), (0, GAP), (0, 0))
+    return np.concatenate([np.pad(picture, gap, constant_values=255) for picture in pictures], axis=1)
 
 
 def read_gallery_image(root: str | Path, name: str, size: tuple[int, int]) -> Tensor:
