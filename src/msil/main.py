@@ -153,7 +153,7 @@ def run(config: Config) -> dict[str, Any]:
         gc.disable()
         from lightning.pytorch.utilities import rank_zero_only
 
-        from msil.reporting.tables import result_line
+        from msil.reporting.sweep_table import result_line
         from msil.training.experiment import run as run_here
 
         gc.freeze()

@@ -7,21 +7,15 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-TIMEOUT = 30.0  # seconds that one answer may take on a busy machine
+TIMEOUT = 30.0  # seconds of silence on a busy machine
 OPTIONS = (
-    "--headless=new", "--remote-debugging-pipe", "--no-first-run", "--no-default-browser-check", "--disable-gpu",
-    "--disable-extensions", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--headless=new", "--remote-debugging-pipe", "--no-first-run", "--disable-gpu", "--disable-extensions",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
 )  # fmt: skip
 # Run in between: puts the two ends of the pipes at 3 and 4, by way of higher numbers lest one falls on the other.
 START = """
@@ -31,15 +25,10 @@ os.dup2(ends[0], 3)
 os.dup2(ends[1], 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-EVENTS = ("Page", "Runtime", "Log", "Network")
-
-
-def find_chromium() -> str | None:
-    return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """One browser with one tab, for `with`. events: what it reported since the last open(): {"method", "params"}."""
+    """One browser with one tab. events: what it reported since the last open(): {"method", "params"}."""
 
     def __init__(self, program: str, profile: Path) -> None:
         command = [program, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
@@ -47,29 +36,23 @@ class Browser:
             command.insert(1, "--no-sandbox")  # Chromium refuses to start as root with its sandbox
         theirs_in, self._send_end = os.pipe()
         self._receive_end, theirs_out = os.pipe()
+        ends = (theirs_in, theirs_out)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", START, str(theirs_in), str(theirs_out), *command],
-            pass_fds=(theirs_in, theirs_out),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            [sys.executable, "-c", START, *map(str, ends), *command], pass_fds=ends, stderr=subprocess.DEVNULL
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        for end in ends:
+            os.close(end)
         self.events: list[dict[str, Any]] = []
         self._buffer = b""
         self._count = 0
-        self._session: str | None = None
+        self._session: dict[str, str] = {}
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(target["targetId"] for target in targets if target["type"] == "page")
-        self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
-        for domain in EVENTS:
+        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def __enter__(self) -> Browser:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
         os.close(self._send_end)  # the end of its pipe ends the browser
         try:
             self._process.wait(10)
@@ -81,13 +64,12 @@ class Browser:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and wait for its answer; what else arrives meanwhile is kept in events."""
         self._count += 1
-        message = {"id": self._count, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
+        message = {"id": self._count, "method": method, "params": parameters, **self._session}
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self._send_end, data) :]
-        answer = self._wait(lambda one: one.get("id") == self._count, method)
+        while (answer := self._next()).get("id") != self._count:
+            pass
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
         return answer["result"]
@@ -100,8 +82,8 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=page.as_uri())
-        if not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self._wait(lambda one: one.get("method") == "Page.loadEventFired", page.name)
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self._next()
         # Pictures from data: URIs are decoded after the load; two frames later the layout is done.
         self.evaluate("Promise.all([...document.images].map((image) => image.decode().catch(() => {})))")
         self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))")
@@ -109,35 +91,29 @@ class Browser:
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page; awaited where it is a promise."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        if "exceptionDetails" in answer:
-            raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
+        assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def _wait(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
-        end = time.monotonic() + TIMEOUT
-        while True:
-            while b"\0" in self._buffer:
-                text, self._buffer = self._buffer.split(b"\0", 1)
-                message = json.loads(text)
-                if "method" in message:
-                    self.events.append(message)
-                if wanted(message):
-                    return message
-            if not select.select([self._receive_end], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise TimeoutError(f"the browser did not answer {what} within {TIMEOUT:.0f} s")
+    def complaints(self) -> list[Any]:
+        """What the console holds, whatever its level: errors, warnings, violations of the policy, failed requests."""
+        methods = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed")
+        return [event for event in self.events if event["method"] in methods]
+
+    def requests(self) -> set[str]:
+        asked = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        urls = [one["request"]["url"] for one in asked]
+        return {"data:" if url.startswith("data:") else url for url in urls}
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            if not select.select([self._receive_end], [], [], TIMEOUT)[0]:
+                raise TimeoutError(f"the browser was silent for {TIMEOUT:.0f} s")
             data = os.read(self._receive_end, 1 << 20)
             if not data:
-                raise RuntimeError(f"the browser ended while it was asked for {what}")
+                raise RuntimeError("the browser ended")
             self._buffer += data
-
-
-def complaints(browser: Browser) -> list[Any]:
-    """What the console holds, whatever its level: errors, warnings, violations of the policy, failed requests."""
-    methods = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed")
-    return [event for event in browser.events if event["method"] in methods]
-
-
-def requests(browser: Browser) -> set[str]:
-    asked = [event["params"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
-    urls = [one["request"]["url"] for one in asked]
-    return {"data:" if url.startswith("data:") else url for url in urls}
+        text, self._buffer = self._buffer.split(b"\0", 1)
+        message = json.loads(text)
+        if "method" in message:
+            self.events.append(message)
+        return message

@@ -13,56 +13,33 @@ from PIL import Image
 from msil.metrics.coco import pycocotools_stats
 from msil.metrics.record import EvaluationRecord, write_record
 
-from .cases import run
+from .cases import Found, Truth, record, run
 
 CLASSES = ("circle", "square")
 IMAGES = 12
 SIDE = 64
 
 
-def truths() -> dict[str, np.ndarray]:
-    """Two objects an image, one of each class; image 3 has none."""
-    generator = np.random.default_rng(0)
-    images = np.repeat([i for i in range(IMAGES) if i != 3], 2)
-    corner, sides = generator.uniform(0, 30, (len(images), 2)), generator.uniform(10, 30, (len(images), 2))
-    return {
-        "truth_images": images,
-        "truth_boxes": np.concatenate([corner, sides], axis=1),
-        "truth_areas": sides.prod(axis=1),
-        "truth_labels": np.arange(len(images)) % 2,
-        "truth_ignored": np.zeros(len(images), dtype=bool),
-    }
-
-
-def record(noise: float, seed: int, classes: tuple[str, ...] = CLASSES) -> EvaluationRecord:
-    """Detections: the truths moved by `noise` pixels, and one wrong box an image."""
-    generator = np.random.default_rng(seed)
-    asked = truths()
-    corners = asked["truth_boxes"].copy()
-    corners[:, 2:] += corners[:, :2]
-    found = corners + generator.normal(0, noise, corners.shape)
-    wrong = np.tile([40.0, 40.0, 60.0, 60.0], (IMAGES, 1)) + generator.normal(0, 1, (IMAGES, 4))
-    images = np.concatenate([asked["truth_images"], np.arange(IMAGES)])
-    order = np.argsort(images, kind="stable")
-    labels = np.concatenate([asked["truth_labels"], generator.integers(0, 2, IMAGES)])
-    return EvaluationRecord(
-        classes=np.array(classes),
-        category_ids=np.array([1, 3]),
-        image_ids=np.arange(IMAGES) * 2 + 1,
-        file_names=np.array([f"val/{i}.png" for i in range(IMAGES)]),
-        sizes=np.full((IMAGES, 2), SIDE),
-        found_images=images[order],
-        found_boxes=np.concatenate([found, wrong])[order].astype(np.float32),
-        found_scores=generator.uniform(0.2, 1, len(images)).astype(np.float32),
-        found_labels=labels[order],
-        **asked,
-    )
+def evaluated(noise: float, seed: int, classes: tuple[str, ...] = CLASSES) -> EvaluationRecord:
+    """Two objects an image, one of each class, but none in image 3; detections: these moved by `noise` pixels, and one
+    wrong box an image."""
+    place, generator = np.random.default_rng(0), np.random.default_rng(seed)
+    truths: list[Truth] = []
+    found: list[Found] = []
+    for image in range(IMAGES):
+        for label in (0, 1) if image != 3 else ():
+            (x, y), (width, height) = place.uniform(0, 30, 2).tolist(), place.uniform(10, 30, 2).tolist()
+            truths.append((image, [x, y, width, height], label))
+            moved = np.array([x, y, x + width, y + height]) + generator.normal(0, noise, 4)
+            found.append((image, moved.tolist(), generator.uniform(0.2, 1), label))
+        found.append((image, [40, 40, 60, 60], generator.uniform(0.2, 1), int(generator.integers(2))))
+    return record(IMAGES, truths, found, classes=classes, size=SIDE)
 
 
 def write_run(runs: Path, data_root: Path, noise: float, seed: int, classes: tuple[str, ...] = CLASSES, **switches: Any
 ) -> dict[str, Any]:  # fmt: skip
     """One finished run, "seed" its seed; the others are `run`'s settings. Returns what its result.json holds."""
-    one = record(noise, seed + 100 * int(10 * noise), classes)
+    one = evaluated(noise, seed + 100 * int(10 * noise), classes)
     result = run(seed, **switches)
     result["metrics"] = {
         name: value for name, value in pycocotools_stats(one).items() if name in ("AP", "AP50", "AP75")

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import pytest
-
-from msil.errors import ConfigError
-from msil.reporting.groups import block_label, detector_name, detectors, newest_pair, settings
-from msil.reporting.report import runs_table
+from msil.reporting.groups import block_label, detector_name, detectors, settings
 
 from .cases import run
 
 
-@pytest.mark.parametrize(
-    ("switches", "label"),
-    [
-        ({"apply": "none", "align": False}, "plain"),
-        ({}, "MSIL"),
-        ({"align": False}, "MSIL without alignment"),
-        ({"apply": "reg", "separate": False, "kernel_size": 1}, "MSIL reg without separation kernel_size=1"),
-    ],
-)
-def test_a_line_is_called_by_its_block(switches: dict[str, object], label: str) -> None:
-    assert block_label(run(**switches)) == label  # type: ignore[arg-type]
-
-
-def test_a_block_of_the_users_own_is_called_by_its_class() -> None:
+def test_a_line_is_called_by_its_block() -> None:
+    assert block_label(run(apply="none", align=False)) == "plain"
+    assert block_label(run()) == "MSIL"
+    odd = run(apply="reg", align=False, separate=False, kernel_size=1)
+    assert block_label(odd) == "MSIL reg without alignment without separation kernel_size=1"
     own = run()
     own["config"]["model"]["msil"] |= {"block": "package.module.MyBlock", "options": {"depth": 2}}
     assert block_label(own) == "MyBlock depth=2"
@@ -46,13 +30,6 @@ def test_names_of_detectors() -> None:
     assert detector_name(torchvisions) == "torchvision ssd300_vgg16"
 
 
-def test_heads_and_backbones_are_detectors_of_their_own() -> None:
-    runs = [run(head=head, backbone=net) for head in ("fcos", "vfnet") for net in ("resnet10", "resnet18")]
-    found = detectors([*runs, run(head="vfnet", apply="none")])
-    assert [one.name for one in found] == ["VFNet ResNet-10", "FCOS ResNet-10", "FCOS ResNet-18", "VFNet ResNet-18"]
-    assert [[line.label for line in one.lines] for one in found] == [["plain", "MSIL"], ["MSIL"], ["MSIL"], ["MSIL"]]
-
-
 def test_heads_that_differ_in_an_option_are_told_apart_by_it() -> None:
     runs = [run(apply=apply, options={"num_convs": n}) for n in (3, 2) for apply in ("none", "both")]
     found = detectors([*runs, run(head="fcos", options={"num_convs": 4})])
@@ -60,8 +37,6 @@ def test_heads_that_differ_in_an_option_are_told_apart_by_it() -> None:
         "VFNet ResNet-10, num_convs=2", "VFNet ResNet-10, num_convs=3", "FCOS ResNet-10"
     ]  # fmt: skip
     assert [len(line.runs) for line in found[0].lines] == [1, 1]
-    shown = {row["detector"] for row in runs_table(runs).rows}
-    assert shown == {"VFNet ResNet-10, num_convs=2", "VFNet ResNet-10, num_convs=3"}
 
 
 def test_a_pair_is_the_plain_detector_and_the_whole_block() -> None:
@@ -91,14 +66,3 @@ def test_runs_of_before_a_setting_existed_stand_beside_those_where_it_is_null() 
     newer["config"]["schedule"]["ema"] = None
     other["config"]["schedule"]["ema"] = 0.99
     assert [len(group) for group in settings([older, newer, other])] == [2, 1]
-
-
-def test_the_newest_pair_has_checkpoints_of_one_seed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"python run\.py model\.msil\.apply=none"):
-        newest_pair(tmp_path)
-    for one in (run(0, apply="none"), run(0), run(1)):
-        folder = tmp_path / one["run_name"] / "checkpoints"
-        folder.mkdir(parents=True)
-        (folder / "last.ckpt").write_bytes(b"")
-        (folder.parent / "result.json").write_text(json.dumps(one))
-    assert [path.parts[-3][-3:] for path in newest_pair(tmp_path)] == ["_s0", "_s0"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from typing import Any
 
-from msil.reporting.page import GalleryItem, Picture, Section, render
+from msil.reporting.page import Picture, Section, render
 from msil.reporting.tables import Column, Table
 
 HOSTILE = (
@@ -40,7 +40,7 @@ def page(text: str) -> str:
     picture = Picture(f"alt {text}", b"<svg/>", "svg", 10, text)
     row: dict[str, Any] = {"name": text, "number": 0.5}
     table = Table(text, (Column("name", text, str), Column("number", "number")), (row,), (text,))
-    inner = Section(text, (text,), (table,), (picture,), (GalleryItem(text, (picture,)),))
+    inner = Section(text, (text,), (table,), (picture,))
     return render(text, (text,), (Section("outer", subsections=(inner,)),), text)
 
 

@@ -18,12 +18,12 @@ from msil.cli import main
 from msil.errors import ConfigError
 from msil.metrics.record import write_record
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import detectors
+from msil.reporting.groups import Line, detectors
 from msil.reporting.report import setting_tables, write_report
-from msil.reporting.sections import heatmap_section
+from msil.reporting.sections import detector_section, gallery_section, heatmap_section
 from msil.runs import read_results
 
-from .made_runs import record, write_runs
+from .made_runs import evaluated, write_runs
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +35,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Texts(HTMLParser):
-    """The page's visible text, and its images by alternative text."""
+    """The page's texts, and its images by alternative text."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
         self.pieces: list[str] = []
         self.images: list[str] = []
-        self.hidden = 0
         self.feed(page.read_text(encoding="utf-8"))
         self.text = " ".join(" ".join(self.pieces).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.hidden += tag in ("style", "script")
         if tag == "img":
             self.images.append(dict(attrs)["alt"] or "")
 
-    def handle_endtag(self, tag: str) -> None:
-        self.hidden -= tag in ("style", "script")
-
     def handle_data(self, data: str) -> None:
-        if not self.hidden:
-            self.pieces.append(data)
+        self.pieces.append(data)
 
 
 # The mean and deviation of pycocotools' own numbers, and their difference.
@@ -83,21 +77,25 @@ def test_the_page_has_what_the_issue_of_reports_asks_for(made: Path) -> None:
     for words in ("WITHOUT MSIL", "FGPL", "f_env", "python run.py experiment=table4", "paired bootstrap", "TIDE"):
         assert words in page.text
     starts = (
-        "Differences of AP", "AP during training", "Training loss", "AP of each class", "AP by size",
+        "AP during training", "Training loss", "AP of each class", "AP by size",
         "Precision over recall at IoU 0.5", "AP50 that each type of error costs", "Confusion of plain",
-        "Confusion of MSIL", "the objects of image val/", "what the plain detector",
+        "Confusion of MSIL", "The objects of image val/",
     )  # fmt: skip
     for start in starts:
         assert any(alt.startswith(start) for alt in page.images), start
     assert "No heat maps" in page.text and "last.ckpt" in page.text  # these runs kept no checkpoint
 
 
+def pair(runs: Path) -> tuple[Line, Line]:
+    found = detectors(read_results(runs))[0].pair()
+    assert found is not None
+    return found
+
+
 def test_a_detector_without_our_towers_costs_the_heat_maps_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = SimpleNamespace(detector="retinanet_resnet50_fpn_v2")
     monkeypatch.setattr(load, "load_detector", lambda path: (nn.Identity(), SimpleNamespace(model=model)))
-    pair = detectors(read_results(made / "runs"))[0].pair()
-    assert pair is not None
-    section = heatmap_section(*pair, Evidence())
+    section = heatmap_section(*pair(made / "runs"), Evidence())
     assert not section.pictures and len(section.paragraphs) == 1
     assert "last.ckpt holds torchvision's retinanet_resnet50_fpn_v2" in section.paragraphs[0]
 
@@ -108,48 +106,40 @@ def test_the_same_runs_give_the_same_bytes(made: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
 
-def test_without_images_and_detections_the_page_says_so(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "runs", tmp_path / "runs")
-    for folder in (tmp_path / "runs").iterdir():
-        (folder / "evaluation.npz").unlink()
-        (folder / "metrics.csv").unlink()
-    write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
+# One report of runs that lack one thing each: of MSIL's first seed the detections are another run's, the plain detector
+# has no curves, and the images moved away.
+def test_what_is_missing_is_said_and_costs_no_more_than_it_must(made: Path, tmp_path: Path) -> None:
+    runs = shutil.copytree(made / "runs", tmp_path / "runs")
+    for path in runs.glob("*/result.json"):
+        path.write_text(path.read_text().replace(str(made / "data"), "elsewhere"))
+    for path in runs.glob("*_none_*/metrics.csv"):
+        path.unlink()
+    write_record(next(runs.glob("*_both_*_s0")), evaluated(5.0, 9))
+    with pytest.warns(UserWarning, match=r"evaluation\.npz gives AP 0\.\d+, but result\.json beside it says"):
+        write_report(runs, tmp_path / "report", say=lambda line: None)
     page = Texts(tmp_path / "report" / "report.html")
-    assert "kept no detections" in page.text and "so no gallery" in page.text
+    assert "not evaluated on the same images, so no gallery" in page.text
+    assert any(alt.startswith("Confusion of plain") for alt in page.images)
     rows = list(csv.DictReader((tmp_path / "report" / "table2.csv").open(encoding="utf-8")))
-    assert float(rows[3]["ours_AP"]) > 0 and rows[3]["difference"] == ""
+    assert float(rows[3]["ours_AP"]) > 0 and rows[3]["difference"] == "" and rows[1]["difference"] != ""
 
 
 def test_images_that_moved_away_cost_the_gallery_alone(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "runs", tmp_path / "runs")
-    for path in (tmp_path / "runs").glob("*/result.json"):
-        path.write_text(path.read_text().replace(str(made / "data"), "elsewhere"))
-    write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
-    page = Texts(tmp_path / "report" / "report.html")
-    assert "No gallery: the data folder elsewhere is not here; make the report from the folder" in page.text
-    assert any(alt.startswith("Confusion of MSIL") for alt in page.images)
-
-
-def test_detections_of_another_run_count_nowhere(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "runs", tmp_path / "runs")
-    folder = next((tmp_path / "runs").glob("*_both_*_s0"))
-    write_record(folder, record(5.0, 9))
-    with pytest.warns(UserWarning, match=r"evaluation\.npz gives AP 0\.\d+, but result\.json beside it says"):
-        write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
-    rows = list(csv.DictReader((tmp_path / "report" / "table2.csv").open(encoding="utf-8")))
-    assert rows[3]["difference"] == "" and rows[1]["difference"] != ""
+    plain, msil = pair(made / "runs")
+    for run in (*plain.runs, *msil.runs):
+        run["config"]["data"]["root"] = "elsewhere"  # type: ignore[index]
+    (words,) = gallery_section(plain, msil, Evidence()).paragraphs
+    assert words.startswith("No gallery: the data folder elsewhere is not here; make the report from the folder")
 
 
 # One bad run of many is named, and the others are reported.
 @pytest.mark.parametrize(
     ("file", "content", "named"),
     [
-        ("evaluation.npz", b"", "evaluation.npz"),
         ("evaluation.npz", b"PK\x03\x04 cut", "evaluation.npz"),
         ("metrics.csv", b"epoch,step,loss,AP\n0,0,abc,\n", "metrics.csv is damaged"),
         ("metrics.csv", b"\xff\xfe\x00", "metrics.csv is damaged"),
         ("result.json", b"{", "result.json is damaged"),
-        ("result.json", b'{"AP": "high"}', "result.json is damaged"),
         ("result.json", b'{"model": null}', "result.json is damaged"),
     ],
 )
@@ -158,14 +148,15 @@ def test_a_damaged_file_costs_its_run_alone(file: str, content: bytes, named: st
     folder = next((tmp_path / "runs").glob("*_cls_*"))
     if content.startswith(b'{"'):
         result = json.loads((folder / file).read_text())
-        change = json.loads(content)
-        (result["metrics"] if "AP" in change else result["config"]).update(change)
+        result["config"].update(json.loads(content))
         content = json.dumps(result).encode()
     (folder / file).write_bytes(content)
+    evidence = Evidence(samples=20)
     with pytest.warns(UserWarning, match=named):
-        write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
-    rows = list(csv.DictReader((tmp_path / "report" / "table2.csv").open(encoding="utf-8")))
-    assert float(rows[3]["difference"]) > 0 and (tmp_path / "report" / "report.html").exists()
+        results = read_results(tmp_path / "runs")
+        (setting,) = setting_tables(results, evidence)
+        section = detector_section(detectors(setting.runs)[0], evidence)
+    assert setting.tables[1].differences[3].estimate > 0 and section.pictures
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(
@@ -177,15 +168,12 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
 
 
 def test_rows_that_saw_other_images_are_not_compared(made: Path) -> None:
-    results = read_results(made / "runs")
-    evidence = Evidence(samples=20)
-    plain = [run for run in results if "none" in run["run_name"]]
-    other = record(3.0, 0)
+    evidence, (plain, msil) = Evidence(samples=20), pair(made / "runs")
+    other = evaluated(3.0, 0)
     other.truth_boxes[0, 2] += 1  # another box to be found
-    evidence._records[plain[0]["folder"]] = other
-    both = [run for run in results if "both" in run["run_name"]]
-    assert evidence.difference(both, plain[1:], "AP") is not None
-    assert evidence.difference(both, plain, "AP") is None
+    evidence._records[plain.runs[0]["folder"]] = other
+    assert evidence.difference(msil.runs, plain.runs[1:], "AP") is not None
+    assert evidence.difference(msil.runs, plain.runs, "AP") is None
 
 
 def test_a_table_without_runs_stands_once_in_the_largest_setting(made: Path) -> None:
@@ -197,27 +185,19 @@ def test_a_table_without_runs_stands_once_in_the_largest_setting(made: Path) -> 
 
 
 # FCOS with MSIL on one branch, trained longer, is no row of any table: it has charts, and stands among all runs.
-def test_runs_of_no_table_are_reported_too(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "runs", tmp_path / "runs")
-    path = next((tmp_path / "runs").glob("*_cls_*")) / "result.json"
-    result = json.loads(path.read_text())
-    result["config"]["model"]["head"]["name"] = "fcos"
-    result["config"]["schedule"] = {"name": "mine", "epochs": 24}
-    path.write_text(json.dumps(result))
-    write_report(tmp_path / "runs", tmp_path / "report", say=lambda line: None)
-    page = Texts(tmp_path / "report" / "report.html")
-    assert "shapes, schedule mine" in page.text
-    assert "FCOS ResNet-10" in page.text
+def test_runs_of_no_table_are_reported_too(made: Path) -> None:
+    results = read_results(made / "runs")
+    (one,) = [run for run in results if "_cls_" in run["run_name"]]
+    one["config"]["model"]["head"]["name"] = "fcos"
+    one["config"]["schedule"] = {"name": "mine", "epochs": 24}
+    *_, setting = setting_tables(results, Evidence(samples=20))
+    assert "schedule mine" in setting.name and setting.tables == ()
+    section = detector_section(detectors(setting.runs)[0], Evidence())
+    assert section.title == "FCOS ResNet-10" and section.pictures
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_folder_without_finished_runs_is_one_sentence(
-    there: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_without_finished_runs_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = tmp_path / "runs"
-    if there:
-        (runs / "half").mkdir(parents=True)
-        (runs / "half" / "result.json").write_text("{")
     with pytest.raises(ConfigError):
         read_results(runs)
     assert main(["report", str(runs)]) == 2

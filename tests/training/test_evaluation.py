@@ -15,7 +15,7 @@ from msil.checkpoints.load import load_detector
 from msil.config import Config
 from msil.data.coco import CocoDataset
 from msil.errors import DataError
-from msil.reporting.tables import result_line
+from msil.reporting.sweep_table import result_line
 from msil.runs import read_result
 from msil.training.experiment import run
 

@@ -64,7 +64,6 @@ def export_onnx(
             f"an export for images of {height} x {width} pixels (height x width) is not possible: choose sides from "
             f"{SMALLEST} to {LARGEST}."
         )
-    # Only the size matters to `reference`; the detector itself is not touched.
     reference = copy.deepcopy(detector).cpu().eval().requires_grad_(False)
     reference.min_size = reference.max_size = reference.test_scales = None
     reference.test_flip = False
@@ -93,10 +92,7 @@ def export_onnx(
 
 
 class ExportedDetector(nn.Module):
-    """What the file holds: image (3, H, W) uint8 RGB -> boxes (D, 4), scores (D,), labels (D,).
-
-    The net, the decoding and the choice of detections are the detector's own.
-    """
+    """What the file holds: image (3, H, W) uint8 RGB -> boxes (D, 4), scores (D,), labels (D,)."""
 
     score_thresh: Any  # a tensor, so that it stays a constant of that name in the file
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from msil.detection import Detections, Detector
@@ -62,13 +63,11 @@ def _compared(path: Path, reference: Detector, image: Tensor, own: float) -> str
 
 
 def made_up_image(size: tuple[int, int], seed: int) -> Tensor:
-    """(3, height, width) uint8: coloured rectangles and some noise on a plain ground, by `seed`."""
+    """(3, height, width) uint8: coloured patches and some noise, by `seed`."""
     generator = torch.Generator().manual_seed(seed)
-    image = torch.randint(60, 200, (3, 1, 1), generator=generator).repeat(1, *size)
-    for _ in range(12):
-        (top, bottom), (left, right) = (torch.randint(s + 1, (2,), generator=generator).sort().values for s in size)
-        image[:, top:bottom, left:right] = torch.randint(256, (3, 1, 1), generator=generator)
-    return (image + torch.randint(-20, 21, (3, *size), generator=generator)).clamp(0, 255).to(torch.uint8)
+    patches = torch.randint(20, 236, (1, 3, 6, 8), generator=generator).float()
+    noise = torch.randint(-20, 21, (3, *size), generator=generator)
+    return (F.interpolate(patches, size)[0] + noise).to(torch.uint8)
 
 
 def difference(found: Detections, expected: Detections) -> tuple[float, float]:

@@ -14,19 +14,18 @@ from msil.data.annotations import AnnotatedImages
 from msil.data.images import read_image
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError
+from msil.inference.predict import detect
 from msil.reporting.heatmaps import (
-    CELL_SIDE,
     MERGED,
     HeatmapRow,
-    check_level,
     draw_heatmaps,
     energy_json,
-    energy_lines,
-    level_names,
+    energy_table,
+    heatmap_row,
     split_energy,
-    tower_maps,
 )
-from msil.reporting.pictures import draw_boxes, draw_detections, image_bytes
+from msil.reporting.pictures import image_bytes
+from msil.reporting.tables import to_text
 from msil.runs import write_bytes, write_json
 
 SCORE_THRESH = 0.3
@@ -58,8 +57,6 @@ def heatmap_figure(
             raise DataError(f"there is no image {file}: give the path of one.")
     if out.suffix.lower() != ".png":
         raise ConfigError(f"the picture is a PNG, but {out} does not end in .png: name it so.")
-    for detector in detectors.values():
-        check_level(level, level_names(detector.head.strides))
     if not images and dataset is None:
         raise ConfigError("there is nothing to draw: name images (--image), or a split to take some of (--split).")
     rows = [_row(detectors, classes, file, dataset, index) for file, index in _indices(images, dataset)]
@@ -70,22 +67,17 @@ def heatmap_figure(
             samples = (dataset[index] for index in tqdm(range(len(dataset)), unit="image", disable=None))
             energy = split_energy(detectors, ((image, target.boxes) for image, target in samples))
             write_json(out.with_suffix(".json"), {**(about or {}), **energy_json(energy)})
-            lines = [*energy_lines(energy), "", *lines, f"{out.with_suffix('.json')}: the numbers"]
+            lines = [to_text(energy_table(energy)), *lines, f"{out.with_suffix('.json')}: the numbers"]
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror or error}): choose another place.") from error
     return lines
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """What tells runs apart: the parts of their names, between underscores, that not all have.
-
-    A number is put behind names that do not differ. One name alone stays as it is.
-    """
-    if len(names) == 1:
-        return list(names)
-    # The last part of a run's name is a digest of its settings: it differs wherever another part does.
+    """What tells runs apart: the parts of their names, between underscores, that not all have, but for the digest of
+    the settings at the end; names that do not differ are numbered."""
     parts = [re.sub(r"_[0-9a-f]{8}$", "", name).split("_") for name in names]
-    common = set.intersection(*map(set, parts))
+    common = set.intersection(*map(set, parts)) if len(names) > 1 else set(parts[0])
     found = [
         "_".join(part for part in own if part not in common) or name for own, name in zip(parts, names, strict=True)
     ]
@@ -113,16 +105,12 @@ def _row(
     dataset: AnnotatedImages | None,
     index: int | None,
 ) -> HeatmapRow:
-    image = read_image(file)
-    maps = [tower_maps(detector, image) for detector in detectors.values()]
     if dataset is not None and index is not None:
         image, target = dataset[index]
-        boxes = target.boxes.numpy()
-        drawn = draw_boxes(image, boxes, target.labels, dataset.classes, side=CELL_SIDE)
-        return HeatmapRow(image, (file.name, f"ground truth: {len(boxes)}"), drawn, boxes, maps)
+        titles = (file.name, f"ground truth: {len(target.boxes)}")
+        return heatmap_row(detectors, image, titles, target.boxes, target.labels, dataset.classes)
+    image = read_image(file)
     name, detector = next(iter(detectors.items()))
-    found = detector.predict([image.to(detector.image_mean.device)])[0].to("cpu")
-    boxes = found.boxes[found.scores >= SCORE_THRESH].numpy()
-    drawn = draw_detections(image, found, classes, SCORE_THRESH, side=CELL_SIDE)
-    what = f"{len(boxes)} with score \u2265 {SCORE_THRESH:g}, {name}"
-    return HeatmapRow(image, (file.name, what), drawn, boxes, maps)
+    found = detect(detector, image, SCORE_THRESH)
+    titles = (file.name, f"{len(found.boxes)} with score \u2265 {SCORE_THRESH:g}, {name}")
+    return heatmap_row(detectors, image, titles, found.boxes, found.labels, classes, found.scores)

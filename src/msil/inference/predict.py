@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,7 +13,7 @@ from msil.data.images import read_image
 from msil.detection.structures import Detections
 from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError, DataError
-from msil.reporting.pictures import draw_boxes, readable_font_size
+from msil.reporting.pictures import above, draw_boxes, image_bytes, readable_font_size
 from msil.runs import write_bytes, write_json
 
 SMALLEST_DRAWN = 640  # pixels of the long side: what is at most half of it is enlarged, or labels would hide it
@@ -40,7 +38,7 @@ def predict_folder(
 
     Each image's copy with boxes, class names and scores is written to `out` under the image's own name and in its
     format, upright and in full resolution; images of up to 320 pixels a side are enlarged by a whole factor, to near
-    640, so that labels have room. out/detections.json, which replaces an earlier one, is
+    640. out/detections.json, which replaces an earlier one, is
         {"checkpoint": ..., "score_thresh": 0.3, "classes": ["cat", ...],
          "images": [{"file": "a.jpg", "width": 640, "height": 480,
                      "detections": [{"label": "cat", "score": 0.93, "box": [x1, y1, x2, y2]}, ...]}, ...],
@@ -49,8 +47,8 @@ def predict_folder(
     It is also written where the work is broken off, with the images done. Returns its content.
 
     classes: label i is classes[i]. checkpoint: what the json says of the detector's origin. score_thresh: only
-    detections of at least this score are kept; the detector's own threshold holds as well.
-    Images are taken one at a time, on the detector's device: what is found in one does not depend on the others.
+    detections of at least this score are kept; the detector's own threshold holds as well. Images are taken one at a
+    time, so what is found in one does not depend on the others.
 
     Raises DataError if there is no such image or folder, the folder has no images, or the only image cannot be read
     (in a folder the others go on); ConfigError for a threshold outside [0, 1], or an `out` that cannot be written to,
@@ -61,7 +59,6 @@ def predict_folder(
         raise ConfigError(f"the score threshold must be from 0 to 1, but is {score_thresh:g}: choose another.")
     files = _image_files(source)
     _check_out(out, files)
-    device = next(detector.parameters()).device
     images: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     content = {"checkpoint": checkpoint, "score_thresh": score_thresh, "classes": list(classes), "images": images,
@@ -76,10 +73,19 @@ def predict_folder(
                         raise
                     failed.append({"file": file.name, "error": str(error)})
                     continue
-                found = detector.predict([image.to(device)])[0].to("cpu")
-                kept = found.scores >= score_thresh
-                found = Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
-                write_bytes(out / _drawn_name(file), _draw(image, found, classes, _drawn_name(file)))
+                found = detect(detector, image, score_thresh)
+                height, width = image.shape[1:]
+                drawn = draw_boxes(
+                    image,
+                    found.boxes,
+                    found.labels,
+                    classes,
+                    scores=found.scores,
+                    side=SMALLEST_DRAWN if 2 * max(height, width) <= SMALLEST_DRAWN else None,
+                    font_size=readable_font_size(height, width),
+                )
+                name = _drawn_name(file)
+                write_bytes(out / name, image_bytes(drawn, FORMATS[Path(name).suffix.lower()], quality=95))
                 images.append(_record(file, image, found, classes))
         finally:
             if images or failed:
@@ -89,6 +95,12 @@ def predict_folder(
             f"{out} cannot be written to ({error.strerror or error}): mend that or choose another."
         ) from error
     return content
+
+
+def detect(detector: AnyDetector, image: Tensor, score_thresh: float) -> Detections:
+    """What the detector finds in an image (3, H, W) uint8 with at least this score, on the CPU."""
+    device = next(detector.parameters()).device
+    return above(detector.predict([image.to(device)])[0].to("cpu"), score_thresh)
 
 
 def _image_files(source: Path) -> list[Path]:
@@ -124,24 +136,6 @@ def _check_out(out: Path, files: Sequence[Path]) -> None:
 def _drawn_name(file: Path) -> str:
     """The image's own, so that no two are alike; an only image may have any ending and becomes a JPEG."""
     return file.name if file.suffix.lower() in FORMATS else f"{file.name}.jpg"
-
-
-def _draw(image: Tensor, found: Detections, classes: Sequence[str], name: str) -> bytes:
-    """The picture's file content, in the format that its name's ending says."""
-    height, width = image.shape[1:]
-    pixels = draw_boxes(
-        image,
-        found.boxes,
-        found.labels,
-        classes,
-        scores=found.scores,
-        side=SMALLEST_DRAWN if 2 * max(height, width) <= SMALLEST_DRAWN else None,
-        font_size=readable_font_size(height, width),
-    )
-    content, kind = io.BytesIO(), FORMATS[Path(name).suffix.lower()]
-    # Without subsampling, which would smear coloured lines of two pixels.
-    Image.fromarray(pixels).save(content, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))
-    return content.getvalue()
 
 
 def _record(file: Path, image: Tensor, found: Detections, classes: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Charts of a report, as SVG: bars, intervals, confusion, curves; and Figure 5 as PNG. matplotlib lays them out.
+"""Charts of a report, as SVG: bars, confusion, curves; and Figure 5 as PNG. matplotlib lays them out.
 
 A chart is 6.4 inches wide with text of 11 points and more, so that it can be read at the 330 pixels of a phone. Its
 letters stay text, so that the browser finds the glyphs (of Chinese class names, say) that matplotlib's font lacks.
@@ -10,6 +10,7 @@ import io
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,10 @@ BAR_LIMIT = 80  # bars of class_bars
 HALF_LIMIT = 10  # best and as many worst classes where there would be more bars
 MATRIX_LIMIT = 20  # classes of a confusion matrix
 COUNTS_LIMIT = 12  # classes of a confusion matrix with its counts printed
-POINTS = 80  # of a curve; longer ones are averaged in bins
-PANELS = 8  # classes with a precision-recall curve of their own
+POINTS = 120  # of a curve; longer ones are averaged in bins
 
-# Okabe & Ito's idea: apart in hue and in lightness, for every kind of colour vision.
-PLAIN_COLORS = ("#5b7a99", "#1f4e79", "#9db7d1", "#2b2f36")
-OTHER_COLORS = ("#e8710a", "#00875a", "#8e44ad", "#d4a900", "#b3123f", "#3aa6c9", "#7a4a2b", "#e07bb0")
-MUTED = "#5a636c"
+# Okabe & Ito's idea: apart in hue and in lightness, for every kind of colour vision; the first is the plain detector's.
+COLORS = ("#5b7a99", "#e8710a", "#00875a", "#8e44ad", "#d4a900", "#b3123f", "#3aa6c9", "#7a4a2b", "#e07bb0")
 STYLE = {
     "svg.hashsalt": "msil",  # or every file has ids of its own
     "svg.fonttype": "none",
@@ -51,23 +49,6 @@ STYLE = {
     "grid.color": "#d9dee3",
 }
 Runs = Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]  # row name -> (x, y) of each seed
-
-
-def row_colors(rows: Sequence[str]) -> list[str]:
-    """A colour a row: greyish blues for those with "plain" in their name, orange and on for the others.
-
-    Where no name has it, the first row, with which the others are compared, takes the first blue.
-    """
-    plain = ["plain" in row.casefold() for row in rows]
-    if rows and not any(plain):
-        plain[0] = True
-    used = {True: 0, False: 0}
-    colors = []
-    for one in plain:
-        palette = PLAIN_COLORS if one else OTHER_COLORS
-        colors.append(palette[used[one] % len(palette)])
-        used[one] += 1
-    return colors
 
 
 def clean(text: str, letters: int = NAME_LETTERS) -> str:
@@ -114,7 +95,7 @@ def class_bars(classes: Sequence[str], rows: Mapping[str, Any], spreads: Mapping
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         places = np.arange(len(shown)) * (len(rows) + 0.8)
-        for number, (name, color) in enumerate(zip(rows, row_colors(list(rows)), strict=True)):
+        for number, (name, color) in enumerate(zip(rows, cycle(COLORS), strict=False)):
             spread = np.asarray(spreads.get(name, np.zeros(len(classes))))[shown]
             bars = axes.barh(places + number, values[number, shown], 0.9, xerr=spread if spread.any() else None,
                              color=color, label=clean(name), error_kw={"linewidth": 1, "capsize": 2})  # fmt: skip
@@ -135,7 +116,7 @@ def grouped_bars(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str, s
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for number, ((name, row), color) in enumerate(zip(rows.items(), row_colors(list(rows)), strict=True)):
+        for number, ((name, row), color) in enumerate(zip(rows.items(), cycle(COLORS), strict=False)):
             values = np.array([row[key] for key in labels], dtype=float)
             places = np.arange(len(labels)) - 0.4 + width * (number + 0.5)
             bars = axes.bar(places, np.nan_to_num(values), width * 0.94, color=color, label=clean(name))
@@ -147,27 +128,6 @@ def grouped_bars(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str, s
         _finish(axes, "", y_label, percent_axis="y")
 
     return draw_svg(draw, 4.2, title)
-
-
-def difference_plot(names: Sequence[str], differences: Sequence[Sequence[float]]) -> bytes:
-    """A forest plot, a line a comparison. differences: estimate, low and high as fractions.
-
-    Filled and coloured where the interval leaves zero out (orange: better, blue: worse), hollow and grey where not.
-    """
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        axes.axvline(0, color="black", linewidth=1.4)
-        for place, (estimate, low, high, *_) in enumerate(differences):
-            color = OTHER_COLORS[0] if low > 0 else PLAIN_COLORS[0] if high < 0 else MUTED
-            whiskers = np.nan_to_num([[estimate - low], [high - estimate]])
-            axes.errorbar(estimate, place, xerr=whiskers, fmt="o", color=color, linewidth=2.4, markersize=8,
-                          markerfacecolor="white" if color == MUTED else color)  # fmt: skip
-        axes.set_yticks(range(len(names)), [textwrap.fill(clean(name, 60), 26) for name in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        _finish(axes, "difference in points; hollow: the interval holds zero", percent_axis="x")
-
-    return draw_svg(draw, 1.4 + 0.56 * len(names), "Differences, with 95 % intervals")
 
 
 def confusion_matrix(classes: Sequence[str], counts: np.ndarray, title: str) -> bytes:
@@ -201,56 +161,30 @@ def confusion_matrix(classes: Sequence[str], counts: np.ndarray, title: str) -> 
     return draw_svg(draw, 2.2 + min(4.4, 0.4 * size), title)
 
 
-def learning_curves(rows: Runs, x_label: str, y_label: str, title: str) -> bytes:
-    """A thin line a seed, the row's mean bold over the places that all its seeds reached.
-
-    rows: of each row, the compared one first, one (x, y) a seed, both (E,). Curves of more than 80 points are averaged
-    in bins, which smooths them.
-    """
+def curves(rows: Runs, x_label: str, y_label: str, title: str) -> bytes:
+    """See `plot_curves`."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for (name, seeds), color in zip(rows.items(), row_colors(list(rows)), strict=True):
-            for xs, ys in map(_binned, seeds if len(seeds) > 1 else ()):
-                axes.plot(xs, ys, color=color, linewidth=0.9, alpha=0.5)
-            xs, ys = _binned(mean_curve(seeds))
-            axes.plot(xs, ys, "o-" if len(xs) <= 15 else "-", color=color, linewidth=2.4, label=clean(name))
-        axes.set_ylim(bottom=min(0.0, axes.dataLim.ymin))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-        _finish(axes, x_label, y_label)
+        plot_curves(figure.add_subplot(), rows, x_label, y_label)
 
     return draw_svg(draw, 4.2, title)
 
 
-def precision_recall(recalls: np.ndarray, classes: Sequence[str], rows: Mapping[str, np.ndarray]) -> bytes:
-    """Precision over recall, a panel for the mean over the classes and one a class; of more than 8 classes, eight
-    evenly from the first row's best to its worst.
+def plot_curves(axes: Axes, rows: Runs, x_label: str, y_label: str = "") -> None:
+    """A thin line a seed, the row's mean bold over the places that all its seeds reached.
 
-    recalls: (R,) ascending. rows: of each row (K, R) precisions, NaN where a class has no box to be found.
+    rows: of each row, the compared one first, one (x, y) a seed, both (E,). Curves of more than 120 points are averaged
+    in bins, which smooths them.
     """
-    areas = np.nan_to_num(next(iter(rows.values())).mean(axis=1), nan=-1.0)
-    shown = np.argsort(-areas, kind="stable")
-    title = "Precision and recall at IoU 0.5"
-    if len(shown) > PANELS:
-        title += f", {PANELS} of {len(shown)} classes"
-        shown = shown[np.linspace(0, len(shown) - 1, PANELS).round().astype(int)]
-    lines = -(-(len(shown) + 1) // 3)
-
-    def draw(figure: Figure) -> None:
-        grid = figure.subplots(lines, 3, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, label in zip(grid, [None, *shown.tolist()], strict=False):
-            for (name, values), color in zip(rows.items(), row_colors(list(rows)), strict=True):
-                precisions = nan_mean(values) if label is None else values[label]
-                axes.plot(recalls, precisions, color=color, linewidth=2, label=clean(name))
-            panel = "mean" if label is None else clean(str(classes[label]), 16)
-            axes.set_title(panel, fontsize=12, fontweight="bold" if label is None else "normal")
-            axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-        for axes in grid[len(shown) + 1 :]:
-            axes.set_visible(False)
-        figure.supxlabel("recall", fontsize=12)
-        figure.supylabel("precision", fontsize=12)
-
-    return draw_svg(draw, 1.2 + 2 * lines, title)
+    for (name, seeds), color in zip(rows.items(), cycle(COLORS), strict=False):
+        for xs, ys in map(_binned, seeds if len(seeds) > 1 else ()):
+            axes.plot(xs, ys, color=color, linewidth=0.9, alpha=0.5)
+        xs, ys = _binned(mean_curve(seeds))
+        axes.plot(xs, ys, "o-" if len(xs) <= 15 else "-", color=color, linewidth=2.4, label=clean(name))
+    axes.set_ylim(bottom=min(0.0, axes.dataLim.ymin))
+    whole = all((xs % 1 == 0).all() for seeds in rows.values() for xs, _ in seeds)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=whole))
+    _finish(axes, x_label, y_label)
 
 
 def nan_mean(values: np.ndarray) -> np.ndarray:

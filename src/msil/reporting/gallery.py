@@ -16,9 +16,10 @@ from msil.data.images import read_header, read_image
 from msil.errors import DataError
 from msil.metrics.breakdown import by_score, overlaps, take_best
 from msil.metrics.record import EvaluationRecord, corners
-from msil.reporting.pictures import draw_boxes, image_bytes
+from msil.reporting.pictures import draw_boxes
 
 SIDE = 384  # pixels of a picture's long side
+GAP = 12  # white ones to the right of it
 SCORE_THRESH = 0.3
 
 
@@ -61,11 +62,11 @@ def most_different(plain: EvaluationRecord, msil: EvaluationRecord, count: int =
     return order[np.isin(order, np.concatenate([better[: count // 2], worse[: count // 2]]))]
 
 
-def gallery_pictures(index: int, image: Any, *records: EvaluationRecord) -> list[bytes]:
-    """The image with its ground truth, and with each record's detections of at least SCORE_THRESH, as JPEG.
+def gallery_picture(index: int, image: Any, *records: EvaluationRecord) -> np.ndarray:
+    """Side by side the image with its ground truth, and with each record's detections of at least SCORE_THRESH.
 
     index: the image's position in the records. image: uint8 (3, H, W) RGB, as `read_gallery_image` gives it. Ignored
-    truths are drawn in a colour of their own and named so.
+    truths are drawn in a colour of their own and named so. Returns uint8 (H', W', 3).
     """
     first = records[0]
     classes = [str(name) for name in first.classes]
@@ -77,10 +78,11 @@ def gallery_pictures(index: int, image: Any, *records: EvaluationRecord) -> list
         kept = np.flatnonzero((record.found_images == index) & (record.found_scores >= SCORE_THRESH))
         found = (record.found_boxes[kept], record.found_labels[kept])
         pictures.append(draw_boxes(image, *found, classes, scores=record.found_scores[kept], side=SIDE))
-    return [image_bytes(picture, "JPEG") for picture in pictures]
+    gap = ((0, 0), (0, GAP), (0, 0))
+    return np.concatenate([np.pad(picture, gap, constant_values=255) for picture in pictures], axis=1)
 
 
-def read_gallery_image(root: str | Path, name: str, size: tuple[int, int] | None = None) -> Tensor:
+def read_gallery_image(root: str | Path, name: str, size: tuple[int, int]) -> Tensor:
     """An image of a record: uint8 (3, H, W) RGB, in whose pixels the record's boxes are.
 
     root: the data's folder. name: of the file below it, from record.file_names. size: (height, width) from
@@ -97,10 +99,8 @@ def read_gallery_image(root: str | Path, name: str, size: tuple[int, int] | None
     if not usable or Path(name).is_absolute():
         raise DataError(f"image {name[:200]!r} of the evaluation is no file below {root}: give the data of that run")
     header = read_header(path)
-    if size is None or tuple(size) == header.size:
-        return read_image(path, header.orientation)
-    if tuple(size) == header.stored_size:
-        return read_image(path, 1)
+    if tuple(size) in (header.size, header.stored_size):
+        return read_image(path, header.orientation if tuple(size) == header.size else 1)
     height, width = header.size
     raise DataError(
         f"image file {path} is {width} x {height} pixels, but was {size[1]} x {size[0]} when it was evaluated: "

@@ -7,14 +7,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from msil.config import NOT_HASHED
-from msil.errors import ConfigError
 from msil.reporting.formats import setting
 from msil.reporting.paper import TITLES, PaperTable, Recipe
-from msil.runs import CHECKPOINTS, LAST, RESULT, read_result
 
 Result = Mapping[str, Any]
 
@@ -90,33 +88,6 @@ def one_a_seed(runs: Sequence[Result]) -> tuple[Result, ...]:
     return tuple(by_seed[seed] for seed in sorted(by_seed))
 
 
-def newest_pair(runs_dir: str | Path) -> tuple[Path, Path]:
-    """The checkpoints of a plain detector and of one with the whole MSIL, of one setting and seed; of several such
-    pairs the one that was finished last.
-
-    Raises ConfigError, with the two commands that make such a pair, if runs_dir has none.
-    """
-    results = [
-        {**result, "folder": str(path.parent)}
-        for path in sorted(Path(runs_dir).glob(f"*/{RESULT}"))
-        if _checkpoint(path.parent).is_file() and (result := read_result(path.parent)) is not None
-    ]
-    pairs = [pair for group in settings(results) for one in detectors(group) if (pair := one.pair()) is not None]
-    alike = [
-        (_checkpoint(first["folder"]), _checkpoint(second["folder"]))
-        for plain, msil in pairs
-        for first in plain.runs
-        for second in msil.runs
-        if first["seed"] == second["seed"]
-    ]
-    if not alike:
-        raise ConfigError(
-            f"{runs_dir} holds no plain detector and one with MSIL that were trained alike and kept their checkpoints: "
-            "make them with `python run.py model.msil.apply=none` and `python run.py`."
-        )
-    return max(alike, key=lambda pair: max(path.stat().st_mtime for path in pair))
-
-
 def key(run: Result, *without: str) -> str:
     """What a run computes, but for its seed and the settings named; a null counts as a setting that is not there."""
     return json.dumps(dict(_leaves(_computed(run, without))), sort_keys=True)
@@ -153,14 +124,14 @@ def unusual(block: Mapping[str, Any]) -> list[str]:
             if block.get(name) not in (None, usual)]  # fmt: skip
 
 
-def told_apart(names: Sequence[str], runs: Sequence[Result], within: str = "") -> list[str]:
+def told_apart(names: Sequence[str], runs: Sequence[Result]) -> list[str]:
     """The names of runs; equal ones are followed by the settings, but for the block's, that differ between them,
-    num_convs=2, as typed. within: of the settings whose dotted keys start so."""
+    num_convs=2, as typed."""
     leaves = [dict(_leaves(_computed(run, ("model.msil",)))) for run in runs]
     apart = []
     for name, own in zip(names, leaves, strict=True):
         alike = [other for other_name, other in zip(names, leaves, strict=True) if other_name == name]
-        paths = dict.fromkeys(path for other in alike for path in other if path.startswith(within))
+        paths = dict.fromkeys(path for other in alike for path in other)
         differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1]
         words = [f"{path.rpartition('.')[2]}={setting(own.get(path))}" for path in differing]
         apart.append(", ".join(part for part in (name, *words) if part))
@@ -200,15 +171,6 @@ def setting_name(rows: Sequence[Result]) -> str:
     ])  # fmt: skip
 
 
-def setting_title(rows: Sequence[Result]) -> str:
-    """The data and the schedule alone: `shapes, schedule quick`."""
-    names = (lookup(row, "schedule", "name") for row in rows)
-    return joined([
-        distinct(data_name(row) for row in rows),
-        distinct(f"schedule {name}" for name in names if name is not None),
-    ])  # fmt: skip
-
-
 def data_name(row: Result) -> str | None:
     """`coco (coco128)`: the folder alone, since a table may be published and a machine's paths should not."""
     name, root = lookup(row, "data", "name"), lookup(row, "data", "root")
@@ -224,7 +186,7 @@ def schedule_name(row: Result) -> str | None:
         return None
     if epochs == 0:  # mode=test
         return "no training"
-    return f"schedule {name}" if epochs is None else f"schedule {name} ({epochs} epoch{'' if epochs == 1 else 's'})"
+    return f"schedule {name}" if epochs is None else f"schedule {name} ({_epochs(epochs)})"
 
 
 def distinct(values: Iterable[Any]) -> str:
@@ -240,54 +202,39 @@ def comparable(rows: Sequence[Result], paper: PaperTable) -> str:
     """How the printed numbers were made, and in what our runs differ from that."""
     recipe = paper.recipe
     differences = distinct(difference for row in rows for difference in departures(row, recipe))
-    printed = (
+    ours = f"NOT comparable with ours: {differences}." if differences else "Our runs do not differ in that."
+    return (
         f"The paper's numbers: trained on {recipe.train} for {recipe.epochs} epochs, images {recipe.min_size} on the "
-        f"short side and at most {recipe.max_size} on the long one, ImageNet weights, scored on {recipe.val}."
+        f"short side and at most {recipe.max_size} on the long one, ImageNet weights, scored on {recipe.val}. "
+        f"{ours}"
     )
-    if all(data_name(row) is None for row in rows):
-        return printed  # jobs that left no settings behind
-    if not differences:
-        return f"{printed} Our runs do not differ in that."
-    return f"{printed} NOT comparable with ours: {differences}."
 
 
 def departures(row: Result, recipe: Recipe) -> list[str]:
     """How a run's data, schedule and image size differ from those of a table of the paper; empty: they do not."""
-    found = []
-    data = lookup(row, "data", "name")
-    if data is not None and data != recipe.data:
-        found.append(f"{data} data")
-    counts = {"training": (row.get("train_images"), recipe.train_images),
-              "validation": (row.get("val_images"), recipe.val_images)}  # fmt: skip
-    if recipe.val == "test-dev2017":
-        found.append("no test-dev score (a server gives it)")
-        del counts["validation"]
-    found += [
-        f"{count} {kind} images" for kind, (count, least) in counts.items() if count is not None and count < least
-    ]
-    if lookup(row, "data", "classes") is not None:
-        found.append("a choice of classes")
-    channels = lookup(row, "model", "channels")
-    if channels is not None and channels != PAPER_CHANNELS:
-        found.append(f"{channels} channels")
-    epochs = row.get("epochs", lookup(row, "schedule", "epochs"))
-    if epochs is not None and epochs != recipe.epochs:
-        found.append(f"{epochs} epoch{'' if epochs == 1 else 's'}")
-    sizes = (lookup(row, "data", "min_size"), lookup(row, "data", "max_size"))
-    if None not in sizes and sizes != (recipe.min_size, recipe.max_size):
-        found.append(_pixels(*sizes))
-    weights = lookup(row, "model", "backbone", "weights") or lookup(row, "model", "detector_weights")
-    if lookup(row, "model", "backbone") is not None and weights is None:
-        found.append("no ImageNet weights")
-    return found
+    data, model = row["config"]["data"], row["config"]["model"]
+    test_dev = recipe.val == "test-dev2017"
+    size, weights = (data.get("min_size"), data.get("max_size")), lookup(row, "model", "backbone", "weights")
+    differs = {
+        f"{data.get('name')} data": data.get("name") != recipe.data,
+        "no test-dev score (a server gives it)": test_dev,
+        f"{row['train_images']} training images": (row["train_images"] or 0) < recipe.train_images,
+        f"{row['val_images']} validation images": not test_dev and row["val_images"] < recipe.val_images,
+        "a choice of classes": data.get("classes") is not None,
+        f"{model.get('channels')} channels": model.get("channels") != PAPER_CHANNELS,
+        _epochs(row["epochs"]): row["epochs"] != recipe.epochs,
+        _pixels(*size): size != (recipe.min_size, recipe.max_size),
+        "no ImageNet weights": not (weights or model.get("detector_weights")),
+    }
+    return [difference for difference, found in differs.items() if found]
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"
 
 
 def _pixels(short: int, long: int) -> str:
     return f"images of {short} to {long} pixels" if short != long else f"{short}-pixel images"
-
-
-def _checkpoint(folder: str | Path) -> Path:
-    return Path(folder) / CHECKPOINTS / LAST
 
 
 def _computed(run: Result, without: Iterable[str]) -> dict[str, Any]:

@@ -37,11 +37,11 @@ from msil.metrics.energy import (
     uniform_shares,
 )
 from msil.reporting.formats import interval, percent
-from msil.reporting.pictures import plain, scaled, to_numpy
-from msil.reporting.tables import Column, Table, to_text
+from msil.reporting.pictures import draw_boxes, plain, scaled, to_numpy
+from msil.reporting.tables import Column, Table
 
 TOWERS = {"cls": "classification tower", "reg": "regression tower"}
-REGIONS = {"inside": "inside the boxes", "border": f"within {BORDER:.0%} of a box's shorter side of its border"}
+REGIONS = ("inside", "border")
 MERGED = "merged"
 CELL_SIDE = 288  # pixels of an image's long side in the picture
 HEAT = 0.55  # of a map's cell is the map's colour, the rest the grey image
@@ -52,8 +52,8 @@ ROUNDING = 1e-9  # a level of one point is uniform, and differs from it by no mo
 class TowerMaps:
     """The maps of one image. cls, reg: a level each, (h, w) float32, not negative, over the padded input.
 
-    strides: of the levels. offset: where in its cell a point lies, in strides. extent: (height, width) of the input
-    without its padding. size: (height, width) of the image.
+    offset: where in its cell a point lies, in strides. extent: (height, width) of the input without its padding.
+    size: (height, width) of the image.
     """
 
     cls: tuple[np.ndarray, ...]
@@ -67,7 +67,8 @@ class TowerMaps:
         """(H, W) float64: the map of a tower ("cls", "reg") and level ("P3", ..., "merged"), bilinearly at the pixels
         of the image, or of the image scaled to `size`. Raises ConfigError for an unknown level."""
         names = level_names(self.strides)
-        check_level(level, names)
+        if level not in names:
+            raise ConfigError(f"there is no level {level!r}: choose one of {', '.join(names)}.")
         if level == MERGED:
             return merge_levels([self.at_pixels(tower, name, size) for name in names[:-1]])
         place = names.index(level)
@@ -111,10 +112,18 @@ def level_names(strides: Sequence[int]) -> tuple[str, ...]:
     return (*(f"P{stride.bit_length() - 1}" for stride in strides), MERGED)
 
 
-def check_level(level: str, names: Sequence[str]) -> None:
-    """Raises ConfigError for a level that is not among the names."""
-    if level not in names:
-        raise ConfigError(f"there is no level {level!r}: choose one of {', '.join(names)}.")
+def heatmap_row(
+    detectors: Mapping[str, Detector],
+    image: Tensor,
+    titles: tuple[str, str],
+    boxes: Any,
+    labels: Any,
+    classes: Sequence[str],
+    scores: Any = None,
+) -> HeatmapRow:
+    """The maps of all detectors on an image (3, H, W) uint8, and its boxes as `draw_boxes` takes them."""
+    drawn = draw_boxes(image, boxes, labels, classes, scores=scores, side=CELL_SIDE)
+    return HeatmapRow(image, titles, drawn, to_numpy(boxes), [tower_maps(one, image) for one in detectors.values()])
 
 
 @torch.no_grad()
@@ -196,24 +205,24 @@ def split_energy(detectors: Mapping[str, Detector], samples: Iterable[tuple[Tens
     return SplitEnergy(tuple(detectors), names, np.array(shares), np.array(uniform), skipped)
 
 
-def energy_table(energy: SplitEnergy, levels: Sequence[str] | None = None) -> Table:
-    """Shares by region, tower and level (all, or those named) of each checkpoint; over a uniform map's, which says
+def energy_table(energy: SplitEnergy) -> Table:
+    """Shares by region, tower and level of each checkpoint; over a uniform map's, which says
     whether a map prefers the region; and minus the first checkpoint's. Means over the images with 95 % intervals
     (bootstrap over images, paired for differences); * where a difference's leaves out zero."""
     first, *others = energy.names
-    columns = [Column(name, name, str, right=False) for name in ("energy", "tower", "level")]
+    columns = [Column(name, name, str, right=False) for name in ("region", "tower", "level")]
     columns += [Column("uniform", "uniform", percent)]
+    ends = ("", "_low", "_high")
     for name in energy.names:
-        columns += [_column(name, name, percent), _column(f"{name} over uniform", "over uniform [95 %]", _difference)]
-    columns += [_column(f"{name} - {first}", f"{name} - {first} [95 %]", _difference) for name in others]
+        columns.append(Column(name, name, lambda value: percent(value[0]), parts=ends))
+        columns.append(Column(f"{name} over uniform", "over uniform [95 %]", _difference, parts=ends))
+    columns += [Column(f"{name} - {first}", f"{name} - {first} [95 %]", _difference, parts=ends) for name in others]
     rows = []
     for (r, region), (t, tower), (lv, level) in itertools.product(
         *(enumerate(names) for names in (REGIONS, TOWERS, energy.levels))
     ):
-        if level not in (levels or energy.levels):
-            continue
         values = energy.shares[:, :, t, lv, r]
-        row: dict[str, Any] = {"energy": REGIONS[region], "tower": tower, "level": level}
+        row: dict[str, Any] = {"region": region, "tower": tower, "level": level}
         row["uniform"] = float(energy.uniform[:, r].mean())
         for name, own in zip(energy.names, values, strict=True):
             row[name] = _parts(image_mean(own))
@@ -221,30 +230,15 @@ def energy_table(energy: SplitEnergy, levels: Sequence[str] | None = None) -> Ta
             if name != first:
                 row[f"{name} - {first}"] = _parts(image_mean(own - values[0]))
         rows.append(row)
-    caption = f"Share of a map's energy, percent, {energy.shares.shape[1]} images."
-    return Table(caption, tuple(columns), tuple(rows), ("*: the interval leaves out zero.",))
-
-
-def energy_lines(energy: SplitEnergy) -> list[str]:
-    """The table to print, a block a region."""
-    table = energy_table(energy)
-    blocks = []
-    for words in REGIONS.values():
-        rows = tuple(row for row in table.rows if row["energy"] == words)
-        caption = f"share of a map's energy {words}, percent, {energy.shares.shape[1]} images"
-        blocks += [*to_text(Table(caption, table.columns[1:], rows)).splitlines(), ""]
-    return blocks[:-1]
+    notes = (f"border: within {BORDER:.0%} of a box's shorter side of its border. *: the interval leaves out zero.",)
+    caption = f"Share of a map's energy in the boxes and near their border, percent, {energy.shares.shape[1]} images."
+    return Table(caption, tuple(columns), tuple(rows), notes)
 
 
 def energy_json(energy: SplitEnergy) -> dict[str, Any]:
     """All numbers as plain values, shares as fractions, [estimate, low, high]."""
     images = {"images": energy.shares.shape[1], "images_without_boxes": energy.skipped, "border": BORDER}
     return {**images, "rows": [dict(row) for row in energy_table(energy).rows]}
-
-
-def _column(key: str, title: str, form: Any) -> Column:
-    shown = form if form is _difference else lambda value: form(value[0])
-    return Column(key, title, shown, parts=("", "_low", "_high"))
 
 
 def _parts(found: Interval) -> tuple[float, float, float]:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import jinja2
 
-from msil.reporting.formats import MISSING
 from msil.reporting.tables import Table, cell
 
 MIME_TYPES = {"svg": "image/svg+xml", "jpeg": "image/jpeg"}
@@ -38,22 +37,13 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class GalleryItem:
-    """One image seen by several. pictures: side by side, their captions say by whom."""
-
-    title: str
-    pictures: tuple[Picture, ...]
-
-
-@dataclass(frozen=True)
 class Section:
-    """In this order: title, paragraphs, tables, pictures, gallery, subsections."""
+    """In this order: title, paragraphs, tables, pictures, subsections."""
 
     title: str
     paragraphs: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
-    gallery: tuple[GalleryItem, ...] = ()
     subsections: tuple[Section, ...] = ()
 
 
@@ -67,7 +57,7 @@ def render(title: str, paragraphs: tuple[str, ...], sections: tuple[Section, ...
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(cell=cell, missing=MISSING)
+    environment.globals.update(cell=cell)
     return environment.get_template("report.html.j2").render(
         title=title,
         paragraphs=paragraphs,

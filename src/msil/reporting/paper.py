@@ -223,15 +223,3 @@ TEXT_NOTES = (
     "Eq. 3's text writes f_env for f_enc.",
     'Eq. 7 calls N_pos "the number of predictions", where the field divides by the number of positives.',
 )
-
-
-def paper_metrics(table: str | None, model: Mapping[str, Any]) -> dict[str, float]:
-    """What the paper prints for the settings of config.model: metric name -> percent; empty where `table` is not of the
-    paper or has no such row. Table 5's one number is called VOC_AP, as in our results."""
-    paper = TABLES.get(table or "")
-    if paper is None or model["msil"].get("block"):
-        return {}
-    for row in paper.rows:
-        if not row.ours and row.fits(model) and row.backbone == model["backbone"].get("name"):
-            return dict(zip(paper.metrics, row.values, strict=True))
-    return {}

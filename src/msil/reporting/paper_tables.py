@@ -16,6 +16,7 @@ from msil.reporting.groups import (
     Result,
     block_label,
     comparable,
+    distinct,
     has_own_block,
     key,
     lookup,
@@ -43,12 +44,10 @@ TEST_DEV_NOTE = (
 INTERVAL_NOTE = (
     "ours: mean ± standard deviation over the seeds, in percent; Δ: the difference of the means to the row named, with "
     "a 95 % interval from {samples} paired bootstrap resamples of the images (the same images for both rows) and, with "
-    "several seeds, of the seeds of each row. An interval that holds 0 decides nothing."
+    "several seeds, of the seeds of each row. An interval that holds 0 decides nothing. "
 )
-ONE_SEED_NOTE = "With one seed the interval does not hold what another seed would give: it is too narrow."
-FEW_SEEDS_NOTE = (
-    "{count} seeds are few: the interval may be somewhat too narrow (benchmarks/interval_coverage.py says how much)."
-)
+ONE_SEED = "With one seed it does not hold what another seed would give: it is too narrow."
+FEW_SEEDS = "With {} seeds it may be somewhat too narrow (benchmarks/interval_coverage.py measures by how much)."
 PRICE_NOTE = (
     "parameters, FLOPs: of the whole detector, the forward pass of one {size} image, 2 per multiply-add. images/s: in "
     "training, on the machine of the runs; those of runs beside other work do not compare."
@@ -76,9 +75,8 @@ class Difference(NamedTuple):
 class FilledRow:
     """One line of a regenerated table.
 
-    paper: the printed row. index: its place in the table. runs: the finished runs behind it, one a seed, by seed.
-    extra: settings that tell it from the usual line of the same printed row ("kernel_size=1"), else "".
-    net: the backbone that ran, or None without runs.
+    index: the place of the printed row. runs: the finished ones behind it, one a seed, by seed. extra: settings that
+    tell it from the usual line of the same printed row ("kernel_size=1"). net: the backbone that ran.
     """
 
     paper: PaperRow
@@ -110,8 +108,7 @@ class Filled:
     """A table of the paper with our rows in it.
 
     setting: what all its runs share, in words. metric: the name of our number beside each of the paper's columns.
-    command: what fills the missing rows, or None. differences: by a row's place; a row without one has no comparison,
-    or no runs for it.
+    command: what fills the missing rows, or None. differences: by a row's place, where there is one.
     """
 
     paper: PaperTable
@@ -202,11 +199,11 @@ def paper_table(filled: Filled) -> Table:
         Column("paper_difference", f"Δ{metric.replace('_', ' ')} paper", formats.signed),
         Column("difference", f"Δ{filled.metric[metric].replace('_', ' ')} ours [95 %]", formats.interval,
                parts=("", "_low", "_high")),
-        Column("against", "against", str, right=False, shown=len(set(filled.paper.compared.values())) > 1),
+        Column("against", "against", str, right=False),
         Column("parameters", "parameters", formats.amount),
         Column("flops", "FLOPs", formats.amount),
         Column("images_per_second", "images/s", formats.rate),
-        *(Column(name, shown=False) for name in ("setting", "head", "apply", "align", "separate", "runs")),
+        *(Column(name, shown=False) for name in ("setting", "runs")),
     ]  # fmt: skip
     rows = tuple(_line(filled, place) for place in range(len(filled.rows)))
     caption = f"Table {filled.paper.number}. {filled.paper.caption} Ours: {filled.setting}."
@@ -279,8 +276,6 @@ def _line(filled: Filled, place: int) -> dict[str, Any]:
     if place in filled.differences:
         line["difference"] = filled.differences[place]
     if not row.quoted:
-        line |= {"head": row.paper.head or row.paper.detector, "apply": row.paper.apply}
-        line |= {"align": row.paper.align, "separate": row.paper.separate} if row.paper.apply != "none" else {}
         line["runs"] = " ".join(str(run["run_name"]) for run in row.runs)
     return line
 
@@ -296,41 +291,24 @@ def _seeds(filled: Filled, row: FilledRow) -> str:
 def _notes(filled: Filled) -> tuple[str, ...]:
     table = filled.paper
     lines = [*table.notes, *(row.note for row in table.rows if row.note)]
-    if any(row.ours for row in table.rows):
-        lines.append("Rows marked ours or torchvision's are not in the paper: they stand here once a run fills them.")
-    if any(row.quoted for row in filled.rows):
-        lines.append("Rows marked quoted are other papers' numbers, as this paper quotes them.")
     if table.recipe.val == "test-dev2017":
         lines.append(TEST_DEV_NOTE)
-    stand_ins = dict.fromkeys(
-        f"{net_name(row.net)} stands in for {net_name(str(row.paper.backbone))}"
+    stand_ins = distinct(
+        f"{net_name(row.net)} for {net_name(str(row.paper.backbone))}"
         for row in filled.rows
         if row.net is not None and row.paper.detector is None and row.net != row.paper.backbone
     )
     if stand_ins:
-        lines.append(f"In our rows {' and '.join(stand_ins)}.")
+        lines.append(f"Stand-ins in our rows: {stand_ins}.")
     if filled.runs:
         lines.append(comparable(filled.runs, table))
-    replaced = [f"{ours} stands beside the paper's {name}" for name, ours in filled.metric.items() if name != ours]
-    if replaced and filled.runs:
-        lines.append(f"The data is not VOC's, so COCO's {' and '.join(replaced)}.".replace("_", " "))
-    others = set(table.compared.values())
-    if len(others) == 1:
-        lines.append(f"Δ: against the row {table.label(table.rows[others.pop()])!r}.")
-    lines += _reading(filled)
-    if filled.command is not None:
-        lines.append(f"Missing rows: {filled.command}")
-    return tuple(lines)
-
-
-def _reading(filled: Filled) -> list[str]:
-    """How the numbers of a table with runs are to be read."""
-    lines = []
     if filled.differences:
-        lines.append(INTERVAL_NOTE.format(samples=max(one.samples for one in filled.differences.values())))
-        fewest = min(len(row.runs) for row in filled.rows if row.runs)
-        lines.append(ONE_SEED_NOTE if fewest == 1 else FEW_SEEDS_NOTE.format(count=fewest))
+        seeds = min(len(row.runs) for row in filled.rows if row.runs)
+        samples = next(iter(filled.differences.values())).samples
+        lines.append(INTERVAL_NOTE.format(samples=samples) + (ONE_SEED if seeds == 1 else FEW_SEEDS.format(seeds)))
     if filled.runs:
         sizes = {tuple(run["flops_image_size"]) for run in filled.runs}
         lines.append(PRICE_NOTE.format(size="{}x{}".format(*min(sizes)) if len(sizes) == 1 else "padded"))
-    return lines
+    if filled.command is not None:
+        lines.append(f"Missing rows: {filled.command}")
+    return tuple(lines)

@@ -11,6 +11,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,9 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from msil.reporting.charts import plot_curves
 from msil.runs import write_bytes
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ PALETTE: tuple[Color, ...] = (
 HALO: Color = (20, 20, 20)
 FONT_SIZE = 13
 CELL_SIDE = 384  # pixels of an image's long side in the grid
-LEGEND_LIMIT = 24  # classes
 
 
 def class_color(label: int) -> Color:
@@ -116,13 +115,12 @@ def scaled(image: Image.Image, side: int | None) -> tuple[Image.Image, float]:
     return image.resize(size, Image.Resampling.NEAREST if scale.is_integer() else Image.Resampling.LANCZOS), scale
 
 
-def draw_detections(
-    image: Any, detections: Detections, classes: Sequence[str], score_thresh: float = 0.3, *, side: int | None = None
-) -> np.ndarray:
-    """One image with its detections of at least score_thresh; see `draw_boxes`. detections: boxes in its pixels."""
-    kept = to_numpy(detections.scores) >= score_thresh  # NaN scores compare false
-    boxes, labels, scores = (to_numpy(one)[kept] for one in (detections.boxes, detections.labels, detections.scores))
-    return draw_boxes(image, boxes, labels, classes, scores=scores, side=side)
+def above(detections: Detections, score_thresh: float) -> Detections:
+    """Those of at least this score, which a NaN is not."""
+    kept = detections.scores >= score_thresh
+    return replace(
+        detections, boxes=detections.boxes[kept], scores=detections.scores[kept], labels=detections.labels[kept]
+    )
 
 
 def draw_predictions(
@@ -141,14 +139,12 @@ def draw_predictions(
     score_thresh are drawn. Two pairs a row.
     """
     cells: list[tuple[str, np.ndarray]] = []
-    seen: set[int] = set()
-    for image, target, found in list(zip(images, targets, detections, strict=True))[:max_images]:
-        kept = to_numpy(found.scores) >= score_thresh
-        seen.update(to_numpy(target.labels).tolist(), to_numpy(found.labels)[kept].tolist())
+    for image, target, given in list(zip(images, targets, detections, strict=True))[:max_images]:
+        found = above(given, score_thresh)
         truth = draw_boxes(image, target.boxes, target.labels, classes, side=CELL_SIDE)
         cells.append((f"ground truth: {len(target.labels)} (image {target.image_id})", truth))
-        title = f"prediction: {int(kept.sum())} with score ≥ {score_thresh:g}"
-        cells.append((title, draw_detections(image, found, classes, score_thresh, side=CELL_SIDE)))
+        drawn = draw_boxes(image, found.boxes, found.labels, classes, scores=found.scores, side=CELL_SIDE)
+        cells.append((f"prediction: {len(found.labels)} with score ≥ {score_thresh:g}", drawn))
     columns = 4 if len(cells) > 2 else 2
     rows = max(1, -(-len(cells) // columns))
     figure = Figure(figsize=(4 * columns, 4.2 * rows + 0.5), dpi=100, layout="constrained")
@@ -158,66 +154,48 @@ def draw_predictions(
     for axes, (title, picture) in zip(grid, cells, strict=False):
         axes.set_title(title, fontsize=10)
         axes.imshow(picture)
-    colors = {label: f"#{bytes(class_color(label)).hex()}" for label in sorted(seen)}
-    patches = [Patch(color=color, label=plain(classes[label])) for label, color in colors.items()]
-    if patches:
-        figure.legend(handles=patches[:LEGEND_LIMIT], loc="outside lower left", ncols=columns * 2, frameon=False)
     write_bytes(path, png(figure))
 
 
 def draw_curves(metrics_csv_path: str | Path, path: str | Path) -> None:
     """Write a PNG of three panels from a run's metrics.csv: losses and learning rate over steps, AP over epochs.
 
-    Columns that are missing, and empty cells, are what was not measured; a panel without a number says so.
+    Columns that are missing, and empty cells, are what was not measured; a panel without a number is empty.
     """
     with open(metrics_csv_path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    losses = [name for name in (rows[0] if rows else ()) if name.startswith("loss")]
     figure = Figure(figsize=(15, 4.2), dpi=100, layout="constrained")
-    losses, rate, scores = figure.subplots(1, 3, width_ratios=(1.5, 1, 1.2))
-    for name in (name for name in (rows[0] if rows else ()) if name.startswith("loss")):
-        steps, values = series(rows, "step", name)
-        if len(steps):
-            (line,) = losses.plot(steps, _smooth(values), linewidth=2, marker=_marker(steps), label=name)
-            losses.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=1)
-    steps, values = series(rows, "step", "lr")
-    if len(steps):
-        rate.plot(steps, values, color="tab:gray", linewidth=2, marker=_marker(steps), label="lr")
-    for name in ("AP", "AP50", "AP75", "VOC_AP"):
-        epochs, values = series(rows, "epoch", name)
-        if len(epochs):
-            label = f"{name.replace('_', ' ')}  (last {100 * values[-1]:.1f})"
-            scores.plot(epochs + 1, 100 * values, marker="o", markersize=4, linewidth=2, label=label, clip_on=False)
-    for axes, title, x_label, empty in (
-        (losses, "training losses (bold: smoothed)", "step", "no loss was logged"),
-        (rate, "learning rate", "step", "no learning rate was logged"),
-        (scores, "validation AP, percent", "epoch", "no evaluation yet"),
+    for axes, x, names, title in zip(
+        figure.subplots(1, 3),
+        ("step", "step", "epoch"),
+        (losses, ["lr"], ["AP", "AP50", "AP75", "VOC_AP"]),
+        ("training losses", "learning rate", "validation AP, percent"),
+        strict=True,
     ):
-        axes.set(title=title, xlabel=x_label)
-        if not axes.lines:
-            axes.text(0.5, 0.5, empty, ha="center", va="center", transform=axes.transAxes, color="gray")
-            axes.set_axis_off()
-            continue
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        axes.set_title(title)
+        found = {name: [curve] for name in names if len((curve := series(rows, x, name))[0])}
+        if found:
+            plot_curves(axes, found, x)
+            axes.legend(frameon=False)
     write_bytes(path, png(figure))
 
 
 def series(rows: Sequence[Mapping[str, str]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two columns of metrics.csv, rows with an empty or non-finite cell in either left out.
+    """Two columns of metrics.csv, rows with an empty or non-finite cell in either left out: epochs counted from 1, and
+    AP in percent.
 
     Raises ValueError for text that is no number.
     """
     pairs = [(float(row[x]), float(row[y])) for row in rows if row.get(x) and row.get(y)]
     points = np.array([pair for pair in pairs if all(map(math.isfinite, pair))], dtype=float).reshape(-1, 2)
-    return points[:, 0], points[:, 1]
+    return points[:, 0] + (x == "epoch"), points[:, 1] * (100 if "AP" in y else 1)
 
 
-def image_bytes(picture: np.ndarray, kind: str = "PNG") -> bytes:
-    """uint8 (H, W, 3) as a PNG, or as a JPEG whose thin lines keep their colour."""
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, kind, quality=85, subsampling=0)
+def image_bytes(picture: np.ndarray, kind: str = "PNG", quality: int = 85) -> bytes:
+    """uint8 (H, W, 3) as a file of one of Pillow's formats; thin lines keep their colour in a JPEG of this quality."""
+    content, lossy = io.BytesIO(), {"quality": quality, "subsampling": 0} if kind == "JPEG" else {}
+    Image.fromarray(picture).save(content, kind, **lossy)
     return content.getvalue()
 
 
@@ -261,13 +239,3 @@ def _tag(draw: ImageDraw.ImageDraw, text: str, size: int, box: Rect, color: Colo
             draw.text((left + size // 6, top + height - size // 3), text, font=_font(size), fill=fill, anchor="ls")
             taken.append(place)
             return
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of about a twentieth of the points (no lag), shorter at the ends."""
-    window = np.ones(2 * (len(values) // 40) + 1)
-    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
-
-
-def _marker(points: np.ndarray) -> str:
-    return "o" if len(points) == 1 else ""  # a line through one point is invisible

@@ -7,26 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msil
-from msil.reporting import formats
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import (
-    Result,
-    block_label,
-    detector_name,
-    detectors,
-    setting_name,
-    setting_title,
-    settings,
-    told_apart,
-)
+from msil.reporting.groups import Result, detectors, setting_name, settings
 from msil.reporting.page import Section, render
 from msil.reporting.paper import TABLES, TEXT_NOTES
 from msil.reporting.paper_tables import Filled, fill, paper_table
-from msil.reporting.sections import detector_section, difference_picture, gallery_section, heatmap_section
-from msil.reporting.tables import AP_NAMES, Column, Table, to_csv, to_latex, to_markdown
+from msil.reporting.sections import detector_section, gallery_section, heatmap_section
+from msil.reporting.sweep_table import sweep_table
+from msil.reporting.tables import to_csv, to_latex, to_markdown
 from msil.runs import read_results, write_bytes
 
 PAGE_FILE = "report.html"
+PARTS = ("model/head", "model/backbone", "model.detector", "model/msil", "data.name", "schedule.name", "seed")
 LEAD = (
     "The evaluation of Multi-Semantic Interactive Learning (arXiv 2303.10411), regenerated: the numbers that the paper "
     "prints, and those of the runs in this folder. They stand side by side; whether they may be compared is said under "
@@ -36,9 +28,8 @@ LEAD = (
 
 @dataclass(frozen=True)
 class SettingTables:
-    """The tables of one setting: runs that may stand in one table. title, name: the setting in few words, in many."""
+    """The tables of one setting: runs that may stand in one table. name: the setting in words."""
 
-    title: str
     name: str
     runs: tuple[Result, ...]
     tables: tuple[Filled, ...]
@@ -60,7 +51,7 @@ def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[st
     say(f"tables: {', '.join(path.name for path in written if path.suffix == '.md')} (and .csv, .tex) in {out_dir}")
     sections = [
         *(_setting_section(setting, evidence, say) for setting in found),
-        Section("All runs", tables=(runs_table(results),)),
+        Section("All runs", tables=(sweep_table(results, PARTS, caption=f"All finished runs: {len(results)}."),)),
         Section(
             "Where the paper's text contradicts itself",
             ("Contradictions of a table stand under that table. Those of the text:", *TEXT_NOTES),
@@ -81,8 +72,7 @@ def setting_tables(results: Sequence[Result], evidence: Evidence) -> list[Settin
     made = []
     for i, (group, tables) in enumerate(zip(groups, filled, strict=True)):
         kept = tuple(evidence.compare(one) for one in tables if one.runs or (i == 0 and one.paper.number not in taken))
-        title, name = (setting_title(group), setting_name(group)) if group else ("No runs yet", "no runs yet")
-        made.append(SettingTables(title, name, tuple(group), kept))
+        made.append(SettingTables(setting_name(group) if group else "no runs yet", tuple(group), kept))
     return made
 
 
@@ -91,43 +81,11 @@ def write_tables(out_dir: str | Path, found: Sequence[SettingTables]) -> list[Pa
     written = []
     for number in (table.number for table in TABLES.values()):
         tables = [paper_table(one) for setting in found for one in setting.tables if one.paper.number == number]
-        texts = {
-            "md": "\n".join(map(to_markdown, tables)),
-            "csv": to_csv(*tables),
-            "tex": "\n".join(map(to_latex, tables)),
-        }
-        for ending, text in texts.items():
+        markdown, latex = ("\n".join(map(form, tables)) for form in (to_markdown, to_latex))
+        for ending, text in (("md", markdown), ("csv", to_csv(*tables)), ("tex", latex)):
             written.append(Path(out_dir) / f"table{number}.{ending}")
             write_bytes(written[-1], text.encode())
     return written
-
-
-def runs_table(results: Sequence[Result]) -> Table:
-    """One line a run, whatever it was for."""
-    names = [name for name in (*AP_NAMES, "VOC_AP") if any(name in run["metrics"] for run in results)]
-    columns = (
-        *(Column(name, name, str, right=False) for name in ("run", "detector", "block")),
-        Column("seed", "seed"),
-        *(Column(name, name.replace("_", " "), formats.percent) for name in names),
-        Column("parameters", "parameters", formats.amount),
-        Column("flops", "FLOPs", formats.amount),
-        Column("images_per_second", "images/s", formats.rate),
-        Column("total_seconds", "time", formats.duration),
-        *(Column(name, name, str, right=False) for name in ("data", "command")),
-    )
-    detector_names = told_apart([detector_name(run) for run in results], results, within="model.")
-    rows = tuple(
-        {
-            **{name: run["metrics"].get(name) for name in names},
-            **{column.key: run[column.key] for column in columns if column.key in run and column.key not in names},
-            "run": run["run_name"],
-            "detector": detector,
-            "block": block_label(run),
-            "data": setting_name([run]),
-        }
-        for run, detector in zip(results, detector_names, strict=True)
-    )
-    return Table(f"All finished runs: {len(rows)}.", columns, rows)
 
 
 def _setting_section(setting: SettingTables, evidence: Evidence, say: Callable[[str], None]) -> Section:
@@ -140,11 +98,8 @@ def _setting_section(setting: SettingTables, evidence: Evidence, say: Callable[[
             say(f"  gallery and heat maps of {pair[0].label} against {pair[1].label}")
             part = replace(part, subsections=(gallery_section(*pair, evidence), heatmap_section(*pair, evidence)))
         parts.append(part)
-    picture = difference_picture(setting.tables)
     return Section(
-        setting.title,
-        (f"{setting.name}.",) if setting.runs else (),
+        setting.name,
         tables=tuple(map(paper_table, setting.tables)),
-        pictures=() if picture is None else (picture,),
         subsections=tuple(parts),
     )

@@ -6,50 +6,33 @@ import csv
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from msil.checkpoints.load import load_dense_detector
-from msil.detection import Detector
 from msil.errors import ConfigError, DataError, WeightsError
 from msil.metrics.breakdown import breakdown, confusion
+from msil.metrics.matching import Matches
 from msil.metrics.precision import per_class, precision_recall, scores
 from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting import charts
 from msil.reporting.evidence import Evidence
-from msil.reporting.gallery import gallery_pictures, image_scores, most_different, read_gallery_image
+from msil.reporting.gallery import gallery_picture, image_scores, most_different, read_gallery_image
 from msil.reporting.groups import DetectorLines, Line, Result
-from msil.reporting.heatmaps import CELL_SIDE, MERGED, HeatmapRow, draw_heatmaps, energy_table, split_energy, tower_maps
-from msil.reporting.page import GalleryItem, Picture, Section
-from msil.reporting.paper_tables import Filled
-from msil.reporting.pictures import draw_boxes, image_bytes, series
+from msil.reporting.heatmaps import MERGED, draw_heatmaps, energy_table, heatmap_row, split_energy
+from msil.reporting.page import Picture, Section
+from msil.reporting.pictures import image_bytes, series
 from msil.runs import CHECKPOINTS, LAST, METRICS
 
-# COCO's, in px^2
-AREAS = {"APs": ("small", 0.0, 32.0**2), "APm": ("medium", 32.0**2, 96.0**2), "APl": ("large", 96.0**2, np.inf)}
+AREAS = {"APs": "small\n< 32² px", "APm": "medium", "APl": "large\n≥ 96² px"}  # COCO's
 ERRORS = {"Cls": "Cls\nclass", "Loc": "Loc\nlocation", "Both": "Both\nclass, box", "Dupe": "Dupe\nduplicate",
           "Bkg": "Bkg\nbackground", "Miss": "Miss\nmissed"}  # fmt: skip
 IMAGES = 12  # of a gallery
 HEATMAPS = 4  # images with heat maps
 ENERGY_IMAGES = 200  # the first so many of a split
 CHART_WIDTH = 614  # CSS pixels: 6.4 inches
-
-
-def difference_picture(tables: Sequence[Filled]) -> Picture | None:
-    """Every difference of these tables with its interval, or None where there is none."""
-    found = {}
-    for table in tables:
-        metric = table.metric[table.paper.metrics[0]]
-        what = f"Table {table.paper.number}" + ("" if metric == "AP" else f" ({metric.replace('_', ' ')})")
-        found |= {f"{what}: {table.label(table.rows[place])}": one for place, one in table.differences.items()}
-    if not found:
-        return None
-    numbers = {name: {"": one.estimate} for name, one in found.items()}
-    return _chart(
-        charts.difference_plot(list(found), list(found.values())),
-        f"Differences of AP to the row each is compared with, with 95 % intervals: {_in_words(numbers)}",
-    )
 
 
 def detector_section(detector: DetectorLines, evidence: Evidence) -> Section:
@@ -81,18 +64,15 @@ def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
         return Section(title, ("The two were not evaluated on the same images, so no gallery.",))
     found = [image_scores(record) for record in (first, second)]
     better, worse = (int(np.count_nonzero(sign * (found[1] - found[0]) > 0)) for sign in (1, -1))
-    items = []
+    pictures = []
     try:
         root = _data_root(runs[0])
         for index in most_different(first, second, IMAGES).tolist():
-            image, name = _image(first, index, root), str(first.file_names[index])
-            labels = ("ground truth", f"plain, F1 {found[0][index]:.2f}", f"MSIL, F1 {found[1][index]:.2f}")
-            alts = ("the objects of", "what the plain detector finds on", "what the detector with MSIL finds on")
-            pictures = gallery_pictures(index, image, first, second)
-            items.append(GalleryItem(name, tuple(
-                Picture(f"{alt} image {name}", data, "jpeg", 384, label)
-                for alt, data, label in zip(alts, pictures, labels, strict=True)
-            )))  # fmt: skip
+            name, (plain_score, msil_score) = str(first.file_names[index]), (scores[index] for scores in found)
+            picture = gallery_picture(index, _image(first, index, root), first, second)
+            caption = f"{name}: ground truth; plain, F1 {plain_score:.2f}; MSIL, F1 {msil_score:.2f}"
+            alt = f"The objects of image {name}, and what the plain detector and the one with MSIL find"
+            pictures.append(Picture(alt, image_bytes(picture, "JPEG"), "jpeg", picture.shape[1], caption))
     except DataError as error:
         return Section(title, (f"No gallery: {str(error).rstrip('.')}.",))
     words = (
@@ -101,7 +81,7 @@ def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
         f"better on {better} of {len(first.image_ids)} images and worse on {worse}; shown are the largest "
         "differences, half of them each way, so that the choice flatters neither."
     )
-    return Section(title, (words,), gallery=tuple(items))
+    return Section(title, (words,), pictures=tuple(pictures))
 
 
 def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
@@ -120,7 +100,17 @@ def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
         indices = np.unique(record.truth_images[~record.truth_ignored]).tolist()
         samples = ((_image(record, i, root), _boxes(record, i)) for i in indices[:ENERGY_IMAGES])
         energy = split_energy(detectors, samples)
-        rows = [_row(record, detectors, index, root) for index in _easy_to_read(record, indices)[:HEATMAPS]]
+        rows = [
+            heatmap_row(
+                detectors,
+                _image(record, index, root),
+                ("", str(record.file_names[index])),
+                _boxes(record, index),
+                record.truth_labels[_mine(record, index)],
+                record.classes.tolist(),
+            )
+            for index in indices[:: -(-len(indices) // HEATMAPS)]
+        ]
     except (WeightsError, DataError, ConfigError) as error:
         return Section(title, (f"No heat maps: {str(error).rstrip('.')}.",))
     levels = (energy.levels[0], MERGED)
@@ -135,7 +125,7 @@ def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
         picture = draw_heatmaps(rows, list(detectors), level)
         alt = f"Heat maps of the two towers of {' and '.join(detectors)} on {len(rows)} images, {level}"
         pictures.append(Picture(alt, image_bytes(picture, "JPEG"), "jpeg", picture.shape[1], f"Level: {level}."))
-    return Section(title, (words,), (energy_table(energy, levels),), tuple(pictures))
+    return Section(title, (words,), (energy_table(energy),), tuple(pictures))
 
 
 def _chart(svg: bytes, alt: str) -> Picture:
@@ -145,15 +135,15 @@ def _chart(svg: bytes, alt: str) -> Picture:
 def _training(detector: DetectorLines) -> list[Picture]:
     logs = {line.label: [log for run in line.runs if (log := _log(run)) is not None] for line in detector.lines}
     pictures = []
-    for column, x, y, title, place in (
-        ("AP", "epoch", "AP, percent", "AP during training", lambda xs, ys: (xs + 1, 100 * ys)),
-        ("loss", "step", "loss", "Training loss", lambda xs, ys: (xs, ys)),
+    for column, x, y, title in (
+        ("AP", "epoch", "AP, percent", "AP during training"),
+        ("loss", "step", "loss", "Training loss"),
     ):
-        found = {name: [place(*series(log, x, column)) for log in rows] for name, rows in logs.items()}
+        found = {name: [series(log, x, column) for log in rows] for name, rows in logs.items()}
         found = {name: [one for one in seeds if len(one[0])] for name, seeds in found.items()}
         found = {name: seeds for name, seeds in found.items() if seeds}
         if found:
-            svg = charts.learning_curves(found, f"{x} (thin: one seed, bold: mean)", y, title)
+            svg = charts.curves(found, f"{x} (thin: one seed, bold: mean)", y, title)
             pictures.append(_chart(svg, f"{title} of {', '.join(found)}"))
     return pictures
 
@@ -161,39 +151,22 @@ def _training(detector: DetectorLines) -> list[Picture]:
 def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
     records = {line.label: [record for run in line.runs if (record := evidence.record(run))] for line in lines}
     judged = {line.label: [evidence.matches(run, "AP") for run in line.runs] for line in lines}
-    first = next(iter(records.values()))[0]
-    classes = first.classes.tolist()
+    classes = next(iter(records.values()))[0].classes.tolist()
     by_class = {name: np.stack([per_class(one)["AP"] for one in found]) for name, found in judged.items()}
     means = {name: charts.nan_mean(values) for name, values in by_class.items()}
     spreads = {name: np.nan_to_num(values.std(axis=0, ddof=1)) for name, values in by_class.items() if len(values) > 1}
-    recalls = precision_recall(next(iter(judged.values()))[0])[0]
-    precisions = {
-        name: charts.nan_mean(np.stack([precision_recall(one)[1] for one in found])) for name, found in judged.items()
-    }
-    sizes = {
-        name: {
-            size: float(charts.nan_mean(np.array([scores(one, metrics=(size,))[size] for one in found])))
-            for size in AREAS
-        }
-        for name, found in judged.items()
-    }
-    areas = first.truth_areas[~first.truth_ignored]
-    counts = {
-        size: f"{name}\n{np.count_nonzero((areas >= low) & (areas < high)):,} objects"
-        for size, (name, low, high) in AREAS.items()
-    }
-    costs = {name: [breakdown(record).costs for record in found] for name, found in records.items()}
-    errors = {name: {kind: float(np.mean([one[kind] for one in found])) for kind in found[0]}
-              for name, found in costs.items()}  # fmt: skip
+    precisions = {name: [_mean_precision(one) for one in found] for name, found in judged.items()}
+    sizes = {name: _means([scores(one, metrics=tuple(AREAS)) for one in found]) for name, found in judged.items()}
+    errors = {name: _means([breakdown(record).costs for record in found]) for name, found in records.items()}
     numbers = {name: dict(zip(classes, values, strict=True)) for name, values in means.items()}
     pictures = [
         _chart(charts.class_bars(classes, means, spreads), f"AP of each class: {_in_words(numbers)}"),
         _chart(
-            charts.precision_recall(recalls, classes, precisions),
-            f"Precision over recall at IoU 0.5, mean and by class, of {', '.join(precisions)}",
+            charts.curves(precisions, "recall", "precision, mean over classes", "Precision and recall at IoU 0.5"),
+            f"Precision over recall at IoU 0.5, mean over the classes, of {', '.join(precisions)}",
         ),
         _chart(
-            charts.grouped_bars(sizes, counts, "AP, percent", "AP by size of object"),
+            charts.grouped_bars(sizes, AREAS, "AP, percent", "AP by size of object"),
             f"AP by size of object: {_in_words(sizes)}",
         ),
         _chart(
@@ -207,6 +180,15 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
         alt = f"{title}: rows are the true classes and background, columns the predicted ones and missed"
         pictures.append(_chart(svg, alt))
     return pictures
+
+
+def _means(seeds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {name: float(charts.nan_mean(np.array([one[name] for one in seeds]))) for name in seeds[0]}
+
+
+def _mean_precision(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
+    recalls, precisions = precision_recall(matches)
+    return recalls, charts.nan_mean(precisions)
 
 
 def _in_words(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -260,17 +242,3 @@ def _mine(record: EvaluationRecord, index: int) -> np.ndarray:
 
 def _boxes(record: EvaluationRecord, index: int) -> np.ndarray:
     return corners(record.truth_boxes[_mine(record, index)])
-
-
-def _easy_to_read(record: EvaluationRecord, images: Sequence[int]) -> list[int]:
-    """First those whose boxes cover about a tenth of them each: there a map has room to be right or wrong."""
-    areas = record.truth_boxes[:, 2] * record.truth_boxes[:, 3]
-    covered = [areas[_mine(record, i)].mean() / record.sizes[i].prod() for i in images]
-    order = np.argsort(np.abs(np.log10(np.maximum(covered, 1e-9)) + 1), kind="stable")
-    return [images[i] for i in order]
-
-
-def _row(record: EvaluationRecord, detectors: Mapping[str, Detector], index: int, root: Path) -> HeatmapRow:
-    image, boxes, name = _image(record, index, root), _boxes(record, index), str(record.file_names[index])
-    drawn = draw_boxes(image, boxes, record.truth_labels[_mine(record, index)], record.classes.tolist(), side=CELL_SIDE)
-    return HeatmapRow(image, ("", name), drawn, boxes, [tower_maps(one, image) for one in detectors.values()])

@@ -43,7 +43,6 @@ class Sweep:
     name: str  # <table>-<8 hex of the jobs' hashes>, so the same sweep finds its folder again
     folder: Path
     jobs: tuple[Job, ...]
-    table: str | None  # the paper's table that every job belongs to
 
 
 def plan(configs: Sequence[Config], overrides: Sequence[Sequence[str]]) -> Sweep:
@@ -72,7 +71,7 @@ def plan(configs: Sequence[Config], overrides: Sequence[Sequence[str]]) -> Sweep
         grouped = config.logger.name == LoggerName.wandb and config.logger.group is None
         typed = (*job_overrides, f"logger.group={name}") if grouped else tuple(job_overrides)
         jobs.append(Job(number + 1, typed, hashes[number], folders[number], settings[number], labels[number]))
-    return Sweep(name, Path(configs[0].runs_dir) / "sweeps" / name, tuple(jobs), table)
+    return Sweep(name, Path(configs[0].runs_dir) / "sweeps" / name, tuple(jobs))
 
 
 def labels_of(overrides: Sequence[Sequence[str]]) -> list[str]:

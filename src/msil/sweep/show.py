@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from msil.reporting.formats import duration, percent
-from msil.reporting.tables import sweep_table, to_text, write_table
+from msil.reporting.sweep_table import sweep_table
+from msil.reporting.tables import to_text, write_table
 from msil.runs import CONSOLE, is_finished, read_result
 from msil.sweep.plan import Job, Sweep, varied
 
@@ -67,9 +68,7 @@ def say_of(job: Job, jobs: Sequence[Job], text: str) -> None:
 
 def report(sweep: Sweep, outcomes: Sequence[Outcome]) -> bool:
     """Writes and prints the sweep's table, then counts; returns whether the files could be written."""
-    table = sweep_table(
-        [_row(outcome) for outcome in outcomes], varied=varied([job.overrides for job in sweep.jobs]), table=sweep.table
-    )
+    table = sweep_table([_row(outcome) for outcome in outcomes], varied([job.overrides for job in sweep.jobs]))
     unwritten = None
     try:
         write_table(sweep.folder, table)
@@ -118,5 +117,4 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "status": status,
         "exit_code": outcome.exit_code,
         "config": dict(outcome.job.values),
-        "overrides": list(outcome.job.overrides),
     }
