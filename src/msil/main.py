@@ -26,7 +26,7 @@ from msil.compose import CONF, composed_by_hydra, config_folders, register
 from msil.config import Config
 from msil.errors import ConfigError, RunError, UserError
 from msil.explain import explain, parse
-from msil.interruption import Interruption
+from msil.interruption import Interruption, Preempted
 from msil.launch.lifeline import end_with_parent
 from msil.launch.processes import count_devices, program, run_ranks, started_from_outside
 from msil.lock import locked
@@ -60,6 +60,8 @@ def prepare() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and `command` says it in a sentence
     # A user needs the sentence, not the line of our code that warned.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    # conf/hydra/launcher gives values to the settings of the plugin of the same name, on purpose.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     register(settled)
 
 
@@ -135,9 +137,11 @@ def hydra_entry(composed: DictConfig) -> float | None:
     sys.argv = ["run.py", *overrides, "hydra.mode=RUN"]  # for result.json, and for the run's processes
     try:
         return run(checked(composed))["metrics"].get("AP")
-    except RunError as error:
+    except Preempted as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)  # a job that was stopped (75) must not count as over
+        sys.exit(error.exit_code)  # it must not count as over
+    except UserError as error:
+        raise RunError(str(error)) from error  # of one job: the command ends with 1
 
 
 def run(config: Config) -> dict[str, Any]:

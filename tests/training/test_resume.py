@@ -35,7 +35,7 @@ RARELY = "trainer.save_every=100"
 
 @pytest.mark.parametrize(
     ("workers", "kills", "epochs"),
-    [(0, 3, 2), pytest.param(0, 20, 24, marks=pytest.mark.slow), pytest.param(2, 20, 24, marks=pytest.mark.slow)],
+    [(0, 3, 2), pytest.param(0, 20, 60, marks=pytest.mark.slow), pytest.param(2, 20, 60, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_kill_9_changes_nothing(

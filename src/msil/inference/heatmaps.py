@@ -52,6 +52,7 @@ def heatmap_figure(
     Raises ConfigError for an unknown level, another ending, nothing to draw, or a place that cannot be written to,
     DataError for an image that cannot be read or a data set without boxes.
     """
+    out = Path(out)
     for file in images:
         if not file.is_file():
             raise DataError(f"there is no image {file}: give the path of one.")
