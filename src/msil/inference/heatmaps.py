@@ -36,7 +36,7 @@ def heatmap_figure(
     detectors: Mapping[str, Detector],
     classes: Sequence[str],
     images: Sequence[Path],
-    out: Path,
+    out: str | Path,
     *,
     level: str = MERGED,
     dataset: AnnotatedImages | None = None,
