@@ -70,7 +70,7 @@ def test_heatmap_of_two_runs_on_the_split_of_their_data(
     assert content["checkpoints"] == {"plain": str(plain), "msil-both": str(both)}
     assert (content["split"], content["images"], content["images_without_boxes"]) == ("val", 5, 1)
     assert len(content["rows"]) == 2 * 2 * 6
-    uniform = next(row for row in content["rows"] if row["energy"].startswith("inside"))["uniform"]
+    uniform = next(row for row in content["rows"] if row["region"] == "inside")["uniform"]
     assert uniform == pytest.approx(20 * 20 / (60 * 40))
     assert sorted(path.name for path in out.parent.iterdir()) == ["heatmap.json", "heatmap.png"]
 
@@ -95,7 +95,7 @@ def test_heatmap_refuses_in_one_sentence(tmp_path: Path, root: Path, capsys: pyt
     image = ["--image", str(root / "val" / "0.png")]
     for arguments, words in (
         ([], "there is nothing to draw"),
-        (["--split", "val"], "is of no run and does not know any data: give --data and --root"),
+        (["--split", "val"], "holds no data settings: give --data and --root"),
         (["--image", str(tmp_path / "no.jpg")], "there is no image"),
         ([*image, "--out", "a.jpg"], "does not end in .png"),
         ([*image, "--out", str(tmp_path / "text.jpg" / "a.png")], "cannot be written"),
