@@ -53,3 +53,9 @@ class Golden:
 @pytest.fixture(scope="session")
 def golden() -> Golden:
     return Golden()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The ONNX exporter starts autograd's threads, after which no process can be forked that trains: last, in each of
+    # pytest-xdist's workers too (--no-loadscope-reorder).
+    items.sort(key=lambda item: item.path.name in ("test_export.py", "test_attach.py"))
