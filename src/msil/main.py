@@ -57,7 +57,7 @@ def prepare() -> None:
     # Threads that spin while they wait cost three times the CPU seconds as soon as anything else runs on the machine.
     # Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and `command` says it in a sentence
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises; its errors are reworded below
     # A user needs the sentence, not the line of our code that warned.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     # conf/hydra/launcher gives values to the settings of the plugin of the same name, on purpose.
@@ -147,7 +147,7 @@ def hydra_entry(composed: DictConfig) -> float | None:
 def run(config: Config) -> dict[str, Any]:
     """One run, on one device or on several; prints its numbers and returns what result.json holds."""
     interruption = Interruption()
-    with interruption.watching():  # already: a run that is told to stop while it starts stops at its first batch
+    with interruption.watching():  # from here on, so that a signal during start-up stops the run at its first batch
         devices = 1
         if not started_from_outside(os.environ):
             devices = count_devices(config.trainer.devices, cpu=config.trainer.accelerator == "cpu")

@@ -185,7 +185,7 @@ def series(rows: Sequence[Mapping[str, str]], x: str, y: str) -> tuple[np.ndarra
     """Two columns of metrics.csv, rows with an empty or non-finite cell in either left out: epochs counted from 1, and
     AP in percent.
 
-    Raises ValueError for text that is no number.
+    Raises ValueError for a cell that is not a number.
     """
     pairs = [(float(row[x]), float(row[y])) for row in rows if row.get(x) and row.get(y)]
     points = np.array([pair for pair in pairs if all(map(math.isfinite, pair))], dtype=float).reshape(-1, 2)

@@ -209,7 +209,7 @@ def _log(run: Result) -> list[dict[str, str]] | None:
             rows = list(csv.DictReader(file))
         for x, y in (("epoch", "AP"), ("step", "loss")):
             series(rows, x, y)
-    except (ValueError, csv.Error) as error:  # ValueError: text that is no number, bytes that are no text
+    except (ValueError, csv.Error) as error:  # ValueError: a cell that is not a number, or invalid UTF-8
         warnings.warn(f"{path} is damaged ({error}): that run has no curves.", stacklevel=2)
         return None
     return rows
