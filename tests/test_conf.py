@@ -17,11 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from msil.check import check
 from msil.checkpoints.assemble import head_options
 from msil.compose import register, to_config
-from msil.config import Config, Decay, OptimizerName, config_hash, plain
+from msil.config import STAND_INS, Config, Decay, OptimizerName, config_hash, plain
 from msil.detection.heads import HEADS
 from msil.explain import config_groups
 from msil.reporting.paper import TABLES
-from msil.reporting.paper_tables import STAND_INS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"

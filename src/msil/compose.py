@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from msil.config import Config, default_run_name, plain
+from msil.config import STAND_INS, Config, default_run_name, plain
 from msil.explain import explain
 
 _CHECKOUT = Path(__file__).resolve().parents[2] / "conf"
@@ -23,7 +23,7 @@ CONF = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).resolve().parent / "c
 
 # In the paper's tables under a schedule that trains from scratch in minutes, these nets stand in for its own.
 FROM_SCRATCH = ("quick", "smoke")
-STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18_scratch"}
+_CHOICES = {"resnet18": "resnet18_scratch"}  # of model/backbone, where the net's own name starts from ImageNet
 
 
 def composed_by_hydra(flags: argparse.Namespace, overrides: Sequence[Override]) -> DictConfig:
@@ -88,4 +88,7 @@ def register(settle: Callable[[Config], Config] = lambda config: config) -> None
 
 def _resolve_backbones(schedule: str, *names: str) -> str:
     """The choices of a table's sweep over model/backbone: the paper's, or under a quick schedule what stands in."""
-    return ",".join(STAND_INS[name] if schedule in FROM_SCRATCH else name for name in names)
+    if schedule in FROM_SCRATCH:
+        nets = [STAND_INS[name] for name in names]
+        names = tuple(_CHOICES.get(net, net) for net in nets)
+    return ",".join(names)

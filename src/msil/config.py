@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import PurePath
@@ -211,6 +211,9 @@ class Config:
     run_name: str = MISSING  # folder below runs_dir; by default made of the values and config_hash
 
 
+# Trained from scratch, these nets of ours take the rows of the paper's.
+STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18"}
+
 # What changes where or how fast a run happens, not what it computes.
 NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
               "data.device_transforms",  # on a CPU every pixel is the same, a GPU rounds some of them by 1 of 255
@@ -218,22 +221,29 @@ NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "d
 
 
 def config_hash(values: Mapping[str, Any]) -> str:
-    """8 hex digits of the resolved settings, devices, workers, logger and output paths left out.
+    """8 hex digits of what the settings compute. `values`: the plain nested dict of a Config.
 
-    `values`: the plain nested dict of a Config; of `trainer`, precision and accumulate count. A setting
-    that is null counts as one that does not exist, so that a new optional setting leaves finished runs finished.
+    A setting that is null counts as one that does not exist, so that a new optional setting leaves finished runs
+    finished.
     """
+    return hashlib.sha256(json.dumps(_without_nulls(computed(values)), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def computed(values: Mapping[str, Any], without: Iterable[str] = ()) -> dict[str, Any]:
+    """The settings that change a run's numbers: not those of NOT_HASHED, nor the paths of `without`. Of `trainer`,
+    precision and accumulate (above 1) stay, at the top level."""
     kept = json.loads(json.dumps(values))
-    kept["precision"] = kept["trainer"]["precision"]
-    if kept["trainer"].get("accumulate", 1) > 1:
-        kept["accumulate"] = kept["trainer"]["accumulate"]
-    for path in NOT_HASHED:
+    trainer = kept.get("trainer") or {}
+    kept["precision"] = trainer.get("precision")
+    if trainer.get("accumulate", 1) > 1:
+        kept["accumulate"] = trainer["accumulate"]
+    for path in (*NOT_HASHED, *without):
         *parents, leaf = path.split(".")
         node = kept
         for parent in parents:
-            node = node[parent]
+            node = node.get(parent) or {}
         node.pop(leaf, None)
-    return hashlib.sha256(json.dumps(_without_nulls(kept), sort_keys=True).encode()).hexdigest()[:8]
+    return kept
 
 
 def _without_nulls(values: Any) -> Any:

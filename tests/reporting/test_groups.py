@@ -50,15 +50,17 @@ def test_a_pair_is_the_plain_detector_and_the_whole_block() -> None:
 
 def test_settings_part_what_must_not_stand_in_one_table() -> None:
     longer, elsewhere, tested, half = run(), run(apply="none"), run(apply="cls"), run(2)
+    parted = run(3)
     longer["config"]["schedule"]["epochs"] = 24
     elsewhere["config"] |= {"runs_dir": "other", "trainer": {"devices": 8}}
     tested["config"]["mode"] = "test"
     half["config"]["trainer"] = {"precision": "bf16-mixed"}
+    parted["config"]["trainer"] = {"accumulate": 2}
     warm = run(head="fcos")  # its head's own warm-up
     warm["config"]["schedule"]["warmup_factor"] = 1 / 3
-    groups = settings([longer, run(), elsewhere, run(1), warm, tested, half])
-    assert [len(group) for group in groups] == [4, 1, 1]
-    assert groups[1:] == [[longer], [half]]
+    groups = settings([longer, run(), elsewhere, run(1), warm, tested, half, parted])
+    assert [len(group) for group in groups] == [4, 1, 1, 1]
+    assert groups[1:] == [[longer], [half], [parted]]
 
 
 def test_runs_of_before_a_setting_existed_stand_beside_those_where_it_is_null() -> None:

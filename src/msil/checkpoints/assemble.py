@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import nn
 
-from msil.config import Apply, ModelConfig
+from msil.config import Apply, ModelConfig, MSILConfig
 from msil.detection import Detector
 from msil.detection.backbone import BACKBONES, ResNetOptions, TimmOptions, build_backbone
 from msil.detection.detector import fpn_of
@@ -27,7 +27,9 @@ Class = TypeVar("Class")
 
 # Settings of detection, of which null means the detector's own default.
 DETECTION = ("score_thresh", "nms_thresh", "topk_candidates", "detections_per_img", "test_scales", "test_flip")
-_USUAL = {"align": True, "separate": True, "apply": Apply.both, "kernel_size": 3, "reduction": 16}  # MSIL's switches
+_USUAL = {
+    name: usual for name, usual in vars(MSILConfig()).items() if name not in ("block", "options")
+}  # MSIL's switches
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 
 

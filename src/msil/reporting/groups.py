@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from msil.config import NOT_HASHED
+from msil.config import MSILConfig, computed
 from msil.reporting.formats import setting
 from msil.reporting.paper import TITLES, PaperTable, Recipe
 
@@ -20,7 +19,7 @@ Result = Mapping[str, Any]
 ROW = ("model.head", "model.backbone", "model.msil", "model.detector", "model.detector_weights", "model.nms_thresh",
        "model.image_mean", "model.image_std", "schedule.warmup_factor")  # fmt: skip
 # How the paper is read where it is silent; other values are named.
-USUAL_BLOCK = {"kernel_size": 3, "reduction": 16}
+USUAL_BLOCK = {name: getattr(MSILConfig(), name) for name in ("kernel_size", "reduction")}
 PAPER_CHANNELS = 256  # of FPN and head, in every published recipe
 
 
@@ -90,7 +89,7 @@ def one_a_seed(runs: Sequence[Result]) -> tuple[Result, ...]:
 
 def key(run: Result, *without: str) -> str:
     """What a run computes, but for its seed and the settings named; a null counts as a setting that is not there."""
-    return json.dumps(dict(_leaves(_computed(run, without))), sort_keys=True)
+    return json.dumps(dict(_leaves(computed(run["config"], ("seed", *without)))), sort_keys=True)
 
 
 def block_label(run: Result) -> str:
@@ -127,7 +126,7 @@ def unusual(block: Mapping[str, Any]) -> list[str]:
 def told_apart(names: Sequence[str], runs: Sequence[Result]) -> list[str]:
     """The names of runs; equal ones are followed by the settings, but for the block's, that differ between them,
     num_convs=2, as typed."""
-    leaves = [dict(_leaves(_computed(run, ("model.msil",)))) for run in runs]
+    leaves = [dict(_leaves(computed(run["config"], ("seed", "model.msil")))) for run in runs]
     apart = []
     for name, own in zip(names, leaves, strict=True):
         alike = [other for other_name, other in zip(names, leaves, strict=True) if other_name == name]
@@ -235,18 +234,6 @@ def _epochs(count: int) -> str:
 
 def _pixels(short: int, long: int) -> str:
     return f"images of {short} to {long} pixels" if short != long else f"{short}-pixel images"
-
-
-def _computed(run: Result, without: Iterable[str]) -> dict[str, Any]:
-    config = run["config"]
-    kept = {**copy.deepcopy(dict(config)), "precision": (config.get("trainer") or {}).get("precision")}
-    for path in (*NOT_HASHED, "seed", *without):
-        *parents, leaf = path.split(".")
-        node: Any = kept
-        for parent in parents:
-            node = node.get(parent) or {}
-        node.pop(leaf, None)
-    return kept
 
 
 def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:

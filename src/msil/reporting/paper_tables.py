@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from msil.config import STAND_INS
 from msil.reporting import formats
 from msil.reporting.groups import (
     Result,
@@ -30,8 +31,6 @@ from msil.reporting.groups import (
 from msil.reporting.paper import PaperRow, PaperTable
 from msil.reporting.tables import Column, Table
 
-# Where a net of the paper is not in a setting, this one of ours takes its row.
-STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18"}
 RECIPES = ("1x", "2x", "ms-2x")  # the paper's schedules
 # What is typed for one row or one machine, by the beginnings of its keys.
 _OF_A_ROW = ("experiment", "model/", "model.msil", "model.head", "model.backbone", "seed", "table", "run_name", "hydra",
