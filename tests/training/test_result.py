@@ -9,7 +9,7 @@ import torch
 
 from msil import build_detector
 from msil.detection import Detector, FCOSHead, ResNetOptions
-from msil.training.result import count_flops, count_parameters
+from msil.training.result import command, count_flops, count_parameters
 
 PLAIN: dict[str, Any] = {
     "conv_bias": False,
@@ -63,3 +63,10 @@ def test_what_msil_adds(plain: Detector, plain_flops: int, kernel_size: int, uni
     convs = (k2 + k2 + 1 + 2 * k2 + 2 * k2) * 256**2
     expected = convs + 3 * 2 * 256 + 3 * 256 + 2 * (256 * 16 + 16 * 256)
     assert count_parameters(msil) - count_parameters(plain) == expected
+
+
+def test_the_command_is_what_a_user_would_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/x/bin/msil", "data.classes=[a,b c]", "hydra.mode=RUN"])
+    assert command() == "msil train 'data.classes=[a,b c]'"
+    monkeypatch.setattr("sys.argv", ["/x/run.py", "seed=1"])
+    assert command() == "python run.py seed=1"

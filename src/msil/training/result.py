@@ -44,7 +44,7 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         "status": "finished",
         "config_hash": config_hash(parts.values),
         "seed": config.seed,
-        "command": _command(),
+        "command": command(),
         "metrics": module.final_metrics,
         "parameters": count_parameters(detector),
         "trainable_parameters": count_parameters(detector, trainable=True),
@@ -116,7 +116,8 @@ def count_flops(detector: AnyDetector, image_size: tuple[int, int]) -> int:
     return counter.get_total_flops()
 
 
-def _command() -> str:
-    """What the user would type for this run alone; a sweep's job has two of the launcher's own settings besides."""
-    typed = [word for word in sys.argv[1:] if not word.startswith(("hydra.run.dir=", "hydra.mode="))]
-    return shlex.join(["python", Path(sys.argv[0]).name, *typed])
+def command() -> str:
+    """What the user would type for this run alone; a sweep's job has hydra.mode=RUN of the launcher's besides."""
+    script = Path(sys.argv[0]).name
+    program = ["msil", "train"] if script == "msil" else ["python", script]
+    return shlex.join([*program, *(word for word in sys.argv[1:] if not word.startswith("hydra.mode="))])
