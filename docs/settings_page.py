@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from msil.config import Config
+from msil.config import every_setting
 
 HEAD = """# Settings
 
@@ -21,19 +19,14 @@ after any command prints them all. A head's and a backbone's own settings stand 
 
 
 def page() -> str:
-    rows = ["| setting | default | limits | meaning |", "|---|---|---|---|", *_rows(Config, "")]
+    rows = ["| setting | default | limits | meaning |", "|---|---|---|---|"]
+    for path, hint, own in every_setting():
+        if own.metadata:
+            default = own.default_factory() if callable(own.default_factory) else own.default
+            rows.append(
+                f"| `{path}` | `{_text(default)}` | {_limits(hint, own.metadata)} | {own.metadata['meaning']} |"
+            )
     return HEAD + "\n".join(rows) + "\n"
-
-
-def _rows(section: type, prefix: str) -> Iterator[str]:
-    hints = get_type_hints(section)
-    for field in dataclasses.fields(section):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _rows(hints[field.name], f"{prefix}{field.name}.")
-        elif field.metadata:
-            default = field.default_factory() if callable(field.default_factory) else field.default
-            limits = _limits(hints[field.name], field.metadata)
-            yield f"| `{prefix}{field.name}` | `{_text(default)}` | {limits} | {field.metadata['meaning']} |"
 
 
 def _text(value: Any) -> str:

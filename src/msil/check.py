@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from msil.compose import to_config
-from msil.config import Config, DataConfig, DataName, Decay, LoggerName, Mode, ModelConfig
+from msil.config import Config, DataConfig, DataName, Decay, LoggerName, Mode, ModelConfig, every_setting
 from msil.errors import ConfigError
 from msil.explain import one_line, raised_inside
 
@@ -46,8 +46,9 @@ def checked(composed: DictConfig, typed: Sequence[str] = ()) -> Config:
 
 def check(config: Config) -> None:
     """Raises ConfigError for the first value that cannot work."""
-    for path, value, limits in _values(config):
-        _check_limits(path, value, **limits)
+    for path, _, own in every_setting():
+        if own.metadata:
+            _check_limits(path, attrgetter(path)(config), **own.metadata)
     _check_mode(config)
     _check_data(config.data)
     _check_schedule(config)
@@ -56,16 +57,9 @@ def check(config: Config) -> None:
     _check_model(config.model)
 
 
-def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _values(value, f"{prefix}{field.name}.")
-        elif field.metadata:
-            yield f"{prefix}{field.name}", value, {k: v for k, v in field.metadata.items() if k != "meaning"}
-
-
-def _check_limits(path: str, value: Any, *, low: Any, high: Any, above: Any, below: Any, choices: Any) -> None:
+def _check_limits(
+    path: str, value: Any, *, meaning: str, low: Any, high: Any, above: Any, below: Any, choices: Any
+) -> None:
     if value is None:
         return
     if choices is not None and value not in choices:

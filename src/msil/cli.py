@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msil import __version__
 from msil.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="msil", description="MSIL detectors: weights, predictions, export, figures and report."
     )
+    parser.add_argument("--version", action="version", version=f"msil {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     verbs.add_parser(
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     importer.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     importer.add_argument("--from", dest="source", required=True, choices=("mmdet", "torchvision"))
-    importer.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
+    importer.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.safetensors")
     importer.add_argument("--style", choices=("pytorch", "caffe"), help="of MMDetection's ResNet")
     importer.add_argument("--head", metavar="NAME", help="of model/head, for MMDetection's FCOS, which has two forms")
     importer.add_argument("--classes", type=_names, metavar="A,B,...", help="where the checkpoint does not name them")
@@ -153,7 +155,7 @@ def _import(options: argparse.Namespace) -> int:
     lines = import_checkpoint(
         options.checkpoint,
         options.source,
-        options.output,
+        options.out,
         style=options.style,
         head=options.head,
         classes=options.classes,

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from msil.config import STAND_INS, Config, default_run_name, plain
+from msil.config import STAND_INS, Config, plain
 from msil.explain import explain
+from msil.runs import default_run_name
 
 _CHECKOUT = Path(__file__).resolve().parents[2] / "conf"
 CONF = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).resolve().parent / "conf"  # of a wheel

@@ -8,10 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, dataclass, field
 from enum import Enum, StrEnum
-from pathlib import PurePath
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -145,7 +144,7 @@ class DataConfig:
 @dataclass
 class ScheduleConfig:
     name: str = MISSING
-    epochs: int = setting(12, "split to train on", low=1)
+    epochs: int = setting(12, "passes over the training images", low=1)
     max_steps: int | None = setting(None, "ends the training early", low=1)
     eval_every: int = setting(1, "epochs between evaluations", low=1)
     eval_images: int | None = setting(None, "evaluate the first so many only; null: all", low=1)
@@ -211,6 +210,16 @@ class Config:
     run_name: str = MISSING  # folder below runs_dir; by default made of the values and config_hash
 
 
+def every_setting(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
+    """Each setting's full name, type and field; a field made by `setting` has its limits as metadata."""
+    hints = get_type_hints(section)
+    for own in dataclasses.fields(section):
+        if dataclasses.is_dataclass(hints[own.name]):
+            yield from every_setting(hints[own.name], f"{prefix}{own.name}.")
+        else:
+            yield f"{prefix}{own.name}", hints[own.name], own
+
+
 # Trained from scratch, these nets of ours take the rows of the paper's.
 STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18"}
 
@@ -250,57 +259,6 @@ def _without_nulls(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
     return {key: _without_nulls(value) for key, value in values.items() if value is not None}
-
-
-def default_run_name(values: Mapping[str, Any]) -> str:
-    """A readable folder name made of the main values, ended by the config hash, e.g.
-    `shapes_fcos_resnet10_msil-both_quick_s0_1a2b3c4d`, or `test_coco_val2017_vfnet_r50_1a2b3c4d` for an evaluation of
-    the weights vfnet_r50.safetensors."""
-    model = values["model"]
-    if values["mode"] == "test":
-        split = values["data"]["split"] or values["data"]["val_split"]
-        return "_".join(["test", values["data"]["name"], split, weights_name(model["weights"]), config_hash(values)])
-    names = [
-        values["data"]["name"],
-        *detector_names(model),
-        block_name(model["msil"]),
-        *([] if model["weights"] is None else [f"from-{weights_name(model['weights'])}"]),
-        values["schedule"]["name"],
-        f"s{values['seed']}",
-        config_hash(values),
-    ]
-    return "_".join(str(name) for name in names)
-
-
-def detector_names(model: Mapping[str, Any]) -> list[str]:
-    """fcos, resnet10; or of torchvision's detectors their one name."""
-    if model.get("detector"):
-        return [model["detector"]]
-    return [model["head"]["name"].rpartition(".")[2], PurePath(model["backbone"]["name"]).name]
-
-
-def block_name(msil: Mapping[str, Any]) -> str:
-    """plain, msil-both, msil-cls-noalign-k1, or the class name of a block of the user's own."""
-    if str(msil["apply"]) == "none":
-        return "plain"
-    if msil.get("block"):
-        return msil["block"].rpartition(".")[2]
-    parts = ["msil", str(msil["apply"])]
-    if not msil["align"]:
-        parts.append("noalign")
-    if not msil["separate"]:
-        parts.append("noseparate")
-    if msil["kernel_size"] != 3:
-        parts.append(f"k{msil['kernel_size']}")
-    return "-".join(parts)
-
-
-def weights_name(path: str | None) -> str:
-    """What a file of weights is called: its name without ending, or for a run's checkpoint that of the run."""
-    if path is None:
-        return "nothing"
-    file = PurePath(path)
-    return file.parent.parent.name or file.stem if file.parent.name == "checkpoints" else file.stem
 
 
 def plain(section: Any) -> dict[str, Any]:

@@ -9,10 +9,9 @@ import difflib
 import itertools
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from msil.config import Config
+from msil.config import Config, every_setting
 from msil.errors import ConfigError, UserError
 
 # Their settings depend on the choice: a head's, a backbone's own.
@@ -75,15 +74,9 @@ def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     return groups
 
 
-def settings(owner: type = Config, prefix: str = "") -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """Every setting's full name, e.g. model.msil.align, to its type."""
-    found: dict[str, Any] = {}
-    for name, hint in get_type_hints(owner).items():
-        if is_dataclass(hint):
-            found.update(settings(hint, f"{prefix}{name}."))  # pyright: ignore[reportArgumentType]
-        elif prefix + name not in OPEN_GROUPS:
-            found[prefix + name] = hint
-    return found
+    return {path: hint for path, hint, _ in every_setting() if path not in OPEN_GROUPS}
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:

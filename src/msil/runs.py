@@ -1,4 +1,4 @@
-"""A run's folder: the names of its files, atomic writes, and result.json. Standard library alone."""
+"""A run's folder: its name, the names of its files, atomic writes, and result.json. Standard library alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from msil.config import config_hash
 from msil.errors import ConfigError, UserError
 
 # In runs_dir/run_name; `msil report` and a rerun read the first four.
@@ -40,6 +41,57 @@ PROBE_BYTES = 16384  # about what a sweep writes before its first job
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _MODEL = ("head", "backbone", "msil")
 _MAKE_SOME = "python run.py experiment=table1 data=shapes schedule=quick makes some"
+
+
+def default_run_name(values: Mapping[str, Any]) -> str:
+    """A readable folder name made of the main values, ended by the config hash, e.g.
+    `shapes_fcos_resnet10_msil-both_quick_s0_1a2b3c4d`, or `test_coco_val2017_vfnet_r50_1a2b3c4d` for an evaluation of
+    the weights vfnet_r50.safetensors."""
+    model = values["model"]
+    if values["mode"] == "test":
+        split = values["data"]["split"] or values["data"]["val_split"]
+        return "_".join(["test", values["data"]["name"], split, weights_name(model["weights"]), config_hash(values)])
+    names = [
+        values["data"]["name"],
+        *detector_names(model),
+        block_name(model["msil"]),
+        *([] if model["weights"] is None else [f"from-{weights_name(model['weights'])}"]),
+        values["schedule"]["name"],
+        f"s{values['seed']}",
+        config_hash(values),
+    ]
+    return "_".join(str(name) for name in names)
+
+
+def detector_names(model: Mapping[str, Any]) -> list[str]:
+    """fcos, resnet10; or of torchvision's detectors their one name."""
+    if model.get("detector"):
+        return [model["detector"]]
+    return [model["head"]["name"].rpartition(".")[2], PurePath(model["backbone"]["name"]).name]
+
+
+def block_name(msil: Mapping[str, Any]) -> str:
+    """plain, msil-both, msil-cls-noalign-k1, or the class name of a block of the user's own."""
+    if str(msil["apply"]) == "none":
+        return "plain"
+    if msil.get("block"):
+        return msil["block"].rpartition(".")[2]
+    parts = ["msil", str(msil["apply"])]
+    if not msil["align"]:
+        parts.append("noalign")
+    if not msil["separate"]:
+        parts.append("noseparate")
+    if msil["kernel_size"] != 3:
+        parts.append(f"k{msil['kernel_size']}")
+    return "-".join(parts)
+
+
+def weights_name(path: str | None) -> str:
+    """What a file of weights is called: its name without ending, or for a run's checkpoint that of the run."""
+    if path is None:
+        return "nothing"
+    file = PurePath(path)
+    return file.parent.parent.name or file.stem if file.parent.name == "checkpoints" else file.stem
 
 
 @contextmanager

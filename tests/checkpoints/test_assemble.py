@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msil.checkpoints.assemble import check_model, detector_from_config, head_options
-from msil.config import block_name, default_run_name, plain
+from msil.config import plain
 from msil.detection import Detector
 from msil.detection.heads import HEADS
 from msil.detection.heads.fcos import FCOSHead
 from msil.detection.torchvision_detector import TorchvisionDetector
 from msil.errors import ConfigError
+from msil.runs import block_name, default_run_name
 
 from .cases import SMALL, composed
 

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from msil.checkpoints.description import Description, to_text
 from msil.checkpoints.settle import check_typed, settled
-from msil.config import config_hash, default_run_name, plain
+from msil.config import config_hash, plain
 from msil.errors import ConfigError
+from msil.runs import default_run_name
 
 from .cases import composed, described_file
 

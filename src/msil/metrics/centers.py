@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msil.metrics.record import GroundTruth
+from msil.metrics.record import AnnotatedSplit
 
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 
@@ -49,7 +49,7 @@ def quadrant_counts(points: np.ndarray) -> np.ndarray:
     ])  # fmt: skip
 
 
-def object_centers(truth: GroundTruth) -> dict[str, Centers]:
+def object_centers(truth: AnnotatedSplit) -> dict[str, Centers]:
     """Of every class, in the order of the labels.
 
     A centre is the middle of the box as the file has it. Ignored boxes (COCO's crowds, which are not one object, and

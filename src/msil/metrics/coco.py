@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from msil.metrics.detections import DetectionMetric
-from msil.metrics.record import EvaluationRecord, GroundTruth, to_xywh
+from msil.metrics.record import AnnotatedSplit, EvaluationRecord, to_xywh
 
 # In the order of pycocotools' `stats`; AP and AR without a number are averaged over the IoUs 0.50:0.95:0.05.
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -52,7 +52,7 @@ def pycocotools_stats(record: EvaluationRecord) -> dict[str, float]:
     return _named(evaluation)
 
 
-def to_coco(truth: GroundTruth) -> dict[str, list[dict[str, Any]]]:
+def to_coco(truth: AnnotatedSplit) -> dict[str, list[dict[str, Any]]]:
     """COCO's dict of a record or of Annotations.
 
     Its annotations have ids from 1 (pycocotools takes a match with annotation 0 for no match), bbox as in the data's
@@ -86,7 +86,9 @@ def coco_evaluation(record: EvaluationRecord) -> COCOeval:
         return COCOeval(apis[0], apis[1], "bbox")
 
 
-def _entries(truth: GroundTruth, owners: np.ndarray, labels: np.ndarray, **columns: np.ndarray) -> list[dict[str, Any]]:
+def _entries(
+    truth: AnnotatedSplit, owners: np.ndarray, labels: np.ndarray, **columns: np.ndarray
+) -> list[dict[str, Any]]:
     image_ids, category_ids = truth.image_ids[owners], np.asarray(truth.category_ids)[labels]
     columns = {"id": np.arange(1, len(owners) + 1), "image_id": image_ids, "category_id": category_ids, **columns}
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from msil.detection.structures import Detections
-from msil.metrics.record import EvaluationRecord, GroundTruth, make_record
+from msil.metrics.record import AnnotatedSplit, EvaluationRecord, make_record
 
 
 class DetectionMetric(Metric):
@@ -34,7 +34,7 @@ class DetectionMetric(Metric):
     counts: list[Tensor]
     image_ids: list[Tensor]
 
-    def __init__(self, truth: GroundTruth) -> None:
+    def __init__(self, truth: AnnotatedSplit) -> None:
         super().__init__()
         self.truth = truth
         self._known_images = frozenset(truth.image_ids.tolist())

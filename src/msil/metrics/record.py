@@ -19,7 +19,7 @@ from msil.runs import RECORD as RECORD_FILE
 from msil.runs import write_bytes
 
 
-class GroundTruth(Protocol):
+class AnnotatedSplit(Protocol):
     """What is to be found: msil.data.annotations.Annotations, or an EvaluationRecord, which has the same names."""
 
     @property
@@ -101,7 +101,7 @@ def to_xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def make_record(
-    truth: GroundTruth,
+    truth: AnnotatedSplit,
     image_ids: np.ndarray,
     owners: np.ndarray,
     boxes: np.ndarray,

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 
 from msil.errors import ConfigError
 from msil.metrics.centers import QUADRANTS, Centers, object_centers, shown_classes
-from msil.metrics.record import GroundTruth
+from msil.metrics.record import AnnotatedSplit
 from msil.reporting.formats import percent
 from msil.reporting.pictures import plain, png
 from msil.reporting.tables import Column, Table, to_csv
@@ -68,7 +68,7 @@ def centers_table(centers: Mapping[str, Centers]) -> Table:
     return Table("Where the centres of each class's objects lie, percent.", tuple(columns), tuple(rows))
 
 
-def write_centers(truth: GroundTruth, out: str | Path, names: Sequence[str] | None = None) -> list[str]:
+def write_centers(truth: AnnotatedSplit, out: str | Path, names: Sequence[str] | None = None) -> list[str]:
     """Write Figure 5 and, beside it with the ending .csv, the table of all classes; returns what to print.
 
     truth: a split's annotations. out: a .png. names: of the classes to draw; None: see `shown_classes`.

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from msil.config import config_hash, weights_name
+from msil.config import config_hash
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
 from msil.metrics.record import write_record
 from msil.metrics.upload import upload_entries, write_upload
 from msil.reporting.pictures import draw_curves
-from msil.runs import CHECKPOINTS, CURVES, METRICS, PREVIOUS, RESULT, write_json
+from msil.runs import CHECKPOINTS, CURVES, METRICS, PREVIOUS, RESULT, weights_name, write_json
 from msil.training.build import Parts
 from msil.training.loggers import log_result
 
