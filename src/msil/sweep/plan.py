@@ -81,7 +81,10 @@ def labels_of(overrides: Sequence[Sequence[str]]) -> list[str]:
     short = {key: key.replace("/", ".").rpartition(".")[2] for key in varying}
     clash = {tail for tail in short.values() if list(short.values()).count(tail) > 1}
     names = {key: key if short[key] in clash else short[key] for key in varying}
-    return [" ".join(f"{names[key]}={job[key]}" for key in varying if key in job) for job in parsed]
+    typed = {"True": "true", "False": "false", "None": "null"}  # Hydra's sweeper gives Python's words
+    return [
+        " ".join(f"{names[key]}={typed.get(job[key], job[key])}" for key in varying if key in job) for job in parsed
+    ]
 
 
 def varied(overrides: Sequence[Sequence[str]]) -> list[str]:
