@@ -1,4 +1,5 @@
-"""A stand-in for run.py: the same checks, settings and launcher, but its jobs train nothing and end as their seeds say.
+"""A stand-in for run.py: the same settings, launcher and checks, but for those of the net; its jobs train nothing and
+end as their seeds say.
 
 1: an error; 4: waits for SIGTERM and a file `may_save`, saves, exits with 75; 11: a result, and a full disk by a file
 `filler`; others: a complete result. With a file `mended` in the working folder all give a result.
@@ -14,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import msil.check
 import msil.main
 from msil.config import Config, config_hash, plain
 from msil.lock import locked
@@ -55,4 +57,5 @@ def wait_for_a_signal(run_dir: Path) -> None:
 
 if __name__ == "__main__":
     msil.main.run = work
+    msil.check._check_model = lambda model: None  # which imports torch, seconds a process
     msil.main.main()
