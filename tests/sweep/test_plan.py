@@ -27,7 +27,7 @@ def test_labels_name_what_varies() -> None:
     assert varied(SIX) == ["model.msil.align", "model.msil.apply"]
     assert labels_of(SIX)[1] == "align=true apply=reg"
     assert labels_of([["model/msil=full"], ["model/msil=no_align"]]) == ["msil=full", "msil=no_align"]
-    assert labels_of([["model.msil.align=True"], ["model.msil.align=False"]]) == ["align=true", "align=false"]  # Hydra's
+    assert labels_of([["model.msil.align=True"], ["model.msil.align=False"]]) == ["align=true", "align=false"]
     # Two settings of one short name keep their full names.
     assert labels_of([["data.seed=1", "seed=1"], ["data.seed=2", "seed=2"]])[0] == "data.seed=1 seed=1"
 
