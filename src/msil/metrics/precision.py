@@ -62,7 +62,7 @@ def precision_recall(matches: Matches, iou: float = 0.5) -> tuple[np.ndarray, np
         total = one.truths[0].sum()
         if total:
             ones = np.ones((1, matches.images))
-            envelope, true_positives = _envelope(one, 0, place, ones)
+            envelope, true_positives = _envelope(one, 0, place, ones, _running(one, ones))
             starts = np.searchsorted(true_positives[0] / total, RECALLS, side="left")
             precisions[label] = np.append(envelope[0], 0.0)[starts]
     return RECALLS, precisions
@@ -80,17 +80,16 @@ def _class_values(matches: Matches, metric: str, weights: np.ndarray) -> np.ndar
         step = max(1, _BLOCK // max(1, len(one.images)))
         for start in range(0, len(counted), step):
             rows = counted[start : start + step]
-            sums = [_average(one, matches, place, iou, weights[rows], totals[rows]) for iou in ious]
+            running = _running(one, weights[rows])
+            curves = [_envelope(one, place, iou, weights[rows], running) for iou in ious]
+            sums = [_average(*curve, totals[rows], matches.rule) for curve in curves]
             values[label, rows] = np.mean(sums, axis=0)
     return values
 
 
-def _average(
-    one: ClassMatches, matches: Matches, area: int, iou: int, weights: np.ndarray, totals: np.ndarray
-) -> np.ndarray:
-    envelope, true_positives = _envelope(one, area, iou, weights)
+def _average(envelope: np.ndarray, true_positives: np.ndarray, totals: np.ndarray, rule: str) -> np.ndarray:
     recalls = true_positives / totals[:, None]
-    if matches.rule == "voc":
+    if rule == "voc":
         steps = np.diff(recalls, axis=1, prepend=0.0)  # the area under the curve
     else:
         # Each hit holds the recalls of the grid between the hit before and itself.
@@ -99,14 +98,20 @@ def _average(
     return (envelope * steps).sum(axis=1)
 
 
-def _envelope(one: ClassMatches, area: int, iou: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _running(one: ClassMatches, weights: np.ndarray) -> np.ndarray:
+    """How many detections come up to each one, ignored ones too: (B, D). The same for all areas and IoUs."""
+    return np.cumsum(weights[:, one.images], axis=1)
+
+
+def _envelope(
+    one: ClassMatches, area: int, iou: int, weights: np.ndarray, running: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """At each hit, by descending score: the highest precision there or later, and the true positives so far, (B, H)."""
-    hits, ignored = one.hits[area, iou], one.ignored[area, iou]
-    kept = np.flatnonzero(~ignored)
-    counts = weights[:, one.images[kept]]
-    at_hits = np.flatnonzero(hits[kept])
-    positives = np.cumsum(counts, axis=1)[:, at_hits]
-    true_positives = np.cumsum(counts[:, at_hits], axis=1)
+    at_hits, ignored = np.flatnonzero(one.hits[area, iou]), np.flatnonzero(one.ignored[area, iou])
+    skipped = np.cumsum(weights[:, one.images[ignored]], axis=1)
+    skipped = np.pad(skipped, ((0, 0), (1, 0)))[:, np.searchsorted(ignored, at_hits)]
+    positives = running[:, at_hits] - skipped
+    true_positives = np.cumsum(weights[:, one.images[at_hits]], axis=1)
     # A hit of an image that counts no time may stand before all others: 0 of 0, which is no precision.
     precision = np.divide(true_positives, positives, out=np.zeros_like(positives), where=positives > 0)
     return np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1], true_positives
