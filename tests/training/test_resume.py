@@ -36,7 +36,6 @@ RARELY = "trainer.save_every=100"
 @pytest.mark.parametrize(
     ("accumulate", "workers", "kills", "epochs"),
     [
-        (1, 0, 3, 2),
         (2, 0, 3, 2),
         pytest.param(1, 0, 20, 60, marks=pytest.mark.slow),
         pytest.param(2, 2, 20, 60, marks=pytest.mark.slow),
@@ -108,8 +107,8 @@ def test_a_run_killed_in_its_last_evaluation_is_only_evaluated(
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("images", [9, 11])  # while the third step's first batch of two is loaded, or its second
+# While the third step's first batch of two is loaded, or its second.
+@pytest.mark.parametrize(("number", "images"), [(signal.SIGTERM, 9), (signal.SIGUSR1, 11)])
 def test_a_signal_stops_before_the_next_step_and_the_run_goes_on_there(
     tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, images: int
 ) -> None:
