@@ -37,8 +37,8 @@ RARELY = "trainer.save_every=100"
     ("accumulate", "workers", "kills", "epochs"),
     [
         (2, 0, 3, 2),
-        pytest.param(1, 0, 20, 60, marks=pytest.mark.slow),
-        pytest.param(2, 2, 20, 60, marks=pytest.mark.slow),
+        pytest.param(1, 0, 20, 20, marks=pytest.mark.slow),
+        pytest.param(2, 2, 20, 20, marks=pytest.mark.slow),
     ],
 )
 def test_kill_9_changes_nothing(
