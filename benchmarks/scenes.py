@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from msil.detection import Detector, FCOSHead, ResNetOptions, Target, build_detector
-from msil.detection.renaming import from_torchvision
+from msil.detection.weights import from_torchvision
 
 STRIDES = (8, 16, 32, 64, 128)
 IMAGE = (800, 1344)  # height, width: 22,400 points

@@ -20,9 +20,8 @@ from matplotlib.patches import Rectangle
 from msil.errors import ConfigError
 from msil.metrics.centers import QUADRANTS, Centers, object_centers, shown_classes
 from msil.metrics.record import AnnotatedSplit
-from msil.reporting.formats import percent
 from msil.reporting.pictures import plain, png
-from msil.reporting.tables import Column, Table, to_csv
+from msil.reporting.tables import Column, Table, percent, to_csv
 from msil.runs import write_bytes
 
 COLUMNS = 3

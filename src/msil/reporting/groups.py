@@ -10,8 +10,8 @@ from pathlib import PurePath
 from typing import Any
 
 from msil.config import MSILConfig, computed
-from msil.reporting.formats import setting
 from msil.reporting.paper import TITLES, PaperTable, Recipe
+from msil.reporting.tables import setting
 
 Result = Mapping[str, Any]
 

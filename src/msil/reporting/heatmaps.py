@@ -36,9 +36,8 @@ from msil.metrics.energy import (
     merge_levels,
     uniform_shares,
 )
-from msil.reporting.formats import interval, percent
 from msil.reporting.pictures import draw_boxes, plain, scaled, to_numpy
-from msil.reporting.tables import Column, Table
+from msil.reporting.tables import Column, Table, interval, percent
 
 TOWERS = {"cls": "classification tower", "reg": "regression tower"}
 REGIONS = ("inside", "border")

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from msil.config import STAND_INS
-from msil.reporting import formats
+from msil.reporting import tables
 from msil.reporting.groups import (
     Result,
     block_label,
@@ -190,18 +190,18 @@ def paper_table(filled: Filled) -> Table:
     for name in filled.paper.metrics:
         ours, title = filled.metric[name], name.replace("_", " ")
         columns += [
-            Column(f"paper_{name}", f"{title} paper", formats.percent),
-            Column(f"ours_{ours}", f"{ours.replace('_', ' ')} ours", formats.spread, parts=("", "_std")),
+            Column(f"paper_{name}", f"{title} paper", tables.percent),
+            Column(f"ours_{ours}", f"{ours.replace('_', ' ')} ours", tables.spread, parts=("", "_std")),
         ]
     metric = filled.paper.metrics[0]
     columns += [
-        Column("paper_difference", f"Δ{metric.replace('_', ' ')} paper", formats.signed),
-        Column("difference", f"Δ{filled.metric[metric].replace('_', ' ')} ours [95 %]", formats.interval,
+        Column("paper_difference", f"Δ{metric.replace('_', ' ')} paper", tables.signed),
+        Column("difference", f"Δ{filled.metric[metric].replace('_', ' ')} ours [95 %]", tables.interval,
                parts=("", "_low", "_high")),
         Column("against", "against", str, right=False),
-        Column("parameters", "parameters", formats.amount),
-        Column("flops", "FLOPs", formats.amount),
-        Column("images_per_second", "images/s", formats.rate),
+        Column("parameters", "parameters", tables.amount),
+        Column("flops", "FLOPs", tables.amount),
+        Column("images_per_second", "images/s", tables.rate),
         *(Column(name, shown=False) for name in ("setting", "runs")),
     ]  # fmt: skip
     rows = tuple(_line(filled, place) for place in range(len(filled.rows)))

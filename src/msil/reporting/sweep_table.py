@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msil.reporting import formats
+from msil.reporting import tables
 from msil.reporting.groups import Result, detector_name, distinct, joined, lookup, setting_name
 from msil.reporting.tables import AP_NAMES, Column, Table
 
 # package.module.Class by its last name
 FORMS = {
-    "model.head.name": lambda name: (name or formats.MISSING).rpartition(".")[2],
+    "model.head.name": lambda name: (name or tables.MISSING).rpartition(".")[2],
     "model.msil.block": lambda name: name.rpartition(".")[2] if name else "MSIL",
 }
 _CSV_ALONE = (
@@ -37,15 +37,15 @@ def sweep_table(rows: Sequence[Result], varied: Sequence[str], *, caption: str |
     titles = _short_names(keys)
     metrics = [row.get("metrics") or {} for row in rows]
     columns = [Column("run_name", "run", str, right=False, shown=caption is not None or not keys)]
-    columns += [Column(key, titles[key], FORMS.get(key, formats.setting), right=False) for key in keys]
+    columns += [Column(key, titles[key], FORMS.get(key, tables.setting), right=False) for key in keys]
     names = AP_NAMES + (("VOC_AP",) if any("VOC_AP" in one for one in metrics) else ())
     for name in names:
-        seen = name == "AP" or any(not formats.is_missing(one.get(name)) for one in metrics)
-        columns.append(Column(name, name.replace("_", " "), formats.percent, shown=seen))
+        seen = name == "AP" or any(not tables.is_missing(one.get(name)) for one in metrics)
+        columns.append(Column(name, name.replace("_", " "), tables.percent, shown=seen))
     columns += [
-        Column("parameters", "parameters", formats.amount),
-        Column("flops", "FLOPs", formats.amount),
-        Column("total_seconds", "time", formats.duration),
+        Column("parameters", "parameters", tables.amount),
+        Column("flops", "FLOPs", tables.amount),
+        Column("total_seconds", "time", tables.duration),
         Column("state", "state", str, right=False),
         Column("flops_image_size", shown=False, parts=("_height", "_width")),
         *(Column(key, shown=False) for key in _CSV_ALONE if key not in keys),
@@ -62,21 +62,21 @@ def result_line(result: Result) -> str:
     """What a single run prints at its end: three lines with its numbers, their price, and where the files are."""
     metrics = result["metrics"]
     names = [name for name in (*AP_NAMES, "VOC_AP") if name in metrics]
-    scores = "  ".join(f"{name.replace('_', ' ')} {formats.percent(metrics[name])}" for name in names)
+    scores = "  ".join(f"{name.replace('_', ' ')} {tables.percent(metrics[name])}" for name in names)
     height, width = result["flops_image_size"]
     config = result["config"]
     folder = Path(str(config.get("runs_dir", "runs"))) / result["run_name"]
     split = result.get("split")
     where = f"{result['val_images']} {split or 'validation'} images of {config['data']['name']}"
     took = (
-        f"tested in {formats.duration(result['total_seconds'])}"
+        f"tested in {tables.duration(result['total_seconds'])}"
         if split
-        else f"{result['steps']} training steps in {formats.duration(result['train_seconds'])} "
-        f"({formats.duration(result['total_seconds'])} with evaluation)"
+        else f"{result['steps']} training steps in {tables.duration(result['train_seconds'])} "
+        f"({tables.duration(result['total_seconds'])} with evaluation)"
     )
     return "\n".join((
         f"{scores}   (percent, {where})" if names else f"{where} without annotations, so no scores",
-        f"{formats.amount(result['parameters'])} parameters, {formats.amount(result['flops'])} FLOPs for one "
+        f"{tables.amount(result['parameters'])} parameters, {tables.amount(result['flops'])} FLOPs for one "
         f"{height}x{width} image, {took}",
         f"files in {folder}",
         *(f"to upload: {name}" for name in result.get("detections", ()) if name.endswith(".zip") and not names),

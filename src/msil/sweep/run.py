@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from msil.launch.lifeline import PARENT_PIPE, lifeline
 from msil.launch.processes import POLL_SECONDS, PREEMPTED, ending, tail
-from msil.reporting.formats import duration
+from msil.reporting.tables import duration
 from msil.runs import CONSOLE, is_finished
 from msil.sweep.plan import Job
 from msil.sweep.show import Outcome, say, say_change

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msil.reporting.formats import duration, percent
 from msil.reporting.sweep_table import sweep_table
-from msil.reporting.tables import to_text, write_table
+from msil.reporting.tables import duration, percent, to_text, write_table
 from msil.runs import CONSOLE, is_finished, read_result
 from msil.sweep.plan import Job, Sweep, varied
 

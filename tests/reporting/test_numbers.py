@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from msil.reporting.formats import amount, duration, percent, setting
+from msil.reporting.tables import amount, duration, percent, setting
 
 NAN = float("nan")
 
