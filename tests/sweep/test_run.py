@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from tests.launch.faults import alive, until
 
-from msil.runs import REQUIRED_KEYS
+from msil.runs import REQUIRED_KEYS, is_finished
 from msil.sweep.plan import Job
 from msil.sweep.run import run_jobs
-from msil.sweep.show import Outcome, first_outcome, say
+from msil.sweep.show import Outcome, say
 
 HASH = "0" * 8
 RESULT = dict.fromkeys(REQUIRED_KEYS, 1) | {
@@ -35,7 +35,7 @@ def jobs_of(folder: Path, *programs: str) -> list[Job]:
 
 
 def run(jobs: list[Job], n_jobs: int = 1, grace_seconds: float = 20.0) -> tuple[list[Outcome], int | None]:
-    outcomes = [first_outcome(job) for job in jobs]
+    outcomes = [Outcome(job, "skipped" if is_finished(job.run_dir, job.config_hash) else "waiting") for job in jobs]
     # A shell that starts the tests in the background has them ignore SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

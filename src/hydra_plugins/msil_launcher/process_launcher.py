@@ -22,12 +22,13 @@ from omegaconf import DictConfig
 
 from msil.check import checked
 from msil.errors import ConfigError, UserError
+from msil.finished import finished_result
 from msil.launch.processes import program
 from msil.lock import locked
 from msil.runs import probe, read_result
 from msil.sweep.plan import Sweep, gpu_shares, job_arguments, job_environment, plan
 from msil.sweep.run import run_jobs
-from msil.sweep.show import Outcome, dry_run, first_outcome, report, say, say_change
+from msil.sweep.show import Outcome, dry_run, report, say, say_change
 
 
 @dataclass
@@ -74,18 +75,19 @@ class ProcessLauncher(Launcher):
             sweep = plan(configs, job_overrides)
             if self.n_jobs < 1:
                 raise ConfigError(f"hydra.launcher.n_jobs={self.n_jobs} must be at least 1.")
+            states = ["waiting" if finished_result(config) is None else "skipped" for config in configs]
+            outcomes = [Outcome(job, state) for job, state in zip(sweep.jobs, states, strict=True)]
             if self.dry_run:
-                dry_run(sweep)
+                dry_run(outcomes)
                 self._remove_folders()
                 sys.exit(0)
             with locked(sweep.folder):
-                return self._sweep(sweep)
+                return self._sweep(sweep, outcomes)
         except UserError:
             self._remove_folders()
             raise
 
-    def _sweep(self, sweep: Sweep) -> Sequence[JobReturn]:
-        outcomes = [first_outcome(job) for job in sweep.jobs]
+    def _sweep(self, sweep: Sweep, outcomes: Sequence[Outcome]) -> Sequence[JobReturn]:
         stopped_by = self._run(sweep, outcomes)
         written = report(sweep, outcomes)
         if stopped_by is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from msil.data.audit import check_classes, check_images, inner_name, is_finite_n
 from msil.errors import DataError
 
 Entry = dict[str, Any]
+_FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 Row = tuple[int, int, int, list[float], float, bool]  # id, image_id, category_id, bbox, area, iscrowd
 
 
@@ -79,6 +81,13 @@ def read_coco(root: Path, split: str, classes: Sequence[str] | None = None) -> A
         truth_ignored=np.array(crowds, dtype=bool),
         annotated=annotated,
     )
+
+
+def coco_files(root: Path, split: str) -> tuple[list[Path], list[Path]]:
+    """A split's annotation file, and the image files that it names, without reading it as json."""
+    folder, source, _ = _locate(root, split)
+    names = [json.loads(text) for text in _FILE_NAME.findall(source.read_bytes())]
+    return [source], [folder / name for name in names]
 
 
 def _locate(root: Path, split: str) -> tuple[Path, Path, bool]:

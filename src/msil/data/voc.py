@@ -106,6 +106,15 @@ def read_voc(root: Path, split: str, classes: Sequence[str] | None = None) -> An
     )
 
 
+def voc_files(root: Path, split: str) -> tuple[list[Path], list[Path]]:
+    """A split's list and annotation files, and its image files."""
+    source = _locate(root, split)
+    stems = _read_split(source)
+    folder = root / "JPEGImages"
+    annotations = [root / "Annotations" / f"{stem}.xml" for stem in stems]
+    return [source, *annotations], [folder / _image_name(folder, stem) for stem in stems]
+
+
 def _locate(root: Path, split: str) -> Path:
     """The split's list of names."""
     source = root / "ImageSets" / "Main" / f"{split}.txt"

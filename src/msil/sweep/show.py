@@ -11,7 +11,7 @@ from typing import Any
 
 from msil.reporting.sweep_table import sweep_table
 from msil.reporting.tables import duration, percent, to_text, write_table
-from msil.runs import CONSOLE, is_finished, read_result
+from msil.runs import CONSOLE, read_result
 from msil.sweep.plan import Job, Sweep, varied
 
 
@@ -28,20 +28,16 @@ class Outcome:
         return self.state in ("ok", "skipped")
 
 
-def first_outcome(job: Job) -> Outcome:
-    return Outcome(job, "skipped" if is_finished(job.run_dir, job.config_hash) else "waiting")
-
-
 def say(text: str) -> None:
     """Print, except to a terminal that is closed or a log on a full disk."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
 
 
-def dry_run(sweep: Sweep) -> None:
-    for job in sweep.jobs:
-        finished = is_finished(job.run_dir, job.config_hash)
-        say_of(job, sweep.jobs, f"{f'finished, {_ap(job)}' if finished else 'to run'}  {job.run_dir}")
+def dry_run(outcomes: Sequence[Outcome]) -> None:
+    jobs = [outcome.job for outcome in outcomes]
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        say_of(job, jobs, f"{f'finished, {_ap(job)}' if outcome.done else 'to run'}  {job.run_dir}")
 
 
 def say_change(outcome: Outcome, outcomes: Sequence[Outcome]) -> None:

@@ -15,8 +15,10 @@ from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
 from msil.config import Config, DataName, Mode, plain
 from msil.data.annotations import AnnotatedImages
+from msil.data.fingerprint import differing, fingerprint
 from msil.data.module import DetectionDataModule, build_datasets, build_split
 from msil.errors import ConfigError
+from msil.finished import splits_of
 from msil.interruption import Interruption
 from msil.metrics.coco import CocoMetric
 from msil.metrics.detections import DetectionMetric
@@ -56,8 +58,15 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
     data = data_of(config)
     classes = data.val.classes
     detector = detector_from_config(config.model, len(classes), config.data.min_size, config.data.max_size)
+    about = {"config": values, "classes": list(classes), "category_ids": list(data.val.category_ids)}
+    about["data"] = fingerprint(values["data"], splits_of(config))
     found = resume_point(config.resume, run_dir / CHECKPOINTS) if training else None
-    resume, resume_step = found or (None, None)
+    resume, resume_step, described = found or (None, None, about)
+    if changed := data_changes(described, about):
+        raise ConfigError(
+            f"{resume} cannot be continued on other data: {changed}; delete {run_dir} to start again, or set another "
+            "run_name."
+        )
     if config.model.weights is not None and resume is None:
         notes = load_weights(detector, config.model.weights, classes, to_train=training)
         if rank_zero_only.rank == 0:
@@ -70,7 +79,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
         config.schedule,
         steps_per_epoch=data.steps_per_epoch,
         batch_size=config.data.batch_size,
-        describe={"config": values, "classes": list(classes), "category_ids": list(data.val.category_ids)},
+        describe=about,
     )
     throughput = Throughput()
     rows = MetricsFile(run_dir, resume_step) if training else None
@@ -111,6 +120,14 @@ def data_of(config: Config) -> DetectionDataModule:
         accumulate=config.trainer.accumulate,
         eval_images=config.schedule.eval_images,
     )
+
+
+def data_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What tells the data of a checkpoint from those that are there now, in words; '' if nothing does."""
+    if before["classes"] != now["classes"]:
+        return f"its classes were {', '.join(before['classes'])}, and now are {', '.join(now['classes'])}"
+    changed = differing(before.get("data", {}), now["data"])
+    return f"{changed} changed since" if changed else ""
 
 
 def metrics(config: Config, val: AnnotatedImages) -> list[DetectionMetric]:

@@ -134,8 +134,9 @@ def best_checkpoint(folder: Path) -> ModelCheckpoint:
     )
 
 
-def resume_point(resume: Resume, folder: Path) -> tuple[Path, int] | None:
-    """The newest intact checkpoint of a run, and its step; None where there is none, or the run is to start again.
+def resume_point(resume: Resume, folder: Path) -> tuple[Path, int, dict[str, Any]] | None:
+    """The newest intact checkpoint of a run, its step, and what it holds under "msil"; None where there is none, or the
+    run is to start again.
 
     A damaged last.ckpt is passed over for previous.ckpt, with a line on stderr. Raises ConfigError where nothing but
     damaged ones is left.
@@ -149,25 +150,26 @@ def resume_point(resume: Resume, folder: Path) -> tuple[Path, int] | None:
     reasons = []
     for path in found:
         try:
-            step = _step_of(path)
+            step, described = _header(path)
         except Exception as error:  # a damaged file can make the unpickler raise anything
             reasons.append(f"{path} cannot be read as a checkpoint ({_first_line(error)})")
             continue
         if reasons and rank_zero_only.rank == 0:
             print(f"{reasons[0]}; going on from {path}, step {step}", file=sys.stderr)
-        return path, step
+        return path, step, described
     if reasons:
         raise ConfigError(f"{' and '.join(reasons)}; delete {folder.parent} to start again, or set another run_name.")
     return None
 
 
-def _step_of(path: Path) -> int:
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
     """Raises whatever a damaged file brings about."""
     with zipfile.ZipFile(path) as archive:
         broken = archive.testzip()  # torch.load does not compare the checksums
     if broken is not None:
         raise ValueError(f"the checksum of {broken} is wrong")
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return int(content["global_step"]), content["msil"]
 
 
 def _first_line(error: Exception) -> str:

@@ -15,9 +15,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from msil.config import Config, Mode, config_hash, plain
 from msil.errors import ConfigError, RunError, UserError
+from msil.finished import finished_result
 from msil.interruption import Interruption
 from msil.lock import locked
-from msil.runs import CONFIG, is_finished, read_result, remove_leftovers, write_bytes
+from msil.runs import CONFIG, RESULT, remove_leftovers, write_bytes
 from msil.training.build import Parts, build
 from msil.training.faults import FiniteSteps, explained
 from msil.training.loggers import finish_dashboards
@@ -64,7 +65,7 @@ def run(config: Config, interruption: Interruption | None = None) -> dict[str, A
 def begin(config: Config, run_dir: Path) -> dict[str, Any] | None:
     """The finished result of these very settings; None, and the folder made ready, if there is none yet.
 
-    Raises ConfigError where the folder holds a run with other settings.
+    Raises ConfigError where the folder holds a run with other settings, or one of data that have changed since.
     """
     values, settings = plain(config), run_dir / CONFIG
     title = f"# settings {config_hash(values)}"  # compared in place of the YAML, which anybody may have edited
@@ -74,10 +75,11 @@ def begin(config: Config, run_dir: Path) -> dict[str, Any] | None:
                 raise ConfigError(
                     f"{run_dir} holds a run with other settings: set another run_name or delete that folder."
                 )
-        if is_finished(run_dir, config_hash(values)):
-            return read_result(run_dir)
+        if (result := finished_result(config)) is not None:
+            return result
     if rank_zero_only.rank == 0:
         remove_leftovers(run_dir)
+        (run_dir / RESULT).unlink(missing_ok=True)
         write_bytes(settings, f"{title}\n{yaml.safe_dump(values, sort_keys=False)}".encode())
     return None
 

@@ -59,6 +59,7 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         "train_images": len(data.train_indices) if training else None,
         "val_images": data.num_eval,
         "classes": list(data.val.classes),
+        "data": module.describe["data"],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": {
             "platform": platform.platform(),
