@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import msil.main
+from msil.command_line import normalised
 from msil.compose import register
 from msil.config import Config
 from msil.errors import ConfigError
@@ -67,7 +68,7 @@ def test_nearest_prefers_a_whole_tail() -> None:
         ("model.msil.align=null", ["model.msil.align=null must be true or false"]),
         ("model.msil={apply:bth}", ["Did you mean model.msil.apply=both?"]),
         ("schedule.epochs=2.5", ["schedule.epochs=2.5 must be a whole number"]),
-        ("data.classes=cat", ["data.classes=cat must be a list of words such as [cat,dog] or null"]),
+        ("data.classes=cat", ["data.classes=cat must be a list of words such as [cat,dog], new names"]),
         ("model.backbone=resnet5", ["write model/backbone=resnet50"]),
         ("schedule.lr=${nothing}", ["schedule.lr", "nothing"]),
         ("+model.msil.align=false", ["leave out the +"]),
@@ -124,6 +125,15 @@ def test_what_is_right_reaches_the_run(nothing_runs: list[Config]) -> None:
     msil.main.command(["-m", "seed=range(0,3)", "model/msil=glob(*)"])
     msil.main.command(["experiment=table1", "seed=0,1"])  # an experiment that sweeps needs no -m
     assert nothing_runs[1:] == [None, None]
+
+
+def test_flags_may_stand_anywhere_and_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["data=shapes", "-m", "seed=0,1", "--config-dir", "own", "~model.msil", "name=a~/b"]
+    assert normalised(words) == ["-m", "--config-dir", "own", "data=shapes", "seed=0,1", "~model.msil", "name=a~/b"]
+    assert normalised(["data.root=~/coco", "model.weights='~/a b.pth',~/c", "x=[~/d]"]) == [
+        "data.root=/home/me/coco", "model.weights='/home/me/a b.pth',/home/me/c", "x=[/home/me/d]",
+    ]  # fmt: skip
 
 
 def test_settings_of_a_users_own_folder(tmp_path: Path, nothing_runs: list[Config]) -> None:

@@ -87,8 +87,14 @@ def _check_data(data: DataConfig) -> None:
     sides = data.multiscale
     if sides is not None and not (len(sides) == 2 and 32 <= sides[0] <= sides[1]):
         raise ConfigError(f"data.multiscale={sides} must be two short sides, at least 32 and rising, e.g. [480,960].")
-    if data.classes is not None and (not data.classes or len(set(data.classes)) < len(data.classes)):
-        raise ConfigError(f"data.classes={data.classes} must name at least one class, and none twice.")
+    names = list(data.classes.values()) if isinstance(data.classes, dict) else data.classes
+    if names is not None and not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise ConfigError(
+            f"data.classes={data.classes} must be a list of words such as [cat,dog], new names such as "
+            "{car: vehicle, bus: vehicle}, or null."
+        )
+    if names is data.classes and names is not None and len(set(names)) < len(names):
+        raise ConfigError(f"data.classes={names} must name none twice.")
     for name in ONLY_SHAPES:
         value = getattr(data, name)
         if data.name == DataName.shapes and value is None:

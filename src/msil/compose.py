@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from msil.config import STAND_INS, Config, plain
 from msil.explain import explain
-from msil.runs import default_run_name
+from msil.runs import default_run_name, weights_file
 
 _CHECKOUT = Path(__file__).resolve().parents[2] / "conf"
 CONF = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).resolve().parent / "conf"  # of a wheel
@@ -60,6 +60,8 @@ def to_config(node: DictConfig) -> Config:
 def _as_config(values: DictConfig) -> Config:
     config = OmegaConf.to_object(values)
     assert isinstance(config, Config)
+    if config.model.weights is not None:
+        config.model.weights = str(weights_file(config.model.weights))
     if config.model.detector is not None:  # it has a head and a backbone of its own
         config.model.head, config.model.backbone = {}, {}
     return config

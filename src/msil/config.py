@@ -125,7 +125,8 @@ class DataConfig:
     train_split: str = setting("train", "split to train on")
     val_split: str = setting("val", "split to evaluate on")
     split: str | None = setting(None, "mode=test: what to evaluate; null: val_split")
-    classes: list[str] | None = setting(None, "the classes in their order; null: all of the data set")
+    # Any: a list of names, or a dict of new ones.
+    classes: Any = setting(None, "the classes in their order, or new names, {car: vehicle}; null: all of the data set")
     batch_size: int = setting(16, "images a training step, over all devices together", low=1)
     eval_batch_size: int = setting(4, "images an evaluation step, on one device", low=1)
     min_size: int = setting(800, "short side, pixels", low=32)

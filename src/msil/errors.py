@@ -1,5 +1,12 @@
 """Errors that end a command with one printed sentence and an exit code: what is wrong, where, and what to do."""
 
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
 
 class UserError(Exception):
     """What a user can mend."""
@@ -23,3 +30,22 @@ class RunError(Exception):
     """A run that ended before its end, for no mistake of the user's. A subclass has its own exit code."""
 
     exit_code = 1
+
+
+def listed(names: Sequence[str], count: int) -> str:
+    """The first `count` names, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def quoted(value: Any) -> str:
+    """A value as Hydra's grammar reads it."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(quoted, value))}]"
+    if not isinstance(value, str) or re.fullmatch(r"[\w./:+-]+", value, re.ASCII):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def typed(setting: str, value: Any) -> str:
+    """A setting as it is typed in a shell."""
+    return shlex.quote(f"{setting}={quoted(value)}")

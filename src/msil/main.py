@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from msil.check import checked
+from msil.command_line import inherited, normalised
 from msil.compose import CONF, composed_by_hydra, config_folders, register
 from msil.config import Config
 from msil.errors import ConfigError, RunError, UserError
@@ -37,6 +38,7 @@ from msil.untrusted import refuse_code
 
 def main() -> None:
     """Runs the command of sys.argv; exits with the code of what went wrong (docs/reliability.md)."""
+    sys.argv[1:] = normalised(sys.argv[1:])
     end_with_parent()  # a sweep's job does not outlive the sweep, a run's process not the run
     prepare()
     try:
@@ -82,14 +84,18 @@ def command(words: Sequence[str]) -> dict[str, Any] | None:
         return None
     if flags.experimental_rerun:
         raise ConfigError("--experimental-rerun reads a pickle, which can run code: give the settings themselves.")
-    overrides = [parse(word) for word in flags.overrides]
+    typed = [parse(word) for word in flags.overrides]
+    taken = inherited(typed)
+    overrides = [*map(parse, taken), *typed]
     composed = composed_by_hydra(flags, overrides)
     if flags.multirun or composed.hydra.mode == RunMode.MULTIRUN:
-        sweep(flags, overrides, composed)
+        sweep(flags, typed, composed)
         return None
-    check_single(overrides)
-    config = checked(composed, [override.key_or_group for override in overrides])
+    check_single(typed)
+    config = checked(composed, [override.key_or_group for override in typed])
     if flags.cfg:
+        at = len(sys.argv) - len(typed)
+        sys.argv[at:at] = taken
         hydra_entry()  # pyright: ignore[reportCallIssue]
         return None
     return run(config)

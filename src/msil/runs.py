@@ -86,6 +86,12 @@ def block_name(msil: Mapping[str, Any]) -> str:
     return "-".join(parts)
 
 
+def weights_file(path: str | Path) -> Path:
+    """The file of weights at a path: of a run's folder its last checkpoint."""
+    own = Path(path) / CHECKPOINTS / LAST
+    return own if own.is_file() else Path(path)
+
+
 def weights_name(path: str | None) -> str:
     """What a file of weights is called: its name without ending, or for a run's checkpoint that of the run."""
     if path is None:

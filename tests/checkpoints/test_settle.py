@@ -43,12 +43,11 @@ def test_a_test_has_the_net_of_the_file_and_the_thresholds_of_the_command(file: 
     assert (chosen.score_thresh, chosen.test_flip, chosen.test_scales) == (0.01, True, None)
 
 
-def test_a_test_on_voc_takes_the_classes_of_the_file(file: Path) -> None:
+def test_a_test_takes_the_classes_of_the_file(file: Path) -> None:
     words = ("mode=test", "data=voc", f"model.weights={file}")
     assert settled(composed(*words)).data.classes == ["cat", "dog", "emu"]
     assert settled(composed(*words, "data.classes=[dog]")).data.classes == ["dog"]
     assert settled(composed("data=voc", f"model.weights={file}", "model.msil.apply=cls")).data.classes is None
-    assert settled(composed("mode=test", "data=coco", f"model.weights={file}")).data.classes is None
 
 
 def test_training_takes_msil_and_what_is_frozen_from_the_command(file: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.data.files import coco_content, voc_object, voc_xml, write_coco, write_jpeg, write_voc
 
 from msil.data.fingerprint import differing, fingerprint
-from tests.data.files import coco_content, voc_object, voc_xml, write_coco, write_jpeg, write_voc
 
 
 def changes(root: Path, name: str, before: dict[str, dict[str, str]]) -> str:

@@ -235,7 +235,7 @@ def test_spoiled_voc_xml_loads_rightly_or_is_refused_by_name(tmp_path: Path) -> 
             check_voc_sentence(result, folder)
         else:
             assert result.classes == CLASSES
-            boxes = voc_says(folder, ["a", "b"])
+            boxes = [box for box in voc_says(folder, ["a", "b"]) if box[1] in CLASSES]  # others are left out
             check_loaded(result, boxes, [box for box in boxes if shorter_side(clipped(box[2])) >= 1])
 
     spoiled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from msil.data.audit import DataWarning
 from msil.data.coco import CocoDataset
 from msil.data.module import DetectionDataModule, build_datasets, build_split
 from msil.data.shapes import write_shapes
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError
 
-from .files import coco_content, voc_object, voc_xml, write_coco, write_jpeg, write_voc
+from .files import boxes_of, coco_content, voc_object, voc_xml, write_coco, write_jpeg, write_voc
 
 SHAPES: dict[str, Any] = {"num_train": 11, "num_val": 5, "image_size": 32, "seed": 0}
 Datasets = tuple[CocoDataset, CocoDataset]
@@ -218,14 +220,48 @@ def test_build_datasets_reads_every_layout(tmp_path: Path) -> None:
         build_split({"name": "cocoo", "root": tmp_path}, "val")
 
 
-def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*are left out")
+def test_splits_get_their_labels_by_name(tmp_path: Path) -> None:
     write_coco(tmp_path, coco_content(), "train")
     other = coco_content()
-    other["categories"][2]["name"] = "wolf"
-    write_coco(tmp_path, other, "val")
-    with pytest.raises(DataError, match=r"train and val .*data\.classes"):
-        build_datasets(coco(tmp_path), "train", "val")
-    assert build_datasets(coco(tmp_path, classes=["cat"]), "train", "val")[1].classes == ("cat",)
+    names = {3: "zebra", 7: "dog", 90: "cat"}  # cat and zebra exchanged
+    other["categories"] = [{"id": number, "name": name} for number, name in names.items()]
+    write_coco(tmp_path, other, "swapped")
+    train, val = build_datasets(coco(tmp_path), "train", "swapped")
+    assert train.classes == val.classes == ("cat", "dog", "zebra") and val.category_ids == (90, 7, 3)
+    assert [name for _, name, *_ in boxes_of(train)] == ["cat", "zebra", "dog", "cat"]
+    assert [name for _, name, *_ in boxes_of(val)] == ["zebra", "cat", "dog", "zebra"]
+
+    other["categories"].pop(0)
+    other["annotations"] = [one for one in other["annotations"] if one["category_id"] != 3]
+    write_coco(tmp_path, other, "fewer")
+    for classes in (None, ["zebra", "cat"]):
+        train, val = build_datasets(coco(tmp_path, classes=classes), "train", "fewer")
+        assert train.classes == val.classes and len(set(val.category_ids)) == len(val.classes)
+        assert "cat" in [name for _, name, *_ in boxes_of(val)]
+
+    other["categories"][1]["name"] = "sea lion"
+    write_coco(tmp_path, other, "more")
+    leave_out = re.escape("by 'data.classes=[cat,dog,zebra]'")
+    with pytest.raises(DataError, match=f"more.json has boxes of sea lion, which the training split .* {leave_out}"):
+        build_datasets(coco(tmp_path), "train", "more")
+    assert build_datasets(coco(tmp_path, classes=["dog"]), "train", "more")[1].classes == ("dog",)
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc"])
+def test_classes_are_chosen_and_renamed(tmp_path: Path, layout: str) -> None:
+    if layout == "coco":
+        content = coco_content()
+        content["annotations"][2]["iscrowd"] = 0
+        write_coco(tmp_path, content)
+    else:
+        boxes = [voc_object(name, 1, 1, 20, 20) for name in ("zebra", "cat", "dog", "cat")]
+        write_voc(tmp_path, {"a": voc_xml(*boxes)})
+    data = {"name": layout, "root": tmp_path, "classes": {"cat": "pet", "dog": "pet"}}
+    with pytest.warns(DataWarning, match="boxes of classes other than pet are left out: zebra 1"):
+        assert sorted(name for _, name, *_ in boxes_of(build_split(data, "train"))) == ["pet"] * 3
+    with pytest.raises(DataError, match="none of the classes bird; it has"):
+        build_split({**data, "classes": ["bird"]}, "train", complete=False)
 
 
 def test_a_split_without_annotations_is_evaluated_but_not_trained_on(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from zipfile import ZipFile
 
 import pytest
 
+import msil.main
 from msil.check import check
 from msil.checkpoints.load import load_detector
 from msil.config import Config
@@ -55,6 +56,24 @@ def test_a_run_s_checkpoint_gives_the_run_s_numbers(
     name = f"detections_val_{finished[0].run_name}_results.json"
     assert result["detections"] == [name, name.replace(".json", ".zip")]
     assert "(percent, 8 val images of shapes)" in result_line(result)
+
+
+def test_a_file_brings_the_size_of_images_its_classes_and_its_data(
+    finished: tuple[Config, Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Config] = []
+    monkeypatch.setattr(msil.main, "run", found.append)
+    trained = finished[0].data
+    for mode in ("test", "train"):
+        msil.main.command([f"mode={mode}", f"model.weights={finished[1]}", "model.channels=16"])  # a run's folder
+        own = found.pop()
+        assert own.model.weights == str(finished[1] / "checkpoints" / "last.ckpt")
+        same = ("name", "root", "train_split", "val_split", "num_train", "image_size", "min_size", "max_size")
+        assert [getattr(own.data, name) for name in same] == [getattr(trained, name) for name in same]
+        msil.main.command([f"mode={mode}", f"model.weights={finished[1]}", "data=coco", "data.max_size=99"])
+        other = found.pop().data
+        assert (other.name, other.root, other.min_size, other.max_size) == ("coco", "data/coco", 64, 99)
+        assert other.classes == (["circle", "square", "triangle", "cross"] if mode == "test" else None)
 
 
 def test_the_split_can_be_named_and_classes_left_out(

@@ -21,7 +21,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from msil.check import checked
+from msil.command_line import inherited
 from msil.errors import ConfigError, UserError
+from msil.explain import parse
 from msil.finished import finished_result
 from msil.launch.processes import program
 from msil.lock import locked
@@ -67,7 +69,10 @@ class ProcessLauncher(Launcher):
         (Path(self.config.hydra.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)  # the sweeper's
         loader = self.hydra_context.config_loader
         try:
-            composed = [loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
+            composed = [
+                loader.load_sweep_config(self.config, [*inherited([parse(word) for word in words]), *words])
+                for words in job_overrides
+            ]
             configs = [
                 checked(config, [word.partition("=")[0].lstrip("+") for word in words])
                 for config, words in zip(composed, job_overrides, strict=True)

@@ -17,8 +17,8 @@ from msil.checkpoints.assemble import check_model, detector_from_config
 from msil.checkpoints.description import Description, described, to_text
 from msil.checkpoints.layouts import COCO_CATEGORY_IDS, COCO_CLASSES, NORM_EPS, SOURCES, Layout
 from msil.detection.backbone import DEPTHS
-from msil.detection.weights import differences, from_mmdet, from_torchvision, listed, load_file, state_dict_of
-from msil.errors import ConfigError, WeightsError
+from msil.detection.weights import differences, from_mmdet, from_torchvision, load_file, state_dict_of
+from msil.errors import ConfigError, WeightsError, listed
 from msil.runs import write_bytes
 
 CLASSIFIER = ("head.cls_logits.weight", "head.cls_logits.bias")

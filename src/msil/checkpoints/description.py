@@ -15,6 +15,7 @@ from msil.checkpoints.assemble import backbone_options
 from msil.config import ModelConfig, from_plain, plain
 from msil.detection.weights import load_file
 from msil.errors import ConfigError, WeightsError
+from msil.runs import weights_file
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def run_settings(path: str | Path) -> Mapping[str, Any] | None:
 
     Raises WeightsError for a file that is missing or unreadable.
     """
-    own = _saved_by_run(Path(path))
+    own = _saved_by_run(weights_file(path))
     return None if own is None else own.get("config")
 
 

@@ -12,16 +12,18 @@ from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.description import Description, read_description
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
-from msil.detection.weights import differences, listed, load_state_dict_file
-from msil.errors import ConfigError, WeightsError
+from msil.detection.weights import differences, load_state_dict_file
+from msil.errors import ConfigError, WeightsError, listed
 from msil.interaction import MSIL
+from msil.runs import weights_file
 
 
 def load_detector(path: str | Path) -> tuple[AnyDetector, Description]:
-    """The detector of an imported file or a run's checkpoint, in eval mode on the CPU, and what the file says of it.
+    """The detector of an imported file, a run's checkpoint or folder, in eval mode on the CPU, and what is said of it.
 
     Raises WeightsError for a file that is missing, unreadable, or a bare state dict that describes nothing.
     """
+    path = weights_file(path)
     found = read_description(path)
     if found is None:
         raise WeightsError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from msil.checkpoints.assemble import DETECTION
 from msil.checkpoints.description import explicit, read_description
-from msil.config import Config, DataName, Mode, ModelConfig
+from msil.config import Config, Mode, ModelConfig
 from msil.errors import ConfigError
 
 # Of a group that was typed, what has to agree with the file; the rest of the group's values are only its defaults.
@@ -26,7 +26,7 @@ def settled(config: Config) -> Config:
 
     From the command come the settings of detection, and in training the MSIL switches and the backbone's norm and
     frozen_stages; of these the MSIL switches always, the others where they are not null. No backbone weights are read
-    besides. A test on data=voc, whose layout lists no classes, takes the file's unless data.classes is given.
+    besides. A test scores the file's classes unless data.classes is given.
 
     Raises WeightsError for a file that is missing or unreadable.
     """
@@ -40,8 +40,7 @@ def settled(config: Config) -> Config:
         names = ("norm", "frozen_stages")
         backbone |= {name: value for name in names if (value := typed.backbone.get(name)) is not None}
         msil = typed.msil
-    if config.mode == Mode.test and description is not None and data.name == DataName.voc and data.classes is None:
-        # VOC's layout lists no classes, and the usual twenty need not be the file's.
+    if config.mode == Mode.test and description is not None and data.classes is None:
         data = dataclasses.replace(data, classes=list(description.classes))
     model = dataclasses.replace(
         model,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from msil.data.audit import check_boxes
+from msil.data.audit import DataWarning, check_boxes
 from msil.data.images import read_image
 from msil.detection.structures import Target
-from msil.errors import DataError
+from msil.errors import DataError, listed
 
 Array = NDArray[Any]
+Classes = Sequence[str] | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,58 @@ class Annotations:
         """The same images with the boxes at these positions alone, in this order."""
         names = ("truth_images", "truth_ids", "truth_boxes", "truth_labels", "truth_areas", "truth_ignored")
         return replace(self, **{name: getattr(self, name)[boxes] for name in names})
+
+    def of_classes(self, classes: Classes, *, complete: bool = True) -> Annotations:
+        """Labelled by name, in the order of `classes`; boxes of other classes are left out, and images without boxes
+        stay; one DataWarning says which classes are left out or missing.
+
+        classes: names, or the new name of each one; several may have the same. complete: each must be listed; else
+        those that are missing have no boxes, and a category id of their own.
+        Raises DataError for a name that is missing, or that two categories have, and where none is listed.
+        """
+        new_names = dict(classes) if isinstance(classes, Mapping) else {name: name for name in classes}
+        names = tuple(dict.fromkeys(new_names.values()))
+        label_of = np.full(len(self.classes), -1)
+        ids: dict[str, int] = {}
+        for old, new in new_names.items():
+            found = [label for label, own in enumerate(self.classes) if own == old]
+            if len(found) > 1:
+                both = [self.category_ids[label] for label in found]
+                raise DataError(
+                    f"{self.source}: categories {both} are all named {old!r}, so data.classes cannot choose"
+                )
+            if not found and complete:
+                near = difflib.get_close_matches(old, self.classes, n=1, cutoff=0.0)[0]
+                raise DataError(
+                    f"data.classes names {old!r}, which {self.source} does not list; the nearest is {near!r}"
+                )
+            for label in found:
+                label_of[label] = names.index(new)
+                ids.setdefault(new, self.category_ids[label])
+        if (label_of < 0).all():
+            raise DataError(
+                f"{self.source} has none of the classes {listed(list(new_names), 5)}; it has "
+                f"{listed(self.classes, 5)}: name some of those in data.classes"
+            )
+        labels = label_of[self.truth_labels]
+        left = np.bincount(self.truth_labels[labels < 0], minlength=len(self.classes))
+        findings = []
+        if left.any():
+            most = np.argsort(-left, kind="stable")[: np.count_nonzero(left)]
+            counts = listed([f"{self.classes[label]} {left[label]:,}" for label in most], 5)
+            findings.append(f"boxes of classes other than {listed(names, 5)} are left out: {counts}")
+        if missing := [name for name in names if name not in ids]:
+            findings.append(f"there is no box of {listed(missing, 5)}")
+        if findings and self.annotated:
+            warnings.warn(f"{self.source}: {'; '.join(findings)}", DataWarning, stacklevel=2)
+        free = itertools.count(max(self.category_ids) + 1)
+        kept = np.flatnonzero(labels >= 0)
+        return replace(
+            self.chosen(kept),
+            classes=names,
+            category_ids=tuple(ids[name] if name in ids else next(free) for name in names),
+            truth_labels=labels[kept],
+        )
 
 
 class AnnotatedImages(Dataset[tuple[Tensor, Target]]):

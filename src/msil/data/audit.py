@@ -15,7 +15,7 @@ import os
 import re
 import reprlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -93,13 +93,19 @@ def inner_name(value: object, what: str) -> str:
     return value
 
 
-def check_classes(classes: Sequence[str] | None) -> None:
-    """Raises DataError unless `classes` is None or names at least one class, each once."""
+def check_classes(classes: object) -> None:
+    """Raises DataError unless `classes` is None, names at least one class, each once, or gives new names to some."""
     if classes is None:
         return
-    if isinstance(classes, str) or not classes or not all(isinstance(name, str) and name for name in classes):
-        raise DataError(f"data.classes must be a list of class names, such as [cat,dog], but is {classes!r}")
-    twice = sorted({name for name in classes if list(classes).count(name) > 1})
+    names = [*classes, *classes.values()] if isinstance(classes, Mapping) else classes
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) and name for name in names):
+        raise DataError(
+            f"data.classes must be a list of class names, such as [cat,dog], or give new names, as in "
+            f"{{car: vehicle, bus: vehicle}}, but is {classes!r}"
+        )
+    if isinstance(classes, Mapping):
+        return
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"data.classes names {twice[0]!r} more than once: name each class once")
 

@@ -3,7 +3,6 @@ splits whose boxes are kept secret."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from msil.data.annotations import AnnotatedImages, Annotations
+from msil.data.annotations import AnnotatedImages, Annotations, Classes
 from msil.data.audit import check_classes, check_images, inner_name, is_finite_number, is_text, short, whole_number
 from msil.errors import DataError
 
@@ -28,8 +27,8 @@ class CocoDataset(AnnotatedImages):
     as for COCO's test sets: `annotated` is False, and annotations that it may hold are not read. Such a file may list a
     part of another split's images: if there is no folder root/split, they are looked for in the folder of the split's
     name without "-dev" (those of test-dev2017 in root/test2017).
-    classes: names to keep, in the order of the labels; None: all of the file, by rising category id (so labels do not
-        depend on the file's order). Images without a box of them stay, as images without boxes.
+    classes: see Annotations.of_classes; None: all of the file, by rising category id (so labels do not depend on the
+        file's order).
     Read: image id, file_name, width, height; annotation id, image_id, category_id, bbox [x, y, width, height], area
         (default width * height), iscrowd (default 0); category id and name. Crowds are never trained on, but stay in
         the annotations. Polygons are dropped while reading: train2017 takes some 1 GB for a moment, 80 MB to keep.
@@ -41,20 +40,17 @@ class CocoDataset(AnnotatedImages):
     (DataWarning) about mended boxes.
     """
 
-    def __init__(
-        self, root: str | Path, split: str, *, classes: Sequence[str] | None = None, strict: bool = False
-    ) -> None:
+    def __init__(self, root: str | Path, split: str, *, classes: Classes | None = None, strict: bool = False) -> None:
         super().__init__(read_coco(Path(root), split, classes), strict)
 
 
-def read_coco(root: Path, split: str, classes: Sequence[str] | None = None) -> Annotations:
-    """See CocoDataset; the boxes are not audited yet."""
+def read_coco(root: Path, split: str, classes: Classes | None = None, *, complete: bool = True) -> Annotations:
+    """See CocoDataset, and Annotations.of_classes; the boxes are not audited yet."""
     check_classes(classes)
     folder, source, annotated = _locate(root, split)
     content = _read_json(source, ("images", "categories", *(("annotations",) if annotated else ())))
     categories = _read_categories(content["categories"], source)
-    selected = _select(categories, classes, source)
-    label_of = {category_id: label for label, category_id in enumerate(selected)}
+    label_of = {category_id: label for label, category_id in enumerate(categories)}
 
     image_ids, names, sizes = _read_images(content["images"], source)
     where = [f"{source}: image {image_id}" for image_id in image_ids]
@@ -62,13 +58,12 @@ def read_coco(root: Path, split: str, classes: Sequence[str] | None = None) -> A
 
     position = {image_id: index for index, image_id in enumerate(image_ids)}
     rows = _read_boxes(content["annotations"], position, names, categories, source) if annotated else []
-    rows = [row for row in rows if row[2] in label_of]
     ids, owners, category_ids, boxes, areas, crowds = zip(*rows, strict=True) if rows else ((),) * 6
-    return Annotations(
+    found = Annotations(
         root=root,
         source=source,
-        classes=tuple(categories[category_id] for category_id in selected),
-        category_ids=tuple(selected),
+        classes=tuple(categories.values()),
+        category_ids=tuple(categories),
         image_ids=np.array(image_ids, dtype=np.int64),
         file_names=[f"{folder.name}/{name}" for name in names],
         sizes=read_as[0],
@@ -81,6 +76,7 @@ def read_coco(root: Path, split: str, classes: Sequence[str] | None = None) -> A
         truth_ignored=np.array(crowds, dtype=bool),
         annotated=annotated,
     )
+    return found if classes is None else found.of_classes(classes, complete=complete)
 
 
 def coco_files(root: Path, split: str) -> tuple[list[Path], list[Path]]:
@@ -166,22 +162,6 @@ def _read_categories(entries: list[Entry], source: Path) -> dict[int, str]:
     if not categories:
         raise DataError(f"{source} lists no categories, so no box has a class: list them")
     return dict(sorted(categories.items()))
-
-
-def _select(categories: dict[int, str], classes: Sequence[str] | None, source: Path) -> list[int]:
-    """The category ids of `classes`, in their order."""
-    if classes is None:
-        return list(categories)
-    selected = []
-    for name in classes:
-        ids = [category_id for category_id, known in categories.items() if known == name]
-        if not ids:
-            near = difflib.get_close_matches(name, categories.values(), n=1, cutoff=0.0)[0]
-            raise DataError(f"data.classes names {name!r}, which {source} does not list; the nearest is {near!r}")
-        if len(ids) > 1:
-            raise DataError(f"{source}: categories {ids} are all named {name!r}, so data.classes cannot choose")
-        selected.append(ids[0])
-    return selected
 
 
 def _read_images(entries: list[Entry], source: Path) -> tuple[list[int], list[str], list[tuple[int, int]]]:

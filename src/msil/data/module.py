@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ from msil.data.transforms import Augmentation, Untransformed, draw_augmentation,
 from msil.data.voc import read_voc
 from msil.data.workers import WatchedLoader, naming_lost_workers, outlive_signals
 from msil.detection.structures import Target
-from msil.errors import ConfigError, DataError
+from msil.errors import ConfigError, DataError, listed, typed
 
 MIN_TRAINING_SIDE = 32  # pixels; MMDetection trains on nothing smaller
 READERS = {"shapes": read_coco, "coco": read_coco, "voc": read_voc}
@@ -42,8 +42,12 @@ class LoaderSettings(Protocol):
     workers: int
 
 
-def build_split(data: Mapping[str, Any], split: str) -> AnnotatedImages:
+def build_split(
+    data: Mapping[str, Any], split: str, *, complete: bool = True, by_name: Sequence[str] | None = None
+) -> AnnotatedImages:
     """One audited split of "shapes", "coco" or "voc"; no other split needs to be there.
+
+    complete: as in Annotations.of_classes. by_name: the labels of another split, which this one gets by name.
 
     It may lack annotations (see `AnnotatedImages.annotated`).
     data: a run's settings under "data": name, root, and perhaps classes and strict; of "shapes", which is made at root
@@ -58,7 +62,16 @@ def build_split(data: Mapping[str, Any], split: str) -> AnnotatedImages:
         if None in given.values():
             raise ConfigError("data=shapes needs data.num_train, data.num_val, data.image_size and data.seed.")
         write_shapes(data["root"], **given)
-    annotations = READERS[name](Path(data["root"]), split, data.get("classes"))
+    annotations = READERS[name](Path(data["root"]), split, data.get("classes"), complete=complete)
+    if by_name is not None and annotations.classes != tuple(by_name):
+        there = set(annotations.truth_labels.tolist())
+        others = [name for label, name in enumerate(annotations.classes) if label in there and name not in by_name]
+        if others:
+            raise DataError(
+                f"{annotations.source} has boxes of {listed(others, 5)}, which the training split does not list: list "
+                f"them there too, or leave them out by {typed('data.classes', list(by_name))}."
+            )
+        annotations = annotations.of_classes(by_name, complete=False)
     return AnnotatedImages(annotations, data.get("strict", False))
 
 
@@ -66,12 +79,8 @@ def build_datasets(
     data: Mapping[str, Any], train_split: str, val_split: str
 ) -> tuple[AnnotatedImages, AnnotatedImages]:
     """The audited training and validation set, as `build_split`; also DataError for a split without annotations."""
-    train, val = (build_split(data, split) for split in (train_split, val_split))
-    if (train.classes, train.category_ids) != (val.classes, val.category_ids):
-        raise DataError(
-            f"the splits {train_split} and {val_split} of {data['root']} have different categories; name the classes to"
-            " use in data.classes."
-        )
+    train = build_split(data, train_split)
+    val = build_split(data, val_split, complete=False, by_name=train.classes)
     for split, dataset in ((train_split, train), (val_split, val)):
         if not dataset.annotated:
             raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
@@ -12,9 +12,9 @@ from xml.etree.ElementTree import Element, ParseError
 import numpy as np
 from defusedxml import ElementTree
 
-from msil.data.annotations import AnnotatedImages, Annotations
+from msil.data.annotations import AnnotatedImages, Annotations, Classes
 from msil.data.audit import check_classes, check_images, check_inside, inner_name, is_finite_number, is_text, short
-from msil.errors import DataError
+from msil.errors import DataError, typed
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -35,7 +35,7 @@ class VOCDataset(AnnotatedImages):
     (a box over a whole 640 x 480 image, 1 1 640 480, becomes 0 0 640 480). xmax = xmin or ymax = ymin, one pixel by
     that convention, is a slip of the hand in practice: it counts as a box of zero size and is dropped.
 
-    classes: the class names in the order of the labels; None: the 20 of VOC. An object of any other class is refused.
+    classes: see Annotations.of_classes; None: the 20 of VOC, and an object of any other class is refused.
     image ids: the line's number among the split's names, from 1. category_ids: label + 1.
     Read: size (may be missing or 0, otherwise compared with the file, EXIF as in CocoDataset), object/name, bndbox,
         difficult (default 0). The xml's own filename, stale in many sets, is not. Difficult objects are trained on, but
@@ -46,9 +46,7 @@ class VOCDataset(AnnotatedImages):
     (DataWarning) about mended boxes.
     """
 
-    def __init__(
-        self, root: str | Path, split: str, *, classes: Sequence[str] | None = None, strict: bool = False
-    ) -> None:
+    def __init__(self, root: str | Path, split: str, *, classes: Classes | None = None, strict: bool = False) -> None:
         super().__init__(read_voc(Path(root), split, classes), strict)
 
 
@@ -66,16 +64,20 @@ class _Record(NamedTuple):
     objects: list[_Object]
 
 
-def read_voc(root: Path, split: str, classes: Sequence[str] | None = None) -> Annotations:
-    """See VOCDataset; the boxes are not audited yet."""
+def read_voc(root: Path, split: str, classes: Classes | None = None, *, complete: bool = False) -> Annotations:
+    """See VOCDataset, and Annotations.of_classes; the boxes are not audited yet. No file lists all classes, so those of
+    `classes` without an object are not missing."""
     check_classes(classes)
-    names = VOC_CLASSES if classes is None else tuple(classes)
     source = _locate(root, split)
     stems = _read_split(source)
     files = [root / "Annotations" / f"{stem}.xml" for stem in stems]
     check_inside(files, root / "Annotations", root)
     records = [_read_xml(file) for file in files]
-    _check_names(records, names)
+    if classes is None:
+        _check_names(records, VOC_CLASSES)
+        names = VOC_CLASSES
+    else:
+        names = tuple(sorted({found.name for record in records for found in record.objects}))
 
     folder = root / "JPEGImages"
     file_names = [_image_name(folder, stem) for stem in stems]
@@ -86,7 +88,7 @@ def read_voc(root: Path, split: str, classes: Sequence[str] | None = None) -> An
     counts = [len(record.objects) for record in records]
     objects = [found for record in records for found in record.objects]
     boxes = np.array([found.xywh for found in objects], dtype=np.float64).reshape(-1, 4)
-    return Annotations(
+    found = Annotations(
         root=root,
         source=source,
         classes=names,
@@ -104,6 +106,10 @@ def read_voc(root: Path, split: str, classes: Sequence[str] | None = None) -> An
         unit="object",
         train_on_ignored=True,
     )
+    if classes is None:
+        return found
+    chosen = found.of_classes(classes, complete=complete)
+    return replace(chosen, category_ids=tuple(range(1, len(chosen.classes) + 1)))
 
 
 def voc_files(root: Path, split: str) -> tuple[list[Path], list[Path]]:
@@ -259,5 +265,5 @@ def _check_names(records: list[_Record], classes: tuple[str, ...]) -> None:
                 needed = [name for name in classes if name in every] + sorted(every - set(classes))
                 raise DataError(
                     f"{record.file}: object {number} is of class {short(found.name)}, which data.classes does not "
-                    f"list; to read all that this split holds, set data.classes=[{','.join(needed)}]"
+                    f"list; to read all that this split holds, set {typed('data.classes', needed)}"
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
-from msil.errors import WeightsError
+from msil.errors import WeightsError, listed
 
 _IMAGENET = ("resnet18", "resnet34", "resnet50", "resnet101")
 
@@ -141,11 +141,6 @@ def differences(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], cou
         "has other shapes of": [k for k in own if k in state_dict and own[k].shape != state_dict[k].shape],
     }
     return ", and ".join(f"{what} {listed(keys, count)}" for what, keys in found.items() if keys)
-
-
-def listed(names: Sequence[str], count: int) -> str:
-    """The first `count` names, and how many more there are."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def imagenet_state_dict(name: str) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ def data_of(config: Config) -> DetectionDataModule:
     if config.mode is Mode.train:
         train, val = build_datasets(named, data.train_split, data.val_split)
     else:
-        train, val = None, build_split(named, data.split or data.val_split)
+        train, val = None, build_split(named, data.split or data.val_split, complete=False)
     return DetectionDataModule(
         data,
         val,
