@@ -78,6 +78,7 @@ def test_nearest_prefers_a_whole_tail() -> None:
         ("=3", ["cannot read '=3'"]),
         ("model.msil.apply=cls,reg", ["add -m"]),
         ("hydra.launcher.njobs=2", ["hydra.launcher.njobs"]),
+        ("hydra.run.dir=exp1", ["hydra.run.dir has no effect", "runs_dir/run_name"]),
         ("experiment=[table1,table2]", ["would lose the sweeps of both files"]),
     ],
 )

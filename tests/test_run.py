@@ -78,7 +78,8 @@ def test_smoke_trains_prints_its_summary_and_says_nothing_on_stderr(tmp_path: Pa
     # Progress and scores, and no line of a library's.
     rest = done.stdout[: summary.start()].splitlines()
     assert rest
-    assert [line for line in rest if not line.startswith(("epoch ", "step "))] == []
+    assert [line.partition(" ")[0] for line in rest[:4]] == ["net", "data", "steps", "folder"]
+    assert [line for line in rest[4:] if not line.startswith(("epoch ", "step "))] == []
 
 
 # Exit codes, in this process: importing torch anew for each would take the most of the time.

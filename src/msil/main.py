@@ -35,6 +35,9 @@ from msil.runs import read_result
 from msil.sweep.slurm import check_launcher
 from msil.untrusted import refuse_code
 
+# Hydra's own folders, which runs do not use.
+NOT_OURS = ("hydra.run.", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir")
+
 
 def main() -> None:
     """Runs the command of sys.argv; exits with the code of what went wrong (docs/reliability.md)."""
@@ -85,6 +88,11 @@ def command(words: Sequence[str]) -> dict[str, Any] | None:
     if flags.experimental_rerun:
         raise ConfigError("--experimental-rerun reads a pickle, which can run code: give the settings themselves.")
     typed = [parse(word) for word in flags.overrides]
+    for override in typed:
+        if override.key_or_group.startswith(NOT_OURS):
+            raise ConfigError(
+                f"{override.key_or_group} has no effect: a run's files are in runs_dir/run_name; set those."
+            )
     taken = inherited(typed)
     overrides = [*map(parse, taken), *typed]
     composed = composed_by_hydra(flags, overrides)

@@ -44,7 +44,7 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 4, "eval_batch_size": 2, "min_size": 32, "max_size": 48, "multiscale": None, "flip": 0.5,
-    "device_transforms": False, "workers": 0,
+    "filter_empty": None, "device_transforms": False, "workers": 0,
 }  # fmt: skip
 
 
@@ -164,15 +164,17 @@ def test_every_epoch_has_its_own_order_and_augmentation_also_after_a_resume(
     assert sorted(resumed) == [2, 3] and all(same(resumed[epoch], through[epoch]) for epoch in (2, 3))
 
 
-def test_images_without_a_box_to_train_on_or_too_small_are_left_out(tmp_path: Path) -> None:
-    sizes = {"a": (64, 48), "empty": (64, 48), "low": (64, 31), "thin": (31, 64), "just": (32, 32), "crowd": (64, 48)}
+def test_images_without_a_box_to_train_on_are_left_out_unless_asked_for(tmp_path: Path) -> None:
+    sizes = {"a": (64, 48), "empty": (64, 48), "low": (64, 31), "thin": (31, 64), "crowd": (64, 48)}
     root = bordered(bordered(tmp_path, "train", sizes), "val", sizes)
     datamodule = module((CocoDataset(root, "train"), CocoDataset(root, "val")), batch_size=2)
-    assert datamodule.steps_per_epoch == 1
-    assert sorted(id for batch in ids(datamodule.train_dataloader()) for id in batch) == [1, 5]  # a, just
-    assert [id for batch in ids(datamodule.val_dataloader()) for id in batch] == [1, 2, 3, 4, 5, 6]  # scored on all
-    bordered(tmp_path, "train", {"low": (64, 31), "empty": (64, 48)})
-    with pytest.raises(DataError, match=r"box.*32 pixels"):
+    assert datamodule.steps_per_epoch == 2
+    assert {id for batch in ids(datamodule.train_dataloader()) for id in batch} == {1, 3, 4}  # a, low, thin
+    assert [id for batch in ids(datamodule.val_dataloader()) for id in batch] == [1, 2, 3, 4, 5]  # scored on all
+    whole = module((CocoDataset(root, "train"), CocoDataset(root, "val")), batch_size=5, filter_empty=False)
+    assert {id for batch in ids(whole.train_dataloader()) for id in batch} == {1, 2, 3, 4, 5}
+    bordered(tmp_path, "train", {"crowd": (64, 31), "empty": (64, 48)})
+    with pytest.raises(DataError, match="no training image has a box"):
         module((CocoDataset(root, "train"), CocoDataset(root, "val")))
 
 

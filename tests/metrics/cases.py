@@ -83,7 +83,10 @@ def random_record(seed: int, images: int = 12, *, classes: int = 5, ties: bool =
 
 
 def by_pycocotools(
-    record: EvaluationRecord, copies: Sequence[int] | None = None, results: str | None = None
+    record: EvaluationRecord,
+    copies: Sequence[int] | None = None,
+    results: str | None = None,
+    max_dets: int = 100,
 ) -> COCOeval:
     """Evaluated and accumulated. copies: how often each image is in the data, each copy under an id of its own.
     results: a file of detections in place of the record's."""
@@ -119,6 +122,7 @@ def by_pycocotools(
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results or rows), "bbox")
+        evaluation.params.maxDets = [1, 10, max_dets]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

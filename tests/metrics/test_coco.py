@@ -8,7 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from msil.metrics.coco import STATS, CocoMetric, fast_stats, pycocotools_stats
+from msil.metrics.coco import CocoMetric, fast_stats, pycocotools_stats
+from msil.metrics.matching import match_coco
+from msil.metrics.precision import scores
 from msil.metrics.record import EvaluationRecord
 
 from .cases import by_pycocotools, coco_numbers, make, nothing, random_record, updated
@@ -39,11 +41,21 @@ def test_both_engines_equal_pycocotools_called_directly(seed: int, capfd: pytest
     metric = updated(CocoMetric(unsorted(record)), record)
     capfd.readouterr()
     assert_same(metric.compute(), expected)
-    assert list(metric.compute()) == list(STATS[:6])
+    assert list(metric.compute()) == list(expected)[:6]
     assert_same(metric.compute_final(), expected)
-    assert list(metric.compute_final()) == list(STATS)
+    assert list(metric.compute_final()) == list(expected)
     assert_same(fast_stats(metric.collected()), expected)
     assert capfd.readouterr() == ("", "")
+
+
+def test_more_detections_than_coco_counts() -> None:
+    record = random_record(1)  # 130 of one class on the first image
+    precision = by_pycocotools(record, max_dets=130).eval["precision"][..., 0, -1]
+    metric = updated(CocoMetric(record, max_dets=130), record)
+    found = metric.compute_final()
+    assert found["AP"] == pytest.approx(precision[precision > -1].mean()) == metric.compute()["AP"]
+    assert found["AP"] != updated(CocoMetric(record), record).compute_final()["AP"] and "AR130" in found
+    assert scores(match_coco(record, 130))["AP"] == pytest.approx(found["AP"])
 
 
 def test_only_the_images_seen_are_scored() -> None:

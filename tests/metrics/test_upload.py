@@ -46,7 +46,9 @@ def test_at_most_100_an_image_the_surest_in_the_detectors_order() -> None:
     found: list[Found] = [(0, 0, [0.0, 0, 9, 9], i / 1024) for i in range(250)]
     found += [(1, 1, [0.0, 0, 9, 9], i / 1024) for i in range(3)]
     found += [(2, 1, [float(i), 0, i + 9.0, 9], 0.5) for i in range(101)]
-    entries = upload_entries(make([], found, images=3))
+    record = make([], found, images=3)
+    assert len(upload_entries(record)) == 354
+    entries = upload_entries(record, 100)
     scores = [[round(1024 * entry["score"]) for entry in entries if entry["image_id"] == i] for i in (10, 20)]
     assert scores == [list(range(150, 250)), [0, 1, 2]]
     assert [entry["bbox"][0] for entry in entries if entry["image_id"] == 30] == list(range(100))
@@ -55,7 +57,7 @@ def test_at_most_100_an_image_the_surest_in_the_detectors_order() -> None:
 def test_pycocotools_reads_it_and_gives_the_ap_of_the_metric(tmp_path: Path) -> None:
     record = random_record(1, images=40)
     found = updated(DetectionMetric(record), record).gathered()
-    path, _ = write_upload(tmp_path, "val", "x", upload_entries(found))
+    path, _ = write_upload(tmp_path, "val", "x", upload_entries(found, 100))
     # As COCO's server evaluates it: loadRes on the file. Corners move by up to 0.005 px, IoUs of boxes of 6 px and more
     # by some 0.002: few pass one of the ten thresholds. Of the first image's 130 detections 100 are kept.
     theirs = by_pycocotools(record, results=str(path)).stats.tolist()

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from msil.data.module import collate
 from msil.detection import Detections, Detector, Target
-from msil.metrics.coco import STATS, CocoMetric
+from msil.metrics.coco import CocoMetric
 
 from .cases import load, module_of, tiny_config
 from .one_step import assert_same_gradients, batch_of, one_step, share
@@ -174,7 +174,7 @@ def test_the_numbers_are_the_same_on_two_processes(computed: Path, head: str) ->
     """All twelve, exactly, and whatever the number of images that a process takes at a time."""
     truth = load(computed / f"{head} truth.pt")
     expected = evaluation_of(head, truth, 0, 1, 3)
-    assert list(expected) == list(STATS)
+    assert len(expected) == 12
     assert 0.05 < expected["AP"] < 0.95
     for rank in range(2):
         assert load(computed / f"{head} {rank}.pt") == pytest.approx(expected, rel=0, abs=0, nan_ok=True)

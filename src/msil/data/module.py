@@ -24,7 +24,6 @@ from msil.data.workers import WatchedLoader, naming_lost_workers, outlive_signal
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError, listed, typed
 
-MIN_TRAINING_SIDE = 32  # pixels; MMDetection trains on nothing smaller
 READERS = {"shapes": read_coco, "coco": read_coco, "voc": read_voc}
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -38,6 +37,7 @@ class LoaderSettings(Protocol):
     max_size: int
     multiscale: list[int] | None
     flip: float
+    filter_empty: bool | None
     device_transforms: bool
     workers: int
 
@@ -106,8 +106,8 @@ class DetectionDataModule(L.LightningDataModule):
     """Loaders to train on `train`, if there is such a set, and to evaluate on `val`; batches are ([images], [Targets]).
 
     Images to evaluate come as they are, every one on exactly one process. val may lack annotations: its Targets are
-    then empty. Training images are resized and perhaps mirrored (see `draw_augmentation`); only those with a usable box
-    and a short side of at least 32 px are trained on.
+    then empty. Training images are resized and perhaps mirrored (see `draw_augmentation`); those without a usable box
+    are left out unless filter_empty is False.
 
     settings: batch_size is that of a training step over all processes, eval_batch_size that of one process.
         device_transforms: images are resized and mirrored once they are on the device that trains; the draws, the boxes
@@ -139,10 +139,9 @@ class DetectionDataModule(L.LightningDataModule):
         self.train_indices: list[int] = []
         self._loaders: list[WatchedLoader] = []
         if train is not None:
-            large = (i for i in range(len(train)) if min(train.image_size(i)) >= MIN_TRAINING_SIDE)
-            self.train_indices = [i for i in large if train.has_boxes(i)]
-            if not self.train_indices:
-                raise DataError("no training image has both a usable box and a short side of at least 32 pixels.")
+            self.train_indices = [i for i in range(len(train)) if settings.filter_empty is False or train.has_boxes(i)]
+            if not any(map(train.has_boxes, self.train_indices)):
+                raise DataError("no training image has a box to train on: boxes have at least 1 pixel a side.")
 
     @property
     def steps_per_epoch(self) -> int:

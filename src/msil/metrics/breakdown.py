@@ -20,7 +20,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from pycocotools import mask
 
-from msil.metrics.matching import MAX_DETECTIONS, ClassMatches, Matches
+from msil.metrics.coco import MAX_DETS
+from msil.metrics.matching import ClassMatches, Matches
 from msil.metrics.precision import scores
 from msil.metrics.record import EvaluationRecord, to_xywh
 
@@ -81,7 +82,7 @@ def breakdown(record: EvaluationRecord) -> Breakdown:
 def _judge(record: EvaluationRecord) -> _Judged:
     found = by_score(record, np.arange(len(record.found_images)))
     groups = record.found_images * len(record.classes) + record.found_labels
-    found = found[_place_in_group(groups[found]) < MAX_DETECTIONS]
+    found = found[_place_in_group(groups[found]) < MAX_DETS]
     labels = record.found_labels[found]
     kinds, objects = np.full(len(found), _BKG), np.full(len(found), -1)
     for here, there, ious in overlaps(record, found):

@@ -16,40 +16,63 @@ from pycocotools.cocoeval import COCOeval
 from msil.metrics.detections import DetectionMetric
 from msil.metrics.record import AnnotatedSplit, EvaluationRecord, to_xywh
 
-# In the order of pycocotools' `stats`; AP and AR without a number are averaged over the IoUs 0.50:0.95:0.05.
-STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+APS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+MAX_DETS = 100  # of COCO
 
 
 class CocoMetric(DetectionMetric):
-    """COCO AP over the images given to `update`, at most 100 detections an image and class.
+    """COCO AP over the images given to `update`, at most `max_dets` detections an image and class.
 
     Scores that tie are ranked by ascending image id, then by the detector's order, as pycocotools does. With several
     processes, all of them must call a method; each raises as `collected`.
     """
 
+    def __init__(self, truth: AnnotatedSplit, max_dets: int = MAX_DETS) -> None:
+        super().__init__(truth)
+        self.max_dets = max_dets
+
     def compute(self) -> dict[str, float]:
         """AP, AP50, AP75, APs, APm, APl over all processes, in [0, 1]; nan where no ground truth box is counted."""
         stats = self._statistics(fast_stats)
-        return {name: stats[name] for name in STATS[:6]}
+        return {name: stats[name] for name in APS}
 
     def compute_final(self) -> dict[str, float]:
-        """All 12 numbers of pycocotools itself (`STATS`), in [0, 1]; nan where it says -1."""
+        """All 12 numbers, of pycocotools' matching, in [0, 1]; nan where no ground truth box is counted."""
         with self.sync_context():
             return self._statistics(pycocotools_stats)
 
-    def _statistics(self, engine: Callable[[EvaluationRecord], dict[str, float]]) -> dict[str, float]:
+    def _statistics(self, engine: Callable[[EvaluationRecord, int], dict[str, float]]) -> dict[str, float]:
         record = self.collected()
-        return engine(record) if len(record.image_ids) else dict.fromkeys(STATS, float("nan"))
+        if not len(record.image_ids):
+            return summary(np.full((10, 101, 1, 4, 3), -1.0), np.full((10, 1, 4, 3), -1.0), self.max_dets)
+        return engine(record, self.max_dets)
 
 
-def pycocotools_stats(record: EvaluationRecord) -> dict[str, float]:
+def pycocotools_stats(record: EvaluationRecord, max_dets: int = MAX_DETS) -> dict[str, float]:
     """The 12 numbers of pycocotools; nan where no ground truth box is counted."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step and has no switch for it
-        evaluation = coco_evaluation(record)
+        evaluation = coco_evaluation(record, max_dets)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return _named(evaluation)
+    return summary(evaluation.eval["precision"], evaluation.eval["recall"], max_dets)
+
+
+def summary(precision: np.ndarray, recall: np.ndarray, max_dets: int) -> dict[str, float]:
+    """pycocotools' 12 numbers of its tables, precision (T, R, K, A, M) and recall (T, K, A, M), over 10 IoUs, 4 areas
+    and the limits 1, 10 and max_dets. Its own summarize has -1 for every limit but 100."""
+
+    def mean(values: np.ndarray) -> float:
+        return float(values[values > -1].mean()) if (values > -1).any() else float("nan")
+
+    areas = ("s", "m", "l")
+    return {
+        "AP": mean(precision[..., 0, -1]),
+        "AP50": mean(precision[0, ..., 0, -1]),
+        "AP75": mean(precision[5, ..., 0, -1]),
+        **{f"AP{area}": mean(precision[..., place, -1]) for place, area in enumerate(areas, start=1)},
+        **{f"AR{limit}": mean(recall[..., 0, place]) for place, limit in enumerate((1, 10, max_dets))},
+        **{f"AR{area}": mean(recall[..., place, -1]) for place, area in enumerate(areas, start=1)},
+    }
 
 
 def to_coco(truth: AnnotatedSplit) -> dict[str, list[dict[str, Any]]]:
@@ -70,7 +93,7 @@ def to_coco(truth: AnnotatedSplit) -> dict[str, list[dict[str, Any]]]:
     }  # fmt: skip
 
 
-def coco_evaluation(record: EvaluationRecord) -> COCOeval:
+def coco_evaluation(record: EvaluationRecord, max_dets: int = MAX_DETS) -> COCOeval:
     """pycocotools' evaluation of a record, before `evaluate`."""
     truth = to_coco(record)
     boxes = to_xywh(record.found_boxes)
@@ -83,7 +106,9 @@ def coco_evaluation(record: EvaluationRecord) -> COCOeval:
         for api, entries in zip(apis, (truth["annotations"], found), strict=True):
             api.dataset = truth | {"annotations": entries}
             api.createIndex()
-        return COCOeval(apis[0], apis[1], "bbox")
+        evaluation = COCOeval(apis[0], apis[1], "bbox")
+    evaluation.params.maxDets = [1, 10, max_dets]
+    return evaluation
 
 
 def _entries(
@@ -95,7 +120,7 @@ def _entries(
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def fast_stats(record: EvaluationRecord) -> dict[str, float]:
+def fast_stats(record: EvaluationRecord, max_dets: int = MAX_DETS) -> dict[str, float]:
     """The same 12 numbers by faster-coco-eval.
 
     Its C++ reads every box from a Python dict and keeps a record of every pair of an image and a class, also of those
@@ -104,15 +129,11 @@ def fast_stats(record: EvaluationRecord) -> dict[str, float]:
     curves = []
     for label in range(len(record.classes)):
         evaluation = _ClassEvaluation(record, label)
+        evaluation.params.maxDets = [1, 10, max_dets]
         evaluation.evaluate()
         curves.append(evaluation.eval)
-    whole = COCOeval_faster(iouType="bbox")
-    whole.eval = {
-        "precision": np.concatenate([curve["precision"] for curve in curves], axis=2),  # (T, R, K, A, M)
-        "recall": np.concatenate([curve["recall"] for curve in curves], axis=1),  # (T, K, A, M)
-    }
-    whole.summarize()
-    return _named(whole)
+    precision = np.concatenate([curve["precision"] for curve in curves], axis=2)
+    return summary(precision, np.concatenate([curve["recall"] for curve in curves], axis=1), max_dets)
 
 
 class _ClassEvaluation(COCOeval_faster):
@@ -157,7 +178,3 @@ def _positions(owners: np.ndarray, images: np.ndarray) -> tuple[list[int], list[
     """Each owner's position in `images`, both ascending, and where each image's rows of `owners` begin, and the end."""
     bounds = np.append(np.searchsorted(owners, images), len(owners))
     return np.searchsorted(images, owners).tolist(), bounds.tolist()
-
-
-def _named(evaluation: Any) -> dict[str, float]:
-    return {name: float("nan") if v == -1 else float(v) for name, v in zip(STATS, evaluation.stats, strict=True)}

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask
 
-from msil.metrics.coco import coco_evaluation
+from msil.metrics.coco import MAX_DETS, coco_evaluation
 from msil.metrics.record import EvaluationRecord, to_xywh
 
 COCO_AREAS = ("all", "small", "medium", "large")
 COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
-MAX_DETECTIONS = 100  # of an image and class
 VOC_IOU = 0.5  # a detection matches at this IoU or above (VOCopts.minoverlap)
 
 
@@ -46,11 +45,11 @@ class Matches:
     question: str
 
 
-def match_coco(record: EvaluationRecord) -> Matches:
-    """By COCO's rule (pycocotools does the matching): 10 IoUs, 4 areas, at most 100 detections an image and class."""
+def match_coco(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Matches:
+    """By COCO's rule (pycocotools does the matching): 10 IoUs, 4 areas, `max_dets` detections an image and class."""
     position = {image_id: i for i, image_id in enumerate(record.image_ids.tolist())}
     classes = []
-    evaluation = coco_evaluation(record)
+    evaluation = coco_evaluation(record, max_dets)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step and has no switch for it
         for category_id in record.category_ids.tolist():  # one at a time: it keeps a dict an image and area
             evaluation.params.catIds = [category_id]

@@ -16,22 +16,23 @@ import numpy as np
 from msil.metrics.record import EvaluationRecord
 from msil.runs import replacing
 
-MAX_PER_IMAGE = 100  # over all classes; the server counts no more
+SERVER_LIMIT = 100  # detections an image, over all classes
 BOX_DECIMALS = 2  # a hundredth of a pixel, as COCO's own boxes
 SCORE_DECIMALS = 8  # float32 scores above 1/8 stay distinct, so that rounding does not change their order
 SMALLEST_SIDE = 0.01  # px
 
 
-def upload_entries(record: EvaluationRecord) -> list[dict[str, Any]]:
+def upload_entries(record: EvaluationRecord, most: int | None = None) -> list[dict[str, Any]]:
     """Detections in COCO's results format, by ascending image id, then in the detector's order.
 
-    Of an image with more than 100 detections those with the highest scores are kept. Corners are rounded to 0.01 px;
+    most: of an image; those with the highest scores are kept. None: all. Corners are rounded to 0.01 px;
     a side that this leaves nothing of is written as 0.01 px, since a box without area is no box to the server.
     """
     owners = record.found_images
     # Stable, image by image as the detections already are: of equal scores the earlier one is kept.
     order = np.lexsort((-record.found_scores, owners))
-    kept = np.sort(order[np.arange(len(order)) - np.searchsorted(owners, owners) < MAX_PER_IMAGE])
+    places = np.arange(len(order)) - np.searchsorted(owners, owners)
+    kept = np.sort(order if most is None else order[places < most])
     corners = record.found_boxes[kept].astype(np.float64).round(BOX_DECIMALS)
     sides = (corners[:, 2:] - corners[:, :2]).round(BOX_DECIMALS)  # 0.3 - 0.1 is 0.19999999999999998
     columns = {

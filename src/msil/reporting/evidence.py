@@ -10,10 +10,11 @@ from pathlib import Path
 
 from msil.errors import DataError
 from msil.metrics.bootstrap import Resampled, difference_of, resample
+from msil.metrics.coco import MAX_DETS
 from msil.metrics.matching import Matches, match_coco, match_voc
 from msil.metrics.precision import scores
 from msil.metrics.record import RECORD_FILE, EvaluationRecord, read_record
-from msil.reporting.groups import Result
+from msil.reporting.groups import Result, lookup
 from msil.reporting.paper_tables import Difference, Filled
 
 SAMPLES = 1000
@@ -49,7 +50,11 @@ class Evidence:
         if key not in self._matches:
             record = self.record(run)
             assert record is not None
-            self._matches[key] = match_voc(record) if metric == "VOC_AP" else match_coco(record)
+            self._matches[key] = (
+                match_voc(record)
+                if metric == "VOC_AP"
+                else match_coco(record, lookup(run, "data", "max_dets") or MAX_DETS)
+            )
         return self._matches[key]
 
     def difference(self, ours: Sequence[Result], others: Sequence[Result], metric: str) -> Difference | None:

@@ -20,7 +20,7 @@ from msil.data.module import DetectionDataModule, build_datasets, build_split
 from msil.errors import ConfigError
 from msil.finished import splits_of
 from msil.interruption import Interruption
-from msil.metrics.coco import CocoMetric
+from msil.metrics.coco import MAX_DETS, CocoMetric
 from msil.metrics.detections import DetectionMetric
 from msil.metrics.voc import VOCMetric
 from msil.runs import CHECKPOINTS, LAST, PREDICTIONS
@@ -47,6 +47,7 @@ class Parts:
     trainer: L.Trainer
     throughput: Throughput
     resume: Path | None
+    resume_step: int | None
 
 
 def build(config: Config, run_dir: Path, interruption: Interruption, finite: FiniteSteps) -> Parts:
@@ -102,7 +103,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
         enable_progress_bar=config.trainer.progress_bar,
         log_every_n_steps=max(1, min(LOG_EVERY, module.total_steps // MOST_ROWS)),
     )
-    return Parts(config, values, run_dir, data, module, trainer, throughput, resume)
+    return Parts(config, values, run_dir, data, module, trainer, throughput, resume, resume_step)
 
 
 def data_of(config: Config) -> DetectionDataModule:
@@ -134,9 +135,8 @@ def metrics(config: Config, val: AnnotatedImages) -> list[DetectionMetric]:
     """The first collects the detections of the run; without annotations there are no numbers."""
     if not val.annotated:
         return [DetectionMetric(val.annotations)]
-    if config.data.name is DataName.voc:
-        return [CocoMetric(val.annotations), VOCMetric(val.annotations)]
-    return [CocoMetric(val.annotations)]
+    coco = CocoMetric(val.annotations, config.data.max_dets or MAX_DETS)
+    return [coco, VOCMetric(val.annotations)] if config.data.name is DataName.voc else [coco]
 
 
 def make_trainer(config: Config, run_dir: Path, **given: Any) -> L.Trainer:

@@ -23,6 +23,7 @@ from msil.training.build import Parts, build
 from msil.training.faults import FiniteSteps, explained
 from msil.training.loggers import finish_dashboards
 from msil.training.result import write
+from msil.training.start import start_lines, warn
 
 
 def run(config: Config, interruption: Interruption | None = None) -> dict[str, Any]:
@@ -48,6 +49,9 @@ def run(config: Config, interruption: Interruption | None = None) -> dict[str, A
             _quiet()
             with _ending_dashboards():
                 parts = build(config, run_dir, interruption, finite)
+                if parts.trainer.is_global_zero:
+                    warn(parts)
+                    print("\n".join(start_lines(parts)), flush=True)
                 with parts.data.naming_lost_workers():
                     if config.mode is Mode.train:
                         fit(parts)

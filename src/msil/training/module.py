@@ -100,10 +100,7 @@ class DetectionModule(L.LightningModule):
             self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()})
 
     def configure_optimizers(self) -> Any:
-        schedule = self.schedule
-        lr = schedule.lr
-        if schedule.base_batch_size is not None:
-            lr *= self.batch_size / schedule.base_batch_size
+        schedule, lr = self.schedule, self.lr
         groups = parameter_groups(
             self.detector,
             lr=lr,
@@ -135,7 +132,7 @@ class DetectionModule(L.LightningModule):
         """What the base lr is multiplied by at optimizer step `step` (from 0)."""
         schedule = self.schedule
         factor = self.of_recipe("warmup_factor")
-        warmup = warmup_factor_at(step, warmup_steps=schedule.warmup_steps, warmup_factor=factor)
+        warmup = warmup_factor_at(step, warmup_steps=self.warmup_steps, warmup_factor=factor)
         match schedule.decay:
             case Decay.step:
                 epoch = step // self.steps_per_epoch
@@ -147,6 +144,17 @@ class DetectionModule(L.LightningModule):
         """A setting of the schedule that, if null, is that of the head's published recipe."""
         value = getattr(self.schedule, name)
         return self.detector.recipe[name] if value is None else value
+
+    @property
+    def lr(self) -> float:
+        """Learning rate before any factor, scaled to the images a step."""
+        base = self.schedule.base_batch_size
+        return self.schedule.lr if base is None else self.schedule.lr * self.batch_size / base
+
+    @property
+    def warmup_steps(self) -> int:
+        """Of the linear warm-up: at most a quarter of the training."""
+        return min(self.schedule.warmup_steps, self.total_steps // 4)
 
     @property
     def total_steps(self) -> int:

@@ -21,7 +21,7 @@ from msil.config import config_hash
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
 from msil.metrics.record import write_record
-from msil.metrics.upload import upload_entries, write_upload
+from msil.metrics.upload import SERVER_LIMIT, upload_entries, write_upload
 from msil.reporting.pictures import draw_curves
 from msil.runs import CHECKPOINTS, CURVES, METRICS, PREVIOUS, RESULT, weights_name, write_json
 from msil.training.build import Parts
@@ -40,7 +40,7 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
     flops_size = padded_size(config.data.min_size, config.data.max_size)
     result = {
         "run_name": config.run_name,
-        "head_title": detector.head.title if isinstance(detector, Detector) else None,
+        "head_title": title(detector),
         "status": "finished",
         "config_hash": config_hash(parts.values),
         "seed": config.seed,
@@ -87,12 +87,19 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         result["split"] = config.data.split or config.data.val_split
         # Whatever they are called on disk, the files have plain names.
         names = (_UNSAFE.sub("-", word) for word in (result["split"], weights_name(config.model.weights)))
-        files = write_upload(parts.run_dir, *names, entries=upload_entries(record))
+        files = write_upload(
+            parts.run_dir, *names, entries=upload_entries(record, None if data.val.annotated else SERVER_LIMIT)
+        )
         result["detections"] = [path.name for path in files]
     write_json(parts.run_dir / RESULT, result)
     (parts.run_dir / CHECKPOINTS / PREVIOUS).unlink(missing_ok=True)  # a finished run is not resumed
     log_result(trainer.loggers, result)
     return result
+
+
+def title(detector: AnyDetector) -> str | None:
+    """Of the head, in tables."""
+    return detector.head.title if isinstance(detector, Detector) else None
 
 
 def count_parameters(module: nn.Module, trainable: bool = False) -> int:

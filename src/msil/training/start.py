@@ -1,0 +1,67 @@
+"""What a run prints before it starts: its net, its data, its schedule and its folder, and what may not be meant."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from msil.data.annotations import AnnotatedImages
+from msil.metrics.coco import MAX_DETS
+from msil.reporting.groups import block_label, detector_name
+from msil.reporting.tables import amount
+from msil.training.build import Parts
+from msil.training.result import count_parameters, title
+
+
+def start_lines(parts: Parts) -> list[str]:
+    """Net and parameters, data and counts, steps and device, folder; mode=test takes no steps."""
+    data, module, config = parts.data, parts.module, parts.config
+    row = {"config": parts.values, "head_title": title(module.detector)}
+    parameters = amount(count_parameters(module.detector))
+    count = parts.trainer.world_size
+    place = str(parts.trainer.strategy.root_device) if count == 1 else f"{count} processes"
+    if data.train is None:
+        images, steps = f"{data.num_eval} images of {config.data.split or config.data.val_split}", []
+    else:
+        without = len(data.train) - len(data.train_indices)
+        left_out = f" ({without} without a box left out)" if without else ""
+        images = f"{len(data.train_indices)} training images{left_out}, {data.num_eval} validation images"
+        warmup, wanted, last = module.warmup_steps, config.schedule.warmup_steps, module.total_steps - 1
+        cut = f" ({wanted} cut to a quarter)" if warmup < wanted else ""
+        peak = module.lr * max(module.lr_factor(step) for step in (0, max(warmup - 1, 0), min(warmup, last)))
+        steps = [f"steps   {last + 1} of {config.data.batch_size} images, warm-up {warmup}{cut}, peak lr {peak:.2g}"]
+    resumed = "" if parts.resume is None else f", continuing after step {parts.resume_step}"
+    return [
+        f"net     {detector_name(row)}, {block_label(row)}, {parameters} parameters, on {place}",
+        f"data    {config.data.name}, {images}, {len(data.val.classes)} classes",
+        *steps,
+        f"folder  {parts.run_dir}{resumed}",
+    ]
+
+
+def warn(parts: Parts) -> None:
+    """Of settings under which a number is not what it seems."""
+    data, settings = parts.data, parts.config.data
+    if data.train is not None and settings.train_split == settings.val_split:
+        _warn(f"trained and evaluated on the same split, {settings.val_split}: its AP says nothing of other images")
+    most = settings.max_dets or MAX_DETS
+    images, objects = crowded(data.val, most)
+    if images:
+        _warn(
+            f"{images} validation images hold more than {most} objects of a class, up to {objects}, and AP counts "
+            f"{most} detections: set data.max_dets={objects} and model.detections_per_img"
+        )
+
+
+def crowded(data: AnnotatedImages, most: int) -> tuple[int, int]:
+    """How many images hold more than `most` objects of one class, and the largest number of them."""
+    truth = data.annotations
+    pairs = truth.truth_images * len(truth.classes) + truth.truth_labels
+    kinds, counts = np.unique(pairs[~truth.truth_ignored], return_counts=True)
+    images = np.unique(kinds[counts > most] // len(truth.classes))
+    return len(images), int(counts.max(initial=0))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=2)

@@ -1,0 +1,46 @@
+"""What a run prints before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.data.files import coco_content, write_coco
+
+from msil.data.coco import CocoDataset
+from msil.interruption import Interruption
+from msil.training.build import build
+from msil.training.faults import FiniteSteps
+from msil.training.start import crowded, start_lines, warn
+
+from .cases import module_of, tiny_config
+
+
+def test_four_lines_and_what_may_not_be_meant(tmp_path: Path, shapes: Path) -> None:
+    settings = ("data.val_split=train", "data.max_dets=1", "data.filter_empty=false", "schedule.warmup_steps=50")
+    config = tiny_config(tmp_path, shapes, *settings, "schedule.lr=0.01", "schedule.warmup_factor=0.1", "run_name=it")
+    parts = build(config, tmp_path / "it", Interruption(), FiniteSteps())
+    net, data, steps, folder = start_lines(parts)
+    assert net.startswith("net     FCOS ResNet-10, MSIL reduction=4, ") and net.endswith(" parameters, on cpu")
+    assert data == "data    shapes, 16 training images, 16 validation images, 4 classes"
+    # Of 8 steps 2: 0.1 of the lr, then all of it but for half a cosine's first eighth, (1 + cos(pi / 8)) / 2 = 0.96.
+    assert steps == "steps   8 of 4 images, warm-up 2 (50 cut to a quarter), peak lr 0.0096"
+    assert folder == f"folder  {tmp_path}/it"
+    with pytest.warns(UserWarning) as said:
+        warn(parts)
+    same, many = (str(one.message) for one in said)
+    assert same.startswith("trained and evaluated on the same split, train")
+    assert "validation images hold more than 1 objects of a class" in many and "set data.max_dets=" in many
+
+
+def test_crowded_images_by_class(tmp_path: Path) -> None:
+    content = coco_content()  # image 5: a zebra, a cat, a dog as a crowd
+    content["annotations"].append({"id": 104, "image_id": 5, "category_id": 3, "bbox": [0, 0, 9, 9]})
+    write_coco(tmp_path, content)
+    data = CocoDataset(tmp_path, "train")
+    assert (crowded(data, 1), crowded(data, 2)) == ((1, 2), (0, 2))
+
+
+def test_the_warm_up_of_a_long_training_is_as_set() -> None:
+    long = module_of(tiny_config("runs", "data", "schedule.warmup_steps=500"), steps_per_epoch=1000)
+    assert long.warmup_steps == 500  # of 2000
