@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msil import __version__
-from msil.errors import UserError
+from msil.errors import UserError, print_anything
 
 if TYPE_CHECKING:
     from msil.data.annotations import AnnotatedImages
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, or 1 where some images could not be read, or 2 for what the user can mend."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    print_anything()
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words[:1] == ["train"]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,3 +52,11 @@ def quoted(value: Any) -> str:
 def typed(setting: str, value: Any) -> str:
     """A setting as it is typed in a shell."""
     return shlex.quote(f"{setting}={quoted(value)}")
+
+
+def print_anything() -> None:
+    """A sign that the terminal's encoding does not have is printed as -, and ends no command."""
+    codecs.register_error("msil.dash", lambda error: ("-" * (error.end - error.start), error.end))  # pyright: ignore
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="msil.dash")

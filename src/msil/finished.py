@@ -24,8 +24,8 @@ def finished_result(config: Config) -> dict[str, Any] | None:
         if config.resume is Resume.never:
             return None
         raise ConfigError(
-            f"{run_dir} was finished on other data, for {changed} changed since: set resume=never to run it again in "
-            "its place, or another run_name to keep both."
+            f"{run_dir} was finished on other data ({changed} differ): set resume=never to run it again in its place, "
+            "or another run_name to keep both."
         )
     return result
 

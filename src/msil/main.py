@@ -25,7 +25,7 @@ from msil.check import checked
 from msil.command_line import inherited, normalised
 from msil.compose import CONF, composed_by_hydra, config_folders, register
 from msil.config import Config
-from msil.errors import ConfigError, RunError, UserError
+from msil.errors import ConfigError, RunError, UserError, print_anything
 from msil.explain import explain, parse
 from msil.interruption import Interruption, Preempted
 from msil.launch.lifeline import end_with_parent
@@ -65,6 +65,7 @@ def prepare() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises; its errors are reworded below
     # A user needs the sentence, not the line of our code that warned.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    print_anything()
     # conf/hydra/launcher gives values to the settings of the plugin of the same name, on purpose.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     register(settled)

@@ -129,7 +129,11 @@ def test_images_that_moved_away_cost_the_gallery_alone(made: Path, tmp_path: Pat
     for run in (*plain.runs, *msil.runs):
         run["config"]["data"]["root"] = "elsewhere"  # type: ignore[index]
     (words,) = gallery_section(plain, msil, Evidence()).paragraphs
-    assert words.startswith("No gallery: the data folder elsewhere is not here; make the report from the folder")
+    assert words.startswith("No gallery: the data folder elsewhere is not here: make the report where")
+    for run in (*plain.runs, *msil.runs):  # from another folder
+        run["config"]["data"]["root"] = "data"  # type: ignore[index]
+        run["config"]["runs_dir"] = "runs"  # type: ignore[index]
+    assert gallery_section(plain, msil, Evidence()).pictures
 
 
 # One bad run of many is named, and the others are reported.

@@ -95,8 +95,11 @@ def _setting_section(setting: SettingTables, evidence: Evidence, say: Callable[[
         part = detector_section(lines, evidence)
         pair = lines.pair()
         if pair is not None:
-            say(f"  gallery and heat maps of {pair[0].label} against {pair[1].label}")
-            part = replace(part, subsections=(gallery_section(*pair, evidence), heatmap_section(*pair, evidence)))
+            say(f"  {pair[0].label} against {pair[1].label}")
+            sections = (gallery_section(*pair, evidence), heatmap_section(*pair, evidence))
+            for section in sections:
+                say(f"    {section.title}" if section.pictures else f"    {section.paragraphs[0]}")
+            part = replace(part, subsections=sections)
         parts.append(part)
     return Section(
         setting.name,

@@ -223,12 +223,13 @@ def _same_seed(plain: Line, msil: Line) -> tuple[Result, Result] | None:
 
 
 def _data_root(run: Result) -> Path:
-    """Raises DataError where the folder is not there."""
-    root = Path(run["config"]["data"]["root"])
-    if not root.is_dir():
-        where = "" if root.is_absolute() else " from the folder where the runs were started, since it is relative to it"
-        raise DataError(f"the data folder {root} is not here; make the report{where} once it is")
-    return root
+    """Where the run's images are; a relative folder also stands beside the runs. Raises DataError where it is not."""
+    root, runs = Path(run["config"]["data"]["root"]), Path(str(run["config"].get("runs_dir", "runs")))
+    beside = Path(run["folder"]).resolve().parents[len(runs.parts) :][:1]  # where a relative runs_dir started
+    for place in (root, *(folder / root for folder in beside)):
+        if place.is_dir():
+            return place
+    raise DataError(f"the data folder {root} is not here: make the report where the runs were started")
 
 
 def _image(record: EvaluationRecord, index: int, root: Path) -> Tensor:

@@ -128,7 +128,7 @@ def data_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     if before["classes"] != now["classes"]:
         return f"its classes were {', '.join(before['classes'])}, and now are {', '.join(now['classes'])}"
     changed = differing(before.get("data", {}), now["data"])
-    return f"{changed} changed since" if changed else ""
+    return f"{changed} differ" if changed else ""
 
 
 def metrics(config: Config, val: AnnotatedImages) -> list[DetectionMetric]:
