@@ -20,7 +20,7 @@ from msil.data.sampler import TrainingBatches, image_generator
 from msil.data.shapes import write_shapes
 from msil.data.transforms import Augmentation, Untransformed, draw_augmentation, transform_boxes
 from msil.data.voc import read_voc
-from msil.data.workers import WatchedLoader, naming_lost_workers, outlive_signals
+from msil.data.workers import WatchedLoader, naming_lost_workers, outlive_signals, packed
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError, listed, typed
 
@@ -207,7 +207,7 @@ class DetectionDataModule(L.LightningDataModule):
         loader = WatchedLoader(
             dataset,
             num_workers=self.settings.workers,
-            collate_fn=collate_fn,
+            collate_fn=partial(packed, collate_fn),
             worker_init_fn=outlive_signals,
             persistent_workers=self.settings.workers > 0,
             pin_memory=on_gpu,

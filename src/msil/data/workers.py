@@ -1,25 +1,93 @@
-"""Loader worker processes: the signals that they outlive, and what to report when one of them dies."""
+"""Loader worker processes: how a batch leaves them, the signals that they outlive, and what is said when one dies."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch.utils.data import DataLoader
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
 
+from msil.data.transforms import Augmentation, Untransformed
+from msil.detection.structures import Target
 from msil.errors import DataError
 
 WAIT = 5.0  # seconds; a child's death shows after some milliseconds
 
 
+# What torch, Python and the kernel say where /dev/shm or the number of open files ends.
+NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to resize file", "unable to mmap")
+NO_FILES = ("Too many open files", "received 0 items of ancdata")
+
+
+class Packed(NamedTuple):
+    """A batch on its way from a worker, in three tensors of shared memory: each costs a file descriptor at both ends.
+
+    pixels: of all images, end to end. boxes (M, 4), labels (M,): of all targets. shapes: (3, H, W) of each image.
+    targets: (number of boxes, image_id, size) of each. augmentations: of an Untransformed batch.
+    """
+
+    pixels: Tensor
+    boxes: Tensor
+    labels: Tensor
+    shapes: list[tuple[int, ...]]
+    targets: list[tuple[int, int, tuple[int, int]]]
+    augmentations: list[Augmentation] | None
+
+
+def packed(collate: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
+    """A collate_fn: what `collate` makes of the samples, in a worker as a Packed.
+
+    Where shared memory ends the error is raised here: in torch's own thread it would be printed, and the run would wait
+    for ever.
+    """
+    batch = collate(samples)
+    if get_worker_info() is None:
+        return batch
+    images, targets = batch[:2]
+    return Packed(
+        _shared([image.flatten() for image in images]),
+        _shared([target.boxes for target in targets]),
+        _shared([target.labels for target in targets]),
+        [tuple(image.shape) for image in images],
+        [(len(target.labels), target.image_id, target.size) for target in targets],
+        batch.augmentations if isinstance(batch, Untransformed) else None,
+    )
+
+
+def unpacked(batch: Any) -> Any:
+    """The batch again, its tensors views of the packed ones."""
+    if not isinstance(batch, Packed):
+        return batch
+    counts = [count for count, *_ in batch.targets]
+    pixels = batch.pixels.split([math.prod(shape) for shape in batch.shapes])
+    images = [part.view(shape) for part, shape in zip(pixels, batch.shapes, strict=True)]
+    columns = (batch.boxes.split(counts), batch.labels.split(counts), batch.targets)
+    targets = [Target(boxes, labels, *about[1:]) for boxes, labels, about in zip(*columns, strict=True)]
+    return (images, targets) if batch.augmentations is None else Untransformed(images, targets, batch.augmentations)
+
+
+def _shared(parts: list[Tensor]) -> Tensor:
+    """End to end in shared memory."""
+    count = sum(part.numel() for part in parts)
+    if not count:
+        return torch.cat(parts)
+    storage = torch.UntypedStorage._new_shared(count * parts[0].element_size())
+    whole = torch.empty(0, dtype=parts[0].dtype).set_(storage)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return torch.cat(parts, out=whole.view(-1, *parts[0].shape[1:]))
+
+
 class WatchedLoader(DataLoader):
-    """Keeps its worker processes, for their exit codes after torch has cleaned up.
+    """Unpacks the workers' batches, and keeps the processes, for their exit codes after torch has cleaned up.
 
     processes: of the last epoch.
     """
@@ -33,7 +101,7 @@ class WatchedLoader(DataLoader):
             # torch's handler raises at any line, and in waitpid an exit code is lost by that. Its loader polls as well.
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         self.processes = getattr(iterator, "_workers", ())
-        return iterator
+        return map(unpacked, iterator)
 
 
 @contextlib.contextmanager
@@ -50,6 +118,17 @@ def naming_lost_workers(loaders: Iterable[WatchedLoader]) -> Iterator[None]:
             raise
         raise DataError(str(error).strip().splitlines()[-1].partition("DataError: ")[2]) from None
     except (RuntimeError, OSError, EOFError) as error:
+        if any(phrase in str(error) for phrase in NO_SHARED_MEMORY):
+            raise DataError(
+                f"the batches of the loader workers do not fit into /dev/shm, of which {_free_shared_memory()}: start "
+                "the container with --shm-size=8g or --ipc=host, lower data.workers or data.batch_size, or set "
+                "data.workers=0; the same command continues after the last checkpoint."
+            ) from error
+        if any(phrase in str(error) for phrase in NO_FILES):
+            raise DataError(
+                "too many files are open for this number of loader workers: raise the limit (ulimit -n), or lower "
+                "data.workers; the same command continues after the last checkpoint."
+            ) from error
         lost = _lost_worker(loaders, wait=isinstance(error, ConnectionError | EOFError | FileNotFoundError))
         if lost is None:
             raise
@@ -59,6 +138,13 @@ def naming_lost_workers(loaders: Iterable[WatchedLoader]) -> Iterator[None]:
             f"loader worker process {pid} {how}, perhaps for want of memory: lower data.workers or data.batch_size;"
             " the same command continues after the last checkpoint."
         ) from error
+
+
+def _free_shared_memory() -> str:
+    usage = shutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None
+    return (
+        "this machine has none" if usage is None else f"{usage.free / 1e6:,.0f} of {usage.total / 1e6:,.0f} MB are free"
+    )
 
 
 def _lost_worker(loaders: Iterable[WatchedLoader], wait: bool) -> tuple[int, int] | None:
