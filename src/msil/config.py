@@ -231,6 +231,9 @@ NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "d
               "data.device_transforms",  # on a CPU every pixel is the same, a GPU rounds some of them by 1 of 255
               "model.weights")  # of these, weights_sha256 counts  # fmt: skip
 
+# What `computed` has at the top level, as typed.
+_TYPED = {name: f"trainer.{name}" for name in ("precision", "accumulate")}
+
 
 def config_hash(values: Mapping[str, Any]) -> str:
     """8 hex digits of what the settings compute. `values`: the plain nested dict of a Config.
@@ -256,6 +259,24 @@ def computed(values: Mapping[str, Any], without: Iterable[str] = ()) -> dict[str
             node = node.get(parent) or {}
         node.pop(leaf, None)
     return kept
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Full names of the settings that compute something else in two runs, as typed, to both values; None: null, or a
+    setting that is not there."""
+    sides = [dict(leaves(computed(values))) for values in (before, now)]
+    names = dict.fromkeys(path for side in sides for path in side)
+    pairs = {path: (sides[0].get(path), sides[1].get(path)) for path in names}
+    return {_TYPED.get(path, path): pair for path, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """model.head.name -> fcos ...; without nulls, since older runs lack the newer settings."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from leaves(value, f"{path}.{name}" if path else name)
+    elif values is not None:
+        yield path, values
 
 
 def _without_nulls(values: Any) -> Any:

@@ -1,13 +1,79 @@
-"""Whether a run has been finished: with these settings, and on the data that are there now."""
+"""What a run's folder holds: the run of these very settings, finished or not, one that these continue, or another."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from msil.config import Config, Mode, Resume, config_hash, plain
-from msil.errors import ConfigError, DataError
-from msil.runs import read_result
+import yaml
+
+from msil.config import Config, Mode, Resume, changes, config_hash, plain
+from msil.errors import ConfigError, DataError, listed
+from msil.reporting.tables import setting
+from msil.runs import CHECKPOINTS, CONFIG, LAST, RESULT, is_empty, read_result
+
+# What a run that goes on for more epochs may change besides schedule.epochs; schedule.name: of 2x in the place of 1x.
+LONGER = {"schedule.epochs", "schedule.milestones", "schedule.name"}
+
+
+def title(values: Mapping[str, Any]) -> str:
+    """The first line of config.yaml."""
+    return f"# settings {config_hash(values)}"
+
+
+def stored_settings(run_dir: Path) -> dict[str, Any] | None:
+    """The settings in config.yaml as the run wrote them; None for a file that is missing, damaged or edited."""
+    try:
+        text = (run_dir / CONFIG).read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+        return values if isinstance(values, dict) and text.startswith(title(values)) else None
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):  # AttributeError: sections that are none
+        return None
+
+
+def continues(config: Config, run_dir: Path) -> bool:
+    """Whether the folder's run goes on for more epochs under `config`; False: it is of these very settings, or empty.
+
+    Raises ConfigError where it is any other run.
+    """
+    values, file = plain(config), run_dir / CONFIG
+    if not file.exists() or is_empty(run_dir):
+        return False
+    with file.open("rb") as head:
+        # In place of the YAML, which anybody may have edited.
+        if head.read(len(title(values))) == title(values).encode():
+            return False
+    before = stored_settings(run_dir)
+    if before is None:
+        raise ConfigError(
+            f"{run_dir} holds a run with other settings, and its {CONFIG} was damaged or edited: set another run_name, "
+            "or delete that folder."
+        )
+    differing = changes(before, values)
+    epochs, max_steps = before["schedule"]["epochs"], before["schedule"]["max_steps"]
+    more = differing.keys() <= LONGER and config.schedule.epochs > epochs and max_steps is None
+    if more and config.resume is Resume.auto and (run_dir / CHECKPOINTS / LAST).exists():
+        return True
+    what = listed([f"{name}: {_short(old)} -> {_short(new)}" for name, (old, new) in differing.items()], 5)
+    longer = (
+        f" More epochs alone, schedule.epochs above {epochs}, continue it." if "schedule.epochs" in differing else ""
+    )
+    raise ConfigError(
+        f"{run_dir} holds a run with other settings ({what}): give its own to continue it, set another run_name, or "
+        f"delete that folder.{longer}"
+    )
+
+
+def keep_result(run_dir: Path) -> None:
+    """Set the result of fewer epochs aside, as result-12-epochs.json."""
+    if (before := read_result(run_dir)) is not None:
+        (run_dir / RESULT).replace(run_dir / f"result-{before['epochs']}-epochs.json")
+
+
+def _short(value: Any) -> str:
+    text = setting(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def finished_result(config: Config) -> dict[str, Any] | None:

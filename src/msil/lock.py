@@ -14,9 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from msil.errors import UserError
-from msil.runs import unusable
+from msil.runs import LOCK, unusable
 
-FILE_NAME = ".lock"
 NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
 
 
@@ -36,7 +35,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises Locked, naming pid and host, where another process holds it, and UserError where it cannot be written to.
     """
-    path = folder / FILE_NAME
+    path = folder / LOCK
     # A soft lock would outlive a killed process.
     lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ RECORD = "evaluation.npz"
 CURVES = "curves.png"
 PREDICTIONS = "predictions.png"
 CONSOLE = "console.log"
+LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 # In checkpoints/.
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -126,6 +128,32 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.rglob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
+
+
+def is_empty(run_dir: Path) -> bool:
+    """Whether no run has left anything in a folder: it holds no file but a lock and settings."""
+    return all(path.is_dir() or path.name in (LOCK, CONFIG) for path in run_dir.rglob("*"))
+
+
+@contextmanager
+def removed_if_empty(run_dir: Path) -> Iterator[None]:
+    """Where the block fails before it has left anything in the folder, the folder vanishes. Its lock must be held."""
+    try:
+        yield
+    except BaseException:
+        if is_empty(run_dir):
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+
+
+def git_commit() -> str | None:
+    """The commit of the working folder, with + behind it where tracked files differ; None outside a repository."""
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

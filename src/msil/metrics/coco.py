@@ -13,11 +13,13 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from msil.metrics.detections import DetectionMetric
+from msil.metrics.detections import DetectionMetric, named
 from msil.metrics.record import AnnotatedSplit, EvaluationRecord, to_xywh
 
 APS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 MAX_DETS = 100  # of COCO
+
+Curves = tuple[np.ndarray, np.ndarray]  # pycocotools' precision (T, R, K, A, M) and recall (T, K, A, M)
 
 
 class CocoMetric(DetectionMetric):
@@ -33,46 +35,56 @@ class CocoMetric(DetectionMetric):
 
     def compute(self) -> dict[str, float]:
         """AP, AP50, AP75, APs, APm, APl over all processes, in [0, 1]; nan where no ground truth box is counted."""
-        stats = self._statistics(fast_stats)
+        stats = summary(*self._curves(fast_curves), self.max_dets)
         return {name: stats[name] for name in APS}
 
     def compute_final(self) -> dict[str, float]:
         """All 12 numbers, of pycocotools' matching, in [0, 1]; nan where no ground truth box is counted."""
         with self.sync_context():
-            return self._statistics(pycocotools_stats)
+            precision, recall = self._curves(pycocotools_curves)
+        places = np.argsort(np.argsort(list(self.truth.category_ids)))  # pycocotools' classes are by ascending id
+        values = [_mean(precision[:, :, place, 0, -1]) for place in places]
+        self.per_class = named(self.truth.classes, values)
+        return summary(precision, recall, self.max_dets)
 
-    def _statistics(self, engine: Callable[[EvaluationRecord, int], dict[str, float]]) -> dict[str, float]:
+    def _curves(self, engine: Callable[[EvaluationRecord, int], Curves]) -> Curves:
         record = self.collected()
         if not len(record.image_ids):
-            return summary(np.full((10, 101, 1, 4, 3), -1.0), np.full((10, 1, 4, 3), -1.0), self.max_dets)
+            count = len(record.classes)
+            return np.full((10, 101, count, 4, 3), -1.0), np.full((10, count, 4, 3), -1.0)
         return engine(record, self.max_dets)
 
 
 def pycocotools_stats(record: EvaluationRecord, max_dets: int = MAX_DETS) -> dict[str, float]:
     """The 12 numbers of pycocotools; nan where no ground truth box is counted."""
+    return summary(*pycocotools_curves(record, max_dets), max_dets)
+
+
+def pycocotools_curves(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Curves:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step and has no switch for it
         evaluation = coco_evaluation(record, max_dets)
         evaluation.evaluate()
         evaluation.accumulate()
-    return summary(evaluation.eval["precision"], evaluation.eval["recall"], max_dets)
+    return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
 def summary(precision: np.ndarray, recall: np.ndarray, max_dets: int) -> dict[str, float]:
     """pycocotools' 12 numbers of its tables, precision (T, R, K, A, M) and recall (T, K, A, M), over 10 IoUs, 4 areas
     and the limits 1, 10 and max_dets. Its own summarize has -1 for every limit but 100."""
-
-    def mean(values: np.ndarray) -> float:
-        return float(values[values > -1].mean()) if (values > -1).any() else float("nan")
-
     areas = ("s", "m", "l")
     return {
-        "AP": mean(precision[..., 0, -1]),
-        "AP50": mean(precision[0, ..., 0, -1]),
-        "AP75": mean(precision[5, ..., 0, -1]),
-        **{f"AP{area}": mean(precision[..., place, -1]) for place, area in enumerate(areas, start=1)},
-        **{f"AR{limit}": mean(recall[..., 0, place]) for place, limit in enumerate((1, 10, max_dets))},
-        **{f"AR{area}": mean(recall[..., place, -1]) for place, area in enumerate(areas, start=1)},
+        "AP": _mean(precision[..., 0, -1]),
+        "AP50": _mean(precision[0, ..., 0, -1]),
+        "AP75": _mean(precision[5, ..., 0, -1]),
+        **{f"AP{area}": _mean(precision[..., place, -1]) for place, area in enumerate(areas, start=1)},
+        **{f"AR{limit}": _mean(recall[..., 0, place]) for place, limit in enumerate((1, 10, max_dets))},
+        **{f"AR{area}": _mean(recall[..., place, -1]) for place, area in enumerate(areas, start=1)},
     }
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of pycocotools' numbers, in which -1 marks what has no object."""
+    return float(values[values > -1].mean()) if (values > -1).any() else float("nan")
 
 
 def to_coco(truth: AnnotatedSplit) -> dict[str, list[dict[str, Any]]]:
@@ -121,11 +133,13 @@ def _entries(
 
 
 def fast_stats(record: EvaluationRecord, max_dets: int = MAX_DETS) -> dict[str, float]:
-    """The same 12 numbers by faster-coco-eval.
+    """The same 12 numbers by faster-coco-eval."""
+    return summary(*fast_curves(record, max_dets), max_dets)
 
-    Its C++ reads every box from a Python dict and keeps a record of every pair of an image and a class, also of those
-    without a box. So classes are evaluated one after the other, each over the images in which it occurs.
-    """
+
+def fast_curves(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Curves:
+    # Its C++ reads every box from a Python dict and keeps a record of every pair of an image and a class, also of those
+    # without a box. So classes are evaluated one after the other, each over the images in which it occurs.
     curves = []
     for label in range(len(record.classes)):
         evaluation = _ClassEvaluation(record, label)
@@ -133,7 +147,7 @@ def fast_stats(record: EvaluationRecord, max_dets: int = MAX_DETS) -> dict[str, 
         evaluation.evaluate()
         curves.append(evaluation.eval)
     precision = np.concatenate([curve["precision"] for curve in curves], axis=2)
-    return summary(precision, np.concatenate([curve["recall"] for curve in curves], axis=1), max_dets)
+    return precision, np.concatenate([curve["recall"] for curve in curves], axis=1)
 
 
 class _ClassEvaluation(COCOeval_faster):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class DetectionMetric(Metric):
     def __init__(self, truth: AnnotatedSplit) -> None:
         super().__init__()
         self.truth = truth
+        self.per_class: dict[str, float | None] = {}  # AP of the last final evaluation; None: no object that counts
         self._known_images = frozenset(truth.image_ids.tolist())
         for name in ("boxes", "scores", "labels", "counts", "image_ids"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -115,6 +117,11 @@ class DetectionMetric(Metric):
             label, image_id = labels[foreign][0], owners[foreign][0]
             raise ValueError(f"a detection of image {image_id} has label {label}, outside [0, {classes})")
         return make_record(self.truth, image_ids, owners, boxes, scores, labels)
+
+
+def named(classes: Collection[str], values: Sequence[float]) -> dict[str, float | None]:
+    """AP by class; nan, of a class without an object that counts, as None."""
+    return {name: None if math.isnan(value) else value for name, value in zip(classes, values, strict=True)}
 
 
 def _empty_states(device: torch.device) -> dict[str, Tensor]:

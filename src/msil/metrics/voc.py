@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from msil.metrics.detections import DetectionMetric
+from msil.metrics.detections import DetectionMetric, named
 from msil.metrics.matching import match_voc
-from msil.metrics.precision import scores
+from msil.metrics.precision import per_class, scores
 
 
 class VOCMetric(DetectionMetric):
@@ -25,6 +25,7 @@ class VOCMetric(DetectionMetric):
         Classes without a ground truth box that counts are left out; nan if that leaves none.
         """
         matches = match_voc(self.collected())
+        self.per_class = named(self.truth.classes, per_class(matches)["VOC_AP"].tolist())
         points = []
         for one in matches.classes:
             if total := int(one.truths.sum()):

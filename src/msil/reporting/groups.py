@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from msil.config import MSILConfig, computed
+from msil.config import MSILConfig, computed, leaves
 from msil.reporting.paper import TITLES, PaperTable, Recipe
 from msil.reporting.tables import setting
 
@@ -89,7 +89,12 @@ def one_a_seed(runs: Sequence[Result]) -> tuple[Result, ...]:
 
 def key(run: Result, *without: str) -> str:
     """What a run computes, but for its seed and the settings named; a null counts as a setting that is not there."""
-    return json.dumps(dict(_leaves(computed(run["config"], ("seed", *without)))), sort_keys=True)
+    return json.dumps(_computed(run, "seed", *without), sort_keys=True)
+
+
+def _computed(run: Result, *without: str) -> dict[str, Any]:
+    """Also where the training was continued for more epochs: its lr took another way."""
+    return dict(leaves(computed(run["config"], without))) | dict(leaves({"continued": run.get("continued") or None}))
 
 
 def block_label(run: Result) -> str:
@@ -126,10 +131,10 @@ def unusual(block: Mapping[str, Any]) -> list[str]:
 def told_apart(names: Sequence[str], runs: Sequence[Result]) -> list[str]:
     """The names of runs; equal ones are followed by the settings, but for the block's, that differ between them,
     num_convs=2, as typed."""
-    leaves = [dict(_leaves(computed(run["config"], ("seed", "model.msil")))) for run in runs]
+    values = [_computed(run, "seed", "model.msil") for run in runs]
     apart = []
-    for name, own in zip(names, leaves, strict=True):
-        alike = [other for other_name, other in zip(names, leaves, strict=True) if other_name == name]
+    for name, own in zip(names, values, strict=True):
+        alike = [other for other_name, other in zip(names, values, strict=True) if other_name == name]
         paths = dict.fromkeys(path for other in alike for path in other)
         differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1]
         words = [f"{path.rpartition('.')[2]}={setting(own.get(path))}" for path in differing]
@@ -188,6 +193,11 @@ def schedule_name(row: Result) -> str | None:
     return f"schedule {name}" if epochs is None else f"schedule {name} ({_epochs(epochs)})"
 
 
+def own_score(metrics: Mapping[str, Any]) -> str:
+    """The metric that a data set has of its own: VOC_AP of VOC's, else AP."""
+    return "VOC_AP" if "VOC_AP" in metrics else "AP"
+
+
 def distinct(values: Iterable[Any]) -> str:
     """The values but None, each once."""
     return ", ".join(dict.fromkeys(setting(value) for value in values if value is not None))
@@ -234,12 +244,3 @@ def _epochs(count: int) -> str:
 
 def _pixels(short: int, long: int) -> str:
     return f"images of {short} to {long} pixels" if short != long else f"{short}-pixel images"
-
-
-def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """model.head.name -> fcos ...; without nulls, since older runs lack the newer settings."""
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            yield from _leaves(value, f"{path}.{name}" if path else name)
-    elif values is not None:
-        yield path, values

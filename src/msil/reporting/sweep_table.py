@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from msil.reporting import tables
-from msil.reporting.groups import Result, detector_name, distinct, joined, lookup, setting_name
+from msil.reporting.groups import Result, detector_name, distinct, joined, lookup, own_score, setting_name
 from msil.reporting.tables import AP_NAMES, Column, Table
 
 # package.module.Class by its last name
@@ -19,6 +19,7 @@ FORMS = {
     "model.head.name": lambda name: (name or tables.MISSING).rpartition(".")[2],
     "model.msil.block": lambda name: name.rpartition(".")[2] if name else "MSIL",
 }
+MOST_CLASSES = 20  # in the last lines of a run: VOC's
 _CSV_ALONE = (
     "exit_code", "seed", "config_hash", "trainable_parameters", "images_per_second", "train_seconds", "epochs",
     "train_images", "val_images",
@@ -59,10 +60,12 @@ def sweep_table(rows: Sequence[Result], varied: Sequence[str], *, caption: str |
 
 
 def result_line(result: Result) -> str:
-    """What a single run prints at its end: three lines with its numbers, their price, and where the files are."""
+    """What a single run prints at its end: lines with its numbers, their price, and where the files are."""
     metrics = result["metrics"]
     names = [name for name in (*AP_NAMES, "VOC_AP") if name in metrics]
     scores = "  ".join(f"{name.replace('_', ' ')} {tables.percent(metrics[name])}" for name in names)
+    score = own_score(metrics)
+    by_class = [f"{name} {tables.percent(value)}" for name, value in (result.get("per_class") or {}).items()]
     height, width = result["flops_image_size"]
     config = result["config"]
     folder = Path(str(config.get("runs_dir", "runs"))) / result["run_name"]
@@ -76,6 +79,7 @@ def result_line(result: Result) -> str:
     )
     return "\n".join((
         f"{scores}   (percent, {where})" if names else f"{where} without annotations, so no scores",
+        *([f"{score.replace('_', ' ')} by class: {joined(by_class)}"] if 0 < len(by_class) <= MOST_CLASSES else []),
         f"{tables.amount(result['parameters'])} parameters, {tables.amount(result['flops'])} FLOPs for one "
         f"{height}x{width} image, {took}",
         f"files in {folder}",

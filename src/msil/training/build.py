@@ -23,7 +23,7 @@ from msil.interruption import Interruption
 from msil.metrics.coco import MAX_DETS, CocoMetric
 from msil.metrics.detections import DetectionMetric
 from msil.metrics.voc import VOCMetric
-from msil.runs import CHECKPOINTS, LAST, PREDICTIONS
+from msil.runs import CHECKPOINTS, LAST, PREDICTIONS, git_commit
 from msil.training.callbacks import AveragedWeights, PredictionPictures, Progress, SeedSteps, Throughput
 from msil.training.checkpoint import AtomicCheckpointIO, SaveLast, best_checkpoint, resume_point
 from msil.training.devices import check_processes, choose_devices, cluster_environment
@@ -63,6 +63,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
     about["data"] = fingerprint(values["data"], splits_of(config))
     found = resume_point(config.resume, run_dir / CHECKPOINTS) if training else None
     resume, resume_step, described = found or (None, None, about)
+    about |= {"git": git_commit(), "continued": schedules_before(described, config.schedule.epochs, resume_step)}
     if changed := data_changes(described, about):
         raise ConfigError(
             f"{resume} cannot be continued on other data: {changed}; delete {run_dir} to start again, or set another "
@@ -129,6 +130,15 @@ def data_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
         return f"its classes were {', '.join(before['classes'])}, and now are {', '.join(now['classes'])}"
     changed = differing(before.get("data", {}), now["data"])
     return f"{changed} differ" if changed else ""
+
+
+def schedules_before(described: dict[str, Any], epochs: int, step: int | None) -> list[dict[str, Any]]:
+    """The shorter schedules by which a training came so far: how many epochs each had, and the steps done by then.
+
+    described: what the checkpoint that it goes on from holds under "msil".
+    """
+    before = described["config"]["schedule"]["epochs"]
+    return [*described.get("continued", ()), *([{"epochs": before, "steps": step}] if before != epochs else [])]
 
 
 def metrics(config: Config, val: AnnotatedImages) -> list[DetectionMetric]:

@@ -13,12 +13,12 @@ import yaml
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_only
 
-from msil.config import Config, Mode, config_hash, plain
+from msil.config import Config, Mode, plain
 from msil.errors import ConfigError, RunError, UserError
-from msil.finished import finished_result
+from msil.finished import continues, finished_result, keep_result, title
 from msil.interruption import Interruption
 from msil.lock import locked
-from msil.runs import CONFIG, RESULT, remove_leftovers, write_bytes
+from msil.runs import CONFIG, RESULT, remove_leftovers, removed_if_empty, write_bytes
 from msil.training.build import Parts, build
 from msil.training.faults import FiniteSteps, explained
 from msil.training.loggers import finish_dashboards
@@ -42,7 +42,8 @@ def run(config: Config, interruption: Interruption | None = None) -> dict[str, A
     try:
         # The ranks above 0 belong to the run that holds the folder.
         holding = locked(run_dir) if rank_zero_only.rank == 0 else contextlib.nullcontext()
-        with holding, interruption.watching():
+        emptied = removed_if_empty(run_dir) if rank_zero_only.rank == 0 else contextlib.nullcontext()
+        with holding, emptied, interruption.watching():
             finished = begin(config, run_dir)
             if finished is not None:
                 return {**finished, "skipped": True}
@@ -67,24 +68,21 @@ def run(config: Config, interruption: Interruption | None = None) -> dict[str, A
 
 
 def begin(config: Config, run_dir: Path) -> dict[str, Any] | None:
-    """The finished result of these very settings; None, and the folder made ready, if there is none yet.
+    """The finished result of these very settings; None, and the folder made ready, if there is none yet. The result of
+    a run that goes on for more epochs stays under another name.
 
     Raises ConfigError where the folder holds a run with other settings, or one of data that have changed since.
     """
-    values, settings = plain(config), run_dir / CONFIG
-    title = f"# settings {config_hash(values)}"  # compared in place of the YAML, which anybody may have edited
-    if settings.exists():
-        with settings.open("rb") as file:
-            if file.read(len(title)) != title.encode():
-                raise ConfigError(
-                    f"{run_dir} holds a run with other settings: set another run_name or delete that folder."
-                )
-        if (result := finished_result(config)) is not None:
-            return result
+    longer = continues(config, run_dir)
+    if not longer and (result := finished_result(config)) is not None:
+        return result
     if rank_zero_only.rank == 0:
         remove_leftovers(run_dir)
+        if longer:
+            keep_result(run_dir)
         (run_dir / RESULT).unlink(missing_ok=True)
-        write_bytes(settings, f"{title}\n{yaml.safe_dump(values, sort_keys=False)}".encode())
+        values = plain(config)
+        write_bytes(run_dir / CONFIG, f"{title(values)}\n{yaml.safe_dump(values, sort_keys=False)}".encode())
     return None
 
 

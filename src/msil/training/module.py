@@ -168,3 +168,7 @@ class DetectionModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.evaluated_at_step = checkpoint["evaluated_at_step"]
+        # Under schedule.epochs beyond those of before, the next step's lr is another than the one that was saved.
+        factor = self.lr_factor(checkpoint["lr_schedulers"][0]["last_epoch"])
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            group["lr"] = group["initial_lr"] * factor

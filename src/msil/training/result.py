@@ -46,6 +46,7 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         "seed": config.seed,
         "command": command(),
         "metrics": module.final_metrics,
+        "per_class": module.metrics[-1].per_class,  # the last one has the set's own AP
         "parameters": count_parameters(detector),
         "trainable_parameters": count_parameters(detector, trainable=True),
         "flops": count_flops(detector, flops_size),
@@ -60,6 +61,8 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         "val_images": data.num_eval,
         "classes": list(data.val.classes),
         "data": module.describe["data"],
+        "git": module.describe["git"],
+        "continued": module.describe["continued"],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": {
             "platform": platform.platform(),

@@ -6,16 +6,20 @@ import warnings
 
 import numpy as np
 
+from msil.config import Decay
 from msil.data.annotations import AnnotatedImages
 from msil.metrics.coco import MAX_DETS
 from msil.reporting.groups import block_label, detector_name
-from msil.reporting.tables import amount
+from msil.reporting.tables import amount, setting
+from msil.runs import METRICS
 from msil.training.build import Parts
+from msil.training.loggers import read_rows
 from msil.training.result import count_parameters, title
 
 
 def start_lines(parts: Parts) -> list[str]:
-    """Net and parameters, data and counts, steps and device, folder; mode=test takes no steps."""
+    """Net and parameters, data and counts, steps and device, folder; mode=test takes no steps. A fifth for a run that
+    goes on for more epochs."""
     data, module, config = parts.data, parts.module, parts.config
     row = {"config": parts.values, "head_title": title(module.detector)}
     parameters = amount(count_parameters(module.detector))
@@ -37,6 +41,24 @@ def start_lines(parts: Parts) -> list[str]:
         f"data    {config.data.name}, {images}, {len(data.val.classes)} classes",
         *steps,
         f"folder  {parts.run_dir}{resumed}",
+        *_longer(parts),
+    ]
+
+
+def _longer(parts: Parts) -> list[str]:
+    """Of a training that goes on from here for more epochs than were set before: which, and how its lr goes on."""
+    before = [one["epochs"] for one in parts.module.describe["continued"] if one["steps"] == parts.resume_step]
+    if not before:
+        return []
+    module, schedule = parts.module, parts.config.schedule
+    step = parts.resume_step or 0
+    rates = [float(row["lr"]) for row in read_rows(parts.run_dir / METRICS) if "lr" in row]
+    was = f", {rates[-1]:.2g} before" if rates else ""
+    drops = f"drops at epochs {setting(schedule.milestones)}" if schedule.milestones else "no drop"
+    way = "half a cosine" if schedule.decay is Decay.cosine else drops
+    return [
+        f"longer  {schedule.epochs} epochs in place of {before[-1]}, {module.total_steps - step} steps to go; "
+        f"lr {module.lr * module.lr_factor(step):.2g} from here on{was}: {way} over {schedule.epochs} epochs"
     ]
 
 
