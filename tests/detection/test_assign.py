@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from msil.detection.assign import ATSSAssigner, FCOSAssigner, ground_truth, pad_ground_truth
-from msil.detection.boxes import boxes_to_distances
 from msil.detection.priors import PriorGenerator
-from msil.detection.structures import Target
+from msil.detection.structures import Target, boxes_to_distances
 
 from .cases import MAP_SIZES, RANGES, STRIDES, map_sizes_of, random_boxes, target
 
