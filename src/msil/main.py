@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import resource
 import sys
 import warnings
 from collections.abc import Sequence
@@ -66,6 +67,8 @@ def prepare() -> None:
     # A user needs the sentence, not the line of our code that warned.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     print_anything()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # shells often allow 1024, and workers need some each
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else soft, hard))
     # conf/hydra/launcher gives values to the settings of the plugin of the same name, on purpose.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     register(settled)
