@@ -20,6 +20,11 @@ from msil.reporting.paper_tables import Difference, Filled
 SAMPLES = 1000
 
 
+def max_dets(run: Result) -> int:
+    """Detections an image and class that the run's AP counts."""
+    return lookup(run, "data", "max_dets") or MAX_DETS
+
+
 class Evidence:
     """Reads evaluation.npz of runs (results with "folder", see read_results) as they are asked for, and keeps it."""
 
@@ -50,11 +55,7 @@ class Evidence:
         if key not in self._matches:
             record = self.record(run)
             assert record is not None
-            self._matches[key] = (
-                match_voc(record)
-                if metric == "VOC_AP"
-                else match_coco(record, lookup(run, "data", "max_dets") or MAX_DETS)
-            )
+            self._matches[key] = match_voc(record) if metric == "VOC_AP" else match_coco(record, max_dets(run))
         return self._matches[key]
 
     def difference(self, ours: Sequence[Result], others: Sequence[Result], metric: str) -> Difference | None:

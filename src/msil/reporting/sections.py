@@ -18,7 +18,7 @@ from msil.metrics.matching import Matches
 from msil.metrics.precision import per_class, precision_recall, scores
 from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting import charts
-from msil.reporting.evidence import Evidence
+from msil.reporting.evidence import Evidence, max_dets
 from msil.reporting.gallery import gallery_picture, image_scores, most_different, read_gallery_image
 from msil.reporting.groups import DetectorLines, Line, Result
 from msil.reporting.heatmaps import MERGED, draw_heatmaps, energy_table, heatmap_row, split_energy
@@ -157,7 +157,8 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
     spreads = {name: np.nan_to_num(values.std(axis=0, ddof=1)) for name, values in by_class.items() if len(values) > 1}
     precisions = {name: [_mean_precision(one) for one in found] for name, found in judged.items()}
     sizes = {name: _means([scores(one, metrics=tuple(AREAS)) for one in found]) for name, found in judged.items()}
-    errors = {name: _means([breakdown(record).costs for record in found]) for name, found in records.items()}
+    limit = max(max_dets(run) for line in lines for run in line.runs)
+    errors = {name: _means([breakdown(record, limit).costs for record in found]) for name, found in records.items()}
     numbers = {name: dict(zip(classes, values, strict=True)) for name, values in means.items()}
     pictures = [
         _chart(charts.class_bars(classes, means, spreads), f"AP of each class: {_in_words(numbers)}"),
