@@ -1,6 +1,6 @@
 """Tables 1 to 5 of the MSIL paper (arXiv 2303.10411), as printed, in percent. Standard library alone.
 
-Where the paper contradicts itself, a note says so at the row or the table; the numbers stay as printed.
+Where the paper contradicts itself, a note of the table says so; the numbers stay as printed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ class PaperRow:
     align: bool = True
     separate: bool = True
     apply: str = "none"
-    note: str = ""
     detector: str | None = None
 
     @property
@@ -111,7 +110,7 @@ TABLE2 = PaperTable(
     "Feature enhancement of different branches compared with baseline.",
     COCO_SHORT,
     (
-        PaperRow(("✗", "✗"), (41.2, 59.1, 44.8), "vfnet", "resnet50", apply="none"),
+        PaperRow(("✗", "✗"), (41.2, 59.1, 44.8), "vfnet", "resnet50"),
         PaperRow(("✓", "✗"), (41.9, 59.9, 45.6), "vfnet", "resnet50", apply="cls"),
         PaperRow(("✗", "✓"), (40.9, 58.9, 44.1), "vfnet", "resnet50", apply="reg"),
         PaperRow(("✓", "✓"), (42.1, 59.9, 46.0), "vfnet", "resnet50", apply="both"),
@@ -127,10 +126,7 @@ TABLE3 = PaperTable(
     COCO_LONG,
     (
         PaperRow(("Faster R-CNN w/ FPN [27]", "ResNet-101-FPN"), (36.2, 59.1, 39.0, 18.2, 39.0, 48.2)),
-        PaperRow(
-            ("Faster R-CNN v2 (torchvision's stand-in)", "ResNet-50-FPN"),
-            detector="fasterrcnn_resnet50_fpn_v2",
-        ),
+        PaperRow(("Faster R-CNN v2 (torchvision's stand-in)", "ResNet-50-FPN"), detector="fasterrcnn_resnet50_fpn_v2"),
         PaperRow(("Faster R-CNN by G-RMI [17]", "Inception-ResNet-v2 [39]"), (34.7, 55.5, 36.7, 13.5, 38.1, 52.0)),
         PaperRow(("Faster R-CNN w/ TDM [37]", "Inception-ResNet-v2-TDM"), (36.8, 57.7, 39.2, 16.2, 39.8, 52.1)),
         PaperRow(("SSD513 [30]", "ResNet-101-SSD"), (31.2, 50.4, 33.3, 10.2, 34.5, 49.8)),
@@ -172,26 +168,16 @@ TABLE4 = PaperTable(
     "AP with different backbones of VFNet+MSIL.",
     COCO_SHORT,
     (
-        PaperRow(
-            ("RestNet-50",),
-            (41.2, 59.1, 44.8),
-            "vfnet",
-            "resnet50",
-            apply="both",
-            note="The paper's Table 4 prints 41.2 / 59.1 / 44.8 for VFNet+MSIL with ResNet-50: that is Table 2's row "
-            "WITHOUT MSIL; with MSIL Table 2 has 42.1 / 59.9 / 46.0.",
-        ),
-        PaperRow(
-            ("RestNet-101",),
-            (43.6, 61.5, 47.5),
-            "vfnet",
-            "resnet101",
-            apply="both",
-            note="The paper's Table 4 row for ResNet-101 then belongs to the plain VFNet or to another run.",
-        ),
+        PaperRow(("RestNet-50",), (41.2, 59.1, 44.8), "vfnet", "resnet50", apply="both"),
+        PaperRow(("RestNet-101",), (43.6, 61.5, 47.5), "vfnet", "resnet101", apply="both"),
     ),
     ABLATION,
     {1: 0},
+    (
+        "The paper's Table 4 prints 41.2 / 59.1 / 44.8 for VFNet+MSIL with ResNet-50: that is Table 2's row "
+        "WITHOUT MSIL; with MSIL Table 2 has 42.1 / 59.9 / 46.0.",
+        "The paper's Table 4 row for ResNet-101 then belongs to the plain VFNet or to another run.",
+    ),
 )
 
 TABLE5 = PaperTable(
@@ -214,8 +200,8 @@ TABLE5 = PaperTable(
     ),
 )
 
-# The heads' titles, for results that have none.
-TITLES = {"fcos": "FCOS", "vfnet": "VFNet", "retinanet": "RetinaNet", "atss": "ATSS", "gfl": "GFL", "tood": "TOOD"}
+# The heads' titles, for results without "head_title".
+TITLES = {row.head: row.printed[0].partition(" [")[0] for row in TABLE3.rows if row.head and row.apply == "none"}
 
 TABLES = {"table1": TABLE1, "table2": TABLE2, "table3": TABLE3, "table4": TABLE4, "table5": TABLE5}
 

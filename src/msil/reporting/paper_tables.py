@@ -289,7 +289,7 @@ def _seeds(filled: Filled, row: FilledRow) -> str:
 
 def _notes(filled: Filled) -> tuple[str, ...]:
     table = filled.paper
-    lines = [*table.notes, *(row.note for row in table.rows if row.note)]
+    lines = list(table.notes)
     if table.recipe.val == "test-dev2017":
         lines.append(TEST_DEV_NOTE)
     stand_ins = distinct(
