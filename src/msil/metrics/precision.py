@@ -25,6 +25,7 @@ METRICS: dict[str, tuple[str, float | None]] = {
 }
 RECALLS = np.linspace(0.0, 1.0, 101)  # pycocotools' own
 _BLOCK = 4_000_000  # numbers held at a time
+Counts = dict[bytes, tuple[np.ndarray, np.ndarray]]  # kept detections -> (B, D) how often each counts, and their sums
 
 
 def scores(
@@ -62,7 +63,7 @@ def precision_recall(matches: Matches, iou: float = 0.5) -> tuple[np.ndarray, np
         total = one.truths[0].sum()
         if total:
             ones = np.ones((1, matches.images))
-            envelope, true_positives = _envelope(one, 0, place, ones)
+            envelope, true_positives = _envelope(one, 0, place, ones, {})
             starts = np.searchsorted(true_positives[0] / total, RECALLS, side="left")
             precisions[label] = np.append(envelope[0], 0.0)[starts]
     return RECALLS, precisions
@@ -80,15 +81,16 @@ def _class_values(matches: Matches, metric: str, weights: np.ndarray) -> np.ndar
         step = max(1, _BLOCK // max(1, len(one.images)))
         for start in range(0, len(counted), step):
             rows = counted[start : start + step]
-            sums = [_average(one, matches, place, iou, weights[rows], totals[rows]) for iou in ious]
+            seen: Counts = {}
+            sums = [_average(one, matches, place, iou, weights[rows], totals[rows], seen) for iou in ious]
             values[label, rows] = np.mean(sums, axis=0)
     return values
 
 
 def _average(
-    one: ClassMatches, matches: Matches, area: int, iou: int, weights: np.ndarray, totals: np.ndarray
+    one: ClassMatches, matches: Matches, area: int, iou: int, weights: np.ndarray, totals: np.ndarray, seen: Counts
 ) -> np.ndarray:
-    envelope, true_positives = _envelope(one, area, iou, weights)
+    envelope, true_positives = _envelope(one, area, iou, weights, seen)
     recalls = true_positives / totals[:, None]
     if matches.rule == "voc":
         steps = np.diff(recalls, axis=1, prepend=0.0)  # the area under the curve
@@ -99,14 +101,23 @@ def _average(
     return (envelope * steps).sum(axis=1)
 
 
-def _envelope(one: ClassMatches, area: int, iou: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At each hit, by descending score: the highest precision there or later, and the true positives so far, (B, H)."""
+def _envelope(
+    one: ClassMatches, area: int, iou: int, weights: np.ndarray, seen: Counts
+) -> tuple[np.ndarray, np.ndarray]:
+    """At each hit, by descending score: the highest precision there or later, and the true positives so far, (B, H).
+
+    seen: counts of these weights at the last IoU, which the next one shares unless it ignores other detections.
+    """
     hits, ignored = one.hits[area, iou], one.ignored[area, iou]
     kept = np.flatnonzero(~ignored)
-    counts = weights[:, one.images[kept]]
+    if kept.tobytes() not in seen:
+        seen.clear()
+        counts = np.take(weights, one.images[kept], axis=1)  # indexing would give columns first, slow to sum along rows
+        seen[kept.tobytes()] = counts, np.cumsum(counts, axis=1)
+    counts, positives = seen[kept.tobytes()]
     at_hits = np.flatnonzero(hits[kept])
-    positives = np.cumsum(counts, axis=1)[:, at_hits]
-    true_positives = np.cumsum(counts[:, at_hits], axis=1)
+    positives = np.take(positives, at_hits, axis=1)
+    true_positives = np.cumsum(np.take(counts, at_hits, axis=1), axis=1)
     # A hit of an image that counts no time may stand before all others: 0 of 0, which is no precision.
     precision = np.divide(true_positives, positives, out=np.zeros_like(positives), where=positives > 0)
     return np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1], true_positives
