@@ -9,14 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from msil.errors import DataError
-from msil.metrics.bootstrap import Resampled, difference_of, resample
+from msil.metrics.bootstrap import SAMPLES, Resampled, difference_of, resample
 from msil.metrics.matching import Matches, match_coco, match_voc
 from msil.metrics.precision import scores
 from msil.metrics.record import RECORD_FILE, EvaluationRecord, read_record
 from msil.reporting.groups import Result
 from msil.reporting.paper_tables import Difference, Filled
-
-SAMPLES = 1000
 
 
 class Evidence:
