@@ -9,15 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from msil.errors import DataError
-from msil.metrics.bootstrap import Resampled, difference_of, resample
+from msil.metrics.bootstrap import SAMPLES, Resampled, difference_of, resample
 from msil.metrics.coco import MAX_DETS
 from msil.metrics.matching import Matches, match_coco, match_voc
 from msil.metrics.precision import scores
 from msil.metrics.record import RECORD_FILE, EvaluationRecord, read_record
 from msil.reporting.groups import Result, lookup
 from msil.reporting.paper_tables import Difference, Filled
-
-SAMPLES = 1000
 
 
 def max_dets(run: Result) -> int:
