@@ -11,7 +11,7 @@ import yaml
 from msil.config import Config, Mode, Resume, changes, config_hash, plain
 from msil.errors import ConfigError, DataError, listed
 from msil.reporting.tables import setting
-from msil.runs import CHECKPOINTS, CONFIG, LAST, RESULT, is_empty, read_result
+from msil.runs import CHECKPOINTS, CONFIG, LAST, is_empty, read_result
 
 # What a run that goes on for more epochs may change besides schedule.epochs; schedule.name: of 2x in the place of 1x.
 LONGER = {"schedule.epochs", "schedule.milestones", "schedule.name"}
@@ -63,12 +63,6 @@ def continues(config: Config, run_dir: Path) -> bool:
         f"{run_dir} holds a run with other settings ({what}): give its own to continue it, set another run_name, or "
         f"delete that folder.{longer}"
     )
-
-
-def keep_result(run_dir: Path) -> None:
-    """Set the result of fewer epochs aside, as result-12-epochs.json."""
-    if (before := read_result(run_dir)) is not None:
-        (run_dir / RESULT).replace(run_dir / f"result-{before['epochs']}-epochs.json")
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import resource
@@ -32,7 +33,7 @@ from msil.interruption import Interruption, Preempted
 from msil.launch.lifeline import end_with_parent
 from msil.launch.processes import count_devices, program, run_ranks, started_from_outside
 from msil.lock import locked
-from msil.runs import read_result
+from msil.runs import read_result, remove_if_empty
 from msil.sweep.slurm import check_launcher
 from msil.untrusted import refuse_code
 
@@ -196,6 +197,8 @@ def on_devices(config: Config, devices: int) -> dict[str, Any]:
         pass
     code = run_ranks([*program(), *sys.argv[1:]], devices, run_dir)
     if code != 0:
+        with contextlib.suppress(UserError), locked(run_dir):
+            remove_if_empty(run_dir)
         sys.exit(code)
     result = read_result(run_dir)
     assert result is not None

@@ -135,15 +135,10 @@ def is_empty(run_dir: Path) -> bool:
     return all(path.is_dir() or path.name in (LOCK, CONFIG) for path in run_dir.rglob("*"))
 
 
-@contextmanager
-def removed_if_empty(run_dir: Path) -> Iterator[None]:
-    """Where the block fails before it has left anything in the folder, the folder vanishes. Its lock must be held."""
-    try:
-        yield
-    except BaseException:
-        if is_empty(run_dir):
-            shutil.rmtree(run_dir, ignore_errors=True)
-        raise
+def remove_if_empty(run_dir: Path) -> None:
+    """Whoever calls it holds the folder's lock."""
+    if is_empty(run_dir):
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def git_commit() -> str | None:

@@ -139,7 +139,12 @@ def test_a_folder_with_other_settings_is_refused(tmp_path: Path, shapes: Path, d
         settings.write_bytes(damage)
         other = first
     before = settings.read_bytes()
-    with pytest.raises(ConfigError, match="mine holds a run with other settings: set another run_name or delete"):
+    what = (
+        r" \(schedule.max_steps: 1 -> null, "
+        if damage is None
+        else ", and its config.yaml was damaged or edited: set an"
+    )
+    with pytest.raises(ConfigError, match="mine holds a run with other settings" + what):
         run(other)
     assert settings.read_bytes() == before
 

@@ -25,7 +25,8 @@ POLL_SECONDS = 0.1
 TAIL_LINES = 8
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 PREEMPTED = 75
-EXPLAINED = (2, 70, 73, PREEMPTED)  # exit codes of processes that have printed the reason
+REFUSED = 2
+EXPLAINED = (REFUSED, 70, 73, PREEMPTED)  # exit codes of processes that have printed the reason
 # For the others to end by themselves. A preempted run saves its checkpoint meanwhile.
 GRACE_SECONDS, PREEMPTED_GRACE_SECONDS = 10.0, 60.0
 
@@ -67,8 +68,9 @@ def run_ranks(command: Sequence[str], count: int, run_dir: Path) -> int:
     """Run `command` as `count` processes; returns the run's exit code once all of them have ended.
 
     Each has its number in LOCAL_RANK. Rank 0 has this process's terminal, the others write to run_dir/rank_<r>.log,
-    which stays if the run fails. SIGTERM and SIGUSR1 are passed on to all. When one ends with an error the others have
-    a few seconds and are then killed, and a sentence names it, unless it has printed the reason itself.
+    which stays if the run fails but was not refused. SIGTERM and SIGUSR1 are passed on to all. When one ends with an
+    error the others have a few seconds and are then killed, and a sentence names it, unless it has printed the reason
+    itself.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     forwarded: list[int] = []
@@ -95,7 +97,8 @@ def run_ranks(command: Sequence[str], count: int, run_dir: Path) -> int:
                 rank.process.wait()
     # One with an explained code, else one killed by a signal: the others may have failed for lack of their peer.
     first = min(failed, key=lambda rank: (rank.code not in EXPLAINED, rank.code > 0), default=None)
-    if first is None or first.code == PREEMPTED:
+    refused = first is not None and first.number == 0 and first.code == REFUSED
+    if first is None or first.code == PREEMPTED or refused:
         for rank in ranks[1:]:
             rank.log.unlink(missing_ok=True)
     if first is None:

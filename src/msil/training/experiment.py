@@ -13,12 +13,12 @@ import yaml
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_only
 
-from msil.config import Config, Mode, plain
+from msil.config import Config, Mode, config_hash, plain
 from msil.errors import ConfigError, RunError, UserError
-from msil.finished import continues, finished_result, keep_result, title
+from msil.finished import continues, finished_result, title
 from msil.interruption import Interruption
 from msil.lock import locked
-from msil.runs import CONFIG, RESULT, remove_leftovers, removed_if_empty, write_bytes
+from msil.runs import CONFIG, RESULT, read_result, remove_if_empty, remove_leftovers, write_bytes
 from msil.training.build import Parts, build
 from msil.training.faults import FiniteSteps, explained
 from msil.training.loggers import finish_dashboards
@@ -31,7 +31,7 @@ def run(config: Config, interruption: Interruption | None = None) -> dict[str, A
     holds.
 
     A finished run of the same name and settings is returned as it is, with "skipped": true beside its values. An
-    unfinished training goes on from its last checkpoint.
+    unfinished training goes on from its last checkpoint, and with a larger schedule.epochs a finished one too.
     interruption: has the handlers of SIGTERM and SIGUSR1 already; None: they are set here.
     Raises UserError for what the user can mend (Locked where another run works in the folder), TrainingDiverged for
     losses or gradients that are not finite, Preempted after a signal, PeerLost where another rank has ended.
@@ -42,15 +42,15 @@ def run(config: Config, interruption: Interruption | None = None) -> dict[str, A
     try:
         # The ranks above 0 belong to the run that holds the folder.
         holding = locked(run_dir) if rank_zero_only.rank == 0 else contextlib.nullcontext()
-        emptied = removed_if_empty(run_dir) if rank_zero_only.rank == 0 else contextlib.nullcontext()
-        with holding, emptied, interruption.watching():
-            finished = begin(config, run_dir)
+        with holding, _leaving_no_empty(run_dir), interruption.watching():
+            finished = None if continues(config, run_dir) else finished_result(config)
             if finished is not None:
                 return {**finished, "skipped": True}
             _quiet()
             with _ending_dashboards():
                 parts = build(config, run_dir, interruption, finite)
                 if parts.trainer.is_global_zero:
+                    claim(config, run_dir)
                     warn(parts)
                     print("\n".join(start_lines(parts)), flush=True)
                 with parts.data.naming_lost_workers():
@@ -67,23 +67,16 @@ def run(config: Config, interruption: Interruption | None = None) -> dict[str, A
         raise known from error
 
 
-def begin(config: Config, run_dir: Path) -> dict[str, Any] | None:
-    """The finished result of these very settings; None, and the folder made ready, if there is none yet. The result of
-    a run that goes on for more epochs stays under another name.
-
-    Raises ConfigError where the folder holds a run with other settings, or one of data that have changed since.
-    """
-    longer = continues(config, run_dir)
-    if not longer and (result := finished_result(config)) is not None:
-        return result
-    if rank_zero_only.rank == 0:
-        remove_leftovers(run_dir)
-        if longer:
-            keep_result(run_dir)
-        (run_dir / RESULT).unlink(missing_ok=True)
-        values = plain(config)
-        write_bytes(run_dir / CONFIG, f"{title(values)}\n{yaml.safe_dump(values, sort_keys=False)}".encode())
-    return None
+def claim(config: Config, run_dir: Path) -> None:
+    """Make the folder that of this run, once nothing could refuse it any more. The result of fewer epochs stays, under
+    another name."""
+    values = plain(config)
+    remove_leftovers(run_dir)
+    before = read_result(run_dir)
+    if before is not None and before["config_hash"] != config_hash(values):
+        (run_dir / RESULT).replace(run_dir / f"result-{before['epochs']}-epochs.json")
+    (run_dir / RESULT).unlink(missing_ok=True)
+    write_bytes(run_dir / CONFIG, f"{title(values)}\n{yaml.safe_dump(values, sort_keys=False)}".encode())
 
 
 def fit(parts: Parts) -> None:
@@ -108,6 +101,17 @@ def evaluate(parts: Parts) -> float:
     parts.module.final_evaluation = True
     parts.trainer.validate(parts.module, datamodule=parts.data, verbose=False)
     return time.monotonic() - began
+
+
+@contextlib.contextmanager
+def _leaving_no_empty(run_dir: Path) -> Any:
+    """A run that fails before its first checkpoint or log leaves no folder."""
+    try:
+        yield
+    except BaseException:
+        if rank_zero_only.rank == 0:
+            remove_if_empty(run_dir)
+        raise
 
 
 @contextlib.contextmanager
