@@ -47,6 +47,9 @@ def refusal(*words: str) -> str:
         ("schedule.epoch=3", "schedule.epochs"),
         ("backbone=resnet50", "model/backbone"),
         ("model.msil={aling:false}", "model.msil.align"),
+        ("trainer.gpus=2", "trainer.devices"),
+        ("train.epochs=3", "schedule.epochs"),
+        ("train.lr=3", "schedule.lr"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(typed: str, right: str) -> None:
@@ -75,6 +78,11 @@ def test_nearest_prefers_a_whole_tail() -> None:
         ("schedule.epochs=2.5", ["schedule.epochs=2.5 must be a whole number"]),
         ("data.classes=cat", ["data.classes=cat must be a list of words such as [cat,dog], new names"]),
         ("model.backbone=resnet5", ["write model/backbone=resnet50"]),
+        ("model=vfnet", ["Did you mean model/head=vfnet?", "There are: torchvision"]),
+        ("model.msil=none", ["write model.msil.apply=none."]),
+        ("model.msil=null", ["write model.msil.apply=none."]),
+        ("model/msil=none", ["Did you mean model.msil.apply=none?"]),
+        ("model.msil=full", ["write model/msil=full."]),
         ("schedule.lr=${nothing}", ["schedule.lr", "nothing"]),
         ("+model.msil.align=false", ["leave out the +"]),
         ("~model.msil.align", ["cannot be removed"]),
@@ -142,6 +150,15 @@ def test_flags_may_stand_anywhere_and_a_tilde_is_the_home_folder(monkeypatch: py
     assert normalised(["data.root=~/coco", "model.weights='~/a b.pth',~/c", "x=[~/d]"]) == [
         "data.root=/home/me/coco", "model.weights='/home/me/a b.pth',/home/me/c", "x=[/home/me/d]",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["--epochs", "3"], ["seed=1", "--epochs=3"], ["-m", "--epochs", "3", "seed=1,2"]])
+def test_a_setting_typed_as_a_flag_is_answered_with_the_setting(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^--epochs is not a flag: settings .*, as in schedule\.epochs=3; --help"):
+        normalised(words)
+    with pytest.raises(ConfigError, match=r"--lr is not a flag: .* schedule\.lr=\.\.\.;"):
+        normalised(["--lr", "-m"])
+    assert normalised(["--multi", "--cfg=job", "seed=1"]) == ["--multi", "--cfg=job", "seed=1"]
 
 
 def test_settings_of_a_users_own_folder(tmp_path: Path, nothing_runs: list[Config]) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
 
+from msil.compose import CONF
 from msil.errors import quoted
+from msil.explain import flag_as_setting
 from msil.runs import weights_file
 
 _HOME = re.compile(r"(?<=[=,\[\"'])~(?=/)")
@@ -20,13 +22,21 @@ _DATA = ("root", "train_split", "val_split", "classes", "num_train", "num_val", 
 
 def normalised(words: Sequence[str]) -> list[str]:
     """The same command with its flags, such as -m, before the settings, where argparse needs them, and with the home
-    folder in the place of a path's ~."""
+    folder in the place of a path's ~.
+
+    Raises ConfigError for a setting that is typed as a flag.
+    """
     options = get_args_parser()._actions
+    known = [name for option in options for name in option.option_strings]
     takes_value = {name for option in options for name in option.option_strings if option.nargs is None}
     flags, settings = [], []
     rest = iter(words)
     for word in rest:
         if word.startswith("-"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            if word.startswith("--") and not any(one.startswith(f"--{name}") for one in known):
+                after = value if equals else next(rest, None)
+                raise flag_as_setting(name, None if after is None or after.startswith("-") else after, [CONF])
             flags.append(word)
             if word in takes_value:
                 flags += [value for value in [next(rest, None)] if value is not None]

@@ -25,6 +25,8 @@ from msil.errors import ConfigError, UserError
 
 # Their settings depend on the choice: a head's, a backbone's own.
 OPEN_GROUPS = ("model.head", "model.backbone")
+# What other programs call a setting.
+ALSO_CALLED = {"gpus": "trainer.devices", "learning_rate": "schedule.lr", "imgsz": "data.min_size"}
 # OmegaConf's messages end in lines about its internals, Hydra's in its search path and the advice to use `+`.
 _INTERNALS = ("full_key:", "object_type=", "reference_type=", "To append to", "Config search path")
 
@@ -41,6 +43,15 @@ def parse(line: str) -> Override:
             "and quote what holds spaces or brackets, as in 'data.classes=[\"traffic light\",cat]'."
         )
     return override
+
+
+def flag_as_setting(name: str, value: str | None, folders: Sequence[Path]) -> UserError:
+    """The sentence for --epochs 3, which is no flag of ours. value: what follows it, if anything."""
+    guess = nearest(name, [*settings(), *config_groups(folders)])
+    typed = f"{guess or 'schedule.epochs'}={'3' if guess is None else value or '...'}"
+    return ConfigError(
+        f"--{name} is not a flag: settings are typed without dashes, as in {typed}; --help lists the flags."
+    )
 
 
 def explain(error: Exception, overrides: Sequence[Override], folders: Sequence[Path]) -> UserError:
@@ -93,16 +104,23 @@ def settings() -> dict[str, Any]:
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
-    """The name most like the typed one; a typed tail (`align`, `msil.align`) finds its full name."""
+    """The name most like the typed one; a typed tail (`align`, `msil.align`) finds its full name, and `train.epochs` the
+    one that ends alike."""
     dotted = name.replace("/", ".")
+    end = dotted.rpartition(".")[2]
+    if (other := ALSO_CALLED.get(end)) in names:
+        return other
     tails = [other for other in names if other.replace("/", ".").endswith("." + dotted)]
     if tails:
         return tails[0]
+    same = [other for other in names if other.replace("/", ".").rpartition(".")[2] == end]
+    if same:
+        return difflib.get_close_matches(name, same, n=1, cutoff=0.0)[0]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return close[0]
     by_tail = {other.replace("/", ".").rpartition(".")[2]: other for other in reversed(names)}
-    close = difflib.get_close_matches(dotted.rpartition(".")[2], list(by_tail), n=1, cutoff=0.7)
+    close = difflib.get_close_matches(end, list(by_tail), n=1, cutoff=0.7)
     return by_tail[close[0]] if close else None
 
 
@@ -156,7 +174,7 @@ def _wrong(override: Override, groups: Mapping[str, list[str]], leaves: Mapping[
         return f"{override.input_line}: {key} exists already, so leave out the +."
     for value in _values(override):
         if key in groups and not isinstance(value, dict):
-            reason = _wrong_choice(key, value, groups[key])
+            reason = _wrong_choice(key, value, groups, leaves)
         else:
             reason = _wrong_value(key, value, leaves, groups)
         if reason:
@@ -173,14 +191,18 @@ def _values(override: Override) -> list[Any]:
     return [Override._convert_value(value) for value in override.sweep_iterator()]  # pyright: ignore[reportArgumentType]
 
 
-def _wrong_choice(group: str, value: Any, choices: Sequence[str]) -> str | None:
+def _wrong_choice(group: str, value: Any, groups: Mapping[str, list[str]], leaves: Mapping[str, Any]) -> str | None:
+    choices = groups[group]
     for choice in value if isinstance(value, list) else [value]:
         if choice is None:
             return f"{group}=null is not a choice: leave {group} out to get its default."
         name = str(choice).removesuffix(".yaml")
         if name not in choices:
-            guess = nearest(name, list(choices))
-            hint = f" Did you mean {group}={guess}?" if guess else ""
+            elsewhere = [other for other in groups if name in groups[other]]
+            guess = _inside(group, name, leaves) or next((f"{other}={name}" for other in elsewhere), None)
+            if guess is None and (near := nearest(name, choices)):
+                guess = f"{group}={near}"
+            hint = f" Did you mean {guess}?" if guess else ""
             return f"{group}={name} is not a choice.{hint} There are: {', '.join(choices)}."
     return None
 
@@ -198,7 +220,10 @@ def _wrong_value(key: str, value: Any, leaves: Mapping[str, Any], groups: Mappin
     if key not in leaves:
         group = key.replace(".", "/")
         if group in groups:
-            choice = nearest(str(value), groups[group]) or groups[group][0]
+            word = "none" if value is None else str(value)
+            if word not in groups[group] and (guess := _inside(group, word, leaves)):
+                return f"{key}={value} sets a whole group: write {guess}."
+            choice = nearest(word, groups[group]) or groups[group][0]
             return f"{key}={value} sets a whole group: write {group}={choice}."
         first = next(name for name in leaves if name.startswith(key + "."))
         return f"{key}={value} sets a whole group: set one of its settings, as in {first}=..."
@@ -211,6 +236,15 @@ def _wrong_value(key: str, value: Any, leaves: Mapping[str, Any], groups: Mappin
         guess = nearest(str(value), words) if words else None
         hint = f" Did you mean {key}={guess}?" if guess else ""
         return f"{key}={'null' if value is None else value} must be {wanted}.{hint}"
+    return None
+
+
+def _inside(group: str, value: str, leaves: Mapping[str, Any]) -> str | None:
+    """The setting of a group that has this very word as a value, with it: model.msil.apply=none of model.msil."""
+    for name, hint in leaves.items():
+        words = hint.__members__ if isinstance(hint, type) and issubclass(hint, Enum) else ()
+        if name.startswith(group.replace("/", ".") + ".") and value in words:
+            return f"{name}={value}"
     return None
 
 

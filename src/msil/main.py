@@ -43,10 +43,10 @@ NOT_OURS = ("hydra.run.", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdi
 
 def main() -> None:
     """Runs the command of sys.argv; exits with the code of what went wrong (docs/reliability.md)."""
-    sys.argv[1:] = normalised(sys.argv[1:])
     end_with_parent()  # a sweep's job does not outlive the sweep, a run's process not the run
     prepare()
     try:
+        sys.argv[1:] = normalised(sys.argv[1:])
         command(sys.argv[1:])
     except (UserError, RunError) as error:
         # An error in a loader's worker arrives with that process's traceback in its text.

@@ -55,9 +55,8 @@ def test_the_lr_is_that_of_the_longer_schedule_from_the_first_step_on(
     assert [float(row["lr"]) for row in rows(folder(long)) if "lr" in row] == pytest.approx(expected, rel=1e-12)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("longer")]
     # (1 + cos(pi / 4)) / 2 of 0.002; and (1 + cos(2 pi / 8)) / 2 of it was the last one.
-    assert lines == [
-        "longer  3 epochs in place of 2, 9 steps to go; lr 0.0017 from here on, 0.0017 before: half a cosine over 3 epochs"
-    ]
+    way = "half a cosine over 3 epochs"
+    assert lines == [f"longer  3 epochs in place of 2, 9 steps to go; lr 0.0017 from here on, 0.0017 before: {way}"]
 
 
 def test_what_does_not_continue_a_run_says_what_differs(finished_once: Path, shapes: Path) -> None:
