@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
 
     _add_figure(verbs)
+    _add_runs(verbs)
     _add_report(verbs)
     return parser
 
@@ -122,6 +123,16 @@ def _add_figure(verbs: argparse._SubParsersAction) -> None:
     )
     centers.add_argument("--out", type=Path, default=Path("figures/centers.png"), metavar="FILE.png")
     centers.set_defaults(run=_centers)
+
+
+def _add_runs(verbs: argparse._SubParsersAction) -> None:
+    runs = verbs.add_parser("runs", help="all runs of a folder, the best first, and those that have not finished")
+    runs.add_argument("runs_dir", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="default: runs")
+    runs.set_defaults(run=_runs)
+    compare = verbs.add_parser("compare", help="two runs: settings that differ, difference of AP, AP by class")
+    for name in ("A", "B"):
+        compare.add_argument(name, metavar=name, help="a run's folder, or its name below runs/")
+    compare.set_defaults(run=_compare)
 
 
 def _add_report(verbs: argparse._SubParsersAction) -> None:
@@ -253,6 +264,25 @@ def _centers(options: argparse.Namespace) -> int:
     from msil.reporting.centers import write_centers
 
     print("\n".join(write_centers(_figure_data(options).annotations, options.out, options.classes)))
+    return 0
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from msil.reporting.own_runs import runs_tables
+    from msil.reporting.tables import to_text
+
+    print("\n".join(to_text(table) for table in runs_tables(options.runs_dir)), end="")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from msil.reporting.compare import compare_tables
+    from msil.reporting.tables import to_text
+    from msil.runs import read_run
+
+    runs = [read_run(name) for name in (options.A, options.B)]
+    print("\n".join(f"{letter}  {run['folder']}" for letter, run in zip("AB", runs, strict=True)), end="\n\n")
+    print("\n".join(to_text(table) for table in compare_tables(*runs)), end="")
     return 0
 
 

@@ -104,7 +104,7 @@ def settings() -> dict[str, Any]:
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
-    """The name most like the typed one; a typed tail (`align`, `msil.align`) finds its full name, and `train.epochs` the
+    """The name most like the typed one; a typed tail (`align`, `msil.align`) finds its full name, `train.epochs` the
     one that ends alike."""
     dotted = name.replace("/", ".")
     end = dotted.rpartition(".")[2]

@@ -10,7 +10,7 @@ import yaml
 
 from msil.config import Config, Mode, Resume, changes, config_hash, plain
 from msil.errors import ConfigError, DataError, listed
-from msil.reporting.tables import setting
+from msil.reporting.tables import short
 from msil.runs import CHECKPOINTS, CONFIG, LAST, is_empty, read_result
 
 # What a run that goes on for more epochs may change besides schedule.epochs; schedule.name: of 2x in the place of 1x.
@@ -55,7 +55,7 @@ def continues(config: Config, run_dir: Path) -> bool:
     more = differing.keys() <= LONGER and config.schedule.epochs > epochs and max_steps is None
     if more and config.resume is Resume.auto and (run_dir / CHECKPOINTS / LAST).exists():
         return True
-    what = listed([f"{name}: {_short(old)} -> {_short(new)}" for name, (old, new) in differing.items()], 5)
+    what = listed([f"{name}: {short(old)} -> {short(new)}" for name, (old, new) in differing.items()], 5)
     longer = (
         f" More epochs alone, schedule.epochs above {epochs}, continue it." if "schedule.epochs" in differing else ""
     )
@@ -63,11 +63,6 @@ def continues(config: Config, run_dir: Path) -> bool:
         f"{run_dir} holds a run with other settings ({what}): give its own to continue it, set another run_name, or "
         f"delete that folder.{longer}"
     )
-
-
-def _short(value: Any) -> str:
-    text = setting(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def finished_result(config: Config) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import sys
 import time
@@ -54,6 +55,23 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def owner(folder: Path) -> str | None:
+    """The process that works in a folder, in words; None where it has ended. On another host that is not known."""
+    found = re.match(r"pid (\d+) on host (\S+)", _owner(folder / LOCK))
+    if found is None:
+        return None
+    pid, host = found.groups()
+    if host != socket.gethostname():
+        return f"or stopped, pid {pid} on {host}"
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return None
+    except PermissionError:  # another user's
+        pass
+    return f"pid {pid}"
 
 
 def _owner(path: Path) -> str:

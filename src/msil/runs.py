@@ -246,6 +246,18 @@ def read_results(runs_dir: str | Path) -> list[dict[str, Any]]:
     return [{**result, "folder": str(folder)} for folder, result in found]
 
 
+def read_run(name: str) -> dict[str, Any]:
+    """The result of one finished run, with "folder". name: its folder, or its name below runs/.
+
+    Raises ConfigError where there is none.
+    """
+    for folder in (Path(name), Path("runs") / name):
+        result = read_result(folder)
+        if result is not None and _usable(result):
+            return {**result, "folder": str(folder)}
+    raise ConfigError(f"{name} is no finished run: give its folder, or its name below runs/; msil runs lists them.")
+
+
 def _usable(result: Mapping[str, Any]) -> bool:
     """Whether the values that tables are made of have their types."""
     numbers = [*result["metrics"].values(), *(result[key] for key in ("parameters", "flops", "images_per_second"))]

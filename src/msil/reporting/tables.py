@@ -107,6 +107,12 @@ def setting(value: Any) -> str:
     return str(value)
 
 
+def short(value: Any) -> str:
+    """A setting as typed, its end cut off beyond 40 signs."""
+    text = setting(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 @dataclass(frozen=True)
 class Column:
     """key: the CSV header; values stand under it as measured (AP as a fraction, seconds, counts).

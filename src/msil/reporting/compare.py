@@ -1,0 +1,85 @@
+"""`msil compare A B`: in what two finished runs differ, and whether one is better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msil.config import changes
+from msil.metrics.precision import per_class
+from msil.reporting import tables
+from msil.reporting.evidence import Evidence
+from msil.reporting.groups import Result, own_score
+from msil.reporting.tables import AP_NAMES, Column, Table
+
+
+def compare_tables(a: Result, b: Result) -> list[Table]:
+    """Settings, numbers and AP by class of two results with "folder" (see read_run), as A, B and B - A."""
+    score = own_score(a["metrics"])
+    evidence = Evidence()
+    difference = evidence.difference([b], [a], score)
+    return [
+        _settings(a, b),
+        _numbers(a, b, score, None if difference is None else difference[:3]),
+        *_by_class(a, b, score, evidence),
+    ]
+
+
+def _settings(a: Result, b: Result) -> Table:
+    pairs = changes(a["config"], b["config"])
+    pairs |= {name: pair for name in ("continued", "git") if (pair := (a.get(name), b.get(name)))[0] != pair[1]}
+    rows = [{"name": name, "a": one, "b": other} for name, (one, other) in pairs.items()]
+    columns = (Column("name", "setting", str, right=False), *_pair(tables.short))
+    return Table("Settings that differ." if rows else "No setting differs.", columns, tuple(rows))
+
+
+def _numbers(a: Result, b: Result, score: str, ends: tuple[float, float, float] | None) -> Table:
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys((score, *AP_NAMES)):
+        one, other = a["metrics"].get(name), b["metrics"].get(name)
+        if one is not None and other is not None:
+            gain = tables.interval(ends) if ends and name == score else tables.signed(other - one)
+            rows.append(
+                {"name": name.replace("_", " "), "a": tables.percent(one), "b": tables.percent(other), "gain": gain}
+            )
+    for name, title, form in (
+        ("parameters", "parameters", tables.amount),
+        ("flops", "FLOPs", tables.amount),
+        ("total_seconds", "time", tables.duration),
+    ):
+        rows.append({"name": title, "a": form(a[name]), "b": form(b[name])})
+    if ends is None:
+        note = (
+            "No interval: the two were not scored on the same boxes of the same images, or evaluation.npz is missing."
+        )
+    elif ends[1] <= 0 <= ends[2]:
+        note = "The interval holds 0: these images do not tell the two apart."
+    else:
+        note = f"The interval leaves out 0: on such images {'B' if ends[0] > 0 else 'A'} is better, with these seeds."
+    notes = (note,) if ends is None else (note, "It is a 95 % paired bootstrap over images; another seed is not in it.")
+    columns = (Column("name", "", str, right=False), *_pair(str), Column("gain", "B - A", str))
+    return Table("AP in percent.", columns, tuple(rows), notes)
+
+
+def _by_class(a: Result, b: Result, score: str, evidence: Evidence) -> list[Table]:
+    values = []
+    for run in (a, b):
+        if evidence.record(run) is None:
+            return []
+        found = per_class(evidence.matches(run, score))[score].tolist()
+        values.append(dict(zip(run["classes"], found, strict=True)))
+    rows = [
+        {"name": name, "a": values[0][name], "b": values[1][name], "gain": values[1][name] - values[0][name]}
+        for name in values[0]
+        if name in values[1]
+    ]
+    rows.sort(key=lambda row: (tables.is_missing(row["gain"]), -row["gain"]))
+    columns = (
+        Column("name", "class", str, right=False),
+        *_pair(tables.percent),
+        Column("gain", "B - A", tables.signed),
+    )
+    return [Table(f"{score.replace('_', ' ')} by class, B's largest gain first.", columns, tuple(rows))] if rows else []
+
+
+def _pair(form: Any) -> tuple[Column, Column]:
+    return Column("a", "A", form), Column("b", "B", form)
