@@ -48,6 +48,26 @@ def test_both_engines_equal_pycocotools_called_directly(seed: int, capfd: pytest
     assert capfd.readouterr() == ("", "")
 
 
+def test_ap_by_class_whatever_the_order_of_the_classes() -> None:
+    """pycocotools has them by ascending id; here the last id comes first."""
+    record = random_record(2)
+    last = len(record.classes) - 1
+    flipped = dataclasses.replace(
+        record,
+        **{name: getattr(record, name)[::-1] for name in ("classes", "category_ids")},
+        **{name: last - getattr(record, name) for name in ("truth_labels", "found_labels")},
+    )
+    precision = by_pycocotools(record).eval["precision"][..., 0, -1]
+    found = {}
+    for label, name in enumerate(record.classes.tolist()):
+        own = precision[:, :, label]
+        found[name] = pytest.approx(own[own > -1].mean()) if (own > -1).any() else None
+    for one in (record, flipped):
+        metric = updated(CocoMetric(one), one)
+        metric.compute_final()
+        assert metric.per_class == found and list(metric.per_class) == one.classes.tolist()
+
+
 def test_more_detections_than_coco_counts() -> None:
     record = random_record(1)  # 130 of one class on the first image
     precision = by_pycocotools(record, max_dets=130).eval["precision"][..., 0, -1]

@@ -85,6 +85,9 @@ def test_the_metric_by_hand() -> None:
     assert metric.compute() == pytest.approx(
         {"VOC_AP": (5 / 6 + 1 / 2) / 2, "VOC_AP11": (28 / 33 + 6 / 11) / 2}, rel=0, abs=1e-12
     )
+    assert [None if value is None else round(value, 12) for value in metric.per_class.values()] == [
+        round(5 / 6, 12), 0.5, None,
+    ]  # fmt: skip
 
 
 def test_only_images_seen_count_and_no_detection_is_0() -> None:

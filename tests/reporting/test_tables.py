@@ -159,6 +159,10 @@ def test_the_line_of_a_single_run() -> None:
         "4.15 M parameters, 2.35 G FLOPs for one 128x128 image, 600 training steps in 3m 20s (3m 35s with evaluation)"
     )
     assert files == f"files in {Path('runs') / 'one'}"
+    by_class = {f"c{i}": i / 100 for i in range(20)}
+    voc = result(metrics={"AP": 0.4, "VOC_AP": 0.5}, per_class=by_class | {"c1": None})
+    assert result_line(voc).split("\n")[1].startswith("VOC AP by class: c0 0.0, c1 -, c2 2.0, ")
+    assert "by class" not in result_line(result(per_class=by_class | {"c20": 0.2}))
 
 
 # As schedule=smoke: seconds, and no object large enough for an APl (or, here, small enough for an APs).

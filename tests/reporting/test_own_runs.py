@@ -1,0 +1,91 @@
+"""`msil runs` and `msil compare`, on made-up runs whose numbers are known."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.training.cases import tiny_config
+
+from msil import cli
+from msil.config import plain
+from msil.errors import ConfigError
+from msil.finished import title
+from msil.metrics.matching import match_coco
+from msil.metrics.precision import per_class
+from msil.reporting.own_runs import runs_tables
+from msil.reporting.tables import to_text
+
+from .cases import METRICS, result
+from .made_runs import evaluated, write_runs
+
+
+def write(runs: Path, name: str, ap: float | None, **changes: object) -> None:
+    made = result(name, metrics={**METRICS, "AP": ap}, data={"train_split": "train", "val_split": "val"})
+    data = changes.pop("of_data", {})
+    made["config"]["data"] |= data  # pyright: ignore[reportOperatorIssue]
+    (runs / name).mkdir(parents=True)
+    (runs / name / "result.json").write_text(json.dumps({**made, **changes}))
+
+
+def test_runs_are_listed_best_first_by_what_they_were_scored_on(tmp_path: Path) -> None:
+    write(tmp_path, "second", 0.42)
+    write(tmp_path, "best", 0.5, epochs=24, continued=[{"epochs": 12, "steps": 96}])
+    write(tmp_path, "none", None)
+    write(tmp_path, "own", 0.99, of_data={"val_split": "train"})
+    of_voc = {**METRICS, "AP": 0.9, "VOC_AP": 0.1}
+    write(tmp_path, "voc", 0.9, metrics=of_voc, of_data={"name": "voc", "root": "/a/cells"})
+    write(tmp_path, "voc2", 0.1, metrics={**of_voc, "VOC_AP": 0.2}, of_data={"name": "voc", "root": "/a/cells"})
+    shapes, voc, own = runs_tables(tmp_path)
+    assert [row["run"] for row in shapes.rows] == ["best", "second", "none"]
+    assert [row["epochs"] for row in shapes.rows] == ["12->24", "12", "12"] and shapes.notes
+    assert shapes.caption == "shapes, 100 images of val."
+    assert [row["run"] for row in voc.rows] == ["voc2", "voc"] and voc.caption.startswith("voc (cells), ")
+    assert [column.title for column in voc.columns[:3]] == ["VOC AP", "AP", "AP50"]
+    assert [row["run"] for row in own.rows] == ["own"] and "it says nothing of other images" in own.caption
+    assert max(map(len, to_text(shapes).splitlines())) <= 80
+
+
+def test_unfinished_runs_have_their_step(tmp_path: Path) -> None:
+    for name, pid in (("going", os.getpid()), ("stopped", 2**22 + 1)):  # beyond the largest pid there is
+        values = plain(tiny_config(tmp_path, "data", "schedule.epochs=7", f"run_name={name}"))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"{title(values)}\n{yaml.safe_dump(values, sort_keys=False)}")
+        (tmp_path / name / ".lock").write_text(f"pid {pid} on host {socket.gethostname()} since 2026-01-01")
+    (tmp_path / "going" / "metrics.csv").write_text("epoch,step,loss\n0,3,1.5\n1,9,\n")
+    (table,) = runs_tables(tmp_path)
+    going, stopped = table.rows
+    assert going == {"step": 10, "epoch": "2 of 7", "state": f"running, pid {os.getpid()}", "run": "going"}
+    assert stopped == {"step": 0, "epoch": "0 of 7", "state": "stopped", "run": "stopped"}
+    with pytest.raises(ConfigError, match="is no folder"):
+        runs_tables(tmp_path / "nowhere")
+
+
+def test_two_runs_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of detections moved by 3 pixels, and by 1."""
+    plain_run, _, msil_run, *_ = write_runs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compare", plain_run["run_name"], f"runs/{msil_run['run_name']}/"]) == 0
+    text = capsys.readouterr().out
+    lines = [line.split() for line in text.splitlines()]
+    assert ["model.msil.apply", "none", "both"] in lines
+    one, other = (100 * run["metrics"]["AP"] for run in (plain_run, msil_run))
+    (ap,) = [line for line in lines if line[:1] == ["AP"] and "[" in "".join(line)]
+    assert ap[1:4] == [f"{one:.1f}", f"{other:.1f}", f"{other - one:+.1f}"]
+    assert "The interval leaves out 0: on such images B is better" in text
+    expected = per_class(match_coco(evaluated(3.0, 3000)))["AP"]
+    for name, value in zip(("circle", "square"), expected, strict=True):
+        (line,) = [line for line in lines if line[:1] == [name]]
+        assert line[1] == f"{100 * value:.1f}"
+    assert cli.main(["compare", plain_run["run_name"], plain_run["run_name"]]) == 0
+    text = capsys.readouterr().out
+    assert "No setting differs." in text and "The interval holds 0" in text
+    (tmp_path / "runs" / msil_run["run_name"] / "evaluation.npz").unlink()
+    assert cli.main(["compare", plain_run["run_name"], msil_run["run_name"]]) == 0
+    assert "No interval: " in capsys.readouterr().out
+    assert cli.main(["compare", plain_run["run_name"], "nosuch"]) == 2
+    assert "error: nosuch is no finished run: give its folder" in capsys.readouterr().err
