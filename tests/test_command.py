@@ -54,8 +54,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, right: str) ->
     assert "is not a setting" in text and text.endswith(f"Did you mean {right}?")
 
 
-def test_two_values_for_one_setting_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
-    assert "seed is given twice, as seed=0 and as seed=1" in refusal("seed=0", "schedule=smoke", "seed=1")
+def test_a_missing_folder_of_settings_is_refused(tmp_path: Path) -> None:
     assert f"--config-dir {tmp_path}/no is no folder" in refusal("--config-dir", f"{tmp_path}/no", "seed=0")
 
 
