@@ -169,7 +169,7 @@ def test_voc_is_fetched_once(
     assert tree(root) == voc
     assert site.asked == [(name, None) for name in VOC_ARCHIVES]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{VOC_ARCHIVES[0]}: fetched from {site.url}/{VOC_ARCHIVES[0]}"
+    assert lines[0] == f"fetching {site.url}/{VOC_ARCHIVES[0]}"
     assert lines[1] == f"{VOC_ARCHIVES[0]}: 3 files unpacked."  # a list, an xml, an image
 
     assert main(["data", "get", "voc2007", "--root", str(root)]) == 0

@@ -104,7 +104,7 @@ def _get(archive: Archive, root: Path, public: PublicSet) -> Iterator[str]:
     given = file.is_file()
     if not given:
         file = part
-        yield f"{archive.name}: fetched from {archive.url}"
+        yield f"fetching {archive.url}"
         fetch(archive.url, part)
     try:
         written, other = _unpack(archive, file, root)

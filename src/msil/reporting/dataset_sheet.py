@@ -61,6 +61,8 @@ def show_data(root: str | Path, out: str | Path, layout: str | None = None, spli
 
 def layout_of(root: Path) -> str:
     """ "coco" or "voc", by what lies in the folder. Raises DataError for neither."""
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}: give that of a data set.")
     if any(root.glob("annotations/*.json")):
         return "coco"
     if (root / "ImageSets").is_dir():
