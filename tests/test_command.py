@@ -54,6 +54,11 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, right: str) ->
     assert "is not a setting" in text and text.endswith(f"Did you mean {right}?")
 
 
+def test_two_values_for_one_setting_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
+    assert "seed is given twice, as seed=0 and as seed=1" in refusal("seed=0", "schedule=smoke", "seed=1")
+    assert f"--config-dir {tmp_path}/no is no folder" in refusal("--config-dir", f"{tmp_path}/no", "seed=0")
+
+
 def test_nearest_prefers_a_whole_tail() -> None:
     assert nearest("align", list(settings())) == "model.msil.align"
     assert nearest("qqq", list(settings())) is None
@@ -76,6 +81,8 @@ def test_nearest_prefers_a_whole_tail() -> None:
         ("model.head.reg_max=3", ["model.head.reg_max has no meaning for this model/head"]),
         ("data.classes=[RBC,", ["cannot read 'data.classes=[RBC,': write setting=value"]),
         ("=3", ["cannot read '=3'"]),
+        ("+foo=1", ["foo is not a setting"]),
+        ("hydra/launcher=submitit_slurm", ["is for a sweep: add -m"]),
         ("model.msil.apply=cls,reg", ["add -m"]),
         ("hydra.launcher.njobs=2", ["hydra.launcher.njobs"]),
         ("hydra.run.dir=exp1", ["hydra.run.dir has no effect", "runs_dir/run_name"]),

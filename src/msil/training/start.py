@@ -7,11 +7,14 @@ import warnings
 import numpy as np
 
 from msil.data.annotations import AnnotatedImages
+from msil.data.images import is_16_bit
 from msil.metrics.coco import MAX_DETS
 from msil.reporting.groups import block_label, detector_name
 from msil.reporting.tables import amount
 from msil.training.build import Parts
 from msil.training.result import count_parameters, title
+
+DARK = 32  # of 0..255: five bits of eight
 
 
 def start_lines(parts: Parts) -> list[str]:
@@ -45,6 +48,10 @@ def warn(parts: Parts) -> None:
     data, settings = parts.data, parts.config.data
     if data.train is not None and settings.train_split == settings.val_split:
         _warn(f"trained and evaluated on the same split, {settings.val_split}: its AP says nothing of other images")
+    shown = data.val if data.train is None else data.train
+    if is_dim(shown):
+        file = shown.path(0)
+        _warn(f"{file} has 16 bits a channel and is nearly black: if its values end at 4095, say, set data.bits=12")
     most = settings.max_dets or MAX_DETS
     images, objects = crowded(data.val, most)
     if images:
@@ -52,6 +59,11 @@ def warn(parts: Parts) -> None:
             f"{images} validation images hold more than {most} objects of a class, up to {objects}, and AP counts "
             f"{most} detections: set data.max_dets={objects} and model.detections_per_img"
         )
+
+
+def is_dim(data: AnnotatedImages) -> bool:
+    """Whether the first image is of 16 bits and uses the lowest of them alone."""
+    return data.bits == 16 and is_16_bit(data.path(0)) and int(data[0][0].max()) < DARK
 
 
 def crowded(data: AnnotatedImages, most: int) -> tuple[int, int]:
