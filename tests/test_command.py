@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ import msil.main
 from msil.command_line import normalised
 from msil.compose import register
 from msil.config import Config
-from msil.errors import ConfigError
-from msil.explain import nearest, settings
+from msil.errors import ConfigError, quoted, typed
+from msil.explain import nearest, parse, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -141,6 +142,26 @@ def test_flags_may_stand_anywhere_and_a_tilde_is_the_home_folder(monkeypatch: py
     assert normalised(["data.root=~/coco", "model.weights='~/a b.pth',~/c", "x=[~/d]"]) == [
         "data.root=/home/me/coco", "model.weights='/home/me/a b.pth',/home/me/c", "x=[/home/me/d]",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a b",
+        "it's",
+        "a\\",
+        "x=y",
+        "/plain/p-1.0",
+        ["traffic light", "cat"],
+        {"traffic light": "a b", "car": "car"},
+        True,
+        3,
+        0.5,
+    ],
+)
+def test_a_value_in_a_message_can_be_typed(value: Any) -> None:
+    assert parse(f"x={quoted(value)}").value() == value
+    assert shlex.split(typed("x", value)) == [f"x={quoted(value)}"]
 
 
 def test_settings_of_a_users_own_folder(tmp_path: Path, nothing_runs: list[Config]) -> None:
