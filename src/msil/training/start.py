@@ -34,10 +34,12 @@ def start_lines(parts: Parts) -> list[str]:
         cut = f" ({wanted} cut to a quarter)" if warmup < wanted else ""
         peak = module.lr * max(module.lr_factor(step) for step in (0, max(warmup - 1, 0), min(warmup, last)))
         steps = [f"steps   {last + 1} of {config.data.batch_size} images, warm-up {warmup}{cut}, peak lr {peak:.2g}"]
+    number = len(data.val.classes)
+    classes = f"{number} class" + ("" if number == 1 else "es")
     resumed = "" if parts.resume is None else f", continuing after step {parts.resume_step}"
     return [
         f"net     {detector_name(row)}, {block_label(row)}, {parameters} parameters, on {place}",
-        f"data    {config.data.name}, {images}, {len(data.val.classes)} classes",
+        f"data    {config.data.name}, {images}, {classes}",
         *steps,
         f"folder  {parts.run_dir}{resumed}",
     ]
