@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ import msil.main
 from msil.command_line import normalised
 from msil.compose import register
 from msil.config import Config
-from msil.errors import ConfigError
-from msil.explain import nearest, settings
+from msil.errors import ConfigError, quoted, typed
+from msil.explain import nearest, parse, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,8 +58,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, right: str) ->
     assert "is not a setting" in text and text.endswith(f"Did you mean {right}?")
 
 
-def test_two_values_for_one_setting_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
-    assert "seed is given twice, as seed=0 and as seed=1" in refusal("seed=0", "schedule=smoke", "seed=1")
+def test_a_missing_folder_of_settings_is_refused(tmp_path: Path) -> None:
     assert f"--config-dir {tmp_path}/no is no folder" in refusal("--config-dir", f"{tmp_path}/no", "seed=0")
 
 
@@ -159,6 +159,26 @@ def test_a_setting_typed_as_a_flag_is_answered_with_the_setting(words: list[str]
     with pytest.raises(ConfigError, match=r"--lr is not a flag: .* schedule\.lr=\.\.\.;"):
         normalised(["--lr", "-m"])
     assert normalised(["--multi", "--cfg=job", "seed=1"]) == ["--multi", "--cfg=job", "seed=1"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a b",
+        "it's",
+        "a\\",
+        "x=y",
+        "/plain/p-1.0",
+        ["traffic light", "cat"],
+        {"traffic light": "a b", "car": "car"},
+        True,
+        3,
+        0.5,
+    ],
+)
+def test_a_value_in_a_message_can_be_typed(value: Any) -> None:
+    assert parse(f"x={quoted(value)}").value() == value
+    assert shlex.split(typed("x", value)) == [f"x={quoted(value)}"]
 
 
 def test_settings_of_a_users_own_folder(tmp_path: Path, nothing_runs: list[Config]) -> None:

@@ -44,6 +44,8 @@ def quoted(value: Any) -> str:
     """A value as Hydra's grammar reads it."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(quoted, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}: {quoted(one)}" for key, one in value.items()) + "}"
     if not isinstance(value, str) or re.fullmatch(r"[\w./:+-]+", value, re.ASCII):
         return str(value).lower() if isinstance(value, bool) else str(value)
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -75,16 +75,12 @@ def explain(error: Exception, overrides: Sequence[Override], folders: Sequence[P
 
 
 def refuse_unknown(overrides: Sequence[Override], folders: Sequence[Path]) -> None:
-    """Raises ConfigError for what Hydra would take without an effect: a setting that + adds, or that is given twice."""
+    """Raises ConfigError for a setting that + adds, which Hydra would take and nothing would read."""
     groups, leaves = config_groups(folders), settings() | _chosen_settings(folders)
-    lines: dict[str, str] = {}
     for override in overrides:
-        key, line = override.key_or_group, str(override.input_line)
         added = override.type in (OverrideType.ADD, OverrideType.FORCE_ADD) and not override.is_hydra_override()
         if added and (reason := _wrong(override, groups, leaves)):
             raise ConfigError(reason)
-        if lines.setdefault(key, line) != line:
-            raise ConfigError(f"{key} is given twice, as {lines[key]} and as {line}: leave one out.")
 
 
 def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:

@@ -121,6 +121,13 @@ def voc_files(root: Path, split: str) -> tuple[list[Path], list[Path]]:
     return [source, *annotations], [folder / _image_name(folder, stem) for stem in stems]
 
 
+def voc_classes(root: Path, split: str) -> list[str]:
+    """The classes that a split's objects are of, sorted. Raises DataError as `read_voc` does."""
+    (_, *files), _ = voc_files(root, split)
+    check_inside(files, root / "Annotations", root)
+    return sorted({found.name for file in files for found in _read_xml(file).objects})
+
+
 def _locate(root: Path, split: str) -> Path:
     """The split's list of names."""
     source = root / "ImageSets" / "Main" / f"{split}.txt"

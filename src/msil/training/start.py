@@ -8,6 +8,7 @@ import numpy as np
 
 from msil.config import Decay
 from msil.data.annotations import AnnotatedImages
+from msil.data.images import is_16_bit
 from msil.metrics.coco import MAX_DETS
 from msil.reporting.groups import block_label, detector_name
 from msil.reporting.tables import amount, setting
@@ -15,6 +16,8 @@ from msil.runs import METRICS
 from msil.training.build import Parts
 from msil.training.loggers import read_rows
 from msil.training.result import count_parameters, title
+
+DARK = 32  # of 0..255: five bits of eight
 
 
 def start_lines(parts: Parts) -> list[str]:
@@ -35,10 +38,12 @@ def start_lines(parts: Parts) -> list[str]:
         cut = f" ({wanted} cut to a quarter)" if warmup < wanted else ""
         peak = module.lr * max(module.lr_factor(step) for step in (0, max(warmup - 1, 0), min(warmup, last)))
         steps = [f"steps   {last + 1} of {config.data.batch_size} images, warm-up {warmup}{cut}, peak lr {peak:.2g}"]
+    number = len(data.val.classes)
+    classes = f"{number} class" + ("" if number == 1 else "es")
     resumed = "" if parts.resume is None else f", continuing after step {parts.resume_step}"
     return [
         f"net     {detector_name(row)}, {block_label(row)}, {parameters} parameters, on {place}",
-        f"data    {config.data.name}, {images}, {len(data.val.classes)} classes",
+        f"data    {config.data.name}, {images}, {classes}",
         *steps,
         f"folder  {parts.run_dir}{resumed}",
         *_longer(parts),
@@ -67,6 +72,10 @@ def warn(parts: Parts) -> None:
     data, settings = parts.data, parts.config.data
     if data.train is not None and settings.train_split == settings.val_split:
         _warn(f"trained and evaluated on the same split, {settings.val_split}: its AP says nothing of other images")
+    shown = data.val if data.train is None else data.train
+    if is_dim(shown):
+        file = shown.path(0)
+        _warn(f"{file} has 16 bits a channel and is nearly black: if its values end at 4095, say, set data.bits=12")
     most = settings.max_dets or MAX_DETS
     images, objects = crowded(data.val, most)
     if images:
@@ -74,6 +83,11 @@ def warn(parts: Parts) -> None:
             f"{images} validation images hold more than {most} objects of a class, up to {objects}, and AP counts "
             f"{most} detections: set data.max_dets={objects} and model.detections_per_img"
         )
+
+
+def is_dim(data: AnnotatedImages) -> bool:
+    """Whether the first image is of 16 bits and uses the lowest of them alone."""
+    return data.bits == 16 and is_16_bit(data.path(0)) and int(data[0][0].max()) < DARK
 
 
 def crowded(data: AnnotatedImages, most: int) -> tuple[int, int]:
