@@ -67,11 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("--classes", type=_names, metavar="A,B,...", help="where the checkpoint does not name them")
     importer.set_defaults(run=_import)
 
-    predict = verbs.add_parser("predict", help="draw a detector's boxes on images, and write them as json")
-    predict.add_argument("source", type=Path, metavar="IMAGE_OR_DIR")
-    predict.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's, or an imported one")
-    predict.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: predictions")
-    predict.add_argument("--score-thresh", type=float, default=0.3, metavar="P", help="draw and write from here on")
+    predict = verbs.add_parser("predict", help="draw a detector's boxes on images and videos, and write them as json")
+    predict.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="an image, a video, a folder of them, or a pattern: 'in/**/*.jpg'"
+    )
+    predict.add_argument("--checkpoint", type=_path, required=True, metavar="FILE", help="a run's folder or checkpoint,"
+                         " or an imported file")  # fmt: skip
+    predict.add_argument("--out", type=_path, default=Path("predictions"), metavar="DIR", help="default: predictions")
+    predict.add_argument("--threshold", type=float, default=0.3, metavar="P", help="lowest score to draw and write "
+                         "(0.3)")  # fmt: skip
+    predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (1)")
+    predict.add_argument("--format", choices=("coco", "yolo"), help="write COCO's results json or YOLO's txt as well")
     predict.set_defaults(run=_predict)
 
     export = verbs.add_parser("export", help="write a detector as one ONNX file, checked in onnxruntime")
@@ -138,6 +144,10 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
     report.set_defaults(run=_report)
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
@@ -166,28 +176,43 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    print(f"loading {options.checkpoint}", flush=True)  # it takes seconds, most of them PyTorch's
     import torch
 
     from msil.checkpoints.load import load_detector
-    from msil.inference.predict import predict_folder
+    from msil.inference.formats import written
+    from msil.inference.predict import predict_files
 
     detector, description = load_detector(options.checkpoint)
     detector.to("cuda" if torch.cuda.is_available() else "cpu")
-    detector.score_thresh = min(detector.score_thresh, options.score_thresh)
-    content = predict_folder(
+    detector.score_thresh = min(detector.score_thresh, options.threshold)
+    content = predict_files(
         detector,
         description.classes,
-        options.source,
+        options.sources,
         options.out,
         checkpoint=str(options.checkpoint),
-        score_thresh=options.score_thresh,
+        threshold=options.threshold,
+        batch_size=options.batch_size,
+        form=options.format,
+        category_ids=description.category_ids,
     )
     for failure in content["failed"]:
         print(f"error: {failure['error']}", file=sys.stderr)
     images = content["images"]
     count = sum(len(image["detections"]) for image in images)
     plural = "" if len(images) == 1 else "s"
-    print(f"{count} detections on {len(images)} image{plural} in {options.out}, detections.json")
+    names = ", ".join(("detections.json", *written(options.format)))
+    print(f"{count} detections on {len(images)} image{plural} in {options.out}, {names}")
+    if images and not count:
+        highest = content["highest_score"]
+        print(
+            f"hint: no score reaches {options.threshold:g}; the highest found is {highest:.2g}: try --threshold "
+            f"{highest / 2:.1g}."
+            if highest
+            else f"hint: no score exceeds even {detector.score_thresh:g}: try --threshold 0.001, train for longer, or "
+            "look whether these images are like those of the training."
+        )
     return 1 if content["failed"] else 0
 
 

@@ -1,4 +1,4 @@
-"""predict_folder: which files it takes and writes, what the json says, and what it never overwrites."""
+"""predict_files: which files it takes and writes, what the json says, and what it never overwrites."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from msil import build_detector
 from msil.detection import Detections, Detector, FCOSHead
 from msil.errors import ConfigError, DataError
-from msil.inference.predict import predict_folder
+from msil.inference.predict import predict_files
 
 RED = (255, 45, 45)  # the colour of class 0
 GRAY = 128
@@ -36,9 +36,10 @@ class Fixed(torch.nn.Module):
         return [Detections(boxes, torch.tensor([0.9, 0.3, 0.29]), torch.tensor([0, 1, 0])) for _ in images]
 
 
-def predict(source: Path, out: Path, *, detector: Any = None, **changes: Any) -> dict[str, Any]:
+def predict(source: Path | str | list[Path], out: Path, *, detector: Any = None, **changes: Any) -> dict[str, Any]:
     detector = cast(Detector, Fixed() if detector is None else detector)
-    return predict_folder(detector, CLASSES, source, out, checkpoint="best.ckpt", **changes)
+    sources = source if isinstance(source, list) else [source]
+    return predict_files(detector, CLASSES, sources, out, checkpoint="best.ckpt", **changes)
 
 
 def write(path: Path, width: int = 400, height: int = 300, **options: Any) -> Path:
@@ -68,7 +69,7 @@ def test_one_image(tmp_path: Path) -> None:
     returned = predict(source, out)
     assert names(out) == ["a.png", "detections.json"]
     images = [{"file": "a.png", "width": 400, "height": 300, "detections": [CAT, DOG]}]
-    about = {"checkpoint": "best.ckpt", "score_thresh": 0.3, "classes": CLASSES}
+    about = {"checkpoint": "best.ckpt", "threshold": 0.3, "classes": CLASSES, "highest_score": 0.9}
     assert returned == content(out) == {**about, "images": images, "failed": []}
     drawn = pixels(out / "a.png")
     assert drawn.shape == (300, 400, 3)
@@ -85,7 +86,7 @@ def test_a_folder(tmp_path: Path) -> None:
     (source / "labels.txt").write_text("cat")
     (source / "folder.jpg").mkdir()
     taken = ["a.jpg", "a.png", "b.jpg", "c.JPEG", "d.bmp", "e.webp", "f.tif", "g.gif"]
-    predict(source, out, score_thresh=0.31)
+    predict(source, out, threshold=0.31)
     assert names(out) == sorted([*taken, "detections.json"])
     assert [(image["file"], image["detections"]) for image in content(out)["images"]] == [
         (name, [CAT]) for name in taken
@@ -164,7 +165,7 @@ def test_no_image_and_no_other_picture_is_overwritten_but_earlier_results_are(tm
     assert Image.open(other).size == (30, 20) and names(out) == ["a.png"]
     other.unlink()
     predict(source, out)
-    predict(source, out, score_thresh=1.0)
+    predict(source, out, threshold=1.0)
     assert content(out)["images"][0]["detections"] == []
     assert (pixels(out / "a.png") == GRAY).all()
 
@@ -173,8 +174,8 @@ def test_mistakes(tmp_path: Path) -> None:
     source = write(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.jpg").write_bytes(b"no image")
     for given, out, words in (
-        (tmp_path / "nowhere", "out", r"there is no image or folder .*nowhere"),
-        (tmp_path, "out", r"holds no images \(.jpg, .*below it are not looked into"),
+        (tmp_path / "nowhere", "out", r"there is no file or folder .*nowhere"),
+        (tmp_path, "out", r"holds no images or videos \(.jpg, .*below it are not looked into"),
         (tmp_path / "in" / "b.jpg", "out", r"image file .*b\.jpg has no valid header"),
         (tmp_path / "in", "in/a.png", r"a\.png is a file, not a folder"),
         (tmp_path / "in", "in/a.png/out", "cannot be written to"),
@@ -183,7 +184,7 @@ def test_mistakes(tmp_path: Path) -> None:
             predict(given, tmp_path / out)
     for wrong in (-0.1, float("nan")):
         with pytest.raises(ConfigError, match="from 0 to 1"):
-            predict(source, tmp_path / "out", score_thresh=wrong)
+            predict(source, tmp_path / "out", threshold=wrong)
     assert names(tmp_path) == ["in"] and names(tmp_path / "in") == ["a.png", "b.jpg"]
 
 
@@ -197,7 +198,7 @@ def test_a_detector_finds_in_a_folder_what_it_finds_in_each_image(tmp_path: Path
     (tmp_path / "in").mkdir()
     for name, (height, width) in sizes.items():
         Image.fromarray(noise[:height, :width]).save(tmp_path / "in" / name)
-    together = predict(tmp_path / "in", tmp_path / "all", detector=detector, score_thresh=0.0)["images"]
+    together = predict(tmp_path / "in", tmp_path / "all", detector=detector, threshold=0.0)["images"]
     for image, (height, width) in zip(together, sizes.values(), strict=True):
         found = detector.predict([torch.from_numpy(noise[:height, :width].copy()).permute(2, 0, 1)])[0]
         assert [entry["label"] for entry in image["detections"]] == [CLASSES[label] for label in found.labels]
