@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 from torch import Tensor
 
 from msil import build_detector
@@ -170,11 +174,99 @@ def test_no_image_and_no_other_picture_is_overwritten_but_earlier_results_are(tm
     assert (pixels(out / "a.png") == GRAY).all()
 
 
+def test_several_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/1.png", "a/b/1.png", "a/.c.png", "a/d.txt", "e/1.png", "e/2.JPG"):
+        write(tmp_path / name, format="PNG")
+    predict([Path("a/b/1.png"), tmp_path / "a", "a/*.png", "e/*"], Path("out"))  # a/1.png is taken once
+    taken = ["a/b/1.png", "a/1.png", "e/1.png", "e/2.JPG"]
+    assert [image["file"] for image in content(tmp_path / "out")["images"]] == taken
+    assert all((tmp_path / "out" / name).is_file() for name in taken)
+    # Below a/, and without what lies in the folder that is written to.
+    for _ in range(2):
+        predict("**/1.png", Path("a/drawn"))
+        assert [image["file"] for image in content(tmp_path / "a" / "drawn")["images"]] == [
+            "a/1.png", "a/b/1.png", "e/1.png", "out/a/1.png", "out/a/b/1.png", "out/e/1.png",
+        ]  # fmt: skip
+
+
+def test_batches(tmp_path: Path) -> None:
+    sizes = []
+
+    class Counting(Fixed):
+        def predict(self, images: list[Tensor]) -> list[Detections]:
+            sizes.append(len(images))
+            return [Detections(one.boxes * len(images), one.scores, one.labels) for one in super().predict(images)]
+
+    for place in range(5):
+        write(tmp_path / f"{place}.png", 401 + place)
+    found = predict(tmp_path, tmp_path / "out", detector=Counting(), batch_size=3)["images"]
+    assert sizes == [3, 2]
+    assert [(image["width"], image["detections"][0]["box"][0]) for image in found] == [
+        (401, 120), (402, 120), (403, 120), (404, 80), (405, 80),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="1 image or more"):
+        predict(tmp_path, tmp_path / "out", batch_size=0)
+
+    class Full(Fixed):
+        def predict(self, images: list[Tensor]) -> list[Detections]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(ConfigError, match=r"does not hold 2 images of up to 0\.1 million pixels: lower --batch-size"):
+        predict(tmp_path, tmp_path / "out", detector=Full(), batch_size=2)
+
+
+def test_coco(tmp_path: Path) -> None:
+    source = [write(tmp_path / "in" / name) for name in ("b.png", "a.png")]
+    predict([*source], tmp_path / "out", form="coco", category_ids=(17, 18))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(tmp_path / "out" / "coco_images.json")
+        found = truth.loadRes(str(tmp_path / "out" / "coco_results.json"))
+    assert [(image["id"], image["file_name"]) for image in truth.loadImgs([1, 2])] == [(1, "b.png"), (2, "a.png")]
+    assert [category["name"] for category in truth.loadCats([17, 18])] == CLASSES
+    of_a = found.loadAnns(found.getAnnIds(imgIds=[2]))
+    # x1 y1 x2 y2 of CAT and DOG as x y width height
+    assert [(one["category_id"], one["bbox"], one["score"]) for one in of_a] == [
+        (17, [40, 60, 160.12, 120], 0.9), (18, [300, 100, 50, 100], 0.3),
+    ]  # fmt: skip
+
+
+def test_yolo(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in" / "a.png"), tmp_path / "out"
+    predict(source, out, form="yolo")
+    assert (out / "yolo" / "classes.txt").read_text() == "cat\ndog\n"
+    # centre and size over 400 x 300: (40 + 200.12) / 2 / 400, (60 + 180) / 2 / 300, 160.12 / 400, 120 / 300
+    assert (out / "yolo" / "a.txt").read_text().splitlines() == [
+        "0 0.300150 0.400000 0.400300 0.400000 0.9000",
+        "1 0.812500 0.500000 0.125000 0.333333 0.3000",
+    ]
+    predict(source, out, form="yolo", threshold=1.0)
+    assert (out / "yolo" / "a.txt").read_text() == ""  # not the boxes of before
+    write(tmp_path / "in" / "a.jpg")
+    with pytest.raises(ConfigError, match=r"a\.jpg and a\.png would both be written to .*yolo/a\.txt"):
+        predict(tmp_path / "in", out, form="yolo")
+    (tmp_path / "theirs" / "yolo").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"yolo is already there, and not by this command"):
+        predict(source, tmp_path / "theirs", form="yolo")
+
+
+def test_a_video_without_pyav_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(DataError, match=r'a\.mp4 is a video, which needs PyAV: pip install "msil\[video\]"'):
+        predict(tmp_path / "a.mp4", tmp_path / "out")
+    write(tmp_path / "b.png")
+    predict(tmp_path, tmp_path / "out")  # the others go on
+    assert names(tmp_path / "out") == ["b.png", "detections.json"]
+    assert [one["file"] for one in content(tmp_path / "out")["failed"]] == ["a.mp4"]
+
+
 def test_mistakes(tmp_path: Path) -> None:
     source = write(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.jpg").write_bytes(b"no image")
     for given, out, words in (
         (tmp_path / "nowhere", "out", r"there is no file or folder .*nowhere"),
+        (tmp_path / "in" / "c*", "out", r"c\* matches no images or videos .*another pattern"),
         (tmp_path, "out", r"holds no images or videos \(.jpg, .*below it are not looked into"),
         (tmp_path / "in" / "b.jpg", "out", r"image file .*b\.jpg has no valid header"),
         (tmp_path / "in", "in/a.png", r"a\.png is a file, not a folder"),

@@ -20,6 +20,7 @@ from msil.runs import replacing, write_bytes
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 ENCODERS = ("libx264", "mpeg4")  # the first that PyAV has: it comes with both, a build of one's own may not
+QUALITY = {"flags": "+qscale", "global_quality": str(3 * 118)}  # for mpeg4, whose own is poor: scale 3 of 1 to 31
 RATE = 25  # frames a second, where the file does not say
 
 
@@ -85,7 +86,7 @@ def drawn_video(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray], N
         )
         return
     with replacing(path) as partial, av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream(encoder, rate=rate, pix_fmt="yuv420p")
+        stream = container.add_stream(encoder, rate=rate, pix_fmt="yuv420p", options=QUALITY)
 
         def write(picture: np.ndarray) -> None:
             height, width = picture.shape[:2]
