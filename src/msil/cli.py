@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from msil import __version__
@@ -81,10 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.set_defaults(run=_predict)
 
     export = verbs.add_parser("export", help="write a detector as one ONNX file, checked in onnxruntime")
-    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, or an imported one")
-    export.add_argument("--onnx", type=Path, required=True, metavar="FILE.onnx")
+    export.add_argument(
+        "checkpoint", type=_path, metavar="CHECKPOINT", help="a run's folder or checkpoint, or an imported file"
+    )
+    export.add_argument("--onnx", type=_path, required=True, metavar="FILE.onnx")
     export.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the example image; default: its own")
     export.add_argument("--static", action="store_true", help="for images of that size alone")
+    export.add_argument("--batch", type=int, metavar="N", help="for N images of one size at a time; default: one image")
     export.set_defaults(run=_export)
 
     _add_figure(verbs)
@@ -217,17 +223,45 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    print(f"loading {options.checkpoint}", flush=True)
     from msil.checkpoints.load import load_dense_detector
     from msil.inference.export import export_onnx
 
     detector, description = load_dense_detector(options.checkpoint)
     short = description.min_size
     size = options.size or (short, min(short * 4 // 3, description.max_size))
-    lines = export_onnx(
-        detector, options.onnx, classes=description.classes, image_size=size, dynamic=not options.static
-    )
+    with _clock() as say:
+        lines = export_onnx(
+            detector,
+            options.onnx,
+            classes=description.classes,
+            image_size=size,
+            dynamic=not options.static,
+            batch=options.batch,
+            progress=say,
+        )
     print("\n".join(lines))
     return 0
+
+
+@contextmanager
+def _clock() -> Iterator[Callable[[str], None]]:
+    """Yields what prints a line; below the last one, on a terminal, the time goes on."""
+    from tqdm import tqdm
+
+    def tick() -> None:
+        while not over.wait(1):
+            clock.refresh()
+
+    over = Event()
+    with tqdm(bar_format="{elapsed}", leave=False, disable=None) as clock:
+        ticking = Thread(target=tick, daemon=True)
+        ticking.start()
+        try:
+            yield lambda line: (clock.clear(), print(line, flush=True))[1]
+        finally:
+            over.set()
+            ticking.join()
 
 
 def _heatmap(options: argparse.Namespace) -> int:

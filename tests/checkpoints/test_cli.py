@@ -73,16 +73,17 @@ def test_export_is_asked_for_the_net_s_own_size(
     described_file(tmp_path / "net.safetensors")  # resizes to 64, at most 96
     calls = []
 
-    def exported(detector, path, *, classes, image_size, dynamic) -> list[str]:
-        calls.append((classes, tuple(image_size), dynamic))
+    def exported(detector, path, *, classes, image_size, dynamic, batch, progress) -> list[str]:
+        calls.append((classes, tuple(image_size), dynamic, batch))
+        progress("half")
         return ["done"]
 
     monkeypatch.setattr(export, "export_onnx", exported)
     command = ["export", str(tmp_path / "net.safetensors"), "--onnx", "net.onnx"]
     assert main(command) == 0
-    assert main([*command, "--static", "--size", "48", "64"]) == 0
-    assert calls == [(CLASSES, (64, 85), True), (CLASSES, (48, 64), False)]
-    assert capsys.readouterr().out == "done\ndone\n"
+    assert main([*command, "--static", "--size", "48", "64", "--batch", "2"]) == 0
+    assert calls == [(CLASSES, (64, 85), True, None), (CLASSES, (48, 64), False, 2)]
+    assert capsys.readouterr().out.splitlines() == [f"loading {command[1]}", "half", "done"] * 2
 
 
 @pytest.mark.parametrize("arguments", [[], ["weights"], ["weights", "import"], ["predict"], ["export"], ["nonsense"]])
