@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from msil import __version__
@@ -69,18 +72,27 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("--classes", type=_names, metavar="A,B,...", help="where the checkpoint does not name them")
     importer.set_defaults(run=_import)
 
-    predict = verbs.add_parser("predict", help="draw a detector's boxes on images, and write them as json")
-    predict.add_argument("source", type=Path, metavar="IMAGE_OR_DIR")
-    predict.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's, or an imported one")
-    predict.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: predictions")
-    predict.add_argument("--score-thresh", type=float, default=0.3, metavar="P", help="draw and write from here on")
+    predict = verbs.add_parser("predict", help="draw a detector's boxes on images and videos, and write them as json")
+    predict.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="an image, a video, a folder of them, or a pattern: 'in/**/*.jpg'"
+    )
+    predict.add_argument("--checkpoint", type=_path, required=True, metavar="FILE", help="a run's folder or checkpoint,"
+                         " or an imported file")  # fmt: skip
+    predict.add_argument("--out", type=_path, default=Path("predictions"), metavar="DIR", help="default: predictions")
+    predict.add_argument("--threshold", type=float, default=0.3, metavar="P", help="lowest score to draw and write "
+                         "(0.3)")  # fmt: skip
+    predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (1)")
+    predict.add_argument("--format", choices=("coco", "yolo"), help="write COCO's results json or YOLO's txt as well")
     predict.set_defaults(run=_predict)
 
     export = verbs.add_parser("export", help="write a detector as one ONNX file, checked in onnxruntime")
-    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, or an imported one")
-    export.add_argument("--onnx", type=Path, required=True, metavar="FILE.onnx")
+    export.add_argument(
+        "checkpoint", type=_path, metavar="CHECKPOINT", help="a run's folder or checkpoint, or an imported file"
+    )
+    export.add_argument("--onnx", type=_path, required=True, metavar="FILE.onnx")
     export.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the example image; default: its own")
     export.add_argument("--static", action="store_true", help="for images of that size alone")
+    export.add_argument("--batch", type=int, metavar="N", help="for N images of one size at a time; default: one image")
     export.set_defaults(run=_export)
 
     _add_data(verbs)
@@ -180,6 +192,10 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
     report.set_defaults(run=_report)
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
@@ -208,41 +224,64 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    print(f"loading {options.checkpoint}", flush=True)  # it takes seconds, most of them PyTorch's
     import torch
 
     from msil.checkpoints.load import load_detector
-    from msil.inference.predict import predict_folder
+    from msil.inference.formats import written
+    from msil.inference.predict import predict_files
 
     detector, description = load_detector(options.checkpoint)
     detector.to("cuda" if torch.cuda.is_available() else "cpu")
-    detector.score_thresh = min(detector.score_thresh, options.score_thresh)
-    content = predict_folder(
+    detector.score_thresh = min(detector.score_thresh, options.threshold)
+    content = predict_files(
         detector,
         description.classes,
-        options.source,
+        options.sources,
         options.out,
         checkpoint=str(options.checkpoint),
-        score_thresh=options.score_thresh,
+        threshold=options.threshold,
+        batch_size=options.batch_size,
+        form=options.format,
+        category_ids=description.category_ids,
     )
     for failure in content["failed"]:
         print(f"error: {failure['error']}", file=sys.stderr)
     images = content["images"]
     count = sum(len(image["detections"]) for image in images)
     plural = "" if len(images) == 1 else "s"
-    print(f"{count} detections on {len(images)} image{plural} in {options.out}, detections.json")
+    names = ", ".join(("detections.json", *written(options.format)))
+    print(f"{count} detections on {len(images)} image{plural} in {options.out}, {names}")
+    if images and not count:
+        highest = content["highest_score"]
+        print(
+            f"hint: no score reaches {options.threshold:g}; the highest found is {highest:.2g}: try --threshold "
+            f"{highest / 2:.1g}."
+            if highest
+            else f"hint: no score exceeds even {detector.score_thresh:g}: try --threshold 0.001, train for longer, or "
+            "look whether these images are like those of the training."
+        )
     return 1 if content["failed"] else 0
 
 
 def _export(options: argparse.Namespace) -> int:
+    print(f"loading {options.checkpoint}", flush=True)
     from msil.checkpoints.load import load_dense_detector
     from msil.inference.export import export_onnx
 
     detector, description = load_dense_detector(options.checkpoint)
     short = description.min_size
     size = options.size or (short, min(short * 4 // 3, description.max_size))
-    lines = export_onnx(
-        detector, options.onnx, classes=description.classes, image_size=size, dynamic=not options.static
-    )
+    with _clock() as say:
+        lines = export_onnx(
+            detector,
+            options.onnx,
+            classes=description.classes,
+            image_size=size,
+            dynamic=not options.static,
+            batch=options.batch,
+            progress=say,
+        )
     print("\n".join(lines))
     return 0
 
@@ -261,6 +300,26 @@ def _show(options: argparse.Namespace) -> int:
     for line in show_data(options.root, options.out, options.data, options.split):
         print(line, flush=True)
     return 0
+
+
+@contextmanager
+def _clock() -> Iterator[Callable[[str], None]]:
+    """Yields what prints a line; below the last one, on a terminal, the time goes on."""
+    from tqdm import tqdm
+
+    def tick() -> None:
+        while not over.wait(1):
+            clock.refresh()
+
+    over = Event()
+    with tqdm(bar_format="{elapsed}", leave=False, disable=None) as clock:
+        ticking = Thread(target=tick, daemon=True)
+        ticking.start()
+        try:
+            yield lambda line: (clock.clear(), print(line, flush=True))[1]
+        finally:
+            over.set()
+            ticking.join()
 
 
 def _heatmap(options: argparse.Namespace) -> int:

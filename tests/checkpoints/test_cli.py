@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,16 +37,27 @@ def test_predict_draws_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[
         Image.new("RGB", size, (90, 120, 30)).save(folder / name)
     out = tmp_path / "out"
     command = ["predict", str(folder), "--checkpoint", str(tmp_path / "net.safetensors"), "--out", str(out)]
-    assert main([*command, "--score-thresh", "0.005"]) == 0
+    assert main([*command, "--threshold", "0.005", "--format", "coco"]) == 0
     content = json.loads((out / "detections.json").read_text())
     assert [image["file"] for image in content["images"]] == ["a.jpg", "b.png"]
     found = [detection for image in content["images"] for detection in image["detections"]]
     assert found and {detection["label"] for detection in found} <= set(CLASSES)
-    assert f"{len(found)} detections on 2 images in {out}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{len(found)} detections on 2 images in {out}, detections.json, coco_results.json" in printed
+    assert "hint" not in printed and len(json.loads((out / "coco_results.json").read_text())) == len(found)
     # Exit 1, with the others done, if one of them cannot be read.
     (folder / "c.jpg").write_bytes(b"no image")
-    assert main(command) == 1
-    assert "c.jpg" in capsys.readouterr().err
+    assert main([*command, "--threshold", "0.99"]) == 1
+    printed = capsys.readouterr()
+    assert "c.jpg" in printed.err
+    # Of that hint, the advice finds something.
+    highest, advice = re.search(
+        r"no score reaches 0.99; the highest found is (\S+): try --threshold (\S+)\.", printed.out
+    ).groups()  # pyright: ignore
+    assert float(highest) == pytest.approx(max(one["score"] for one in found), rel=0.05)
+    main([*command, "--threshold", advice])
+    assert "hint" not in capsys.readouterr().out
+    assert main([*command, "--threshold", "1", "--batch-size", "0"]) == 2
 
 
 def test_a_file_that_does_not_describe_its_net_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,16 +73,17 @@ def test_export_is_asked_for_the_net_s_own_size(
     described_file(tmp_path / "net.safetensors")  # resizes to 64, at most 96
     calls = []
 
-    def exported(detector, path, *, classes, image_size, dynamic) -> list[str]:
-        calls.append((classes, tuple(image_size), dynamic))
+    def exported(detector, path, *, classes, image_size, dynamic, batch, progress) -> list[str]:
+        calls.append((classes, tuple(image_size), dynamic, batch))
+        progress("half")
         return ["done"]
 
     monkeypatch.setattr(export, "export_onnx", exported)
     command = ["export", str(tmp_path / "net.safetensors"), "--onnx", "net.onnx"]
     assert main(command) == 0
-    assert main([*command, "--static", "--size", "48", "64"]) == 0
-    assert calls == [(CLASSES, (64, 85), True), (CLASSES, (48, 64), False)]
-    assert capsys.readouterr().out == "done\ndone\n"
+    assert main([*command, "--static", "--size", "48", "64", "--batch", "2"]) == 0
+    assert calls == [(CLASSES, (64, 85), True, None), (CLASSES, (48, 64), False, 2)]
+    assert capsys.readouterr().out.splitlines() == [f"loading {command[1]}", "half", "done"] * 2
 
 
 @pytest.mark.parametrize("arguments", [[], ["weights"], ["weights", "import"], ["predict"], ["export"], ["nonsense"]])

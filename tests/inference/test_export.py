@@ -125,6 +125,31 @@ def test_a_file_of_one_size(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert_same(run(path, image), detector.predict([image])[0])
 
 
+def test_a_file_for_batches(tmp_path: Path) -> None:
+    detector, path, said = lively_detector("fcos", channel_order="bgr", score_thresh=0.07), tmp_path / "x.onnx", []
+    lines = export_onnx(
+        detector, path, classes=CLASSES, image_size=(64, 90), dynamic=False, batch=3, progress=said.append
+    )
+    assert "3 images of 64 x 90 pixels" in lines[0] and [line.split()[0] for line in said] == ["exporting", "checking"]
+    onnx.checker.check_model(path, full_check=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [(put.name, put.shape) for put in (*session.get_inputs(), *session.get_outputs())] == [
+        ("images", [3, 3, 64, 90]), ("boxes", [3, 20, 4]), ("scores", [3, 20]), ("labels", [3, 20]), ("counts", [3]),
+    ]  # fmt: skip
+    images = torch.stack(
+        [made_up_image((64, 90), 11), torch.full((3, 64, 90), 120).byte(), made_up_image((64, 90), 12)]
+    )
+    boxes, scores, labels, counts = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
+    assert counts.min() < 20 == counts.max()  # some are filled up, and one is not
+    for place, (count, expected) in enumerate(zip(counts.tolist(), detector.predict(images), strict=True)):
+        assert_same(Detections(boxes[place, :count], scores[place, :count], labels[place, :count]), expected)
+        assert (
+            not boxes[place, count:].any() and not scores[place, count:].any() and (labels[place, count:] == -1).all()
+        )
+    with pytest.raises(ExportError, match="a batch must hold 1 image or more, but is to hold 0"):
+        export_onnx(detector, path, classes=CLASSES, batch=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["vfnet", "retinanet", "tood"])
 def test_other_heads_at_any_size(head: str, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
-"""predict_folder: which files it takes and writes, what the json says, and what it never overwrites."""
+"""predict_files: which files it takes and writes, what the json says, and what it never overwrites."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 from torch import Tensor
 
 from msil import build_detector
 from msil.detection import Detections, Detector, FCOSHead
 from msil.errors import ConfigError, DataError
-from msil.inference.predict import predict_folder
+from msil.inference.predict import predict_files
 
 RED = (255, 45, 45)  # the colour of class 0
 GRAY = 128
@@ -36,9 +40,10 @@ class Fixed(torch.nn.Module):
         return [Detections(boxes, torch.tensor([0.9, 0.3, 0.29]), torch.tensor([0, 1, 0])) for _ in images]
 
 
-def predict(source: Path, out: Path, *, detector: Any = None, **changes: Any) -> dict[str, Any]:
+def predict(source: Path | str | list[Path], out: Path, *, detector: Any = None, **changes: Any) -> dict[str, Any]:
     detector = cast(Detector, Fixed() if detector is None else detector)
-    return predict_folder(detector, CLASSES, source, out, checkpoint="best.ckpt", **changes)
+    sources = source if isinstance(source, list) else [source]
+    return predict_files(detector, CLASSES, sources, out, checkpoint="best.ckpt", **changes)
 
 
 def write(path: Path, width: int = 400, height: int = 300, **options: Any) -> Path:
@@ -68,7 +73,7 @@ def test_one_image(tmp_path: Path) -> None:
     returned = predict(source, out)
     assert names(out) == ["a.png", "detections.json"]
     images = [{"file": "a.png", "width": 400, "height": 300, "detections": [CAT, DOG]}]
-    about = {"checkpoint": "best.ckpt", "score_thresh": 0.3, "classes": CLASSES}
+    about = {"checkpoint": "best.ckpt", "threshold": 0.3, "classes": CLASSES, "highest_score": 0.9}
     assert returned == content(out) == {**about, "images": images, "failed": []}
     drawn = pixels(out / "a.png")
     assert drawn.shape == (300, 400, 3)
@@ -85,7 +90,7 @@ def test_a_folder(tmp_path: Path) -> None:
     (source / "labels.txt").write_text("cat")
     (source / "folder.jpg").mkdir()
     taken = ["a.jpg", "a.png", "b.jpg", "c.JPEG", "d.bmp", "e.webp", "f.tif", "g.gif"]
-    predict(source, out, score_thresh=0.31)
+    predict(source, out, threshold=0.31)
     assert names(out) == sorted([*taken, "detections.json"])
     assert [(image["file"], image["detections"]) for image in content(out)["images"]] == [
         (name, [CAT]) for name in taken
@@ -164,17 +169,105 @@ def test_no_image_and_no_other_picture_is_overwritten_but_earlier_results_are(tm
     assert Image.open(other).size == (30, 20) and names(out) == ["a.png"]
     other.unlink()
     predict(source, out)
-    predict(source, out, score_thresh=1.0)
+    predict(source, out, threshold=1.0)
     assert content(out)["images"][0]["detections"] == []
     assert (pixels(out / "a.png") == GRAY).all()
+
+
+def test_several_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/1.png", "a/b/1.png", "a/.c.png", "a/d.txt", "e/1.png", "e/2.JPG"):
+        write(tmp_path / name, format="PNG")
+    predict([Path("a/b/1.png"), tmp_path / "a", "a/*.png", "e/*"], Path("out"))  # a/1.png is taken once
+    taken = ["a/b/1.png", "a/1.png", "e/1.png", "e/2.JPG"]
+    assert [image["file"] for image in content(tmp_path / "out")["images"]] == taken
+    assert all((tmp_path / "out" / name).is_file() for name in taken)
+    # Below a/, and without what lies in the folder that is written to.
+    for _ in range(2):
+        predict("**/1.png", Path("a/drawn"))
+        assert [image["file"] for image in content(tmp_path / "a" / "drawn")["images"]] == [
+            "a/1.png", "a/b/1.png", "e/1.png", "out/a/1.png", "out/a/b/1.png", "out/e/1.png",
+        ]  # fmt: skip
+
+
+def test_batches(tmp_path: Path) -> None:
+    sizes = []
+
+    class Counting(Fixed):
+        def predict(self, images: list[Tensor]) -> list[Detections]:
+            sizes.append(len(images))
+            return [Detections(one.boxes * len(images), one.scores, one.labels) for one in super().predict(images)]
+
+    for place in range(5):
+        write(tmp_path / f"{place}.png", 401 + place)
+    found = predict(tmp_path, tmp_path / "out", detector=Counting(), batch_size=3)["images"]
+    assert sizes == [3, 2]
+    assert [(image["width"], image["detections"][0]["box"][0]) for image in found] == [
+        (401, 120), (402, 120), (403, 120), (404, 80), (405, 80),
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="1 image or more"):
+        predict(tmp_path, tmp_path / "out", batch_size=0)
+
+    class Full(Fixed):
+        def predict(self, images: list[Tensor]) -> list[Detections]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(ConfigError, match=r"does not hold 2 images of up to 0\.1 million pixels: lower --batch-size"):
+        predict(tmp_path, tmp_path / "out", detector=Full(), batch_size=2)
+
+
+def test_coco(tmp_path: Path) -> None:
+    source = [write(tmp_path / "in" / name) for name in ("b.png", "a.png")]
+    predict([*source], tmp_path / "out", form="coco", category_ids=(17, 18))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(tmp_path / "out" / "coco_images.json")
+        found = truth.loadRes(str(tmp_path / "out" / "coco_results.json"))
+    assert [(image["id"], image["file_name"]) for image in truth.loadImgs([1, 2])] == [(1, "b.png"), (2, "a.png")]
+    assert [category["name"] for category in truth.loadCats([17, 18])] == CLASSES
+    of_a = found.loadAnns(found.getAnnIds(imgIds=[2]))
+    # x1 y1 x2 y2 of CAT and DOG as x y width height
+    assert [(one["category_id"], one["bbox"], one["score"]) for one in of_a] == [
+        (17, [40, 60, 160.12, 120], 0.9), (18, [300, 100, 50, 100], 0.3),
+    ]  # fmt: skip
+
+
+def test_yolo(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in" / "a.png"), tmp_path / "out"
+    predict(source, out, form="yolo")
+    assert (out / "yolo" / "classes.txt").read_text() == "cat\ndog\n"
+    # centre and size over 400 x 300: (40 + 200.12) / 2 / 400, (60 + 180) / 2 / 300, 160.12 / 400, 120 / 300
+    assert (out / "yolo" / "a.txt").read_text().splitlines() == [
+        "0 0.300150 0.400000 0.400300 0.400000 0.9000",
+        "1 0.812500 0.500000 0.125000 0.333333 0.3000",
+    ]
+    predict(source, out, form="yolo", threshold=1.0)
+    assert (out / "yolo" / "a.txt").read_text() == ""  # not the boxes of before
+    write(tmp_path / "in" / "a.jpg")
+    with pytest.raises(ConfigError, match=r"a\.jpg and a\.png would both be written to .*yolo/a\.txt"):
+        predict(tmp_path / "in", out, form="yolo")
+    (tmp_path / "theirs" / "yolo").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"yolo is already there, and not by this command"):
+        predict(source, tmp_path / "theirs", form="yolo")
+
+
+def test_a_video_without_pyav_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(DataError, match=r'a\.mp4 is a video, which needs PyAV: pip install "msil\[video\]"'):
+        predict(tmp_path / "a.mp4", tmp_path / "out")
+    write(tmp_path / "b.png")
+    predict(tmp_path, tmp_path / "out")  # the others go on
+    assert names(tmp_path / "out") == ["b.png", "detections.json"]
+    assert [one["file"] for one in content(tmp_path / "out")["failed"]] == ["a.mp4"]
 
 
 def test_mistakes(tmp_path: Path) -> None:
     source = write(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.jpg").write_bytes(b"no image")
     for given, out, words in (
-        (tmp_path / "nowhere", "out", r"there is no image or folder .*nowhere"),
-        (tmp_path, "out", r"holds no images \(.jpg, .*below it are not looked into"),
+        (tmp_path / "nowhere", "out", r"there is no file or folder .*nowhere"),
+        (tmp_path / "in" / "c*", "out", r"c\* matches no images or videos .*another pattern"),
+        (tmp_path, "out", r"holds no images or videos \(.jpg, .*below it are not looked into"),
         (tmp_path / "in" / "b.jpg", "out", r"image file .*b\.jpg has no valid header"),
         (tmp_path / "in", "in/a.png", r"a\.png is a file, not a folder"),
         (tmp_path / "in", "in/a.png/out", "cannot be written to"),
@@ -183,7 +276,7 @@ def test_mistakes(tmp_path: Path) -> None:
             predict(given, tmp_path / out)
     for wrong in (-0.1, float("nan")):
         with pytest.raises(ConfigError, match="from 0 to 1"):
-            predict(source, tmp_path / "out", score_thresh=wrong)
+            predict(source, tmp_path / "out", threshold=wrong)
     assert names(tmp_path) == ["in"] and names(tmp_path / "in") == ["a.png", "b.jpg"]
 
 
@@ -197,7 +290,7 @@ def test_a_detector_finds_in_a_folder_what_it_finds_in_each_image(tmp_path: Path
     (tmp_path / "in").mkdir()
     for name, (height, width) in sizes.items():
         Image.fromarray(noise[:height, :width]).save(tmp_path / "in" / name)
-    together = predict(tmp_path / "in", tmp_path / "all", detector=detector, score_thresh=0.0)["images"]
+    together = predict(tmp_path / "in", tmp_path / "all", detector=detector, threshold=0.0)["images"]
     for image, (height, width) in zip(together, sizes.values(), strict=True):
         found = detector.predict([torch.from_numpy(noise[:height, :width].copy()).permute(2, 0, 1)])[0]
         assert [entry["label"] for entry in image["detections"]] == [CLASSES[label] for label in found.labels]

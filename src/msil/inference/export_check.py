@@ -25,8 +25,11 @@ class Mismatch(Exception):
     """Two lists of detections are not the same; the message says by how much."""
 
 
-def compare_with_pytorch(path: Path, reference: Detector, sizes: list[tuple[int, int]]) -> list[str]:
-    """The file in onnxruntime against reference.predict, on one made-up image of each size; returns a line for each.
+def compare_with_pytorch(
+    path: Path, reference: Detector, sizes: list[tuple[int, int]], batch: int | None = None
+) -> list[str]:
+    """The file in onnxruntime against reference.predict, on one made-up image, or a batch, of each size; returns a line
+    for each.
 
     At the detector's own score threshold or, where that would leave few candidates, at a lower one, to which the same
     file is set in memory. reference: on the CPU, resizing nothing; its score threshold changes.
@@ -36,7 +39,11 @@ def compare_with_pytorch(path: Path, reference: Detector, sizes: list[tuple[int,
     own, failure = reference.score_thresh, None
     for seed in range(SEEDS):
         try:
-            return [_compared(path, reference, made_up_image(size, seed), own) for size in sizes]
+            seeds = range(seed, seed + (batch or 1))
+            return [
+                _compared(path, reference, torch.stack([made_up_image(size, one) for one in seeds]), own, batch)
+                for size in sizes
+            ]
         except Mismatch as mismatch:
             failure = mismatch
         except Exception as error:  # onnxruntime's own classes have no other base in common
@@ -47,18 +54,23 @@ def compare_with_pytorch(path: Path, reference: Detector, sizes: list[tuple[int,
     raise ExportError(f"the exported file and PyTorch differ {failure}: the file was not kept, please report this.")
 
 
-def _compared(path: Path, reference: Detector, image: Tensor, own: float) -> str:
-    reference.score_thresh = threshold = min(own, _busy_threshold(reference, image))
-    (expected,) = reference.predict([image])
-    found = Detections(*map(torch.from_numpy, _session(path, threshold).run(None, {"image": image.numpy()})))
-    where = f"on {image.shape[1]} x {image.shape[2]} above score {threshold:.3g}"
+def _compared(path: Path, reference: Detector, images: Tensor, own: float, batch: int | None) -> str:
+    reference.score_thresh = threshold = min(own, _busy_threshold(reference, images))
+    expected = reference.predict(images)
+    given = {"image": images[0].numpy()} if batch is None else {"images": images.numpy()}
+    arrays = [torch.from_numpy(array) for array in _session(path, threshold).run(None, given)]
+    found = [Detections(*arrays)] if batch is None else [
+        Detections(*(values[:count] for values in image)) for *image, count in zip(*arrays, strict=True)
+    ]  # fmt: skip
+    where = f"on {images.shape[-2]} x {images.shape[-1]} above score {threshold:.3g}"
     try:
-        box, score = difference(found, expected)
+        differences = [difference(*pair) for pair in zip(found, expected, strict=True)]
     except Mismatch as mismatch:
         raise Mismatch(f"{where} {mismatch}") from mismatch
+    box, score = map(max, zip(*differences, strict=True))
     return (
-        f"checked in onnxruntime {where}: {len(expected.boxes)} detections agree with PyTorch to {box:.1e} px and "
-        f"{score:.1e} in score"
+        f"checked in onnxruntime {where}: {sum(len(one.boxes) for one in expected)} detections agree with PyTorch to "
+        f"{box:.1e} px and {score:.1e} in score"
     )
 
 
@@ -112,8 +124,8 @@ def _session(path: Path, score_thresh: float) -> Any:
 
 
 @torch.no_grad()
-def _busy_threshold(reference: Detector, image: Tensor) -> float:
-    """A score threshold that CANDIDATES of the image's scores reach, if there are so many."""
-    scores = reference([image]).logits.float().sigmoid().flatten()
+def _busy_threshold(reference: Detector, images: Tensor) -> float:
+    """A score threshold that CANDIDATES of the images' scores reach, if there are so many."""
+    scores = reference(list(images)).logits.float().sigmoid().flatten()
     best = scores.topk(min(CANDIDATES + 1, len(scores))).values
     return float(best[-2:].mean())

@@ -24,7 +24,7 @@ from msil.reporting.heatmaps import (
     heatmap_row,
     split_energy,
 )
-from msil.reporting.pictures import image_bytes
+from msil.reporting.pictures import above, image_bytes
 from msil.reporting.tables import to_text
 from msil.runs import write_bytes, write_json
 
@@ -112,6 +112,6 @@ def _row(
         return heatmap_row(detectors, image, titles, target.boxes, target.labels, dataset.classes)
     image = read_image(file)
     name, detector = next(iter(detectors.items()))
-    found = detect(detector, image, SCORE_THRESH)
+    found = above(detect(detector, [image])[0], SCORE_THRESH)
     titles = (file.name, f"{len(found.boxes)} with score \u2265 {SCORE_THRESH:g}, {name}")
     return heatmap_row(detectors, image, titles, found.boxes, found.labels, classes, found.scores)
