@@ -63,6 +63,18 @@ def whole_number(value: object, what: str, low: int = -(2**63)) -> int:
     return number
 
 
+def own_id(value: object, what: str) -> int | str:
+    """An id as the user's file has it: a whole number of any size (whole floats pass) or text.
+
+    Raises DataError for anything else; `what` names it.
+    """
+    if type(value) is int or is_text(value):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    raise DataError(f"{what} must be a whole number or text, but is {short(value)}: correct it")
+
+
 def is_finite_number(value: object) -> bool:
     """An int or float between -LARGEST and LARGEST; NaN is not."""
     return type(value) in (int, float) and -LARGEST < value < LARGEST  # pyright: ignore[reportOperatorIssue]
@@ -91,6 +103,16 @@ def inner_name(value: object, what: str) -> str:
         if name.is_absolute() or name.drive or name.root or ".." in name.parts:
             raise DataError(f"{what} is {short(value)}, which leaves the data set's folder: name a file inside it")
     return value
+
+
+def relative_inside(value: object, root: Path) -> str | None:
+    """An absolute path to a file inside the data set's folder, relative to that; None for any other name."""
+    if not is_text(value) or not os.path.isabs(value):
+        return None
+    path = os.path.normpath(value)
+    tops = (os.path.abspath(root), os.path.realpath(root))
+    top = next((top for top in tops if path.startswith(top.rstrip(os.sep) + os.sep)), None)
+    return None if top is None else os.path.relpath(path, top)
 
 
 def check_classes(classes: object) -> None:

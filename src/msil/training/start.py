@@ -6,10 +6,12 @@ import warnings
 
 import numpy as np
 
+from msil.config import DataName
 from msil.data.annotations import AnnotatedImages
 from msil.metrics.coco import MAX_DETS
 from msil.reporting.groups import block_label, detector_name
 from msil.reporting.tables import amount
+from msil.runs import data_title
 from msil.training.build import Parts
 from msil.training.result import count_parameters, title
 
@@ -32,9 +34,12 @@ def start_lines(parts: Parts) -> list[str]:
         peak = module.lr * max(module.lr_factor(step) for step in (0, max(warmup - 1, 0), min(warmup, last)))
         steps = [f"steps   {last + 1} of {config.data.batch_size} images, warm-up {warmup}{cut}, peak lr {peak:.2g}"]
     resumed = "" if parts.resume is None else f", continuing after step {parts.resume_step}"
+    truth = (data.train or data.val).annotations
+    layout = [f"layout  {truth.layout}: {truth.source}"] if config.data.name is DataName.auto else []
     return [
         f"net     {detector_name(row)}, {block_label(row)}, {parameters} parameters, on {place}",
-        f"data    {config.data.name}, {images}, {len(data.val.classes)} classes",
+        f"data    {data_title(parts.values['data'])}, {images}, {len(data.val.classes)} classes",
+        *layout,
         *steps,
         f"folder  {parts.run_dir}{resumed}",
     ]
