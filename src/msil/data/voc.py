@@ -217,16 +217,17 @@ def _read_split(source: Path, xml_folder: Path, listings: Listings) -> list[str]
     for number, line in enumerate(lines, start=1):
         if not (stem := line.strip()):
             continue
-        inner_name(stem, f"{source}: line {number}")
-        name, _, column = " ".join(stem.rsplit(None, 1)).rpartition(" ")
+        column = []
         if listings.find(xml_folder, stem, (".xml",)) is None:
-            if name and column in ("1", "0", "-1"):
-                stem = name.rstrip()
+            name, *column = stem.rsplit(None, 1)
+            if column in (["1"], ["0"], ["-1"]):
+                stem = name
             if stem.lower().endswith(IMAGES):
                 stem = os.path.splitext(stem)[0]
+        inner_name(stem, f"{source}: line {number}")
         if stem in stems:
             raise DataError(f"{source}: {stem!r} stands in line {stems[stem]} and in line {number}: name it once")
-        if not (column == "-1" and line.strip() != stem):
+        if column != ["-1"]:
             stems[stem] = number
     if not stems:
         raise DataError(f"{source} is empty: it names no images")
