@@ -60,6 +60,25 @@ def test_every_tools_export_reads_to_the_same_boxes(tmp_path: Path, name: str) -
             build_split({**data, "val_fraction": None}, "val")
 
 
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_spoiled_box_of_every_export_is_refused_by_file_and_entry(tmp_path: Path, name: str) -> None:
+    EXPORTS[name][0](tmp_path)
+    (file,) = [*tmp_path.rglob("img 00.xml"), *tmp_path.rglob("img 00.txt")] or sorted(tmp_path.rglob("*.json"))[:1]
+    text = file.read_text()
+    if file.suffix == ".json":
+        file.write_text(text.replace('"bbox": [4,', '"bbox": [NaN,', 1))
+        message = r"json: annotation [01] of (images/)?img 00\.jpg: bbox must be a list of four finite numbers"
+    elif file.suffix == ".xml":
+        file.write_text(text.replace("<xmax>24<", "<xmax>left<", 1))
+        message = r"img 00\.xml: object 1 \(cat\): xmax must be a finite number, but is 'left'"
+    else:
+        file.write_text(text.replace("0 0.", "0 inf", 1))
+        message = r"img 00\.txt: line 1: 'inf\d+' must be a finite number"
+    assert file.read_text() != text
+    with pytest.raises(DataError, match=message):
+        build_split(auto(tmp_path), "train")
+
+
 def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere does not exist: put it there or set data\.root"):
         build_split(auto(tmp_path / "nowhere"), "train")
@@ -163,7 +182,7 @@ def test_lists_of_names_with_endings_or_a_second_column(tmp_path: Path) -> None:
 def test_images_without_an_xml_are_left_out_with_a_warning(tmp_path: Path) -> None:
     EXPORTS["label_img"][0](tmp_path)
     (tmp_path / "img 03.xml").unlink()
-    with pytest.warns(DataWarning, match=r"1 images without an xml file are left out: img 03\.jpg"):
+    with pytest.warns(DataWarning, match=r"1 image without an xml file is left out: img 03\.jpg"):
         assert len(build_split(auto(tmp_path), "train")) == len(BOXES) - 1
 
 

@@ -97,8 +97,11 @@ class XmlSplit:
     def read(self) -> Annotations:
         """See VOCDataset."""
         if self.left_out:
-            count = f"{len(self.left_out)} images without an xml file are left out"
-            warnings.warn(f"{self.image_folder}: {count}: {listed(self.left_out, 3)}", DataWarning, stacklevel=2)
+            number = len(self.left_out)
+            count = "1 image without an xml file is" if number == 1 else f"{number} images without an xml file are"
+            warnings.warn(
+                f"{self.image_folder}: {count} left out: {listed(self.left_out, 3)}", DataWarning, stacklevel=2
+            )
         check_inside(self.xmls, self.xml_folder, self.root)
         records = [_read_xml(file) for file in self.xmls]
         if self.names is not None:
@@ -156,10 +159,10 @@ def locate_voc(root: Path, split: str, names: tuple[str, ...] | None = None) -> 
 
 
 def xml_splits(root: Path) -> list[str]:
-    """Folders below root with xml files beside images, as Roboflow's VOC export has; else "all", where root itself, or
-    its folder Annotations or annotations, has xml files."""
+    """Folders train, valid, ... with xml files beside images, as Roboflow's VOC export has; else "all", where root
+    itself, or its folder Annotations or annotations, has xml files."""
     folders = sorted(path.name for path in root.glob("*/") if names_in(path, (".xml",)))
-    beside = [name for name in folders if names_in(root / name, IMAGES)]
+    beside = [name for name in folders if name.startswith(("train", "val", "test")) and names_in(root / name, IMAGES)]
     return beside or (["all"] if names_in(root, (".xml",)) or {"Annotations", "annotations"} & {*folders} else [])
 
 
