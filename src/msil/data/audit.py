@@ -42,6 +42,7 @@ PART = 256  # images a thread takes at a time
 
 # Control characters, line separators and lone surrogates: a message is one printable line of UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_PLAIN = re.compile(r"[^/\\:]+")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxlevel = 3
@@ -98,6 +99,8 @@ def inner_name(value: object, what: str) -> str:
     """
     if not is_text(value):
         raise DataError(f"{what} must be the name of a file, but is {short(value)}: correct it")
+    if value != ".." and _PLAIN.fullmatch(value):  # a second faster for COCO's 118,287 names
+        return value
     for flavour in (PurePosixPath, PureWindowsPath):
         name = flavour(value)
         if name.is_absolute() or name.drive or name.root or ".." in name.parts:
@@ -107,7 +110,7 @@ def inner_name(value: object, what: str) -> str:
 
 def relative_inside(value: object, root: Path) -> str | None:
     """An absolute path to a file inside the data set's folder, relative to that; None for any other name."""
-    if not is_text(value) or not os.path.isabs(value):
+    if not isinstance(value, str) or not os.path.isabs(value) or not is_text(value):
         return None
     path = os.path.normpath(value)
     tops = (os.path.abspath(root), os.path.realpath(root))

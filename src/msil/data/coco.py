@@ -130,7 +130,7 @@ class JsonSplit:
         for name, image in zip(names, where, strict=True):
             placed = relative_inside(name, self.root)
             placed = prefix + inner_name(name, f"{image}: file_name") if placed is None else placed
-            if not os.path.isfile(self.root / placed):
+            if not listings.has(self.root, placed):
                 stem, ending = os.path.splitext(placed.replace("\\", "/"))  # Label Studio writes so on Windows
                 placed = listings.find(self.root, stem, (ending.lower(),)) or placed
             found.append(placed)

@@ -29,27 +29,35 @@ class Listings:
     """Files by their names whatever the case of their ending; each folder is listed once."""
 
     def __init__(self) -> None:
-        self._folders: dict[str, dict[str, str]] = {}
+        self._names: dict[str, set[str]] = {}
+        self._lower: dict[str, dict[str, str]] = {}
+
+    def has(self, folder: Path, name: str) -> bool:
+        """Whether there is `name`, maybe with folders, below a folder."""
+        parent, _, name = name.rpartition("/")
+        return name in self._listed(f"{folder}/{parent}")
 
     def find(self, folder: Path, stem: str, endings: Sequence[str]) -> str | None:
         """`stem`, maybe with folders, with the first of the endings (lower case) that a file below `folder` has."""
-        # os.path's: the method of a Path raises where a name is too long
-        if os.path.isfile(folder / f"{stem}{endings[0]}"):
-            return f"{stem}{endings[0]}"
-        parent, name = os.path.split(stem)
-        files = self._listed(os.path.join(folder, parent))
+        for ending in endings:
+            if self.has(folder, stem + ending):
+                return stem + ending
+        parent, slash, name = stem.rpartition("/")
+        place = f"{folder}/{parent}"
+        if place not in self._lower:
+            parts = {name: os.path.splitext(name) for name in sorted(self._listed(place))}
+            self._lower[place] = {stem + ending.lower(): name for name, (stem, ending) in parts.items()}
+        files = self._lower[place]
         found = next((files[name + ending] for ending in endings if name + ending in files), None)
-        return None if found is None else os.path.join(parent, found)
+        return None if found is None else parent + slash + found
 
-    def _listed(self, folder: str) -> dict[str, str]:
-        if folder not in self._folders:
+    def _listed(self, folder: str) -> set[str]:
+        if folder not in self._names:
             try:
-                names = sorted(os.listdir(folder))
+                self._names[folder] = {*os.listdir(folder)}
             except (OSError, ValueError):
-                names = []
-            parts = {name: os.path.splitext(name) for name in names}
-            self._folders[folder] = {stem + ending.lower(): name for name, (stem, ending) in parts.items()}
-        return self._folders[folder]
+                self._names[folder] = set()
+        return self._names[folder]
 
 
 def names_in(folder: Path, endings: Sequence[str]) -> list[str]:

@@ -48,8 +48,15 @@ def start_lines(parts: Parts) -> list[str]:
 def warn(parts: Parts) -> None:
     """Of settings under which a number is not what it seems."""
     data, settings = parts.data, parts.config.data
-    if data.train is not None and settings.train_split == settings.val_split:
-        _warn(f"trained and evaluated on the same split, {settings.val_split}: its AP says nothing of other images")
+    if data.train is not None:
+        trained = {*data.train.annotations.file_names}.intersection(data.val.annotations.file_names)
+        if settings.train_split == settings.val_split:
+            _warn(f"trained and evaluated on the same split, {settings.val_split}: its AP says nothing of other images")
+        elif trained:
+            _warn(
+                f"{len(trained)} of {len(data.val)} validation images are trained on too, such as {min(trained)}: the "
+                "AP says little of other images"
+            )
     most = settings.max_dets or MAX_DETS
     images, objects = crowded(data.val, most)
     if images:
