@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ import msil.main
 from msil.command_line import normalised
 from msil.compose import register
 from msil.config import Config
-from msil.errors import ConfigError
-from msil.explain import nearest, settings
+from msil.errors import ConfigError, quoted, typed
+from msil.explain import nearest, parse, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,6 +55,10 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, right: str) ->
     assert "is not a setting" in text and text.endswith(f"Did you mean {right}?")
 
 
+def test_a_missing_folder_of_settings_is_refused(tmp_path: Path) -> None:
+    assert f"--config-dir {tmp_path}/no is no folder" in refusal("--config-dir", f"{tmp_path}/no", "seed=0")
+
+
 def test_nearest_prefers_a_whole_tail() -> None:
     assert nearest("align", list(settings())) == "model.msil.align"
     assert nearest("qqq", list(settings())) is None
@@ -76,6 +81,8 @@ def test_nearest_prefers_a_whole_tail() -> None:
         ("model.head.reg_max=3", ["model.head.reg_max has no meaning for this model/head"]),
         ("data.classes=[RBC,", ["cannot read 'data.classes=[RBC,': write setting=value"]),
         ("=3", ["cannot read '=3'"]),
+        ("+foo=1", ["foo is not a setting"]),
+        ("hydra/launcher=submitit_slurm", ["is for a sweep: add -m"]),
         ("model.msil.apply=cls,reg", ["add -m"]),
         ("hydra.launcher.njobs=2", ["hydra.launcher.njobs"]),
         ("hydra.run.dir=exp1", ["hydra.run.dir has no effect", "runs_dir/run_name"]),
@@ -135,6 +142,26 @@ def test_flags_may_stand_anywhere_and_a_tilde_is_the_home_folder(monkeypatch: py
     assert normalised(["data.root=~/coco", "model.weights='~/a b.pth',~/c", "x=[~/d]"]) == [
         "data.root=/home/me/coco", "model.weights='/home/me/a b.pth',/home/me/c", "x=[/home/me/d]",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a b",
+        "it's",
+        "a\\",
+        "x=y",
+        "/plain/p-1.0",
+        ["traffic light", "cat"],
+        {"traffic light": "a b", "car": "car"},
+        True,
+        3,
+        0.5,
+    ],
+)
+def test_a_value_in_a_message_can_be_typed(value: Any) -> None:
+    assert parse(f"x={quoted(value)}").value() == value
+    assert shlex.split(typed("x", value)) == [f"x={quoted(value)}"]
 
 
 def test_settings_of_a_users_own_folder(tmp_path: Path, nothing_runs: list[Config]) -> None:

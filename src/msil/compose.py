@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from msil.config import STAND_INS, Config, plain
+from msil.errors import ConfigError
 from msil.explain import explain
 from msil.runs import default_run_name, weights_file
 
@@ -41,6 +42,9 @@ def composed_by_hydra(flags: argparse.Namespace, overrides: Sequence[Override]) 
 
 
 def config_folders(flags: argparse.Namespace) -> list[Path]:
+    for flag in ("config_path", "config_dir"):
+        if vars(flags)[flag] is not None and not Path(vars(flags)[flag]).is_dir():
+            raise ConfigError(f"--{flag.replace('_', '-')} {vars(flags)[flag]} is no folder: name one that is there.")
     first = CONF if flags.config_path is None else Path(flags.config_path).resolve()
     return [first, *([Path(flags.config_dir).resolve()] if flags.config_dir else [])]
 

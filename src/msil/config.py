@@ -146,6 +146,7 @@ class DataConfig:
     workers: int = setting(2, "loader processes a device", low=0)
     filter_empty: bool | None = setting(None, "train on images with a box alone; null: true")
     max_dets: int | None = setting(None, "detections an image and class that COCO's AP counts; null: 100", low=1)
+    bits: int | None = setting(None, "of 16-bit image files, how many hold the picture; null: 16", low=8, high=16)
     strict: bool = setting(False, "refuse boxes that would be clipped or dropped")
     num_train: int | None = setting(None, "shapes: training images", low=1)
     num_val: int | None = setting(None, "shapes: validation images", low=1)

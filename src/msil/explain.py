@@ -63,6 +63,15 @@ def explain(error: Exception, overrides: Sequence[Override], folders: Sequence[P
     return ConfigError(one_line(error))
 
 
+def refuse_unknown(overrides: Sequence[Override], folders: Sequence[Path]) -> None:
+    """Raises ConfigError for a setting that + adds, which Hydra would take and nothing would read."""
+    groups, leaves = config_groups(folders), settings() | _chosen_settings(folders)
+    for override in overrides:
+        added = override.type in (OverrideType.ADD, OverrideType.FORCE_ADD) and not override.is_hydra_override()
+        if added and (reason := _wrong(override, groups, leaves)):
+            raise ConfigError(reason)
+
+
 def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     """Group, e.g. model/msil, to its choices, e.g. full, no_align, no_separate."""
     groups: dict[str, list[str]] = {}

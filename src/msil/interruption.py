@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -11,6 +13,7 @@ from types import FrameType
 from msil.errors import RunError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+GRACE_SECONDS = 100.0  # for the step, an evaluation step or a save; schedulers often give 120
 
 
 class Preempted(RunError):
@@ -20,13 +23,13 @@ class Preempted(RunError):
 
 
 class Interruption:
-    """Remembers that a signal has asked the run to stop; who works in steps looks at it between two of them.
-
-    A handler can do no more: it runs in the middle of whatever Python was about to do.
+    """Keeps that a signal has asked the run to stop, which is checked between two steps; a run that takes none in
+    GRACE_SECONDS ends.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._end: threading.Timer | None = None
 
     @property
     def asked(self) -> bool:
@@ -48,6 +51,8 @@ class Interruption:
         try:
             yield
         finally:
+            if self._end is not None:
+                self._end.cancel()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -60,3 +65,13 @@ class Interruption:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.number = number
+        if self._end is None:
+            self._end = threading.Timer(GRACE_SECONDS, self._give_up)
+            self._end.daemon = True
+            self._end.start()
+
+    def _give_up(self) -> None:
+        """A step that hangs, as for a dead file system or another rank, must not outlive the signal."""
+        text = f"error: stopped by {self.name}, and no step ended in {GRACE_SECONDS:.0f} s after it; the same command"
+        print(f"{text} continues after the last checkpoint", file=sys.stderr, flush=True)
+        os._exit(Preempted.exit_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import resource
 import sys
 import warnings
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from msil.command_line import inherited, normalised
 from msil.compose import CONF, composed_by_hydra, config_folders, register
 from msil.config import Config
 from msil.errors import ConfigError, RunError, UserError, print_anything
-from msil.explain import explain, parse
+from msil.explain import explain, parse, refuse_unknown
 from msil.interruption import Interruption, Preempted
 from msil.launch.lifeline import end_with_parent
 from msil.launch.processes import count_devices, program, run_ranks, started_from_outside
@@ -66,6 +67,8 @@ def prepare() -> None:
     # A user needs the sentence, not the line of our code that warned.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     print_anything()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # shells often allow 1024, and workers need some each
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else soft, hard))
     # conf/hydra/launcher gives values to the settings of the plugin of the same name, on purpose.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     register(settled)
@@ -94,6 +97,7 @@ def command(words: Sequence[str]) -> dict[str, Any] | None:
             raise ConfigError(
                 f"{override.key_or_group} has no effect: a run's files are in runs_dir/run_name; set those."
             )
+    refuse_unknown(typed, config_folders(flags))
     taken = inherited(typed)
     overrides = [*map(parse, taken), *typed]
     composed = composed_by_hydra(flags, overrides)
@@ -112,7 +116,7 @@ def command(words: Sequence[str]) -> dict[str, Any] | None:
 
 def check_single(overrides: Sequence[Override]) -> None:
     for override in overrides:
-        if override.key_or_group == "hydra.launcher.dry_run":
+        if override.key_or_group.replace("/", ".").startswith(("hydra.launcher", "hydra.sweeper")):
             raise ConfigError(f"{override.input_line} is for a sweep: add -m, or leave it out for a single run.")
         if override.is_sweep_override() and not override.is_hydra_override():
             raise ConfigError(

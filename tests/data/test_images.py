@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 
-from msil.data.images import read_header, read_image
+from msil.data.images import is_16_bit, read_header, read_image
 from msil.errors import DataError
 
 from .files import chunk, png, quadrants
@@ -77,6 +77,12 @@ def test_other_formats(tmp_path: Path) -> None:
         Image.fromarray(colours).save(tmp_path / name, lossless=True)
         assert pixels(tmp_path / name) == colours.tolist()
     Image.fromarray(np.array([[40000, 256, 255]], dtype=np.uint16)).save(tmp_path / "b.tif")
+    # 12 bits: 4095 -> 255, 2049 = 128 * 16 + 1 -> 128, 40000 is more than white
+    (tmp_path / "b.png").write_bytes(png(3, 1, 16, 0, [struct.pack(">3H", 4095, 2049, 40000)]))
+    Image.fromarray(np.array([[4095, 2049, 40000]], dtype=np.uint16)).save(tmp_path / "d.tif")
+    for name in ("b.png", "d.tif"):
+        assert is_16_bit(tmp_path / name)
+        assert read_image(tmp_path / name, bits=12).tolist() == [[[255, 128, 255]]] * 3
     assert pixels(tmp_path / "b.tif") == [gray(156, 1, 0)]
     Image.fromarray(np.array([[0.5]], dtype=np.float32)).save(tmp_path / "c.tif")
     with pytest.raises(DataError, match=r"c\.tif .*range is not known"):

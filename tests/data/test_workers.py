@@ -12,10 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from msil.data import workers
 from msil.data.coco import CocoDataset
 from msil.data.module import DetectionDataModule
 from msil.data.shapes import write_shapes
+from msil.data.transforms import Augmentation, Untransformed
+from msil.data.workers import packed, unpacked
+from msil.detection.structures import Target
 from msil.errors import DataError
 
 
@@ -106,6 +111,43 @@ def test_a_broken_connection_to_a_dead_worker_is_its_death(data: DetectionDataMo
             workers[1].join()
             del batches
         raise ConnectionResetError(104, "Connection reset by peer")
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
+            "--shm-size",
+        ),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+    ],
+)
+def test_a_limit_that_a_worker_meets_is_a_sentence(
+    data: DetectionDataModule, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
+) -> None:
+    def fails(parts: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(workers, "_shared", fails)
+    with pytest.raises(DataError, match=advice), data.naming_lost_workers():
+        list(data.train_dataloader())
+
+
+def test_a_batch_leaves_its_worker_in_three_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "get_worker_info", object)
+    images = [torch.randint(0, 256, (3, height, 5), dtype=torch.uint8) for height in (4, 7)]
+    boxes = [torch.zeros(0, 4), torch.rand(2, 4)]
+    targets = [Target(one, torch.arange(len(one)), 7, (4, 5)) for one in boxes]
+    for batch in ((images, targets), Untransformed(images, targets, [Augmentation(8, 10, True)] * 2)):
+        sent = packed(lambda given: given, batch)
+        assert [isinstance(part, torch.Tensor) and part.is_shared() for part in sent[:3]] == [True] * 3
+        again = unpacked(sent)
+        assert type(again) is type(batch) and again[2:] == batch[2:]
+        assert all(map(torch.equal, again[0], images))
+        for ours, theirs in zip(again[1], targets, strict=True):
+            assert torch.equal(ours.boxes, theirs.boxes) and torch.equal(ours.labels, theirs.labels)
+            assert (ours.image_id, ours.size) == (7, (4, 5))
 
 
 def test_other_errors_pass_as_they_are(data: DetectionDataModule) -> None:

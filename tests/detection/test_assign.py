@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from msil.detection.assign import ATSSAssigner, FCOSAssigner, ground_truth, pad_ground_truth
-from msil.detection.boxes import boxes_to_distances
+from msil.detection.assign import ATSSAssigner, FCOSAssigner, ground_truth
 from msil.detection.priors import PriorGenerator
-from msil.detection.structures import Target
+from msil.detection.structures import Target, boxes_to_distances
 
 from .cases import MAP_SIZES, RANGES, STRIDES, map_sizes_of, random_boxes, target
 
@@ -113,7 +112,7 @@ def test_areas_of_1e8_and_more_stay_background() -> None:
 )
 def test_padding(counts: tuple[int, ...], slots: int) -> None:
     targets = [target(torch.rand(count, 4), torch.arange(count)) for count in counts]
-    boxes, labels = pad_ground_truth(targets)
+    boxes, labels, _ = ground_truth(targets, [(1, 1)] * len(targets), CPU)
     assert boxes.shape == (len(counts), slots, 4) and boxes.dtype == torch.float32
     assert labels.shape == (len(counts), slots) and labels.dtype == torch.int64
     for image, (one, count) in enumerate(zip(targets, counts, strict=True)):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from msil.detection.assign import ATSSAssigner, GroundTruth, pad_ground_truth
+from msil.detection.assign import ATSSAssigner, GroundTruth, ground_truth
 from msil.detection.assign.base import BACKGROUND, IGNORED
 from msil.detection.priors import PriorGenerator
 
@@ -168,7 +168,10 @@ def test_of_equally_near_candidates_the_upper_then_the_left_one_counts() -> None
     # Centre (60, 60), that is 7.5 cells on both axes: four points at (0.5, 0.5) cells, eight at (0.5, 1.5) for the
     # five places left: two above, then the row's outer two, then the left one of the row below.
     matched = run_atss(
-        *pad_ground_truth([target([10, 10, 110, 110])]), map_sizes_of(128, 128, FINE), [(128, 128)], FINE
+        *ground_truth([target([10, 10, 110, 110])], [(128, 128)], CPU)[:2],
+        map_sizes_of(128, 128, FINE),
+        [(128, 128)],
+        FINE,
     )
     cells = [(6, 7), (6, 8), (7, 6), (7, 7), (7, 8), (7, 9), (8, 6), (8, 7), (8, 8)]
     assert coarsest(matched[0]) == [(*cell, 0) for cell in cells]

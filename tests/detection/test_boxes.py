@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from msil.detection.boxes import (
+from msil.detection.structures import (
     aligned_giou,
     aligned_iou,
     boxes_to_distances,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tests.data.exports import EXPORTS
 from tests.data.files import coco_content, write_coco
 
+from msil.data.annotations import AnnotatedImages
 from msil.data.coco import CocoDataset
 from msil.interruption import Interruption
 from msil.training.build import build
 from msil.training.faults import FiniteSteps
-from msil.training.start import crowded, start_lines, warn
+from msil.training.start import crowded, is_dim, start_lines, warn
 
 from .cases import module_of, tiny_config
 
@@ -32,6 +35,15 @@ def test_four_lines_and_what_may_not_be_meant(tmp_path: Path, shapes: Path) -> N
     same, many = (str(one.message) for one in said)
     assert same.startswith("trained and evaluated on the same split, train")
     assert "validation images hold more than 1 objects of a class" in many and "set data.max_dets=" in many
+
+
+def test_a_dim_16_bit_image(tmp_path: Path) -> None:
+    write_coco(tmp_path, coco_content())
+    for highest, dim in ((4095, True), (40000, False)):
+        pixels = np.full((30, 40), highest, dtype=np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "train" / "a.jpg", format="PNG")
+        assert is_dim(CocoDataset(tmp_path, "train")) is dim
+    assert not is_dim(AnnotatedImages(CocoDataset(tmp_path, "train").annotations, bits=12))
 
 
 def test_crowded_images_by_class(tmp_path: Path) -> None:

@@ -156,9 +156,11 @@ class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
     classes, category_ids, annotated: as in Annotations.
 
     strict: refuse boxes that would be clipped, dropped or left out of training (see msil.data.audit).
+    bits: see read_image.
     """
 
-    def __init__(self, annotations: Annotations, strict: bool = False) -> None:
+    def __init__(self, annotations: Annotations, strict: bool = False, bits: int = 16) -> None:
+        self.bits = bits
         kept, trained, clipped = check_boxes(annotations, strict)
         order = np.argsort(annotations.truth_images, kind="stable")
         order = order[kept[order]]
@@ -176,7 +178,7 @@ class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         size = self.image_size(index)
-        image = read_image(self.path(index), int(self.annotations.orientations[index]))
+        image = read_image(self.path(index), int(self.annotations.orientations[index]), self.bits)
         if tuple(image.shape[1:]) != size:
             raise DataError(f"image file {self.path(index)} is no longer of the size that it had at the start: restart")
         rows = slice(self._starts[index], self._starts[index + 1])

@@ -5,7 +5,8 @@ What comes out, by kind of file:
 - RGBA, or any other transparency: the colours as stored, alpha dropped (as torchvision, Pillow and OpenCV do), not
   composited on a background.
 - CMYK and YCCK JPEG: Adobe's inverted inks, as every CMYK JPEG is read by browsers and Pillow.
-- 16 bits a channel: the high byte, 40000 -> 156 (Pillow's conversion would saturate it to 255).
+- 16 bits a channel: the high byte, 40000 -> 156 (Pillow's conversion would saturate it to 255); of pictures that use
+  fewer of the 16 bits (data.bits) the highest eight of those.
 - EXIF orientation: turned upright. Animations: the first frame.
 """
 
@@ -76,10 +77,11 @@ def read_header(path: Path) -> ImageHeader:
         return _header(file, path)
 
 
-def read_image(path: Path, orientation: int | None = None) -> Tensor:
+def read_image(path: Path, orientation: int | None = None, bits: int = 16) -> Tensor:
     """(3, H, W) uint8 RGB in 0..255, H and W after the rotation.
 
     orientation: EXIF's 1..8, what to do with the stored pixels; None: what the file itself says.
+    bits: of a 16-bit file, how many hold the picture, 8..16; higher values are white.
     Raises DataError, naming the file, if it is missing, truncated, damaged, of an unknown kind, or of too many pixels
     (more than LARGEST): nothing is decoded before the header is checked.
     """
@@ -93,7 +95,7 @@ def read_image(path: Path, orientation: int | None = None) -> Tensor:
         if start == PNG_START:
             _check_png(content.tobytes())
         if start[:2] in (BMP_START, *TIFF_STARTS):
-            image = _decode_by_pillow(path)
+            image = _decode_by_pillow(path, bits)
         else:
             image = decode_image(torch.from_numpy(content), mode=ImageReadMode.RGB)
     # torchvision raises RuntimeError; Pillow the rest, SyntaxError and MemoryError for damaged headers included
@@ -106,8 +108,18 @@ def read_image(path: Path, orientation: int | None = None) -> Tensor:
     if image.ndim == 4:  # an animation: (frames, 3, H, W)
         image = image[0]
     if image.dtype == torch.uint16:
-        image = (image.to(torch.int32) >> 8).to(torch.uint8)
+        image = (image.to(torch.int32) >> (bits - 8)).clamp(max=255).to(torch.uint8)
     return upright(image, header.orientation if orientation is None else orientation)
+
+
+def is_16_bit(path: Path) -> bool:
+    """Whether a file holds 16 bits a channel: of a PNG by its header, of others by Pillow's mode."""
+    with _opened(path) as file:
+        start = file.read(25)
+    if start[:4] == PNG_START:
+        return start[24:] == b"\x10"
+    with Image.open(path, formats=FORMATS) as image:
+        return image.mode.startswith("I;16")
 
 
 def _check_png(content: bytes) -> None:
@@ -129,11 +141,11 @@ def upright(image: Tensor, orientation: int) -> Tensor:
     return (image.transpose(1, 2) if transposed else image).flip(flipped).contiguous()
 
 
-def _decode_by_pillow(path: Path) -> Tensor:
+def _decode_by_pillow(path: Path, bits: int) -> Tensor:
     with Image.open(path, formats=("BMP", "TIFF")) as image:
         image.load()
         if image.mode.startswith("I;16"):
-            gray = (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
+            gray = (np.asarray(image).astype(np.int32) >> (bits - 8)).clip(max=255).astype(np.uint8)
             pixels = np.stack([gray] * 3, axis=-1)
         elif image.mode in ("I", "F"):
             raise ValueError(f"Pillow's mode {image.mode}, numbers whose range is not known")

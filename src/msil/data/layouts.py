@@ -72,6 +72,11 @@ def locate_auto(root: Path, split: str) -> Split:
     return layout.locate(root, begin[0])
 
 
+def splits_there(root: Path) -> list[str]:
+    """The splits of whichever layout a folder has; none where it has none."""
+    return (_layout(root) or (None, []))[1]
+
+
 def _layout(root: Path) -> tuple[Layout, list[str]] | None:
     """The first layout that the folder has, and its splits."""
     return next(((layout, there) for layout in LAYOUTS if (there := layout.splits(root))), None)

@@ -76,7 +76,7 @@ def build_split(
                 f"them there too, or leave them out by {typed('data.classes', list(by_name))}."
             )
         annotations = annotations.of_classes(by_name, complete=False)
-    return AnnotatedImages(annotations, data.get("strict", False))
+    return AnnotatedImages(annotations, data.get("strict", False), data.get("bits") or 16)
 
 
 def build_datasets(

@@ -7,8 +7,10 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -96,7 +98,14 @@ class WatchedLoader(DataLoader):
 
     def __iter__(self) -> Any:
         handler = signal.getsignal(signal.SIGCHLD)
-        iterator = super().__iter__()
+        try:
+            iterator = super().__iter__()
+        except OSError as error:
+            # As for want of file descriptors: torch's half-made iterator would complain when it is collected.
+            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+            traceback.clear_frames(error.__traceback__)
+            sys.unraisablehook = hook
+            raise
         if threading.current_thread() is threading.main_thread():
             # torch's handler raises at any line, and in waitpid an exit code is lost by that. Its loader polls as well.
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from msil.detection.boxes import boxes_to_distances, distances_to_boxes
 from msil.detection.priors import Priors
+from msil.detection.structures import boxes_to_distances, distances_to_boxes
 
 
 class BoxCoder(Protocol):

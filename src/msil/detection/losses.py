@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from msil.detection.boxes import aligned_giou, aligned_iou
+from msil.detection.structures import aligned_giou, aligned_iou
 
 # Logits (..., 1) at the labelled classes -> the loss of each as an object's, and its derivative.
 ObjectTerm = Callable[[Tensor], tuple[Tensor, Tensor]]

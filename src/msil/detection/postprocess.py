@@ -9,8 +9,7 @@ import torch
 import torchvision.ops
 from torch import Tensor
 
-from msil.detection.boxes import clip_boxes
-from msil.detection.structures import Detections, sizes_tensor
+from msil.detection.structures import Detections, clip_boxes, sizes_tensor
 
 _ROUNDS = 16  # each settles one more link of a chain in which boxes suppress each other
 # NMS of the best candidates does not depend on the others: it first runs on 3 times as many as there are detections

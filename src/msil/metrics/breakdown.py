@@ -56,15 +56,15 @@ class _Judged:
     objects: np.ndarray
 
 
-def breakdown(record: EvaluationRecord) -> Breakdown:
-    """Of the detections that COCO's AP50 counts: the best 100 of each image and class.
+def breakdown(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Breakdown:
+    """Of the detections that COCO's AP50 counts: the best `max_dets` of each image and class.
 
     Ignored objects are neither found nor missed, and what lies on those of its own class is no error. An error is
     mended as the paper has it, with all others of its kind: of Cls and Loc the detection becomes a hit, and of several
     on one object only the best stays; detections of Both, Dupe and Bkg go; objects of Miss need not be found. An AP50
     without anything left to find is 1.
     """
-    judged = _judge(record)
+    judged = _judge(record, max_dets)
     objects = ~record.truth_ignored
     lost = objects.copy()
     lost[judged.objects[judged.objects >= 0]] = False
@@ -79,10 +79,10 @@ def breakdown(record: EvaluationRecord) -> Breakdown:
     return Breakdown(counts, costs)
 
 
-def _judge(record: EvaluationRecord) -> _Judged:
+def _judge(record: EvaluationRecord, max_dets: int) -> _Judged:
     found = by_score(record, np.arange(len(record.found_images)))
     groups = record.found_images * len(record.classes) + record.found_labels
-    found = found[_place_in_group(groups[found]) < MAX_DETS]
+    found = found[_place_in_group(groups[found]) < max_dets]
     labels = record.found_labels[found]
     kinds, objects = np.full(len(found), _BKG), np.full(len(found), -1)
     for here, there, ious in overlaps(record, found):

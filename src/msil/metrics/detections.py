@@ -82,6 +82,10 @@ class DetectionMetric(Metric):
     def compute(self) -> dict[str, float]:
         return {}
 
+    def compute_final(self) -> dict[str, float]:
+        """The numbers of the last evaluation of a run, which are reported."""
+        return self.compute()
+
     def gathered(self) -> EvaluationRecord:
         """`collected` of all processes, the same on each; all of them must call it."""
         with self.sync_context():

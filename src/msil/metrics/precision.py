@@ -43,7 +43,7 @@ def scores(
     rows = np.ones((1, matches.images)) if weights is None else np.asarray(weights, dtype=np.float64)
     found: dict[str, float | np.ndarray] = {}
     for name in wanted:
-        values = _mean(_class_values(matches, name, rows))
+        values = nan_mean(_class_values(matches, name, rows))
         found[name] = float(values[0]) if weights is None else values
     return found
 
@@ -117,8 +117,8 @@ def _envelope(
     return np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1], true_positives
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Over the classes (K, B) that have objects: (B,), nan where none has."""
+def nan_mean(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, NaN (a class without objects) left out; NaN where nothing is left."""
     counted = ~np.isnan(values)
     total = np.where(counted, values, 0.0).sum(axis=0)
     return np.divide(total, counted.sum(axis=0), out=np.full_like(total, np.nan), where=counted.any(axis=0))

@@ -187,13 +187,6 @@ def plot_curves(axes: Axes, rows: Runs, x_label: str, y_label: str = "") -> None
     _finish(axes, x_label, y_label)
 
 
-def nan_mean(values: np.ndarray) -> np.ndarray:
-    """Over the first axis, NaN (a class without objects) left out; NaN where nothing is left."""
-    counted = ~np.isnan(values)
-    total = np.where(counted, values, 0.0).sum(axis=0)
-    return np.divide(total, counted.sum(axis=0), out=np.full_like(total, np.nan), where=counted.any(axis=0))
-
-
 def mean_curve(seeds: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Mean over the seeds at the places that all of them have, so that a run that ended early makes no jump."""
     tables = [dict(zip(xs.tolist(), ys.tolist(), strict=True)) for xs, ys in seeds]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from msil.errors import DataError
-from msil.metrics.bootstrap import Resampled, difference_of, resample
+from msil.metrics.bootstrap import SAMPLES, Resampled, difference_of, resample
 from msil.metrics.coco import MAX_DETS
 from msil.metrics.matching import Matches, match_coco, match_voc
 from msil.metrics.precision import scores
@@ -17,7 +17,10 @@ from msil.metrics.record import RECORD_FILE, EvaluationRecord, read_record
 from msil.reporting.groups import Result, lookup
 from msil.reporting.paper_tables import Difference, Filled
 
-SAMPLES = 1000
+
+def max_dets(run: Result) -> int:
+    """Detections an image and class that the run's AP counts."""
+    return lookup(run, "data", "max_dets") or MAX_DETS
 
 
 class Evidence:
@@ -50,11 +53,7 @@ class Evidence:
         if key not in self._matches:
             record = self.record(run)
             assert record is not None
-            self._matches[key] = (
-                match_voc(record)
-                if metric == "VOC_AP"
-                else match_coco(record, lookup(run, "data", "max_dets") or MAX_DETS)
-            )
+            self._matches[key] = match_voc(record) if metric == "VOC_AP" else match_coco(record, max_dets(run))
         return self._matches[key]
 
     def difference(self, ours: Sequence[Result], others: Sequence[Result], metric: str) -> Difference | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from msil.data.images import read_header, read_image
 from msil.errors import DataError
 from msil.metrics.breakdown import by_score, overlaps, take_best
-from msil.metrics.record import EvaluationRecord, corners
+from msil.metrics.record import AnnotatedSplit, EvaluationRecord, corners
 from msil.reporting.pictures import draw_boxes
 
 SIDE = 384  # pixels of a picture's long side
@@ -65,21 +65,26 @@ def most_different(plain: EvaluationRecord, msil: EvaluationRecord, count: int =
 def gallery_picture(index: int, image: Any, *records: EvaluationRecord) -> np.ndarray:
     """Side by side the image with its ground truth, and with each record's detections of at least SCORE_THRESH.
 
-    index: the image's position in the records. image: uint8 (3, H, W) RGB, as `read_gallery_image` gives it. Ignored
-    truths are drawn in a colour of their own and named so. Returns uint8 (H', W', 3).
+    index: the image's position in the records. image: uint8 (3, H, W) RGB, as `read_gallery_image` gives it.
+    Returns uint8 (H', W', 3).
     """
-    first = records[0]
-    classes = [str(name) for name in first.classes]
-    mine = np.flatnonzero(first.truth_images == index)
-    labels = first.truth_labels[mine] + len(classes) * first.truth_ignored[mine]
-    names = [*classes, *(f"{name} (ignored)" for name in classes)]
-    pictures = [draw_boxes(image, corners(first.truth_boxes[mine]), labels, names, side=SIDE)]
+    classes = [str(name) for name in records[0].classes]
+    pictures = [truth_picture(index, image, records[0])]
     for record in records:
         kept = np.flatnonzero((record.found_images == index) & (record.found_scores >= SCORE_THRESH))
         found = (record.found_boxes[kept], record.found_labels[kept])
         pictures.append(draw_boxes(image, *found, classes, scores=record.found_scores[kept], side=SIDE))
     gap = ((0, 0), (0, GAP), (0, 0))
     return np.concatenate([np.pad(picture, gap, constant_values=255) for picture in pictures], axis=1)
+
+
+def truth_picture(index: int, image: Any, truth: AnnotatedSplit) -> np.ndarray:
+    """An image with its ground truth, uint8 (H', W', 3); index and image as in `gallery_picture`. Ignored boxes are
+    drawn in a colour of their own and named so."""
+    mine = np.flatnonzero(truth.truth_images == index)
+    labels = truth.truth_labels[mine] + len(truth.classes) * truth.truth_ignored[mine]
+    names = [*truth.classes, *(f"{name} (ignored)" for name in truth.classes)]
+    return draw_boxes(image, corners(truth.truth_boxes[mine]), labels, names, side=SIDE)
 
 
 def read_gallery_image(root: str | Path, name: str, size: tuple[int, int]) -> Tensor:

@@ -1,6 +1,6 @@
 """Tables 1 to 5 of the MSIL paper (arXiv 2303.10411), as printed, in percent. Standard library alone.
 
-Where the paper contradicts itself, a note says so at the row or the table; the numbers stay as printed.
+Where the paper contradicts itself, a note of the table says so; the numbers stay as printed.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ class PaperRow:
 
     printed: the cells that name the row, letter for letter. values: its numbers, in the order of the table's metrics;
     none in rows of ours, which the paper does not have.
-    head, backbone, align, separate, apply: the settings that the row stands for, in the names of our configuration; all
+    head, backbone, apply, align, separate: the settings that the row stands for, in the names of our configuration; all
     None in rows that the paper quotes from other papers and nothing here trains. With apply "none" there is no block,
     and align and separate mean nothing. detector: one of torchvision's in the place of head and backbone.
+    against: the row that it is measured against, so many lines below it (negative: above); 0: none.
     """
 
     printed: tuple[str, ...]
     values: tuple[float, ...] = ()
     head: str | None = None
     backbone: str | None = None
+    apply: str = "none"
+    against: int = 0
     align: bool = True
     separate: bool = True
-    apply: str = "none"
-    note: str = ""
     detector: str | None = None
 
     @property
@@ -69,15 +70,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A printed table. metrics: the names our results use for its columns. compared: each row's place, from 0, to that
-    of the row it is measured against. headings: of the cells that name a row, where they mean nothing without."""
+    """A printed table. metrics: the names our results use for its columns. headings: of the cells that name a row,
+    where they mean nothing without."""
 
     number: int
     caption: str
     metrics: tuple[str, ...]
     rows: tuple[PaperRow, ...]
     recipe: Recipe
-    compared: Mapping[int, int]
     notes: tuple[str, ...] = ()
     headings: tuple[str, ...] = ()
 
@@ -97,12 +97,11 @@ TABLE1 = PaperTable(
     "Influence of semantic alignment and semantic separation.",
     COCO_SHORT,
     (
-        PaperRow(("w/o semantic alignment",), (41.7, 59.6, 45.2), "vfnet", "resnet50", align=False, apply="both"),
-        PaperRow(("w/o semantic separation",), (41.9, 59.8, 45.3), "vfnet", "resnet50", separate=False, apply="both"),
-        PaperRow(("baseline",), (42.1, 59.9, 46.0), "vfnet", "resnet50", apply="both"),
+        PaperRow(("w/o semantic alignment",), (41.7, 59.6, 45.2), "vfnet", "resnet50", "both", 2, align=False),
+        PaperRow(("w/o semantic separation",), (41.9, 59.8, 45.3), "vfnet", "resnet50", "both", 1, separate=False),
+        PaperRow(("baseline",), (42.1, 59.9, 46.0), "vfnet", "resnet50", "both"),
     ),
     ABLATION,
-    {0: 2, 1: 2},
     ("The row called baseline is the full MSIL, with alignment and separation.",),
 )
 
@@ -111,13 +110,12 @@ TABLE2 = PaperTable(
     "Feature enhancement of different branches compared with baseline.",
     COCO_SHORT,
     (
-        PaperRow(("✗", "✗"), (41.2, 59.1, 44.8), "vfnet", "resnet50", apply="none"),
-        PaperRow(("✓", "✗"), (41.9, 59.9, 45.6), "vfnet", "resnet50", apply="cls"),
-        PaperRow(("✗", "✓"), (40.9, 58.9, 44.1), "vfnet", "resnet50", apply="reg"),
-        PaperRow(("✓", "✓"), (42.1, 59.9, 46.0), "vfnet", "resnet50", apply="both"),
+        PaperRow(("✗", "✗"), (41.2, 59.1, 44.8), "vfnet", "resnet50"),
+        PaperRow(("✓", "✗"), (41.9, 59.9, 45.6), "vfnet", "resnet50", "cls", -1),
+        PaperRow(("✗", "✓"), (40.9, 58.9, 44.1), "vfnet", "resnet50", "reg", -2),
+        PaperRow(("✓", "✓"), (42.1, 59.9, 46.0), "vfnet", "resnet50", "both", -3),
     ),
     ABLATION,
-    {1: 0, 2: 0, 3: 0},
     headings=("cls", "reg"),
 )
 
@@ -127,10 +125,7 @@ TABLE3 = PaperTable(
     COCO_LONG,
     (
         PaperRow(("Faster R-CNN w/ FPN [27]", "ResNet-101-FPN"), (36.2, 59.1, 39.0, 18.2, 39.0, 48.2)),
-        PaperRow(
-            ("Faster R-CNN v2 (torchvision's stand-in)", "ResNet-50-FPN"),
-            detector="fasterrcnn_resnet50_fpn_v2",
-        ),
+        PaperRow(("Faster R-CNN v2 (torchvision's stand-in)", "ResNet-50-FPN"), detector="fasterrcnn_resnet50_fpn_v2"),
         PaperRow(("Faster R-CNN by G-RMI [17]", "Inception-ResNet-v2 [39]"), (34.7, 55.5, 36.7, 13.5, 38.1, 52.0)),
         PaperRow(("Faster R-CNN w/ TDM [37]", "Inception-ResNet-v2-TDM"), (36.8, 57.7, 39.2, 16.2, 39.8, 52.1)),
         PaperRow(("SSD513 [30]", "ResNet-101-SSD"), (31.2, 50.4, 33.3, 10.2, 34.5, 49.8)),
@@ -138,33 +133,30 @@ TABLE3 = PaperTable(
         PaperRow(("DSSD513 [8]", "ResNet-101-DSSD"), (33.2, 53.3, 35.2, 13.0, 35.4, 51.1)),
         PaperRow(("RefineDet [49]", "ResNet-101"), (36.4, 57.5, 39.5, 16.6, 39.9, 51.4)),
         PaperRow(("RetinaNet [28]", "ResNet-101"), (39.1, 59.1, 42.3, 21.8, 42.7, 50.2), "retinanet", "resnet101"),
-        PaperRow(("RetinaNet+MSIL (ours, not in the paper)", "ResNet-101"), (), "retinanet", "resnet101", apply="both"),
+        PaperRow(("RetinaNet+MSIL (ours, not in the paper)", "ResNet-101"), (), "retinanet", "resnet101", "both", -1),
         PaperRow(("RetinaNet v2 (torchvision's stand-in)", "ResNet-50-FPN"), detector="retinanet_resnet50_fpn_v2"),
         PaperRow(("CornerNet [22]", "Hourglass-104"), (40.5, 56.5, 43.1, 19.4, 42.7, 53.9)),
         PaperRow(("FreeAnchor [50]", "ResNet-101"), (43.1, 62.2, 46.4, 24.5, 46.1, 54.8)),
         PaperRow(("SNIP [38]", "ResNet-101"), (43.4, 65.5, 48.4, 27.2, 46.5, 54.9)),
         PaperRow(("SAPD [53]", "ResNet-101"), (43.5, 63.6, 46.5, 24.9, 46.8, 54.6)),
         PaperRow(("ATSS [48]", "ResNet-101"), (43.6, 62.1, 47.4, 26.1, 47.0, 53.6), "atss", "resnet101"),
-        PaperRow(("ATSS+MSIL (ours, not in the paper)", "ResNet-101"), (), "atss", "resnet101", apply="both"),
+        PaperRow(("ATSS+MSIL (ours, not in the paper)", "ResNet-101"), (), "atss", "resnet101", "both", -1),
         PaperRow(("MAL [18]", "ResNet-101"), (43.6, 62.8, 47.1, 25.0, 46.9, 55.8)),
         PaperRow(("PAA [20]", "ResNet-101"), (44.8, 63.3, 48.7, 26.5, 48.8, 56.3)),
         PaperRow(("GFL [26]", "ResNet-101"), (45.0, 63.7, 48.9, 27.2, 48.8, 54.5), "gfl", "resnet101"),
-        PaperRow(("GFL+MSIL (ours, not in the paper)", "ResNet-101"), (), "gfl", "resnet101", apply="both"),
+        PaperRow(("GFL+MSIL (ours, not in the paper)", "ResNet-101"), (), "gfl", "resnet101", "both", -1),
         PaperRow(("OTA [9]", "ResNet-101"), (45.3, 63.5, 49.3, 26.9, 48.8, 56.1)),
         PaperRow(("BorderDet [33]", "ResNet-101"), (45.4, 64.1, 48.8, 26.7, 48.3, 56.5)),
         PaperRow(("GFLV2 [25]", "ResNet-101"), (46.2, 64.3, 50.5, 27.8, 49.9, 57.0)),
         PaperRow(("DW [24]", "ResNet-101"), (46.2, 64.8, 50.0, 27.1, 49.4, 58.5)),
         PaperRow(("TOOD [6]", "ResNet-101"), (46.7, 64.6, 50.7, 28.9, 49.6, 57.0), "tood", "resnet101"),
-        PaperRow(("TOOD+MSIL (ours, not in the paper)", "ResNet-101"), (), "tood", "resnet101", apply="both"),
+        PaperRow(("TOOD+MSIL (ours, not in the paper)", "ResNet-101"), (), "tood", "resnet101", "both", -1),
         PaperRow(("FCOS", "ResNet-101"), (41.5, 60.7, 45.0, 24.4, 44.8, 51.6), "fcos", "resnet101"),
-        PaperRow(("FCOS+MSIL", "ResNet-101"), (42.5, 61.7, 46.1, 25.7, 45.8, 53.5), "fcos", "resnet101", apply="both"),
+        PaperRow(("FCOS+MSIL", "ResNet-101"), (42.5, 61.7, 46.1, 25.7, 45.8, 53.5), "fcos", "resnet101", "both", -1),
         PaperRow(("VFNet", "ResNet-101"), (46.5, 64.8, 50.5, 27.8, 50.1, 56.9), "vfnet", "resnet101"),
-        PaperRow(
-            ("VFNet+MSIL", "ResNet-101"), (47.1, 65.4, 51.2, 28.6, 50.7, 58.4), "vfnet", "resnet101", apply="both"
-        ),
+        PaperRow(("VFNet+MSIL", "ResNet-101"), (47.1, 65.4, 51.2, 28.6, 50.7, 58.4), "vfnet", "resnet101", "both", -1),
     ),
     TEST_DEV,
-    {9: 8, 16: 15, 20: 19, 26: 25, 28: 27, 30: 29},
 )
 
 TABLE4 = PaperTable(
@@ -172,26 +164,15 @@ TABLE4 = PaperTable(
     "AP with different backbones of VFNet+MSIL.",
     COCO_SHORT,
     (
-        PaperRow(
-            ("RestNet-50",),
-            (41.2, 59.1, 44.8),
-            "vfnet",
-            "resnet50",
-            apply="both",
-            note="The paper's Table 4 prints 41.2 / 59.1 / 44.8 for VFNet+MSIL with ResNet-50: that is Table 2's row "
-            "WITHOUT MSIL; with MSIL Table 2 has 42.1 / 59.9 / 46.0.",
-        ),
-        PaperRow(
-            ("RestNet-101",),
-            (43.6, 61.5, 47.5),
-            "vfnet",
-            "resnet101",
-            apply="both",
-            note="The paper's Table 4 row for ResNet-101 then belongs to the plain VFNet or to another run.",
-        ),
+        PaperRow(("RestNet-50",), (41.2, 59.1, 44.8), "vfnet", "resnet50", "both"),
+        PaperRow(("RestNet-101",), (43.6, 61.5, 47.5), "vfnet", "resnet101", "both", -1),
     ),
     ABLATION,
-    {1: 0},
+    (
+        "The paper's Table 4 prints 41.2 / 59.1 / 44.8 for VFNet+MSIL with ResNet-50: that is Table 2's row "
+        "WITHOUT MSIL; with MSIL Table 2 has 42.1 / 59.9 / 46.0.",
+        "The paper's Table 4 row for ResNet-101 then belongs to the plain VFNet or to another run.",
+    ),
 )
 
 TABLE5 = PaperTable(
@@ -200,12 +181,11 @@ TABLE5 = PaperTable(
     ("VOC_AP",),
     (
         PaperRow(("VFNet", "RestNet-50"), (65.3,), "vfnet", "resnet50"),
-        PaperRow(("VFNet+MSIL", "RestNet-50"), (66.4,), "vfnet", "resnet50", apply="both"),
+        PaperRow(("VFNet+MSIL", "RestNet-50"), (66.4,), "vfnet", "resnet50", "both", -1),
         PaperRow(("FCOS", "RestNet-50"), (71.0,), "fcos", "resnet50"),
-        PaperRow(("FCOS+MSIL", "RestNet-50"), (71.8,), "fcos", "resnet50", apply="both"),
+        PaperRow(("FCOS+MSIL", "RestNet-50"), (71.8,), "fcos", "resnet50", "both", -1),
     ),
     VOC,
-    {1: 0, 3: 2},
     (
         'Table 5 prints "AP" without saying which; our reading is VOC AP at IoU 0.5 (all-point area, difficult boxes '
         "ignored).",
@@ -214,8 +194,8 @@ TABLE5 = PaperTable(
     ),
 )
 
-# The heads' titles, for results that have none.
-TITLES = {"fcos": "FCOS", "vfnet": "VFNet", "retinanet": "RetinaNet", "atss": "ATSS", "gfl": "GFL", "tood": "TOOD"}
+# The heads' titles, for results without "head_title".
+TITLES = {row.head: row.printed[0].partition(" [")[0] for row in TABLE3.rows if row.head and row.apply == "none"}
 
 TABLES = {"table1": TABLE1, "table2": TABLE2, "table3": TABLE3, "table4": TABLE4, "table5": TABLE5}
 

@@ -131,8 +131,8 @@ class Filled:
 
     def compared(self, row: FilledRow) -> FilledRow | None:
         """The row that `row` is measured against, with the same extra settings where there is one."""
-        other = self.paper.compared.get(row.index)
-        candidates = [one for one in self.rows if one.index == other]
+        other = row.index + row.paper.against
+        candidates = [one for one in self.rows if row.paper.against and one.index == other]
         same = [one for one in candidates if one.extra == row.extra and one.net == row.net]
         return (same or candidates or [None])[0]
 
@@ -266,12 +266,12 @@ def _line(filled: Filled, place: int) -> dict[str, Any]:
     for name in ("parameters", "flops", "images_per_second"):
         value = row.value(name)
         line[name] = None if value is None else value.mean
-    compared = table.compared.get(row.index)
-    if compared is not None:
-        printed, other = row.paper.value(0), table.rows[compared].value(0)
+    if row.paper.against:
+        against = table.rows[row.index + row.paper.against]
+        printed, other = row.paper.value(0), against.value(0)
         if printed is not None and other is not None:
             line["paper_difference"] = round((printed - other) / 100, 6)
-        line["against"] = table.label(table.rows[compared])
+        line["against"] = table.label(against)
     if place in filled.differences:
         line["difference"] = filled.differences[place]
     if not row.quoted:
@@ -289,7 +289,7 @@ def _seeds(filled: Filled, row: FilledRow) -> str:
 
 def _notes(filled: Filled) -> tuple[str, ...]:
     table = filled.paper
-    lines = [*table.notes, *(row.note for row in table.rows if row.note)]
+    lines = list(table.notes)
     if table.recipe.val == "test-dev2017":
         lines.append(TEST_DEV_NOTE)
     stand_ins = distinct(

@@ -145,7 +145,11 @@ def draw_predictions(
         cells.append((f"ground truth: {len(target.labels)} (image {target.image_id})", truth))
         drawn = draw_boxes(image, found.boxes, found.labels, classes, scores=found.scores, side=CELL_SIDE)
         cells.append((f"prediction: {len(found.labels)} with score ≥ {score_thresh:g}", drawn))
-    columns = 4 if len(cells) > 2 else 2
+    draw_grid(cells, path, columns=4 if len(cells) > 2 else 2)
+
+
+def draw_grid(cells: Sequence[tuple[str, np.ndarray]], path: str | Path, columns: int = 4) -> None:
+    """Write a PNG of pictures, uint8 (H, W, 3), each below its title."""
     rows = max(1, -(-len(cells) // columns))
     figure = Figure(figsize=(4 * columns, 4.2 * rows + 0.5), dpi=100, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()

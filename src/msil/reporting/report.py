@@ -1,29 +1,26 @@
-"""`msil report`: finished runs become the paper's tables as files, and one page with all that they show."""
+"""`msil report`: finished runs as one page, the best first, and the paper's tables as files."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import msil
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import Result, detectors, setting_name, settings
+from msil.reporting.groups import Result, detectors, lookup, setting_name, settings
 from msil.reporting.page import Section, render
 from msil.reporting.paper import TABLES, TEXT_NOTES
 from msil.reporting.paper_tables import Filled, fill, paper_table
 from msil.reporting.sections import detector_section, gallery_section, heatmap_section
 from msil.reporting.sweep_table import sweep_table
-from msil.reporting.tables import to_csv, to_latex, to_markdown
+from msil.reporting.tables import amount, interval, percent, to_csv, to_latex, to_markdown
 from msil.runs import read_results, write_bytes
 
 PAGE_FILE = "report.html"
 PARTS = ("model/head", "model/backbone", "model.detector", "model/msil", "data.name", "schedule.name", "seed")
-LEAD = (
-    "The evaluation of Multi-Semantic Interactive Learning (arXiv 2303.10411), regenerated: the numbers that the paper "
-    "prints, and those of the runs in this folder. They stand side by side; whether they may be compared is said under "
-    "each table."
-)
 
 
 @dataclass(frozen=True)
@@ -49,18 +46,20 @@ def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[st
     found = setting_tables(results, evidence)
     written = write_tables(out_dir, found)
     say(f"tables: {', '.join(path.name for path in written if path.suffix == '.md')} (and .csv, .tex) in {out_dir}")
+    ranked = sorted(results, key=lambda run: (lookup(run, "mode") == "test", -(run["metrics"].get("AP") or 0.0)))
+    caption = f"Finished runs: {len(results)}, best first; AP in percent on the images that each run names."
+    answers = tuple(answer for setting in found if (answer := best_of(setting, evidence)))
     sections = [
-        *(_setting_section(setting, evidence, say) for setting in found),
-        Section("All runs", tables=(sweep_table(results, PARTS, caption=f"All finished runs: {len(results)}."),)),
-        Section(
-            "Where the paper's text contradicts itself",
-            ("Contradictions of a table stand under that table. Those of the text:", *TEXT_NOTES),
-        ),
+        Section("Runs", answers, tables=(sweep_table(ranked, PARTS, caption=caption),)),
+        *(_setting_section(setting, evidence, say) for setting in found if setting.runs),
     ]
-    title = "MSIL: the paper's tables and figures, regenerated"
+    if any(one.runs for setting in found for one in setting.tables):
+        words = ("Contradictions of a table stand under that table. Those of the text:", *TEXT_NOTES)
+        sections.append(Section("Where the paper's text contradicts itself", words))
+    title = "msil: runs, and the paper's tables"
     footer = f"Made by msil {msil.__version__} (msil report) from {len(results)} runs."
     target = Path(out_dir) / PAGE_FILE
-    write_bytes(target, render(title, (LEAD,), tuple(sections), footer).encode())
+    write_bytes(target, render(title, (), tuple(sections), footer).encode())
     return [target, *written]
 
 
@@ -74,6 +73,28 @@ def setting_tables(results: Sequence[Result], evidence: Evidence) -> list[Settin
         kept = tuple(evidence.compare(one) for one in tables if one.runs or (i == 0 and one.paper.number not in taken))
         made.append(SettingTables(setting_name(group) if group else "no runs yet", tuple(group), kept))
     return made
+
+
+def best_of(setting: SettingTables, evidence: Evidence) -> str | None:
+    """Which detector of a setting is best, by how much, whether that is more than luck, and its price; None of one."""
+    metric = "VOC_AP" if all("VOC_AP" in run["metrics"] for run in setting.runs) else "AP"
+    lines = [(f"{one.name} {line.label}", line.runs) for one in detectors(setting.runs) for line in one.lines]
+    means = {name: fmean([run["metrics"].get(metric) or 0.0 for run in runs]) for name, runs in lines}
+    if len(lines) < 2:
+        return None
+    (best, ours), (second, theirs) = sorted(lines, key=lambda line: -means[line[0]])[:2]
+    difference = evidence.difference(ours, theirs, metric)
+    luck = "of these no interval can be had"
+    if difference is not None:
+        luck = f"{interval(difference)} (95 %), " + ("more than luck" if difference.low > 0 else "which luck may give")
+        luck += "" if min(len(ours), len(theirs)) > 1 else ", of one seed"
+        luck += "" if len(lines) == 2 else f", not corrected for the choice among {len(lines)}"
+    price = [f"{amount(runs[0]['parameters'])} parameters, {amount(runs[0]['flops'])} FLOPs" for runs in (ours, theirs)]
+    score = f"{metric.replace('_', ' ')} {percent(means[best])}"
+    return (
+        f"{setting.name}: best of {len(lines)} is {best}, {score} ({price[0]}), before {second}, "
+        f"{percent(means[second])} ({price[1]}): {luck}."
+    )
 
 
 def write_tables(out_dir: str | Path, found: Sequence[SettingTables]) -> list[Path]:
@@ -101,8 +122,7 @@ def _setting_section(setting: SettingTables, evidence: Evidence, say: Callable[[
                 say(f"    {section.title}" if section.pictures else f"    {section.paragraphs[0]}")
             part = replace(part, subsections=sections)
         parts.append(part)
-    return Section(
-        setting.name,
-        tables=tuple(map(paper_table, setting.tables)),
-        subsections=tuple(parts),
-    )
+    tables = [paper_table(one) for one in setting.tables if one.runs]
+    shared = [note for note, times in Counter(note for table in tables for note in table.notes).items() if times > 1]
+    tables = [replace(table, notes=tuple(note for note in table.notes if note not in shared)) for table in tables]
+    return Section(setting.name, tuple(shared), tuple(tables), subsections=tuple(parts))

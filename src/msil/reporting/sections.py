@@ -15,10 +15,10 @@ from msil.checkpoints.load import load_dense_detector
 from msil.errors import ConfigError, DataError, WeightsError
 from msil.metrics.breakdown import breakdown, confusion
 from msil.metrics.matching import Matches
-from msil.metrics.precision import per_class, precision_recall, scores
+from msil.metrics.precision import nan_mean, per_class, precision_recall, scores
 from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting import charts
-from msil.reporting.evidence import Evidence
+from msil.reporting.evidence import Evidence, max_dets
 from msil.reporting.gallery import gallery_picture, image_scores, most_different, read_gallery_image
 from msil.reporting.groups import DetectorLines, Line, Result
 from msil.reporting.heatmaps import MERGED, draw_heatmaps, energy_table, heatmap_row, split_energy
@@ -153,11 +153,12 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
     judged = {line.label: [evidence.matches(run, "AP") for run in line.runs] for line in lines}
     classes = next(iter(records.values()))[0].classes.tolist()
     by_class = {name: np.stack([per_class(one)["AP"] for one in found]) for name, found in judged.items()}
-    means = {name: charts.nan_mean(values) for name, values in by_class.items()}
+    means = {name: nan_mean(values) for name, values in by_class.items()}
     spreads = {name: np.nan_to_num(values.std(axis=0, ddof=1)) for name, values in by_class.items() if len(values) > 1}
     precisions = {name: [_mean_precision(one) for one in found] for name, found in judged.items()}
     sizes = {name: _means([scores(one, metrics=tuple(AREAS)) for one in found]) for name, found in judged.items()}
-    errors = {name: _means([breakdown(record).costs for record in found]) for name, found in records.items()}
+    limit = max(max_dets(run) for line in lines for run in line.runs)
+    errors = {name: _means([breakdown(record, limit).costs for record in found]) for name, found in records.items()}
     numbers = {name: dict(zip(classes, values, strict=True)) for name, values in means.items()}
     pictures = [
         _chart(charts.class_bars(classes, means, spreads), f"AP of each class: {_in_words(numbers)}"),
@@ -183,12 +184,12 @@ def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
 
 
 def _means(seeds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    return {name: float(charts.nan_mean(np.array([one[name] for one in seeds]))) for name in seeds[0]}
+    return {name: float(nan_mean(np.array([one[name] for one in seeds]))) for name in seeds[0]}
 
 
 def _mean_precision(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
     recalls, precisions = precision_recall(matches)
-    return recalls, charts.nan_mean(precisions)
+    return recalls, nan_mean(precisions)
 
 
 def _in_words(rows: Mapping[str, Mapping[str, float]]) -> str:

@@ -51,6 +51,8 @@ def sweep_table(rows: Sequence[Result], varied: Sequence[str], *, caption: str |
         Column("flops_image_size", shown=False, parts=("_height", "_width")),
         *(Column(key, shown=False) for key in _CSV_ALONE if key not in keys),
     ]
+    if caption is not None:  # a ranking: what it is by stands first
+        columns.insert(1, columns.pop(next(i for i, column in enumerate(columns) if column.key == "AP")))
     lines = []
     for row, ours in zip(rows, metrics, strict=True):
         line = {column.key: row.get(column.key) for column in columns}

@@ -111,7 +111,7 @@ def setting(value: Any) -> str:
 class Column:
     """key: the CSV header; values stand under it as measured (AP as a fraction, seconds, counts).
     title: the header people read. form: value -> text. shown: False for columns of the CSV alone. parts: endings of the
-    CSV headers of a value with several numbers, such as an interval; () keeps the column out of the CSV."""
+    CSV headers of a value with several numbers, such as an interval."""
 
     key: str
     title: str = ""

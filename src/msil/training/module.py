@@ -13,7 +13,6 @@ from msil.config import Decay, OptimizerName, ScheduleConfig
 from msil.detection import Detections, Target
 from msil.detection.losses import mean_across_ranks
 from msil.detection.torchvision_detector import AnyDetector
-from msil.metrics.coco import CocoMetric
 from msil.metrics.detections import DetectionMetric
 from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
 
@@ -88,10 +87,7 @@ class DetectionModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         values: dict[str, float] = {}
         for metric in self.metrics:
-            if self.final_evaluation and isinstance(metric, CocoMetric):
-                values |= metric.compute_final()
-            else:
-                values |= metric.compute()  # pyright: ignore
+            values |= metric.compute_final() if self.final_evaluation else metric.compute()  # pyright: ignore
         if self.final_evaluation:
             self.final_metrics = values
         else:

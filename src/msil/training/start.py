@@ -8,12 +8,15 @@ import numpy as np
 
 from msil.config import DataName
 from msil.data.annotations import AnnotatedImages
+from msil.data.images import is_16_bit
 from msil.metrics.coco import MAX_DETS
 from msil.reporting.groups import block_label, detector_name
 from msil.reporting.tables import amount
 from msil.runs import data_title
 from msil.training.build import Parts
 from msil.training.result import count_parameters, title
+
+DARK = 32  # of 0..255: five bits of eight
 
 
 def start_lines(parts: Parts) -> list[str]:
@@ -33,12 +36,14 @@ def start_lines(parts: Parts) -> list[str]:
         cut = f" ({wanted} cut to a quarter)" if warmup < wanted else ""
         peak = module.lr * max(module.lr_factor(step) for step in (0, max(warmup - 1, 0), min(warmup, last)))
         steps = [f"steps   {last + 1} of {config.data.batch_size} images, warm-up {warmup}{cut}, peak lr {peak:.2g}"]
+    number = len(data.val.classes)
+    classes = f"{number} class" + ("" if number == 1 else "es")
     resumed = "" if parts.resume is None else f", continuing after step {parts.resume_step}"
     truth = (data.train or data.val).annotations
     layout = [f"layout  {truth.layout}: {truth.source}"] if config.data.name is DataName.auto else []
     return [
         f"net     {detector_name(row)}, {block_label(row)}, {parameters} parameters, on {place}",
-        f"data    {data_title(parts.values['data'])}, {images}, {len(data.val.classes)} classes",
+        f"data    {data_title(parts.values['data'])}, {images}, {classes}",
         *layout,
         *steps,
         f"folder  {parts.run_dir}{resumed}",
@@ -57,6 +62,10 @@ def warn(parts: Parts) -> None:
                 f"{len(trained)} of {len(data.val)} validation images are trained on too, such as {min(trained)}: the "
                 "AP says little of other images"
             )
+    shown = data.val if data.train is None else data.train
+    if is_dim(shown):
+        file = shown.path(0)
+        _warn(f"{file} has 16 bits a channel and is nearly black: if its values end at 4095, say, set data.bits=12")
     most = settings.max_dets or MAX_DETS
     images, objects = crowded(data.val, most)
     if images:
@@ -64,6 +73,11 @@ def warn(parts: Parts) -> None:
             f"{images} validation images hold more than {most} objects of a class, up to {objects}, and AP counts "
             f"{most} detections: set data.max_dets={objects} and model.detections_per_img"
         )
+
+
+def is_dim(data: AnnotatedImages) -> bool:
+    """Whether the first image is of 16 bits and uses the lowest of them alone."""
+    return data.bits == 16 and is_16_bit(data.path(0)) and int(data[0][0].max()) < DARK
 
 
 def crowded(data: AnnotatedImages, most: int) -> tuple[int, int]:

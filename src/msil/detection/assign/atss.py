@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from msil.detection.assign.base import LOW_BITS, GroundTruth, Match, best_box, ordered_key, require_one_prior_a_cell
-from msil.detection.boxes import boxes_to_distances, pairwise_iou
 from msil.detection.priors import LevelGrid, Priors
+from msil.detection.structures import boxes_to_distances, pairwise_iou
 
 SIZE_DIVISOR = 32  # priors beyond an image's own size, rounded up to this, are none of its candidates
 _NOT_A_CANDIDATE = torch.iinfo(torch.int64).max

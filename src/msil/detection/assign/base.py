@@ -19,7 +19,7 @@ LOW_BITS = 0xFFFFFFFF
 class GroundTruth(NamedTuple):
     """The ground truth of a batch as tensors of one device. B images, G padded boxes an image.
 
-    boxes (B, G, 4), labels (B, G), -1 for padding: see `pad_ground_truth`. sizes (B, 2) int64: height, width of the
+    boxes (B, G, 4) float32, labels (B, G) int64, -1 for padding. sizes (B, 2) int64: height, width of the
     images before the batch's padding, pixels.
     """
 
@@ -51,15 +51,7 @@ class Assigner(Protocol):
 
 
 def ground_truth(targets: list[Target], image_sizes: list[tuple[int, int]], device: torch.device) -> GroundTruth:
-    """B targets and as many (height, width) -> GroundTruth on `device`; the copies are asynchronous."""
-    return GroundTruth(*pad_ground_truth(targets, device), sizes_tensor(image_sizes, device))
-
-
-def pad_ground_truth(targets: list[Target], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Boxes (B, G, 4) float32 and labels (B, G) int64 of a batch; padding has label -1.
-
-    device: where they are needed, by default where the targets are. Targets of the host reach a GPU by one asynchronous
-    copy of all boxes and one of all labels.
+    """B targets and as many (height, width) -> GroundTruth on `device`; from the host by one asynchronous copy each.
 
     Labels are not compared with the number of classes, which would synchronise with a GPU: the readers check them.
 
@@ -67,9 +59,9 @@ def pad_ground_truth(targets: list[Target], device: torch.device | None = None) 
     """
     most = max(len(target.labels) for target in targets)
     slots = next((size for size in (8, 16, 32, 64) if most <= size), 128 * math.ceil(most / 128))
-    boxes = [F.pad(t.boxes.float(), (0, 0, 0, slots - len(t.labels))) for t in targets]
-    labels = [F.pad(t.labels, (0, slots - len(t.labels)), value=-1) for t in targets]
-    return to_device(torch.stack(boxes), device), to_device(torch.stack(labels), device)
+    boxes = torch.stack([F.pad(t.boxes.float(), (0, 0, 0, slots - len(t.labels))) for t in targets])
+    labels = torch.stack([F.pad(t.labels, (0, slots - len(t.labels)), value=-1) for t in targets])
+    return GroundTruth(to_device(boxes, device), to_device(labels, device), sizes_tensor(image_sizes, device))
 
 
 def ordered_key(values: Tensor, rank: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from msil.detection.assign.base import GroundTruth, Match, low_bits, ordered_key, require_one_prior_a_cell
-from msil.detection.boxes import box_area
 from msil.detection.priors import LevelGrid, Priors, cached_unless_compiling, vector
+from msil.detection.structures import box_area
 
 # Points whose smallest box is as large as this stay background, as in MMDetection.
 MAX_AREA = 1e8

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from msil.detection.assign.base import GroundTruth, Match, best_box, cross_iou
-from msil.detection.boxes import boxes_to_distances, pairwise_iou
 from msil.detection.priors import Priors
+from msil.detection.structures import boxes_to_distances, pairwise_iou
 
 BLOCK = 512  # priors that a CPU takes at a time: their temporaries stay in its cache
 CHUNK = 64  # priors of one maximum in `_best`

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from msil.detection.assign import ATSSAssigner, GroundTruth
-from msil.detection.boxes import edges
 from msil.detection.coders import Deltas, Distances
 from msil.detection.heads.base import DenseHead, HeadOptions, LossTerm, init_normal, init_prior, predictor, register
 from msil.detection.losses import box_loss, centerness_loss, centerness_targets, sigmoid_focal_loss
 from msil.detection.priors import PriorGenerator, Priors
-from msil.detection.structures import Level, Predictions
+from msil.detection.structures import Level, Predictions, edges
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -334,7 +334,7 @@ def init_normal(module: nn.Module, std: float = 0.01) -> None:
                 nn.init.zeros_(child.bias)
 
 
-def init_prior(classifier: nn.Module, probability: float = 0.01) -> None:
-    """The bias that makes every class `probability` at the start (arXiv 1708.02002, section 4.1)."""
+def init_prior(classifier: nn.Module) -> None:
+    """The bias that makes every class's probability 0.01 at the start (arXiv 1708.02002, section 4.1)."""
     assert isinstance(classifier, nn.Conv2d) and classifier.bias is not None
-    nn.init.constant_(classifier.bias, -math.log((1 - probability) / probability))
+    nn.init.constant_(classifier.bias, -math.log((1 - 0.01) / 0.01))

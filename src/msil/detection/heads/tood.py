@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from msil.detection.assign import ATSSAssigner, GroundTruth, Match, TaskAlignedAssigner
-from msil.detection.boxes import distances_to_boxes, edges
 from msil.detection.coders import Corners, Distances
 from msil.detection.heads.base import (
     ConvNormAct,
@@ -25,7 +24,7 @@ from msil.detection.heads.base import (
 )
 from msil.detection.losses import box_loss, centerness_targets, quality_focal_loss, sigmoid_focal_loss
 from msil.detection.priors import PriorGenerator, Priors
-from msil.detection.structures import Level, Predictions
+from msil.detection.structures import Level, Predictions, distances_to_boxes, edges
 
 
 @dataclass(frozen=True, kw_only=True)
