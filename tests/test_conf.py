@@ -42,7 +42,12 @@ def config(*overrides: str) -> Config:
 
 @pytest.mark.parametrize("choice", ["seed=0", *CHOICES])
 def test_every_choice_composes_with_every_setting_given(choice: str) -> None:
-    given = ["model.backbone.name=resnet18"] if choice == "model/backbone=timm" else []
+    needed = {
+        "model/backbone=timm": "model.backbone.name=resnet18",
+        "data=yolo": "data.root=a",
+        "data=auto": "data.root=a",
+    }
+    given = [needed[choice]] if choice in needed else []
     config(choice, *given)  # to_object raises for a setting that is missing, check for one that cannot work
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from tests.reporting.cases import result
 
-from msil.runs import REQUIRED_KEYS, is_finished, read_result, write_bytes, write_json
+from msil.errors import quoted
+from msil.explain import parse
+from msil.runs import REQUIRED_KEYS, data_title, is_finished, read_result, write_bytes, write_json
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -136,3 +138,21 @@ def test_every_required_key_is_required(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("change", [{"metrics": None}, {"metrics": [0.4]}, {"config": "hash"}])
 def test_metrics_and_config_must_be_objects(tmp_path: Path, change: dict[str, Any]) -> None:
     assert read_result(write(tmp_path, {**result(), **change})) is None
+
+
+def test_a_sets_own_name_stands_in_a_runs_name() -> None:
+    """At the places of conf/data, and for made shapes, the layout's does, as ever."""
+    for data, title in (
+        ({"name": "coco", "root": "data/coco"}, "coco"),
+        ({"name": "voc", "root": "data/VOCdevkit/VOC2012/"}, "voc"),
+        ({"name": "shapes", "root": "/tmp/elsewhere"}, "shapes"),
+        ({"name": "auto", "root": "/home/me/my pets (2)/"}, "my-pets-2"),
+        ({"name": "yolo", "root": "/"}, "yolo"),
+        ({"name": "coco", "root": "data/coco", "title": "pets/v2"}, "pets-v2"),
+    ):
+        assert data_title(data) == title
+
+
+def test_values_are_quoted_as_hydra_reads_them() -> None:
+    for value in ({"traffic light": "a, b", "a:b": "c"}, ["x y", "it's"], {"train": "/a b/c.json"}, 0.2, "plain"):
+        assert parse(f"data.classes={quoted(value)}").value() == value

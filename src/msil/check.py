@@ -101,10 +101,27 @@ def _check_data(data: DataConfig) -> None:
             raise ConfigError(f"data.{name} must be a number for data=shapes.")
         if data.name != DataName.shapes and value is not None:
             raise ConfigError(f"data.{name}={value} has no meaning for data={data.name.value}, only for data=shapes.")
-    for name in ("root", "train_split", "val_split", "split"):
+    _check_place(data)
+    for name in ("root", "train_split", "val_split", "split", "images", "title"):
         value = getattr(data, name)
         if value is not None and not value.strip():
             raise ConfigError(f"data.{name} must not be empty.")
+
+
+def _check_place(data: DataConfig) -> None:
+    files = data.annotations
+    if (files is None) != (data.images is None) or (files is not None and data.name != DataName.coco):
+        raise ConfigError("data.annotations=FILE and data.images=FOLDER go together, and with data=coco.")
+    named = list(files.values()) if isinstance(files, dict) else [files]
+    if files is not None and not (named and all(isinstance(name, str) and name.strip() for name in named)):
+        raise ConfigError(
+            f"data.annotations={files} must be a file, or one for each split, {{train: a.json, val: b.json}}."
+        )
+    if data.val_fraction is not None and data.train_split == data.val_split:
+        raise ConfigError(
+            f"data.val_fraction holds images out of data.train_split={data.train_split} as data.val_split, which needs "
+            "another name."
+        )
 
 
 def _check_schedule(config: Config) -> None:

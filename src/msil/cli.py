@@ -134,7 +134,7 @@ def _add_figure(verbs: argparse._SubParsersAction) -> None:
     figures = verbs.add_parser("figure", help="the paper's figures 4 to 6").add_subparsers(
         required=True, metavar="FIGURE"
     )
-    sets = ("coco", "voc", "shapes")
+    sets = ("coco", "voc", "yolo", "auto", "shapes")
     heatmap = figures.add_parser(
         "heatmap",
         help="where the towers' features are strong (figures 4 and 6), and their share of energy on the objects",

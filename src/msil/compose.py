@@ -66,6 +66,8 @@ def _as_config(values: DictConfig) -> Config:
     assert isinstance(config, Config)
     if config.model.weights is not None:
         config.model.weights = str(weights_file(config.model.weights))
+    if config.data.images is not None:
+        config.data.root = config.data.images
     if config.model.detector is not None:  # it has a head and a backbone of its own
         config.model.head, config.model.backbone = {}, {}
     return config

@@ -60,6 +60,8 @@ class DataName(StrEnum):
     shapes = "shapes"
     coco = "coco"
     voc = "voc"
+    yolo = "yolo"
+    auto = "auto"
 
 
 class OptimizerName(StrEnum):
@@ -125,6 +127,13 @@ class DataConfig:
     train_split: str = setting("train", "split to train on")
     val_split: str = setting("val", "split to evaluate on")
     split: str | None = setting(None, "mode=test: what to evaluate; null: val_split")
+    val_fraction: float | None = setting(
+        None, "of train_split's images, held out by their names as val_split; null: there is one", above=0, below=1
+    )
+    # Any: a file, or a dict of one for each split.
+    annotations: Any = setting(None, "data=coco: a COCO json of any name; a dict names one for each split")
+    images: str | None = setting(None, "the folder of its images, in place of root")
+    title: str | None = setting(None, "the set's name in run names; null: root's, or that of the layout at its default")
     # Any: a list of names, or a dict of new ones.
     classes: Any = setting(None, "the classes in their order, or new names, {car: vehicle}; null: all of the data set")
     batch_size: int = setting(16, "images a training step, over all devices together", low=1)
@@ -229,6 +238,7 @@ STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18"}
 
 # What changes where or how fast a run happens, not what it computes.
 NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
+              "data.title",
               "data.device_transforms",  # on a CPU every pixel is the same, a GPU rounds some of them by 1 of 255
               "model.weights")  # of these, weights_sha256 counts  # fmt: skip
 

@@ -44,8 +44,9 @@ def quoted(value: Any) -> str:
     """A value as Hydra's grammar reads it."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(quoted, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}: {quoted(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, dict):  # whose keys it reads without quotes
+        keys = [re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value]
+        return "{" + ",".join(f"{key}:{quoted(item)}" for key, item in zip(keys, value.values(), strict=True)) + "}"
     if not isinstance(value, str) or re.fullmatch(r"[\w./:+-]+", value, re.ASCII):
         return str(value).lower() if isinstance(value, bool) else str(value)
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -39,6 +39,8 @@ REQUIRED_KEYS = (
     "val_images", "classes", "versions", "machine", "config",
 )  # fmt: skip
 
+DEFAULT_ROOTS = ("data/coco", "data/VOCdevkit/VOC2012")  # of conf/data
+
 PROBE_BYTES = 16384  # about what a sweep writes before its first job
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _MODEL = ("head", "backbone", "msil")
@@ -52,9 +54,11 @@ def default_run_name(values: Mapping[str, Any]) -> str:
     model = values["model"]
     if values["mode"] == "test":
         split = values["data"]["split"] or values["data"]["val_split"]
-        return "_".join(["test", values["data"]["name"], split, weights_name(model["weights"]), config_hash(values)])
+        return "_".join(
+            ["test", data_title(values["data"]), split, weights_name(model["weights"]), config_hash(values)]
+        )
     names = [
-        values["data"]["name"],
+        data_title(values["data"]),
         *detector_names(model),
         block_name(model["msil"]),
         *([] if model["weights"] is None else [f"from-{weights_name(model['weights'])}"]),
@@ -63,6 +67,14 @@ def default_run_name(values: Mapping[str, Any]) -> str:
         config_hash(values),
     ]
     return "_".join(str(name) for name in names)
+
+
+def data_title(data: Mapping[str, Any]) -> str:
+    """data.title, or the name of a folder that is not the default one."""
+    root = data.get("root") or ""
+    own = root and data["name"] != "shapes" and PurePath(root) not in map(PurePath, DEFAULT_ROOTS)
+    title = data.get("title") or (os.path.basename(os.path.abspath(root)) if own else "") or data["name"]
+    return re.sub(r"[^\w.+-]+", "-", title)[:40].strip(".-") or data["name"]
 
 
 def detector_names(model: Mapping[str, Any]) -> list[str]:

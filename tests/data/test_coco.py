@@ -157,7 +157,7 @@ ANNOTATION = r"instances_train\.json: annotation 101 of a\.jpg: "
         (in_annotation(category_id=4), ANNOTATION + "category_id 4 is not among the categories"),
         (in_annotation(image_id=99), r"json: annotation 101: image_id 99 is not among the images"),
         (in_annotation(id=103), r"annotation 103 of sub/b\.jpg: its id is listed twice"),
-        (in_annotation(id=None), r"annotations\[1\] of a\.jpg: id must be a whole number, but is None"),
+        (in_annotation(id=None), r"annotations\[1\] of a\.jpg: id must be a whole number or text, but is None"),
         (in_image(id=11), "image 11 is listed twice"),
         (in_image(width=0), "image 5: width must be a whole number of at least 1, but is 0"),
         (in_image(width=41), r"image 5 says width 41 and height 30, but .*b\.jpg is 40 x 30"),
@@ -200,7 +200,7 @@ def test_missing_parts_say_the_layout(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"instances_val\.json is missing \(the splits there are train\).*{layout}"):
         CocoDataset(tmp_path, "val")
     (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(coco_content()))
-    with pytest.raises(DataError, match=f"image folder .*val is missing.*{layout}"):
+    with pytest.raises(DataError, match=f"image folder .*val is missing, as is .*images: .*{layout}"):
         CocoDataset(tmp_path, "val")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.exports import EXPORTS
 from tests.data.files import coco_content, write_coco
 
 from msil.data.annotations import AnnotatedImages
@@ -56,3 +57,24 @@ def test_crowded_images_by_class(tmp_path: Path) -> None:
 def test_the_warm_up_of_a_long_training_is_as_set() -> None:
     long = module_of(tiny_config("runs", "data", "schedule.warmup_steps=500"), steps_per_epoch=1000)
     assert long.warmup_steps == 500  # of 2000
+
+
+def test_a_layout_that_was_found_and_images_in_both_splits_are_said(tmp_path: Path) -> None:
+    EXPORTS["cvat_coco"][0](tmp_path)
+    (tmp_path / "annotations/instances_val.json").write_text(
+        (tmp_path / "annotations/instances_default.json").read_text()
+    )
+    (tmp_path / "images/val").symlink_to("default")
+    shapes_alone = (f"data.{name}=null" for name in ("num_train", "num_val", "image_size", "seed"))
+    config = tiny_config(tmp_path / "runs", tmp_path, "data=auto", *shapes_alone, "data.train_split=default")
+    parts = build(config, tmp_path / "it", Interruption(), FiniteSteps())
+    _, data, layout, *_ = start_lines(parts)
+    assert data.startswith(
+        f"data    {tmp_path.name[:40]}, 11 training images (1 without a box left out), 12 validation"
+    )
+    assert layout == f"layout  COCO json in annotations/: {tmp_path}/annotations/instances_default.json"
+    parts.data.val.annotations.file_names[:2] = parts.data.train.annotations.file_names[3:5]  # pyright: ignore
+    with pytest.warns(
+        UserWarning, match=r"2 of 12 validation images are trained on too, such as images/default/img 03\.jpg"
+    ):
+        warn(parts)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from msil.data.audit import DataWarning, check_boxes
+from msil.data.audit import DataWarning, check_boxes, short
 from msil.data.images import read_image
 from msil.detection.structures import Target
 from msil.errors import DataError, listed
@@ -33,13 +33,17 @@ class Annotations:
     classes: label i is classes[i]. category_ids: label -> id in the data's own files.
     image_ids: (N,) int64, unique. file_names: N, below root. sizes: (N, 2) int32, height and width of each image as it
         is read. orientations: (N,) uint8, the EXIF orientation to read it with (see `audit.check_images`).
-    truth_images: (A,) int64, positions in image_ids. truth_ids: (A,) int64, the file's ids of the boxes.
+    truth_images: (A,) int64, positions in image_ids. truth_ids: (A,) int64, or objects where one is text or larger, the
+        file's ids of the boxes.
     truth_boxes: (A, 4) float64, x y width height in pixels, 0-based, not clipped. truth_labels: (A,) int64 in [0, K).
     truth_areas: (A,) float64, px^2. truth_ignored: (A,) bool, crowds (COCO) or difficult boxes (VOC): neither to be
         found nor wrong to find. train_on_ignored: whether they are trained on.
     unit: what a message calls a box.
     annotated: False for a split that comes without boxes, as COCO's test sets do: to detect in, not to train on or to
         score against. An annotated split may hold images without boxes too.
+    numbered: the files name no ids, so category_ids are 1, 2, ... whichever classes are chosen.
+    own_image_ids: N, the file's, where they are not image_ids: text, or beyond 64 bits.
+    layout: what the set's layout is called.
     """
 
     root: Path
@@ -59,10 +63,28 @@ class Annotations:
     unit: str = "annotation"
     train_on_ignored: bool = False
     annotated: bool = True
+    numbered: bool = False
+    own_image_ids: tuple[int | str, ...] | None = None
+    layout: str = ""
 
     def box_name(self, box: int) -> str:
         """'annotation 7 of train/a.jpg'."""
-        return f"{self.unit} {self.truth_ids[box]} of {self.file_names[self.truth_images[box]]}"
+        (own,) = self.truth_ids[[box]].tolist()
+        return f"{self.unit} {short(own)} of {self.file_names[self.truth_images[box]]}"
+
+    def of_images(self, images: Array) -> Annotations:
+        """The images at these positions alone, in this order, with their boxes."""
+        position = np.full(len(self.image_ids), -1)
+        position[images] = np.arange(len(images))
+        kept = self.chosen(np.flatnonzero(position[self.truth_images] >= 0))
+        own = self.own_image_ids
+        return replace(
+            kept,
+            truth_images=position[kept.truth_images],
+            file_names=[self.file_names[image] for image in images],
+            own_image_ids=None if own is None else tuple(own[image] for image in images),
+            **{name: getattr(self, name)[images] for name in ("image_ids", "sizes", "orientations")},
+        )
 
     def chosen(self, boxes: Array) -> Annotations:
         """The same images with the boxes at these positions alone, in this order."""
@@ -117,7 +139,10 @@ class Annotations:
         return replace(
             self.chosen(kept),
             classes=names,
-            category_ids=tuple(ids[name] if name in ids else next(free) for name in names),
+            category_ids=tuple(
+                label + 1 if self.numbered else ids[name] if name in ids else next(free)
+                for label, name in enumerate(names)
+            ),
             truth_labels=labels[kept],
         )
 

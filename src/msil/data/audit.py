@@ -42,6 +42,7 @@ PART = 256  # images a thread takes at a time
 
 # Control characters, line separators and lone surrogates: a message is one printable line of UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_PLAIN = re.compile(r"[^/\\:]+")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxlevel = 3
@@ -61,6 +62,18 @@ def whole_number(value: object, what: str, low: int = -(2**63)) -> int:
         kind = "a whole number" if low < 0 else f"a whole number of at least {low}"
         raise DataError(f"{what} must be {kind}, but is {short(value)}: correct it")
     return number
+
+
+def own_id(value: object, what: str) -> int | str:
+    """An id as the user's file has it: a whole number of any size (whole floats pass) or text.
+
+    Raises DataError for anything else; `what` names it.
+    """
+    if type(value) is int or is_text(value):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    raise DataError(f"{what} must be a whole number or text, but is {short(value)}: correct it")
 
 
 def is_finite_number(value: object) -> bool:
@@ -86,11 +99,23 @@ def inner_name(value: object, what: str) -> str:
     """
     if not is_text(value):
         raise DataError(f"{what} must be the name of a file, but is {short(value)}: correct it")
+    if value != ".." and _PLAIN.fullmatch(value):  # a second faster for COCO's 118,287 names
+        return value
     for flavour in (PurePosixPath, PureWindowsPath):
         name = flavour(value)
         if name.is_absolute() or name.drive or name.root or ".." in name.parts:
             raise DataError(f"{what} is {short(value)}, which leaves the data set's folder: name a file inside it")
     return value
+
+
+def relative_inside(value: object, root: Path) -> str | None:
+    """An absolute path to a file inside the data set's folder, relative to that; None for any other name."""
+    if not isinstance(value, str) or not os.path.isabs(value) or not is_text(value):
+        return None
+    path = os.path.normpath(value)
+    tops = (os.path.abspath(root), os.path.realpath(root))
+    top = next((top for top in tops if path.startswith(top.rstrip(os.sep) + os.sep)), None)
+    return None if top is None else os.path.relpath(path, top)
 
 
 def check_classes(classes: object) -> None:

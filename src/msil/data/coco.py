@@ -4,20 +4,34 @@ splits whose boxes are kept secret."""
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from msil.data.annotations import AnnotatedImages, Annotations, Classes
-from msil.data.audit import check_classes, check_images, inner_name, is_finite_number, is_text, short, whole_number
+from msil.data.audit import (
+    check_classes,
+    check_images,
+    inner_name,
+    is_finite_number,
+    is_text,
+    own_id,
+    relative_inside,
+    short,
+    whole_number,
+)  # fmt: skip
+from msil.data.files import Listings
 from msil.errors import DataError
 
 Entry = dict[str, Any]
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
-Row = tuple[int, int, int, list[float], float, bool]  # id, image_id, category_id, bbox, area, iscrowd
+Id = int | str
+Row = tuple[Id, Id, Id, list[float], float, bool]  # id, image_id, category_id, bbox, area, iscrowd
 
 
 class CocoDataset(AnnotatedImages):
@@ -41,53 +55,107 @@ class CocoDataset(AnnotatedImages):
     """
 
     def __init__(self, root: str | Path, split: str, *, classes: Classes | None = None, strict: bool = False) -> None:
-        super().__init__(read_coco(Path(root), split, classes), strict)
+        check_classes(classes)
+        found = locate_coco(Path(root), split).read()
+        super().__init__(found if classes is None else found.of_classes(classes), strict)
 
 
-def read_coco(root: Path, split: str, classes: Classes | None = None, *, complete: bool = True) -> Annotations:
-    """See CocoDataset, and Annotations.of_classes; the boxes are not audited yet."""
-    check_classes(classes)
-    folder, source, annotated = _locate(root, split)
-    content = _read_json(source, ("images", "categories", *(("annotations",) if annotated else ())))
-    categories = _read_categories(content["categories"], source)
-    label_of = {category_id: label for label, category_id in enumerate(categories)}
+@dataclass(frozen=True)
+class JsonSplit:
+    """A split of one COCO json. folder: of the images, root or below it. annotated: whether it has boxes.
+    umbrella: leave out the category that Roboflow lists before the others, whose supercategory it names."""
 
-    image_ids, names, sizes = _read_images(content["images"], source)
-    where = [f"{source}: image {image_id}" for image_id in image_ids]
-    read_as = check_images([folder / name for name in names], folder, root, sizes, where)
+    layout: str
+    root: Path
+    source: Path
+    folder: Path
+    annotated: bool = True
+    umbrella: bool = False
 
-    position = {image_id: index for index, image_id in enumerate(image_ids)}
-    rows = _read_boxes(content["annotations"], position, names, categories, source) if annotated else []
-    ids, owners, category_ids, boxes, areas, crowds = zip(*rows, strict=True) if rows else ((),) * 6
-    found = Annotations(
-        root=root,
-        source=source,
-        classes=tuple(categories.values()),
-        category_ids=tuple(categories),
-        image_ids=np.array(image_ids, dtype=np.int64),
-        file_names=[f"{folder.name}/{name}" for name in names],
-        sizes=read_as[0],
-        orientations=read_as[1],
-        truth_images=np.array([position[image_id] for image_id in owners], dtype=np.int64),
-        truth_ids=np.array(ids, dtype=np.int64),
-        truth_boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        truth_labels=np.array([label_of[category_id] for category_id in category_ids], dtype=np.int64),
-        truth_areas=np.array(areas, dtype=np.float64),
-        truth_ignored=np.array(crowds, dtype=bool),
-        annotated=annotated,
-    )
-    return found if classes is None else found.of_classes(classes, complete=complete)
+    def read(self) -> Annotations:
+        """See CocoDataset. Ids of images or categories that are text, or beyond 64 bits, are numbered from 1 on."""
+        source, folder = self.source, self.folder
+        content = _read_json(source, ("images", "categories", *(("annotations",) if self.annotated else ())))
+        categories = _read_categories(content["categories"], source)
+        image_ids, given, sizes = _read_images(content["images"], source)
+        names = self._below_root(given, [f"{source}: image {short(own)}" for own in image_ids])
+        where = [f"{source}: image {short(own)}" for own in image_ids]
+        read_as = check_images([self.root / name for name in names], folder, self.root, sizes, where)
+
+        position = {own: index for index, own in enumerate(image_ids)}
+        entries = content["annotations"] if self.annotated else []
+        rows = _read_boxes(entries, position, given, categories, source)
+        ids, owners, category_ids, boxes, areas, crowds = zip(*rows, strict=True) if rows else ((),) * 6
+        if self.umbrella:
+            parents = {entry.get("supercategory") for entry in content["categories"]} - {"none"}
+            for own, name in list(categories.items()):
+                if name in parents and own not in category_ids and len(categories) > 1:
+                    del categories[own]
+        label_of = {own: label for label, own in enumerate(categories)}
+        numbers = _numbers(image_ids)
+        return Annotations(
+            root=self.root,
+            source=source,
+            classes=tuple(categories.values()),
+            category_ids=tuple(_numbers(list(categories))),
+            image_ids=np.array(numbers, dtype=np.int64),
+            file_names=names,
+            sizes=read_as[0],
+            orientations=read_as[1],
+            truth_images=np.array([position[own] for own in owners], dtype=np.int64),
+            truth_ids=np.array(ids, dtype=np.int64 if ids == tuple(_numbers(ids)) else object),
+            truth_boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            truth_labels=np.array([label_of[own] for own in category_ids], dtype=np.int64),
+            truth_areas=np.array(areas, dtype=np.float64),
+            truth_ignored=np.array(crowds, dtype=bool),
+            annotated=self.annotated,
+            layout=self.layout,
+            own_image_ids=None if numbers == image_ids else tuple(image_ids),
+        )
+
+    def files(self) -> tuple[list[Path], list[Path]]:
+        """Without reading the file as json."""
+        names = [json.loads(text) for text in _FILE_NAME.findall(self.source.read_bytes())]
+        try:
+            return [self.source], [self.root / name for name in self._below_root(names, [""] * len(names))]
+        except DataError:  # a name that the audit refuses
+            return [self.source], [self.folder / name for name in names]
+
+    def _below_root(self, names: list[Any], where: list[str]) -> list[str]:
+        """Names in the images' folder -> below root, their endings in the case of the files."""
+        listings = Listings()
+        inner = self.folder.relative_to(self.root).as_posix()
+        prefix = "" if inner == "." else f"{inner}/"
+        found = []
+        for name, image in zip(names, where, strict=True):
+            placed = relative_inside(name, self.root)
+            placed = prefix + inner_name(name, f"{image}: file_name") if placed is None else placed
+            if not listings.has(self.root, placed):
+                stem, ending = os.path.splitext(placed.replace("\\", "/"))  # Label Studio writes so on Windows
+                placed = listings.find(self.root, stem, (ending.lower(),)) or placed
+            found.append(placed)
+        return found
 
 
-def coco_files(root: Path, split: str) -> tuple[list[Path], list[Path]]:
-    """A split's annotation file, and the image files that it names, without reading it as json."""
-    folder, source, _ = _locate(root, split)
-    names = [json.loads(text) for text in _FILE_NAME.findall(source.read_bytes())]
-    return [source], [folder / name for name in names]
+def _numbers(ids: Sequence[int | str]) -> list[int]:
+    """The ids themselves where each is a whole number of 64 bits, else 1, 2, ..."""
+    whole = [own for own in ids if isinstance(own, int) and -(2**63) <= own < 2**63]
+    return whole if len(whole) == len(ids) else list(range(1, len(ids) + 1))
+
+
+def coco_splits(root: Path) -> list[str]:
+    """Names of the splits in root/annotations."""
+    kinds = ("instances_", "image_info_")
+    return sorted({path.stem.removeprefix(kind) for kind in kinds for path in root.glob(f"annotations/{kind}*.json")})
+
+
+def locate_coco(root: Path, split: str) -> JsonSplit:
+    """COCO's own layout, and CVAT's, whose images are in root/images or root/images/<split>."""
+    return JsonSplit("COCO json in annotations/", root, *_locate(root, split))
 
 
 def _locate(root: Path, split: str) -> tuple[Path, Path, bool]:
-    """(folder of the images, annotation file, whether it has boxes)."""
+    """(annotation file, folder of the images, whether it has boxes)."""
     layout = (
         f"COCO's layout is <data.root>/{split}/*.jpg and <data.root>/annotations/instances_{split}.json, or "
         f"image_info_{split}.json for a split without boxes"
@@ -95,26 +163,25 @@ def _locate(root: Path, split: str) -> tuple[Path, Path, bool]:
     if not root.is_dir():
         raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root; {layout}")
     source = root / "annotations" / f"instances_{split}.json"
-    annotated, folders = True, [root / split]
+    annotated, folders = True, [root / split, root / "images" / split, root / "images"]
     if not source.is_file():
         missing, source = source, root / "annotations" / f"image_info_{split}.json"
-        annotated, folders = False, [root / split, root / split.replace("-dev", "", 1)]
+        annotated, folders = False, [root / split, root / split.replace("-dev", "", 1), *folders[1:]]
         if not source.is_file():
+            splits = coco_splits(root)
+            there = f"the splits there are {', '.join(splits)}" if splits else "there is no instances_*.json at all"
             raise DataError(
-                f"annotation file {missing} is missing ({_splits(root)}): put it there or name another split; {layout}"
+                f"annotation file {missing} is missing ({there}): put it there, name another split, or hold out "
+                f"training images by data.val_fraction=0.2; {layout}"
             )
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
-        names = " or ".join(dict.fromkeys(map(str, folders)))
-        raise DataError(f"image folder {names} is missing: put the images of split {split!r} there; {layout}")
-    return folder, source, annotated
-
-
-def _splits(root: Path) -> str:
-    """What could have been meant, in words."""
-    kinds = ("instances_", "image_info_")
-    there = sorted({path.stem.removeprefix(kind) for kind in kinds for path in root.glob(f"annotations/{kind}*.json")})
-    return f"the splits there are {', '.join(there)}" if there else "there is no instances_*.json at all"
+        names = " or ".join(dict.fromkeys(map(str, folders[:-2])))
+        raise DataError(
+            f"image folder {names} is missing, as is {root / 'images'}: put the images of split {split!r} there; "
+            f"{layout}"
+        )
+    return source, folder, annotated
 
 
 def _read_json(source: Path, lists: Sequence[str]) -> dict[str, list[Entry]]:
@@ -148,45 +215,51 @@ def _entry(pairs: list[tuple[str, Any]]) -> Entry:
     return entry
 
 
-def _read_categories(entries: list[Entry], source: Path) -> dict[int, str]:
-    """Category id -> name, by rising id."""
-    categories: dict[int, str] = {}
+def _read_categories(entries: list[Entry], source: Path) -> dict[Id, str]:
+    """Category id -> name, by rising id, text after numbers."""
+    categories: dict[Id, str] = {}
     for index, entry in enumerate(entries):
-        category_id = whole_number(entry.get("id"), f"{source}: id of categories[{index}]")
+        category_id = own_id(entry.get("id"), f"{source}: id of categories[{index}]")
         name = entry.get("name")
         if not is_text(name):
-            raise DataError(f"{source}: name of category {category_id} must be text, but is {short(name)}: correct it")
+            raise DataError(
+                f"{source}: name of category {short(category_id)} must be text, but is {short(name)}: correct it"
+            )
         if category_id in categories:
-            raise DataError(f"{source}: category id {category_id} is listed twice: give each category its own id")
+            raise DataError(
+                f"{source}: category id {short(category_id)} is listed twice: give each category its own id"
+            )
         categories[category_id] = name
     if not categories:
         raise DataError(f"{source} lists no categories, so no box has a class: list them")
-    return dict(sorted(categories.items()))
+    return dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
-def _read_images(entries: list[Entry], source: Path) -> tuple[list[int], list[str], list[tuple[int, int]]]:
-    """Ids, file names below the split's folder, (height, width)."""
-    sizes: dict[int, tuple[int, int]] = {}
+def _read_images(entries: list[Entry], source: Path) -> tuple[list[Id], list[Any], list[tuple[int, int] | None]]:
+    """Ids, file names, and (height, width), None where an entry gives neither."""
+    sizes: dict[Id, tuple[int, int] | None] = {}
     names = []
     for index, entry in enumerate(entries):
-        image_id = whole_number(entry.get("id"), f"{source}: id of images[{index}]")
-        where = f"{source}: image {image_id}"
+        image_id = own_id(entry.get("id"), f"{source}: id of images[{index}]")
+        where = f"{source}: image {short(image_id)}"
         if image_id in sizes:
             raise DataError(f"{where} is listed twice: give each image its own id")
-        height = whole_number(entry.get("height"), f"{where}: height", low=1)
-        sizes[image_id] = height, whole_number(entry.get("width"), f"{where}: width", low=1)
-        names.append(inner_name(entry.get("file_name"), f"{where}: file_name"))
+        sizes[image_id] = None
+        if entry.get("height") is not None or entry.get("width") is not None:
+            height = whole_number(entry.get("height"), f"{where}: height", low=1)
+            sizes[image_id] = height, whole_number(entry.get("width"), f"{where}: width", low=1)
+        names.append(entry.get("file_name"))
     if not names:
         raise DataError(f"{source} is empty: it lists no images")
     return list(sizes), names, list(sizes.values())
 
 
 def _read_boxes(
-    entries: list[Entry], position: dict[int, int], names: list[str], categories: dict[int, str], source: Path
+    entries: list[Entry], position: dict[Id, int], names: list[str], categories: dict[Id, str], source: Path
 ) -> list[Row]:
     """Every annotation, of whatever category."""
     rows: list[Row] = []
-    seen: set[int] = set()
+    seen: set[Id] = set()
     for index, entry in enumerate(entries):
         try:
             row = _read_box(entry, position, categories)
@@ -194,8 +267,10 @@ def _read_boxes(
                 raise DataError("its id is listed twice: give each annotation its own id")
         except DataError as error:
             annotation_id, image_id = entry.get("id"), entry.get("image_id")
-            name = f"annotation {short(annotation_id)}" if type(annotation_id) is int else f"annotations[{index}]"
-            if type(image_id) is int and image_id in position:
+            name = (
+                f"annotation {short(annotation_id)}" if type(annotation_id) in (int, str) else f"annotations[{index}]"
+            )
+            if type(image_id) in (int, str) and image_id in position:
                 name += f" of {names[position[image_id]]}"
             raise DataError(f"{source}: {name}: {error}") from None
         seen.add(row[0])
@@ -203,15 +278,17 @@ def _read_boxes(
     return rows
 
 
-def _read_box(entry: Entry, position: dict[int, int], categories: dict[int, str]) -> Row:
+def _read_box(entry: Entry, position: dict[Id, int], categories: dict[Id, str]) -> Row:
     """The caller puts the annotation's name before the errors; made for each of COCO's 860k, it would take a second."""
-    annotation_id = whole_number(entry.get("id"), "id")
-    image_id = whole_number(entry.get("image_id"), "image_id")
+    annotation_id = own_id(entry.get("id"), "id")
+    image_id = own_id(entry.get("image_id"), "image_id")
     if image_id not in position:
-        raise DataError(f"image_id {image_id} is not among the images: list the image or remove the annotation")
-    category_id = whole_number(entry.get("category_id"), "category_id")
+        raise DataError(f"image_id {short(image_id)} is not among the images: list the image or remove the annotation")
+    category_id = own_id(entry.get("category_id"), "category_id")
     if category_id not in categories:
-        raise DataError(f"category_id {category_id} is not among the categories: list it or correct the annotation")
+        raise DataError(
+            f"category_id {short(category_id)} is not among the categories: list it or correct the annotation"
+        )
     bbox = entry.get("bbox")
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_finite_number, bbox)):
         raise DataError(f"bbox must be a list of four finite numbers, but is {short(bbox)}: correct or remove it")

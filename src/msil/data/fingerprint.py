@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from msil.data.coco import coco_files
-from msil.data.voc import voc_files
+from msil.data.layouts import located
 
 Fingerprint = dict[str, str]
-
-FILES: dict[str, Callable[[Path, str], tuple[list[Path], list[Path]]]] = {
-    "shapes": coco_files, "coco": coco_files, "voc": voc_files,
-}  # fmt: skip
 
 
 def fingerprint(data: Mapping[str, Any], splits: Iterable[str]) -> dict[str, Fingerprint]:
@@ -25,7 +19,7 @@ def fingerprint(data: Mapping[str, Any], splits: Iterable[str]) -> dict[str, Fin
     """
     found = {}
     for split in splits:
-        annotations, images = FILES[data["name"]](Path(data["root"]), split)
+        annotations, images = located(data, split).files()
         content, names = hashlib.sha256(), hashlib.sha256()
         for path in annotations:
             content.update(hashlib.sha256(path.read_bytes()).digest())

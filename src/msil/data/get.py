@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from msil.data.audit import inner_name, short
 from msil.data.download import PIECE, check_room, fetch, file_size, on_disk, progress_bar
-from msil.data.fingerprint import FILES
+from msil.data.layouts import located
 from msil.errors import DataError, typed
 from msil.lock import Locked, locked
 
@@ -40,7 +40,7 @@ class Archive(NamedTuple):
 
 
 class PublicSet(NamedTuple):
-    """layout: of `msil.data.fingerprint.FILES`. folder: below --root. archives: later ones may need the earlier."""
+    """layout: a data.name. folder: below --root. archives: later ones may need the earlier."""
 
     layout: str
     folder: str
@@ -133,7 +133,8 @@ def _missing(root: Path, public: PublicSet, archive: Archive) -> str:
     files = [root / public.folder / name for name in archive.files]
     try:
         if archive.split is not None:
-            annotations, images = FILES[public.layout](root / public.folder, archive.split)
+            place = {"name": public.layout, "root": root / public.folder}
+            annotations, images = located(place, archive.split).files()
             files += [*annotations, *images]
     except DataError as error:
         return str(error)

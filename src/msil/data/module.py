@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from msil.data.annotations import AnnotatedImages
-from msil.data.coco import read_coco
+from msil.data.audit import check_classes
+from msil.data.holdout import hold_out
+from msil.data.layouts import located
 from msil.data.sampler import TrainingBatches, image_generator
 from msil.data.shapes import write_shapes
 from msil.data.transforms import Augmentation, Untransformed, draw_augmentation, transform_boxes
-from msil.data.voc import read_voc
 from msil.data.workers import WatchedLoader, naming_lost_workers, outlive_signals, packed
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError, listed, typed
 
-READERS = {"shapes": read_coco, "coco": read_coco, "voc": read_voc}
 Batch = tuple[list[Tensor], list[Target]]
 
 
@@ -45,24 +45,28 @@ class LoaderSettings(Protocol):
 def build_split(
     data: Mapping[str, Any], split: str, *, complete: bool = True, by_name: Sequence[str] | None = None
 ) -> AnnotatedImages:
-    """One audited split of "shapes", "coco" or "voc"; no other split needs to be there.
+    """One audited split of "shapes", "coco", "voc", "yolo" or "auto" (whichever it is); no other needs to be there.
 
     complete: as in Annotations.of_classes. by_name: the labels of another split, which this one gets by name.
 
     It may lack annotations (see `AnnotatedImages.annotated`).
-    data: a run's settings under "data": name, root, and perhaps classes and strict; of "shapes", which is made at root
-    if it is not there, also num_train, num_val, image_size and seed.
+    data: a run's settings under "data": name, root, and perhaps classes, strict, annotations, and val_fraction with
+    train_split and val_split; of "shapes", which is made at root if it is not there, also num_train, num_val,
+    image_size and seed.
     Raises DataError for what the audit refuses, ConfigError for an unknown name.
     """
-    name = data["name"]
-    if name not in READERS:
-        raise ConfigError(f"unknown data set {name!r}; known: {', '.join(READERS)}.")
-    if name == "shapes":
+    if data["name"] == "shapes":
         given: dict[str, Any] = {key: data.get(key) for key in ("num_train", "num_val", "image_size", "seed")}
         if None in given.values():
             raise ConfigError("data=shapes needs data.num_train, data.num_val, data.image_size and data.seed.")
         write_shapes(data["root"], **given)
-    annotations = READERS[name](Path(data["root"]), split, data.get("classes"), complete=complete)
+    classes, fraction = data.get("classes"), data.get("val_fraction")
+    check_classes(classes)
+    annotations = located(data, split).read()
+    if fraction is not None and split in (data["train_split"], data["val_split"]):
+        annotations = hold_out(annotations, fraction, held=split == data["val_split"])
+    if classes is not None:
+        annotations = annotations.of_classes(classes, complete=complete)
     if by_name is not None and annotations.classes != tuple(by_name):
         there = set(annotations.truth_labels.tolist())
         others = [name for label, name in enumerate(annotations.classes) if label in there and name not in by_name]

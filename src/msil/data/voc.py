@@ -1,10 +1,13 @@
-"""PASCAL VOC's layout: root/JPEGImages, root/Annotations/*.xml and root/ImageSets/Main/<split>.txt."""
+"""PASCAL VOC's layout: root/JPEGImages, root/Annotations/*.xml and root/ImageSets/Main/<split>.txt; and folders of its
+xml files without lists of splits, as labelImg leaves them."""
 
 from __future__ import annotations
 
 import os
 import stat
-from dataclasses import replace
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
@@ -13,17 +16,25 @@ import numpy as np
 from defusedxml import ElementTree
 
 from msil.data.annotations import AnnotatedImages, Annotations, Classes
-from msil.data.audit import check_classes, check_images, check_inside, inner_name, is_finite_number, is_text, short
-from msil.errors import DataError, typed
+from msil.data.audit import (
+    DataWarning,
+    check_classes,
+    check_images,
+    check_inside,
+    inner_name,
+    is_finite_number,
+    is_text,
+    short,
+)  # fmt: skip
+from msil.data.files import IMAGES, LARGEST_TEXT, Listings, names_in
+from msil.errors import DataError, listed, typed
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".JPG", ".JPEG", ".PNG")
 SIDES = ("xmin", "ymin", "xmax", "ymax")
-LARGEST_XML = 8 * 2**20  # bytes, some 40,000 objects; parsed, a file takes ten times its size of memory
 
 
 class VOCDataset(AnnotatedImages):
@@ -35,7 +46,8 @@ class VOCDataset(AnnotatedImages):
     (a box over a whole 640 x 480 image, 1 1 640 480, becomes 0 0 640 480). xmax = xmin or ymax = ymin, one pixel by
     that convention, is a slip of the hand in practice: it counts as a box of zero size and is dropped.
 
-    classes: see Annotations.of_classes; None: the 20 of VOC, and an object of any other class is refused.
+    classes: see Annotations.of_classes; None: the 20 of VOC, and an object of any other class is refused. No file lists
+        all classes, so those without an object are not missing.
     image ids: the line's number among the split's names, from 1. category_ids: label + 1.
     Read: size (may be missing or 0, otherwise compared with the file, EXIF as in CocoDataset), object/name, bndbox,
         difficult (default 0). The xml's own filename, stale in many sets, is not. Difficult objects are trained on, but
@@ -47,7 +59,9 @@ class VOCDataset(AnnotatedImages):
     """
 
     def __init__(self, root: str | Path, split: str, *, classes: Classes | None = None, strict: bool = False) -> None:
-        super().__init__(read_voc(Path(root), split, classes), strict)
+        check_classes(classes)
+        found = locate_voc(Path(root), split, VOC_CLASSES if classes is None else None).read()
+        super().__init__(found if classes is None else found.of_classes(classes, complete=False), strict)
 
 
 class _Object(NamedTuple):
@@ -64,68 +78,121 @@ class _Record(NamedTuple):
     objects: list[_Object]
 
 
-def read_voc(root: Path, split: str, classes: Classes | None = None, *, complete: bool = False) -> Annotations:
-    """See VOCDataset, and Annotations.of_classes; the boxes are not audited yet. No file lists all classes, so those of
-    `classes` without an object are not missing."""
-    check_classes(classes)
+@dataclass(frozen=True)
+class XmlSplit:
+    """A split of one xml file an image. source: the list of names, or the folder of the xml files.
+    xmls, images: of each image, below xml_folder and image_folder. names: all classes that there may be, or None.
+    left_out: images without an xml file, for a warning."""
+
+    layout: str
+    root: Path
+    source: Path
+    xml_folder: Path
+    image_folder: Path
+    xmls: list[Path]
+    images: list[Path]
+    names: tuple[str, ...] | None = None
+    left_out: Sequence[str] = ()
+
+    def read(self) -> Annotations:
+        """See VOCDataset."""
+        if self.left_out:
+            number = len(self.left_out)
+            count = "1 image without an xml file is" if number == 1 else f"{number} images without an xml file are"
+            warnings.warn(
+                f"{self.image_folder}: {count} left out: {listed(self.left_out, 3)}", DataWarning, stacklevel=2
+            )
+        check_inside(self.xmls, self.xml_folder, self.root)
+        records = [_read_xml(file) for file in self.xmls]
+        if self.names is not None:
+            _check_names(records, self.names)
+        names = self.names or tuple(sorted({found.name for record in records for found in record.objects}))
+        sizes, where = [record.size for record in records], list(map(str, self.xmls))
+        read_as = check_images(self.images, self.image_folder, self.root, sizes, where)
+        if not names:
+            raise DataError(f"{self.source} is empty: no image has an object")
+
+        label_of = {name: label for label, name in enumerate(names)}
+        counts = [len(record.objects) for record in records]
+        objects = [found for record in records for found in record.objects]
+        boxes = np.array([found.xywh for found in objects], dtype=np.float64).reshape(-1, 4)
+        return Annotations(
+            root=self.root,
+            source=self.source,
+            classes=names,
+            category_ids=tuple(range(1, len(names) + 1)),
+            image_ids=np.arange(1, len(records) + 1),
+            file_names=[image.relative_to(self.root).as_posix() for image in self.images],
+            sizes=read_as[0],
+            orientations=read_as[1],
+            truth_images=np.repeat(np.arange(len(records)), counts),
+            truth_ids=np.array([number for count in counts for number in range(1, count + 1)], dtype=np.int64),
+            truth_boxes=boxes,
+            truth_labels=np.array([label_of[found.name] for found in objects], dtype=np.int64),
+            truth_areas=boxes[:, 2] * boxes[:, 3],
+            truth_ignored=np.array([found.difficult for found in objects], dtype=bool),
+            unit="object",
+            train_on_ignored=True,
+            layout=self.layout,
+            numbered=True,
+        )
+
+    def files(self) -> tuple[list[Path], list[Path]]:
+        return [*([self.source] if self.source.is_file() else []), *self.xmls], self.images
+
+
+def voc_splits(root: Path) -> list[str]:
+    """Names of the lists in ImageSets/Main, those of one class, cat_train beside train, left out."""
+    names = sorted(path.stem for path in root.glob("ImageSets/Main/*.txt"))
+    return [name for name in names if not any(name.endswith(f"_{other}") for other in names)]
+
+
+def locate_voc(root: Path, split: str, names: tuple[str, ...] | None = None) -> XmlSplit:
+    """names: all classes that there may be; None: those that the split has."""
     source = _locate(root, split)
-    stems = _read_split(source)
-    files = [root / "Annotations" / f"{stem}.xml" for stem in stems]
-    check_inside(files, root / "Annotations", root)
-    records = [_read_xml(file) for file in files]
-    if classes is None:
-        _check_names(records, VOC_CLASSES)
-        names = VOC_CLASSES
-    else:
-        names = tuple(sorted({found.name for record in records for found in record.objects}))
+    xml_folder, image_folder = root / "Annotations", root / "JPEGImages"
+    listings = Listings()
+    stems = _read_split(source, xml_folder, listings)
+    xmls = [xml_folder / (listings.find(xml_folder, stem, (".xml",)) or f"{stem}.xml") for stem in stems]
+    images = [image_folder / (listings.find(image_folder, stem, IMAGES) or f"{stem}.jpg") for stem in stems]
+    return XmlSplit("VOC xml with lists of splits", root, source, xml_folder, image_folder, xmls, images, names)
 
-    folder = root / "JPEGImages"
-    file_names = [_image_name(folder, stem) for stem in stems]
-    sizes, where = [record.size for record in records], list(map(str, files))
-    read_as = check_images([folder / name for name in file_names], folder, root, sizes, where)
 
-    label_of = {name: label for label, name in enumerate(names)}
-    counts = [len(record.objects) for record in records]
-    objects = [found for record in records for found in record.objects]
-    boxes = np.array([found.xywh for found in objects], dtype=np.float64).reshape(-1, 4)
-    found = Annotations(
-        root=root,
-        source=source,
-        classes=names,
-        category_ids=tuple(range(1, len(names) + 1)),
-        image_ids=np.arange(1, len(stems) + 1),
-        file_names=[f"JPEGImages/{name}" for name in file_names],
-        sizes=read_as[0],
-        orientations=read_as[1],
-        truth_images=np.repeat(np.arange(len(stems)), counts),
-        truth_ids=np.array([number for count in counts for number in range(1, count + 1)], dtype=np.int64),
-        truth_boxes=boxes,
-        truth_labels=np.array([label_of[found.name] for found in objects], dtype=np.int64),
-        truth_areas=boxes[:, 2] * boxes[:, 3],
-        truth_ignored=np.array([found.difficult for found in objects], dtype=bool),
-        unit="object",
-        train_on_ignored=True,
+def xml_splits(root: Path) -> list[str]:
+    """Folders train, valid, ... with xml files beside images, as Roboflow's VOC export has; else "all", where root
+    itself, or its folder Annotations or annotations, has xml files."""
+    folders = sorted(path.name for path in root.glob("*/") if names_in(path, (".xml",)))
+    beside = [name for name in folders if name.startswith(("train", "val", "test")) and names_in(root / name, IMAGES)]
+    return beside or (["all"] if names_in(root, (".xml",)) or {"Annotations", "annotations"} & {*folders} else [])
+
+
+def locate_xml(root: Path, split: str) -> XmlSplit:
+    """A split of `xml_splits`: every xml file there, with its image beside it, in JPEGImages or in images."""
+    places = [root, root / "Annotations", root / "annotations"] if split == "all" else [root / split]
+    xml_folder = next((folder for folder in places if names_in(folder, (".xml",))), places[0])
+    places = [xml_folder, root / "JPEGImages", root / "images"]
+    image_folder = next((folder for folder in places if names_in(folder, IMAGES)), places[0])
+    listings = Listings()
+    names = names_in(xml_folder, (".xml",))
+    stems = [os.path.splitext(name)[0] for name in names]
+    images = [listings.find(image_folder, stem, IMAGES) or f"{stem}.jpg" for stem in stems]
+    return XmlSplit(
+        "VOC xml without lists of splits",
+        root,
+        xml_folder,
+        xml_folder,
+        image_folder,
+        [xml_folder / name for name in names],
+        [image_folder / name for name in images],
+        left_out=sorted({*names_in(image_folder, IMAGES)} - {*images}),
     )
-    if classes is None:
-        return found
-    chosen = found.of_classes(classes, complete=complete)
-    return replace(chosen, category_ids=tuple(range(1, len(chosen.classes) + 1)))
-
-
-def voc_files(root: Path, split: str) -> tuple[list[Path], list[Path]]:
-    """A split's list and annotation files, and its image files."""
-    source = _locate(root, split)
-    stems = _read_split(source)
-    folder = root / "JPEGImages"
-    annotations = [root / "Annotations" / f"{stem}.xml" for stem in stems]
-    return [source, *annotations], [folder / _image_name(folder, stem) for stem in stems]
 
 
 def voc_classes(root: Path, split: str) -> list[str]:
-    """The classes that a split's objects are of, sorted. Raises DataError as `read_voc` does."""
-    (_, *files), _ = voc_files(root, split)
-    check_inside(files, root / "Annotations", root)
-    return sorted({found.name for file in files for found in _read_xml(file).objects})
+    """The classes that a split's objects are of, sorted. Raises DataError as XmlSplit.read does."""
+    found = locate_voc(root, split)
+    check_inside(found.xmls, found.xml_folder, root)
+    return sorted({one.name for file in found.xmls for one in _read_xml(file).objects})
 
 
 def _locate(root: Path, split: str) -> Path:
@@ -143,12 +210,15 @@ def _locate(root: Path, split: str) -> Path:
     if not source.is_file():
         there = ", ".join(sorted(path.stem for path in source.parent.glob("*.txt"))[:10]) or "none"
         raise DataError(
-            f"split file {source} is missing (there: {there}): name another split or put it there; {layout}"
+            f"split file {source} is missing (there: {there}): name another split, put it there, or hold out training "
+            f"images by data.val_fraction=0.2; {layout}"
         )
     return source
 
 
-def _read_split(source: Path) -> list[str]:
+def _read_split(source: Path, xml_folder: Path, listings: Listings) -> list[str]:
+    """The names, without an image's ending or the second column of a list of one class, whose -1 leaves an image out;
+    neither is taken from a name that is an xml file's as it stands."""
     try:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -157,20 +227,21 @@ def _read_split(source: Path) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if not (stem := line.strip()):
             continue
+        column = []
+        if listings.find(xml_folder, stem, (".xml",)) is None:
+            name, *column = stem.rsplit(None, 1)
+            if column in (["1"], ["0"], ["-1"]):
+                stem = name
+            if stem.lower().endswith(IMAGES):
+                stem = os.path.splitext(stem)[0]
         inner_name(stem, f"{source}: line {number}")
         if stem in stems:
             raise DataError(f"{source}: {stem!r} stands in line {stems[stem]} and in line {number}: name it once")
-        stems[stem] = number
+        if column != ["-1"]:
+            stems[stem] = number
     if not stems:
         raise DataError(f"{source} is empty: it names no images")
     return list(stems)
-
-
-def _image_name(folder: Path, stem: str) -> str:
-    """The name with the extension that is there; .jpg, which the audit then misses, if none is."""
-    # os.path's: the method of a Path raises where a name is too long
-    found = (f"{stem}{extension}" for extension in EXTENSIONS if os.path.isfile(folder / f"{stem}{extension}"))
-    return next(found, f"{stem}.jpg")
 
 
 def _read_xml(file: Path) -> _Record:
@@ -178,9 +249,9 @@ def _read_xml(file: Path) -> _Record:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block
             raise DataError(f"{file} is not a regular file: put the annotation there or take its name out of the split")
-        if status.st_size > LARGEST_XML:
+        if status.st_size > LARGEST_TEXT:
             raise DataError(
-                f"{file} is {status.st_size / 2**20:.0f} MB large, more than the {LARGEST_XML / 2**20:.0f} MB that an "
+                f"{file} is {status.st_size / 2**20:.0f} MB large, more than the {LARGEST_TEXT / 2**20:.0f} MB that an "
                 "annotation file may have: replace it with an intact copy"
             )
         tree = ElementTree.parse(file).getroot()

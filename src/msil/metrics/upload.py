@@ -6,7 +6,7 @@ Format: https://cocodataset.org/#format-results and https://cocodataset.org/#upl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -22,8 +22,12 @@ SCORE_DECIMALS = 8  # float32 scores above 1/8 stay distinct, so that rounding d
 SMALLEST_SIDE = 0.01  # px
 
 
-def upload_entries(record: EvaluationRecord, most: int | None = None) -> list[dict[str, Any]]:
+def upload_entries(
+    record: EvaluationRecord, most: int | None = None, own_ids: Mapping[int, int | str] | None = None
+) -> list[dict[str, Any]]:
     """Detections in COCO's results format, by ascending image id, then in the detector's order.
+
+    own_ids: image id -> that of the data's file, where they differ.
 
     most: of an image; those with the highest scores are kept. None: all. Corners are rounded to 0.01 px;
     a side that this leaves nothing of is written as 0.01 px, since a box without area is no box to the server.
@@ -42,7 +46,11 @@ def upload_entries(record: EvaluationRecord, most: int | None = None) -> list[di
         "score": record.found_scores[kept].astype(np.float64).round(SCORE_DECIMALS),
     }
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    entries = [dict(zip(columns, row, strict=True)) for row in rows]
+    if own_ids:
+        for entry in entries:
+            entry["image_id"] = own_ids[entry["image_id"]]
+    return entries
 
 
 def write_upload(folder: str | Path, split: str, name: str, entries: Sequence[dict[str, Any]]) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from msil.data.annotations import AnnotatedImages, Annotations
+from msil.data.layouts import splits_there
 from msil.data.module import build_split
 from msil.data.voc import VOC_CLASSES, voc_classes
 from msil.errors import ConfigError, DataError, listed, typed
@@ -60,13 +61,15 @@ def show_data(root: str | Path, out: str | Path, layout: str | None = None, spli
 
 
 def layout_of(root: Path) -> str:
-    """ "coco" or "voc", by what lies in the folder. Raises DataError for neither."""
+    """ "coco", "voc" or another one's "auto", by what lies in the folder. Raises DataError for none."""
     if not root.is_dir():
         raise DataError(f"there is no folder {root}: give that of a data set.")
     if any(root.glob("annotations/*.json")):
         return "coco"
     if (root / "ImageSets").is_dir():
         return "voc"
+    if splits_there(root):
+        return "auto"
     raise DataError(
         f"{root} holds neither annotations/*.json, as COCO's layout does, nor ImageSets, as VOC's does: name a folder "
         "that does."
@@ -78,6 +81,8 @@ def splits_of(root: Path, layout: str) -> list[str]:
     the name of another one, nor trainval beside train and val. Raises DataError where there are none."""
     if layout == "coco":
         names = {path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json")}
+    elif layout == "auto":
+        names = {*splits_there(root)}
     else:
         every = {path.stem for path in root.glob("ImageSets/Main/*.txt")}
         names = {name for name in every if name.rpartition("_")[2] not in every - {name}}

@@ -180,7 +180,7 @@ def data_name(row: Result) -> str | None:
     name, root = lookup(row, "data", "name"), lookup(row, "data", "root")
     if name is None or root is None or name == "shapes":
         return name
-    folder = " ".join(PurePath(str(root)).name.split())
+    folder = " ".join(str(lookup(row, "data", "title") or PurePath(str(root)).name).split())
     return name if folder in ("", name) else f"{name} ({folder})"
 
 

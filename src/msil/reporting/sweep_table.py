@@ -13,6 +13,7 @@ from typing import Any
 from msil.reporting import tables
 from msil.reporting.groups import Result, detector_name, distinct, joined, lookup, own_score, setting_name
 from msil.reporting.tables import AP_NAMES, Column, Table
+from msil.runs import data_title
 
 # package.module.Class by its last name
 FORMS = {
@@ -72,7 +73,7 @@ def result_line(result: Result) -> str:
     config = result["config"]
     folder = Path(str(config.get("runs_dir", "runs"))) / result["run_name"]
     split = result.get("split")
-    where = f"{result['val_images']} {split or 'validation'} images of {config['data']['name']}"
+    where = f"{result['val_images']} {split or 'validation'} images of {data_title(config['data'])}"
     took = (
         f"tested in {tables.duration(result['total_seconds'])}"
         if split

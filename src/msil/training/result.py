@@ -90,9 +90,10 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         result["split"] = config.data.split or config.data.val_split
         # Whatever they are called on disk, the files have plain names.
         names = (_UNSAFE.sub("-", word) for word in (result["split"], weights_name(config.model.weights)))
-        files = write_upload(
-            parts.run_dir, *names, entries=upload_entries(record, None if data.val.annotated else SERVER_LIMIT)
-        )
+        truth = data.val.annotations
+        own_ids = dict(zip(truth.image_ids.tolist(), truth.own_image_ids or (), strict=False))
+        entries = upload_entries(record, None if data.val.annotated else SERVER_LIMIT, own_ids)
+        files = write_upload(parts.run_dir, *names, entries=entries)
         result["detections"] = [path.name for path in files]
     write_json(parts.run_dir / RESULT, result)
     (parts.run_dir / CHECKPOINTS / PREVIOUS).unlink(missing_ok=True)  # a finished run is not resumed

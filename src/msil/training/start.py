@@ -6,13 +6,13 @@ import warnings
 
 import numpy as np
 
-from msil.config import Decay
+from msil.config import DataName, Decay
 from msil.data.annotations import AnnotatedImages
 from msil.data.images import is_16_bit
 from msil.metrics.coco import MAX_DETS
 from msil.reporting.groups import block_label, detector_name
 from msil.reporting.tables import amount, setting
-from msil.runs import METRICS
+from msil.runs import METRICS, data_title
 from msil.training.build import Parts
 from msil.training.loggers import read_rows
 from msil.training.result import count_parameters, title
@@ -41,9 +41,12 @@ def start_lines(parts: Parts) -> list[str]:
     number = len(data.val.classes)
     classes = f"{number} class" + ("" if number == 1 else "es")
     resumed = "" if parts.resume is None else f", continuing after step {parts.resume_step}"
+    truth = (data.train or data.val).annotations
+    layout = [f"layout  {truth.layout}: {truth.source}"] if config.data.name is DataName.auto else []
     return [
         f"net     {detector_name(row)}, {block_label(row)}, {parameters} parameters, on {place}",
-        f"data    {config.data.name}, {images}, {classes}",
+        f"data    {data_title(parts.values['data'])}, {images}, {classes}",
+        *layout,
         *steps,
         f"folder  {parts.run_dir}{resumed}",
         *_longer(parts),
@@ -70,8 +73,15 @@ def _longer(parts: Parts) -> list[str]:
 def warn(parts: Parts) -> None:
     """Of settings under which a number is not what it seems."""
     data, settings = parts.data, parts.config.data
-    if data.train is not None and settings.train_split == settings.val_split:
-        _warn(f"trained and evaluated on the same split, {settings.val_split}: its AP says nothing of other images")
+    if data.train is not None:
+        trained = {*data.train.annotations.file_names}.intersection(data.val.annotations.file_names)
+        if settings.train_split == settings.val_split:
+            _warn(f"trained and evaluated on the same split, {settings.val_split}: its AP says nothing of other images")
+        elif trained:
+            _warn(
+                f"{len(trained)} of {len(data.val)} validation images are trained on too, such as {min(trained)}: the "
+                "AP says little of other images"
+            )
     shown = data.val if data.train is None else data.train
     if is_dim(shown):
         file = shown.path(0)

@@ -1,0 +1,69 @@
+"""A split as it lies on disk, and names of files on disks that tell capitals apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from msil.data.annotations import Annotations
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+LARGEST_TEXT = 8 * 2**20  # bytes of one image's xml or txt, some 40,000 objects; parsed, it takes ten times as much
+
+
+class Split(Protocol):
+    """A split that a layout has found."""
+
+    def read(self) -> Annotations:
+        """With all classes of the files; the boxes are not audited yet. Raises DataError, naming file and entry."""
+        ...
+
+    def files(self) -> tuple[list[Path], list[Path]]:
+        """Its annotation files and its image files, which need not be there."""
+        ...
+
+
+class Listings:
+    """Files by their names whatever the case of their ending; each folder is listed once."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, set[str]] = {}
+        self._lower: dict[str, dict[str, str]] = {}
+
+    def has(self, folder: Path, name: str) -> bool:
+        """Whether there is `name`, maybe with folders, below a folder."""
+        parent, _, name = name.rpartition("/")
+        return name in self._listed(f"{folder}/{parent}")
+
+    def find(self, folder: Path, stem: str, endings: Sequence[str]) -> str | None:
+        """`stem`, maybe with folders, with the first of the endings (lower case) that a file below `folder` has."""
+        for ending in endings:
+            if self.has(folder, stem + ending):
+                return stem + ending
+        parent, slash, name = stem.rpartition("/")
+        place = f"{folder}/{parent}"
+        if place not in self._lower:
+            parts = {name: os.path.splitext(name) for name in sorted(self._listed(place))}
+            self._lower[place] = {stem + ending.lower(): name for name, (stem, ending) in parts.items()}
+        files = self._lower[place]
+        found = next((files[name + ending] for ending in endings if name + ending in files), None)
+        return None if found is None else parent + slash + found
+
+    def _listed(self, folder: str) -> set[str]:
+        if folder not in self._names:
+            try:
+                self._names[folder] = {*os.listdir(folder)}
+            except (OSError, ValueError):
+                self._names[folder] = set()
+        return self._names[folder]
+
+
+def names_in(folder: Path, endings: Sequence[str]) -> list[str]:
+    """Names of a folder's own files with one of the endings, in any case, sorted; hidden ones are left out."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [name for name in names if not name.startswith(".") and os.path.splitext(name)[1].lower() in endings]

@@ -1,0 +1,126 @@
+"""Which layout a data set has: the one that its settings name, or for data=auto what its folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msil.data.coco import JsonSplit, coco_splits, locate_coco
+from msil.data.files import Split
+from msil.data.voc import VOC_CLASSES, locate_voc, locate_xml, voc_splits, xml_splits
+from msil.data.yolo import locate_yolo, yolo_splits
+from msil.errors import ConfigError, DataError, listed, typed
+
+ROBOFLOW = "_annotations.coco.json"
+LABEL_STUDIO = "result.json"
+
+
+class Layout(NamedTuple):
+    """signs: what tells it, for a message. splits: names of those in a folder; none: it is not of this layout."""
+
+    signs: str
+    splits: Callable[[Path], list[str]]
+    locate: Callable[[Path, str], Split]
+
+
+def located(data: Mapping[str, Any], split: str) -> Split:
+    """Where a split lies. data: a run's settings under "data"; under val_fraction val_split is a part of train_split.
+
+    Raises DataError for what is missing, ConfigError for an unknown name.
+    """
+    if data.get("val_fraction") is not None and split == data["val_split"]:
+        split = data["train_split"]
+    root, name = Path(data["root"]), data["name"]
+    if data.get("annotations") is not None:
+        return _given(root, data["annotations"], split)
+    if name in ("shapes", "coco"):
+        return locate_coco(root, split)
+    if name == "voc":
+        return locate_voc(root, split, VOC_CLASSES if data.get("classes") is None else None)
+    if name == "yolo":
+        return locate_yolo(root, split)
+    if name == "auto":
+        return locate_auto(root, split)
+    raise ConfigError(f"unknown data set {name!r}; known: shapes, coco, voc, yolo, auto.")
+
+
+def locate_auto(root: Path, split: str) -> Split:
+    """A split of whichever layout the folder has: that of the name, the only one whose name begins so (valid, val2017
+    for val), or to train on the only one that there is."""
+    if not root.is_dir():
+        raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root")
+    found = _layout(root)
+    if found is None:
+        inner = [folder for folder in sorted(root.glob("*/")) if _layout(folder) is not None]
+        hint = f" Set {typed('data.root', str(inner[0]))}." if inner else ""
+        raise DataError(
+            f"no data set is in {root}: looked for {'; '.join(layout.signs for layout in LAYOUTS)}; other files are "
+            f"named by data=coco data.annotations=FILE data.images=FOLDER.{hint}"
+        )
+    layout, there = found
+    begin = [name for name in there if name.startswith(split)]
+    if split in there:
+        begin = [split]
+    elif not begin and split.startswith("train") and not there[0].startswith(("val", "test")):
+        begin = there
+    if len(begin) != 1:
+        raise DataError(
+            f"{root} ({layout.signs}) has no split {split!r}; there: {listed(there, 10)}. Name another one, or where "
+            "none is to validate on, hold out training images by data.val_fraction=0.2"
+        )
+    return layout.locate(root, begin[0])
+
+
+def splits_there(root: Path) -> list[str]:
+    """The splits of whichever layout a folder has; none where it has none."""
+    return (_layout(root) or (None, []))[1]
+
+
+def _layout(root: Path) -> tuple[Layout, list[str]] | None:
+    """The first layout that the folder has, and its splits."""
+    return next(((layout, there) for layout in LAYOUTS if (there := layout.splits(root))), None)
+
+
+def _roboflow_splits(root: Path) -> list[str]:
+    return sorted(path.parent.name for path in root.glob(f"*/{ROBOFLOW}"))
+
+
+def _locate_roboflow(root: Path, split: str) -> Split:
+    return JsonSplit("Roboflow's COCO json", root, root / split / ROBOFLOW, root / split, umbrella=True)
+
+
+def _label_studio_splits(root: Path) -> list[str]:
+    return ["all"] if (root / LABEL_STUDIO).is_file() else []
+
+
+def _locate_label_studio(root: Path, split: str) -> Split:
+    return JsonSplit("Label Studio's COCO json", root, root / LABEL_STUDIO, root)
+
+
+def _given(root: Path, annotations: str | Mapping[str, str], split: str) -> Split:
+    """The file of data.annotations, or that of the split where it names one for each; images in root/<split> if there
+    is such a folder, else in root."""
+    if not root.is_dir():
+        raise DataError(f"the folder of the images {root} does not exist: set data.images to it")
+    source = annotations if isinstance(annotations, str) else annotations.get(split)
+    if source is None:
+        raise DataError(
+            f"data.annotations names no file for the split {split!r}, only for {listed(list(annotations), 5)}: add it, "
+            "or hold out training images by data.val_fraction=0.2"
+        )
+    if not Path(source).is_file():
+        raise DataError(f"annotation file {source} is missing: set data.annotations to a COCO json")
+    folder = root / split if (root / split).is_dir() else root
+    return JsonSplit("COCO json of data.annotations", root, Path(source), folder)
+
+
+# The first that fits is taken.
+LAYOUTS: Sequence[Layout] = (
+    Layout("YOLO's data.yaml or classes.txt", yolo_splits, locate_yolo),
+    Layout(f"Roboflow's train/{ROBOFLOW}", _roboflow_splits, _locate_roboflow),
+    Layout(f"Label Studio's {LABEL_STUDIO}", _label_studio_splits, _locate_label_studio),
+    Layout("COCO's or CVAT's annotations/instances_*.json", coco_splits, locate_coco),
+    Layout("VOC's ImageSets/Main/*.txt", voc_splits, locate_voc),
+    Layout("VOC xml beside images or in Annotations", xml_splits, locate_xml),
+)

@@ -1,0 +1,283 @@
+"""YOLO's layout: a data.yaml that names splits and classes, images/ and beside it labels/ with one txt an image; or a
+classes.txt with the names alone, as Label Studio and labelImg write it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from msil.data.annotations import Annotations
+from msil.data.audit import check_images, check_inside, is_finite_number, is_text, relative_inside, short
+from msil.data.files import IMAGES, LARGEST_TEXT, Split
+from msil.errors import DataError
+
+SPLITS = ("train", "val", "valid", "validation", "test")
+CLASSES = ("classes.txt", "labels/classes.txt")
+LARGEST_LIST = 2**28  # bytes, some 5 million names of images
+SLACK = 0.01  # of a share of the image: what exporters leave outside by rounding
+
+
+@dataclass(frozen=True)
+class YoloSplit:
+    """source: the data.yaml or classes.txt. names: label -> class. images: below root, in order.
+
+    A box is a line of its image's txt: class cx cy width height, or class x1 y1 x2 y2 x3 y3 ... of a polygon, which
+    counts as the box around it; all but the class are shares of the image's width and height, turned upright by its
+    EXIF orientation. An image without a txt has no boxes. Image ids: places in the list, from 1.
+    """
+
+    layout: str
+    root: Path
+    source: Path
+    names: tuple[str, ...]
+    images: list[str]
+
+    def read(self) -> Annotations:
+        labels = self._labels()
+        if not any(file.is_file() for file in labels):
+            raise DataError(
+                f"{self.source}: no image has a file of labels, such as {labels[0]}: put them into labels/ "
+                "beside images/"
+            )
+        check_inside(labels, self.root, self.root)
+        rows = [_read_labels(file, len(self.names)) for file in labels]
+        paths = [self.root / name for name in self.images]
+        sizes, orientations = check_images(paths, self.root, self.root, [None] * len(paths), [str(p) for p in paths])
+        owners = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
+        numbers, classes, shares = zip(*(row for own in rows for row in own), strict=True) if len(owners) else ((),) * 3
+        boxes = np.array(shares, dtype=np.float64).reshape(-1, 4) * sizes[owners][:, [1, 0, 1, 0]]
+        return Annotations(
+            root=self.root,
+            source=self.source,
+            classes=self.names,
+            category_ids=tuple(range(len(self.names))),
+            image_ids=np.arange(1, len(rows) + 1),
+            file_names=self.images,
+            sizes=sizes,
+            orientations=orientations,
+            truth_images=owners,
+            truth_ids=np.array(numbers, dtype=np.int64),
+            truth_boxes=boxes,
+            truth_labels=np.array(classes, dtype=np.int64),
+            truth_areas=boxes[:, 2] * boxes[:, 3],
+            truth_ignored=np.zeros(len(boxes), dtype=bool),
+            layout=self.layout,
+            unit="line",
+        )
+
+    def files(self) -> tuple[list[Path], list[Path]]:
+        labels = [file for file in self._labels() if file.is_file()]
+        return [self.source, *labels], [self.root / name for name in self.images]
+
+    def _labels(self) -> list[Path]:
+        """Each image's txt: in labels/ in the place of the last images/, or beside it."""
+        found = []
+        for name in self.images:
+            folder, file = os.path.split(os.path.splitext(name)[0])
+            parts = folder.split("/")
+            if "images" in parts:
+                parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+            own, beside = self.root.joinpath(*parts, f"{file}.txt"), self.root / folder / f"{file}.txt"
+            found.append(beside if beside.is_file() and not own.is_file() else own)
+        return found
+
+
+def yolo_splits(root: Path) -> list[str]:
+    """Those that data.yaml names; "all" for a classes.txt alone."""
+    if (source := _yaml_of(root)) is not None:
+        content = _read_yaml(source)
+        return [name for name in SPLITS if content.get(name)]
+    return ["all"] if _classes_of(root) is not None else []
+
+
+def locate_yolo(root: Path, split: str) -> Split:
+    """A split of `yolo_splits`; val, valid and validation are one name."""
+    source = _yaml_of(root)
+    if source is None:
+        source = _classes_of(root)
+        if source is None:
+            raise DataError(f"{root} has no data.yaml and no classes.txt: set data.root to YOLO's folder")
+        names = [line.strip() for line in _text(source, "file of class names").splitlines() if line.strip()]
+        images = images_below(root)
+        if not images:
+            raise DataError(f"{root} has no images beside {source.name}: put them into {root / 'images'}")
+        return YoloSplit("YOLO txt with classes.txt", root, source, _names(names, source), images)
+    content = _read_yaml(source)
+    same = SPLITS[1:4] if split in SPLITS[1:4] else (split,)
+    places = next((content[name] for name in same if content.get(name)), None)
+    if places is None:
+        there = ", ".join(name for name in SPLITS if content.get(name)) or "none"
+        raise DataError(
+            f"{source} names no split {split} (there: {there}): add it, name another split, or hold out training "
+            "images by data.val_fraction=0.2"
+        )
+    images = []
+    for place in places if isinstance(places, list) else [places]:
+        images += _images_at(place, root, content.get("path"), f"{source}: {split}")
+    return YoloSplit("YOLO txt with data.yaml", root, source, _names(content.get("names"), source), images)
+
+
+def images_below(root: Path, folder: str = ".") -> list[str]:
+    """Image files of a folder and those below it, in order, as names below root; hidden ones are left out."""
+    found = []
+    for place, folders, names in os.walk(root / folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        found += [
+            Path(os.path.relpath(os.path.join(place, name), root)).as_posix()
+            for name in sorted(names)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGES
+        ]
+    return found
+
+
+def _yaml_of(root: Path) -> Path | None:
+    return next((root / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (root / name).is_file()), None)
+
+
+def _classes_of(root: Path) -> Path | None:
+    return next((root / name for name in CLASSES if (root / name).is_file()), None)
+
+
+def _images_at(place: Any, root: Path, base: Any, where: str) -> list[str]:
+    """The images of a folder, or of a txt file that lists them."""
+    bases = [name for name in (_inside(base, root), "") if name is not None]
+    name = _found(place, root, bases, where)
+    if not name.lower().endswith(".txt"):
+        if not (images := images_below(root, name)):
+            raise DataError(f"{where} is {short(place)}, but {root / name} has no images: put them there")
+        return images
+    lines = _text(root / name, "list of images", LARGEST_LIST).splitlines()
+    bases = [*bases, os.path.dirname(name)]
+    images = [
+        _found(line.strip(), root, bases, f"{root / name}: line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not images:
+        raise DataError(f"{root / name} is empty: it names no images")
+    twice = next(
+        (image for image, before in zip(sorted(images)[1:], sorted(images), strict=False) if image == before), None
+    )
+    if twice is not None:
+        raise DataError(f"{root / name} names {short(twice)} more than once: name it once")
+    return images
+
+
+def _found(place: Any, root: Path, bases: list[str], where: str) -> str:
+    """A path of data.yaml or of a list -> below root. Leading ../ and a first folder that is not here are left out:
+    exporters write paths of the machine or the folder that they ran in."""
+    inside = _inside(place, root)
+    if inside is None:
+        raise DataError(f"{where} must name a folder or file of the data set, but is {short(place)}: correct it")
+    tails = [inside, inside.partition("/")[2]]
+    for name in (os.path.normpath(os.path.join(base, tail)) for tail in tails if tail for base in bases):
+        if os.path.exists(root / name):
+            return Path(name).as_posix()
+    raise DataError(f"{where} is {short(place)}, which is not in {root}: put it there or correct the path")
+
+
+def _inside(place: Any, root: Path) -> str | None:
+    """A path below root, which need not be there; None for what is no such path."""
+    if not is_text(place):
+        return None
+    place = place.replace("\\", "/")
+    if os.path.isabs(place):
+        return relative_inside(place, root)
+    parts = os.path.normpath(place).split("/")
+    return "/".join(part for part in parts if part != "..")
+
+
+def _read_yaml(source: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(_text(source, "file"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{source} is not valid yaml ({short(reason)}): correct it") from None
+    if not isinstance(content, dict) or "names" not in content:
+        raise DataError(f"{source} must name the classes under names: and the images under train:, as YOLO's files do")
+    if isinstance(content.get("nc"), int) and content["nc"] != len(_names(content["names"], source)):
+        raise DataError(f"{source}: nc is {content['nc']}, but names are {len(content['names'])}: correct one of them")
+    return content
+
+
+def _names(names: Any, source: Path) -> tuple[str, ...]:
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise DataError(
+                f"{source}: names must be numbered 0, 1, 2, ..., but are {short(list(names))}: correct them"
+            )
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{source}: names must be a list of classes, or {{0: cat, 1: dog}}, but is {short(names)}")
+    names = [str(name) if type(name) in (int, float) else name for name in names]  # yaml takes 5 for a number
+    for number, name in enumerate(names):
+        if not is_text(name):
+            raise DataError(f"{source}: name {number} must be text, but is {short(name)}: put it in quotes")
+        if name in names[:number]:
+            raise DataError(f"{source} names {short(name)} more than once: name each class once")
+    return tuple(names)
+
+
+def _read_labels(file: Path, count: int) -> list[tuple[int, int, list[float]]]:
+    """Line number, class, and x y width height as shares of the image, of each box."""
+    if not os.path.lexists(file):
+        return []
+    rows = []
+    for number, line in enumerate(_text(file, "file of labels").splitlines(), start=1):
+        if not (words := line.split()):
+            continue
+        where = f"{file}: line {number}"
+        values = [_number(word, where) for word in words]
+        if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
+            raise DataError(
+                f"{where} has {len(values)} numbers, not the five of a box, class cx cy width height, nor a polygon's: "
+                "correct it"
+            )
+        label, shares = values[0], values[1:]
+        if label not in range(count):
+            raise DataError(f"{where}: class {words[0]} is not one of the {count}, 0 to {count - 1}: correct it")
+        if not all(-SLACK <= share <= 1 + SLACK for share in shares):
+            raise DataError(
+                f"{where}: {short(' '.join(words[1:]))} must be shares of the image's width and height, from 0 to 1: "
+                "divide pixels by them"
+            )
+        if len(shares) > 4:
+            xs, ys = shares[::2], shares[1::2]
+            box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+        else:
+            cx, cy, width, height = shares
+            if width < 0 or height < 0:
+                raise DataError(f"{where} is inverted, width {width:g} height {height:g}: correct or remove it")
+            box = [cx - width / 2, cy - height / 2, width, height]
+        rows.append((number, int(label), box))
+    return rows
+
+
+def _number(word: str, where: str) -> float:
+    try:
+        value = float("nan" if "_" in word else word)  # float takes 1_0 for 10
+    except ValueError:
+        value = float("nan")
+    if not is_finite_number(value):
+        raise DataError(f"{where}: {short(word)} must be a finite number: correct or remove the line")
+    return value
+
+
+def _text(file: Path, what: str, largest: int = LARGEST_TEXT) -> str:
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block
+            raise DataError(f"{file} is not a regular file: put the {what} there")
+        if status.st_size > largest:
+            raise DataError(f"{file} is {status.st_size / 2**20:.0f} MB large, too large for a {what}: replace it")
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{file} cannot be read ({reason}): replace it with an intact {what}") from None

@@ -1,0 +1,309 @@
+"""Every tool's export reads to the same boxes, by hand; a folder's layout is found out; malformed ones are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.data.exports import BOXES, EXPORTS, NAMES, VALID, label_studio_coco, ultralytics_yolo, voc_xml, write_images
+from tests.data.files import coco_content, write_coco, write_jpeg
+from tests.metrics.cases import random_record
+
+from msil.data.annotations import AnnotatedImages
+from msil.data.audit import DataWarning
+from msil.data.coco import locate_coco
+from msil.data.fingerprint import differing, fingerprint
+from msil.data.holdout import hold_out
+from msil.data.module import build_datasets, build_split
+from msil.errors import DataError
+from msil.metrics.upload import upload_entries
+
+
+def auto(root: Path, **more: Any) -> dict[str, Any]:
+    return {"name": "auto", "root": str(root), "train_split": "train", "val_split": "val", **more}
+
+
+def boxes_by_file(dataset: AnnotatedImages) -> dict[str, list[tuple[Any, ...]]]:
+    truth = dataset.annotations
+    found: dict[str, list[tuple[Any, ...]]] = {Path(name).name: [] for name in truth.file_names}
+    for owner, label, box in zip(truth.truth_images, truth.truth_labels, truth.truth_boxes, strict=True):
+        found[Path(truth.file_names[owner]).name].append((truth.classes[label], *(round(float(x), 2) for x in box)))
+    return found
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_every_tools_export_reads_to_the_same_boxes(tmp_path: Path, name: str) -> None:
+    write, has_val = EXPORTS[name]
+    write(tmp_path / "set")
+    data = auto(tmp_path / "set", val_fraction=None if has_val else 0.25)
+    train, val = build_datasets(data, "train", "val")
+    assert train.classes == val.classes == NAMES
+    assert {**boxes_by_file(train), **boxes_by_file(val)} == BOXES
+    assert len(train) + len(val) == len(BOXES)
+    assert sorted(boxes_by_file(val)) == VALID if has_val else len(val) == 3
+    image, target = train[0]
+    assert image.shape == (3, 48, 64) and len(target.boxes) > 0
+    before = fingerprint(data, ["train", "val"])
+    assert fingerprint(data, ["train", "val"]) == before
+    os.truncate(train.path(0), 100)
+    assert "the images of train" in differing(before, fingerprint(data, ["train", "val"]))
+    if not has_val:
+        with pytest.raises(
+            DataError, match=r"has no split 'val'; there: (all|default|train)\. .*data\.val_fraction=0\.2"
+        ):
+            build_split({**data, "val_fraction": None}, "val")
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_spoiled_box_of_every_export_is_refused_by_file_and_entry(tmp_path: Path, name: str) -> None:
+    EXPORTS[name][0](tmp_path)
+    (file,) = [*tmp_path.rglob("img 00.xml"), *tmp_path.rglob("img 00.txt")] or sorted(tmp_path.rglob("*.json"))[:1]
+    text = file.read_text()
+    if file.suffix == ".json":
+        file.write_text(text.replace('"bbox": [4,', '"bbox": [NaN,', 1))
+        message = r"json: annotation [01] of (images/)?img 00\.jpg: bbox must be a list of four finite numbers"
+    elif file.suffix == ".xml":
+        file.write_text(text.replace("<xmax>24<", "<xmax>left<", 1))
+        message = r"img 00\.xml: object 1 \(cat\): xmax must be a finite number, but is 'left'"
+    else:
+        file.write_text(text.replace("0 0.", "0 inf", 1))
+        message = r"img 00\.txt: line 1: 'inf\d+' must be a finite number"
+    assert file.read_text() != text
+    with pytest.raises(DataError, match=message):
+        build_split(auto(tmp_path), "train")
+
+
+def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere does not exist: put it there or set data\.root"):
+        build_split(auto(tmp_path / "nowhere"), "train")
+    with pytest.raises(
+        DataError, match=r"looked for YOLO's data\.yaml .*instances_\*\.json.*data\.annotations=FILE"
+    ) as e:
+        build_split(auto(tmp_path), "train")
+    assert "\n" not in str(e.value)
+    label_studio_coco(tmp_path / "my export")
+    with pytest.raises(DataError, match=r"Set 'data\.root=.*my export"):
+        build_split(auto(tmp_path), "train")
+
+
+# COCO json of many makers
+
+
+def test_ids_of_any_size_and_text_are_numbered_and_named_as_they_are(tmp_path: Path) -> None:
+    content = coco_content()
+    own: dict[int, Any] = {11: "left/7", 5: 2**70, 8: "8"}
+    for image in content["images"]:
+        image["id"] = own[image["id"]]
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["image_id"] = own[annotation["image_id"]]
+        annotation["id"] = f"box-{number}"
+        annotation["category_id"] = {3: "c", 7: "d", 90: "z"}[annotation["category_id"]]
+    for category, name in zip(content["categories"], "zcd", strict=True):
+        category["id"] = name
+    content["annotations"][0]["bbox"][2] = 400
+    write_coco(tmp_path, content)
+    with pytest.warns(DataWarning, match=r"clipped \(annotation 'box-0' of train/sub/b\.jpg\)"):
+        dataset = build_split({"name": "coco", "root": tmp_path}, "train")
+    truth = dataset.annotations
+    assert truth.image_ids.tolist() == [1, 2, 3] and truth.own_image_ids == ("left/7", 2**70, "8")
+    assert (truth.classes, truth.category_ids) == (("cat", "dog", "zebra"), (1, 2, 3))
+    assert [truth.classes[label] for label in truth.truth_labels] == ["cat", "zebra", "dog", "cat"]
+    content["annotations"][1]["image_id"] = "8 "
+    write_coco(tmp_path, content)
+    with pytest.raises(DataError, match="annotation 'box-1': image_id '8 ' is not among the images"):
+        build_split({"name": "coco", "root": tmp_path}, "train")
+
+
+def test_sizes_may_be_missing_paths_absolute_and_endings_in_capitals(tmp_path: Path) -> None:
+    content = coco_content()
+    for image in content["images"]:
+        del image["width"], image["height"]
+    content["images"][0]["file_name"] = str(tmp_path / "train" / "a.jpg")
+    content["images"][1]["file_name"] = "sub/b.JPEG"
+    (tmp_path / "elsewhere").mkdir()
+    write_jpeg(tmp_path / "train/sub/b.jpeg", 20, 70)
+    write_coco(tmp_path, content)
+    dataset = build_split({"name": "coco", "root": tmp_path}, "train")
+    assert dataset.annotations.file_names == ["train/a.jpg", "train/sub/b.jpeg", "train/c.jpg"]
+    assert dataset.image_size(1) == (70, 20)
+    content["images"][0]["width"] = 40
+    write_coco(tmp_path, content)
+    with pytest.raises(DataError, match="image 11: height must be a whole number"):
+        build_split({"name": "coco", "root": tmp_path}, "train")
+
+
+def test_a_json_of_any_name_with_its_folder_of_images(tmp_path: Path) -> None:
+    write_coco(tmp_path, coco_content())
+    source = (tmp_path / "annotations/instances_train.json").rename(tmp_path / "labels.json")
+    data = {"name": "coco", "root": str(tmp_path / "train"), "annotations": str(source)}
+    assert len(build_split(data, "any")) == 3
+    assert len(build_split({**data, "annotations": {"train": str(source)}}, "train")) == 3
+    with pytest.raises(DataError, match=r"no file for the split 'val', only for train: .*data\.val_fraction=0\.2"):
+        build_split({**data, "annotations": {"train": str(source)}}, "val")
+    with pytest.raises(DataError, match=r"lost\.json is missing: set data\.annotations"):
+        build_split({**data, "annotations": "lost.json"}, "train")
+
+
+def test_detections_go_under_the_ids_of_the_users_file() -> None:
+    record = random_record(0)
+    own_ids = {number: f"image-{number}" for number in record.image_ids.tolist()}
+    plain, own = upload_entries(record), upload_entries(record, own_ids=own_ids)
+    assert [entry["image_id"] for entry in own] == [f"image-{entry['image_id']}" for entry in plain]
+
+
+# VOC's lists
+
+
+def test_lists_of_names_with_endings_or_a_second_column(tmp_path: Path) -> None:
+    names = list(BOXES)[:4]
+    write_images(tmp_path / "JPEGImages", names)
+    for name in names:
+        voc_xml(tmp_path / "Annotations" / f"{Path(name).stem}.xml", name)
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "ending.txt").write_text("img 00.jpg\nimg 01.JPG\n")
+    (lists / "column.txt").write_text("img 00  1\nimg 01 -1\nimg 02\t0\n")
+    data = {"name": "voc", "root": tmp_path, "classes": ["cat", "dog"]}
+    assert sorted(boxes_by_file(build_split(data, "ending"))) == names[:2]
+    assert sorted(boxes_by_file(build_split(data, "column"))) == ["img 00.jpg", "img 02.jpg"]
+    for name, other in (("img 03.jpg", "img 03.PNG"), ("img 03.xml", "img 03.XML")):
+        folder = tmp_path / ("JPEGImages" if name.endswith("jpg") else "Annotations")
+        (folder / name).rename(folder / other)
+    (lists / "capitals.txt").write_text("img 03\n")
+    assert sorted(boxes_by_file(build_split(data, "capitals"))) == ["img 03.PNG"]
+
+
+def test_images_without_an_xml_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    EXPORTS["label_img"][0](tmp_path)
+    (tmp_path / "img 03.xml").unlink()
+    with pytest.warns(DataWarning, match=r"1 image without an xml file is left out: img 03\.jpg"):
+        assert len(build_split(auto(tmp_path), "train")) == len(BOXES) - 1
+
+
+# YOLO
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 0.5 0.5 0.1 0.1", "class 2 is not one of the 2, 0 to 1"),
+        ("0.5 0.5 0.5 0.1 0.1", "class 0.5 is not one of the 2"),
+        ("0 0.5 0.5 0.1", "has 4 numbers, not the five of a box"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "has 6 numbers"),
+        ("0 32 24 20 16", "must be shares of the image's width and height"),
+        ("0 0.5 0.5 -0.1 0.1", r"must be shares|is inverted"),
+        ("0 0.5 0.5 -0.005 0.1", "is inverted, width -0.005"),
+        ("0 0.5 nan 0.1 0.1", "'nan' must be a finite number"),
+        ("cat 0.5 0.5 0.1 0.1", "'cat' must be a finite number"),
+    ],
+)
+def test_malformed_labels_are_refused_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    ultralytics_yolo(tmp_path)
+    file = tmp_path / "labels/train/img 01.txt"
+    file.write_text(f"0 0.5 0.5 0.1 0.1\n\n{line}\n")
+    with pytest.raises(DataError, match=rf"img 01\.txt: line 3.*{message}") as error:
+        build_split({"name": "yolo", "root": tmp_path}, "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"names": ["cat", "cat"]}, "names 'cat' more than once"),
+        ({"names": {1: "cat", 2: "dog"}}, "names must be numbered 0, 1, 2"),
+        ({"names": ["cat", True]}, "name 1 must be text, but is True: put it in quotes"),
+        ({"names": "cat"}, "names must be a list of classes"),
+        ({"nc": 3}, "nc is 3, but names are 2"),
+        ({"train": None}, r"names no split train \(there: val\)"),
+        ({"train": "images/lost"}, "train is 'images/lost', which is not in"),
+        ({"train": 5}, "train must name a folder or file of the data set, but is 5"),
+        ({"train": "/etc"}, "train must name a folder or file of the data set, but is '/etc'"),
+        ({"train": "empty"}, "empty has no images"),
+    ],
+)
+def test_a_malformed_data_yaml_is_refused_by_key(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    ultralytics_yolo(tmp_path)
+    (tmp_path / "empty").mkdir()
+    source = tmp_path / "data.yaml"
+    source.write_text(yaml.safe_dump({**yaml.safe_load(source.read_text()), **change}))
+    with pytest.raises(DataError, match=rf"data\.yaml.*{message}"):
+        build_split({"name": "yolo", "root": tmp_path}, "train")
+    source.write_text("names: [cat\ntrain: images")
+    with pytest.raises(DataError, match=r"data\.yaml is not valid yaml"):
+        build_split({"name": "yolo", "root": tmp_path}, "train")
+
+
+def test_polygons_count_as_the_boxes_around_them_and_links_inside_are_followed(tmp_path: Path) -> None:
+    ultralytics_yolo(tmp_path)
+    (tmp_path / "labels/train/img 01.txt").write_text("1 0.25 0.5 0.75 0.25 0.5 1\n")
+    (tmp_path / "labels/train").rename(tmp_path / "pool")
+    (tmp_path / "labels/train").symlink_to(tmp_path / "pool")
+    dataset = build_split({"name": "yolo", "root": tmp_path}, "train")
+    assert boxes_by_file(dataset)["img 01.jpg"] == [("dog", 16, 12, 32, 36)]
+    (tmp_path / "pool").rename(tmp_path.parent / f"{tmp_path.name}-outside")
+    (tmp_path / "labels/train").unlink()
+    (tmp_path / "labels/train").symlink_to(tmp_path.parent / f"{tmp_path.name}-outside")
+    with pytest.raises(DataError, match=r"leads by a symbolic link to .*, outside the data set's folder"):
+        build_split({"name": "yolo", "root": tmp_path}, "train")
+
+
+# Validation images of the training split
+
+
+def annotated(root: Path, counts: dict[str, int]) -> Path:
+    """A COCO split of so many images with one box of each class; "" for none."""
+    names = [f"{name}{number}" for name, count in counts.items() for number in range(count)]
+    categories = [name for name in counts if name]
+    images = [{"id": number, "file_name": f"{name}.jpg"} for number, name in enumerate(names)]
+    labels = [categories.index(name) if name else None for name, count in counts.items() for _ in range(count)]
+    boxes = [
+        {"id": number, "image_id": number, "bbox": [1, 1, 5, 5], "category_id": label}
+        for number, label in enumerate(labels)
+        if label is not None
+    ]
+    for name in names:
+        write_jpeg(root / "train" / f"{name}.jpg", 8, 8)
+    listed = [{"id": number, "name": name} for number, name in enumerate(categories)]
+    source = root / "annotations/instances_train.json"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text(json.dumps({"images": images, "annotations": boxes, "categories": listed}))
+    return root
+
+
+def test_validation_images_are_the_same_ones_whatever_else_changes(tmp_path: Path) -> None:
+    root = annotated(tmp_path, {"cat": 20, "dog": 10, "": 10})
+    data = {"name": "coco", "root": root, "train_split": "train", "val_split": "held", "val_fraction": 0.2}
+    train, val = build_datasets(data, "train", "held")
+    held = set(boxes_by_file(val))
+    assert (len(train), len(val)) == (32, 8) and not held & set(boxes_by_file(train))
+    assert [sum(name.startswith(kind) for name in held) for kind in NAMES] == [4, 2]
+    chosen = build_split({**data, "classes": ["dog", "cat"]}, "held")
+    assert set(boxes_by_file(chosen)) == held and chosen.classes == ("dog", "cat")
+    source = root / "annotations/instances_train.json"
+    content = json.loads(source.read_text())
+    content["images"].reverse()
+    source.write_text(json.dumps(content))
+    assert set(boxes_by_file(build_split(data, "held"))) == held
+    with pytest.raises(DataError, match=r"data\.val_fraction=0\.01 of 40 images leaves a part without any"):
+        build_split({**data, "val_fraction": 0.01}, "held")
+
+
+def test_every_stratum_gives_its_share_to_within_one_image(tmp_path: Path) -> None:
+    truth = locate_coco(annotated(tmp_path, {"cat": 17, "dog": 9, "": 4}), "train").read()
+
+    @given(st.floats(0.05, 0.9))
+    @settings(max_examples=50, deadline=None, derandomize=True)
+    def shares(fraction: float) -> None:
+        val, train = (hold_out(truth, fraction, held=held) for held in (True, False))
+        assert sorted([*val.file_names, *train.file_names]) == sorted(truth.file_names)
+        for label, count in enumerate((17, 9)):
+            assert abs((val.truth_labels == label).sum() - fraction * count) < 1
+        assert abs(len(val.image_ids) - fraction * 30) <= 0.5
+
+    shares()
