@@ -71,8 +71,8 @@ def predict_files(
                     {"file": "b.mp4", "frame": 0, "seconds": 0.0, "width": ...}, ...],
          "failed": [{"file": "c.jpg", "error": "..."}, ...]}
     with the images of a folder or a pattern by name, a video's frames in their order, detections by falling score, and
-    boxes in pixels of the upright image from its top left corner. highest_score: found at all, null where there is
-    none. It is also written where the work is broken off, with the images done. Returns its content.
+    boxes in pixels of the upright image from its top left corner. highest_score: also below the threshold, null where
+    there is none. It is also written where the work is broken off, with the images done. Returns its content.
 
     classes: label i is classes[i]. checkpoint: what the json says of the detector's origin. threshold: only detections
     of at least this score are kept; the detector's own threshold holds as well. batch_size: images that the detector
