@@ -15,7 +15,7 @@ import torch
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_detector
 from msil.config import Apply
-from msil.data.coco import CocoDataset
+from msil.data.readers.coco import CocoDataset
 from msil.detection import Detector
 from msil.metrics.coco import CocoMetric
 

@@ -20,7 +20,7 @@ from torchvision.models import regnet_y_400mf
 
 from msil import MSIL, Target, load_detector
 from msil.compose import register
-from msil.data.coco import CocoDataset
+from msil.data.readers.coco import CocoDataset
 from msil.detection import ATSSHead, Predictions
 from msil.runs import read_result
 

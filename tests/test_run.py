@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from msil.checkpoints.load import load_detector
-from msil.data.coco import CocoDataset
+from msil.data.readers.coco import CocoDataset
 from msil.data.shapes import write_shapes
 from msil.main import main
 from msil.metrics.coco import CocoMetric

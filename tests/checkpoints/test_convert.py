@@ -20,7 +20,7 @@ from msil.checkpoints.convert import import_checkpoint
 from msil.checkpoints.description import Description
 from msil.checkpoints.layouts import COCO_CATEGORY_IDS, COCO_CLASSES
 from msil.checkpoints.load import load_detector
-from msil.data.voc import VOC_CLASSES
+from msil.data.readers.voc import VOC_CLASSES
 from msil.errors import ConfigError, WeightsError
 
 from .theirs import PREDICTORS, mmdet_state, torchvision_state

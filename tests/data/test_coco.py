@@ -14,7 +14,7 @@ import torch
 from pycocotools.coco import COCO
 
 from msil.data.audit import DataWarning
-from msil.data.coco import CocoDataset
+from msil.data.readers.coco import CocoDataset
 from msil.errors import DataError
 
 from .files import SHARED, boxes_of, coco_content, write_coco, write_jpeg

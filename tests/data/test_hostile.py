@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from msil.data.coco import CocoDataset
 from msil.data.images import read_image
-from msil.data.voc import VOCDataset
+from msil.data.readers.coco import CocoDataset
+from msil.data.readers.voc import VOCDataset
 from msil.errors import DataError
 
 from .files import coco_content, png, voc_object, voc_xml, write_coco, write_voc

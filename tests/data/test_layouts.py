@@ -17,10 +17,10 @@ from tests.metrics.cases import random_record
 
 from msil.data.annotations import AnnotatedImages
 from msil.data.audit import DataWarning
-from msil.data.coco import locate_coco
 from msil.data.fingerprint import differing, fingerprint
-from msil.data.holdout import hold_out
 from msil.data.module import build_datasets, build_split
+from msil.data.readers.coco import locate_coco
+from msil.data.readers.holdout import hold_out
 from msil.errors import DataError
 from msil.metrics.upload import upload_entries
 

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msil.data.annotations import AnnotatedImages
-from msil.data.coco import CocoDataset
-from msil.data.voc import VOCDataset
+from msil.data.readers.coco import CocoDataset
+from msil.data.readers.voc import VOCDataset
 from msil.errors import UserError
 
 from . import mutations

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from msil.data.audit import DataWarning
-from msil.data.coco import CocoDataset
 from msil.data.module import DetectionDataModule, build_datasets, build_split
+from msil.data.readers.coco import CocoDataset
 from msil.data.shapes import write_shapes
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError

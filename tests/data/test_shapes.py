@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from msil.data.audit import DataWarning
-from msil.data.coco import CocoDataset
+from msil.data.readers.coco import CocoDataset
 from msil.data.shapes import CLASSES, draw_image, write_shapes
 from msil.errors import ConfigError, DataError
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from msil.data.audit import DataWarning
-from msil.data.voc import VOC_CLASSES, VOCDataset
+from msil.data.readers.voc import VOC_CLASSES, VOCDataset
 from msil.errors import DataError
 
 from .files import SHARED, boxes_of, voc_object, voc_xml, write_jpeg, write_voc

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from msil.data import workers
-from msil.data.coco import CocoDataset
 from msil.data.module import DetectionDataModule
+from msil.data.readers.coco import CocoDataset
 from msil.data.shapes import write_shapes
 from msil.data.transforms import Augmentation, Untransformed
 from msil.data.workers import packed, unpacked

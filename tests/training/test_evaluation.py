@@ -14,7 +14,7 @@ import msil.main
 from msil.check import check
 from msil.checkpoints.load import load_detector
 from msil.config import Config
-from msil.data.coco import CocoDataset
+from msil.data.readers.coco import CocoDataset
 from msil.errors import DataError
 from msil.reporting.sweep_table import result_line
 from msil.runs import read_result

@@ -11,7 +11,7 @@ from tests.data.exports import EXPORTS
 from tests.data.files import coco_content, write_coco
 
 from msil.data.annotations import AnnotatedImages
-from msil.data.coco import CocoDataset
+from msil.data.readers.coco import CocoDataset
 from msil.interruption import Interruption
 from msil.training.build import build
 from msil.training.faults import FiniteSteps

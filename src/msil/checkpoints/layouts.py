@@ -9,7 +9,7 @@ from typing import Any
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from msil.checkpoints.assemble import head_options
-from msil.data.voc import VOC_CLASSES
+from msil.data.readers.voc import VOC_CLASSES
 from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 _NAMES: list[str] = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by category id, with gaps

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from msil.data.layouts import located
+from msil.data.readers.layouts import located
 
 Fingerprint = dict[str, str]
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from msil.data.audit import inner_name, short
 from msil.data.download import PIECE, check_room, fetch, file_size, on_disk, progress_bar
-from msil.data.layouts import located
+from msil.data.readers.layouts import located
 from msil.errors import DataError, typed
 from msil.lock import Locked, locked
 

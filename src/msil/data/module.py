@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from msil.data.annotations import AnnotatedImages
 from msil.data.audit import check_classes
-from msil.data.holdout import hold_out
-from msil.data.layouts import located
+from msil.data.readers.holdout import hold_out
+from msil.data.readers.layouts import located
 from msil.data.sampler import TrainingBatches, image_generator
 from msil.data.shapes import write_shapes
 from msil.data.transforms import Augmentation, Untransformed, draw_augmentation, transform_boxes

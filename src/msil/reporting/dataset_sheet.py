@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from msil.data.annotations import AnnotatedImages, Annotations
-from msil.data.layouts import splits_there
 from msil.data.module import build_split
-from msil.data.voc import VOC_CLASSES, voc_classes
+from msil.data.readers.layouts import splits_there
+from msil.data.readers.voc import VOC_CLASSES, voc_classes
 from msil.errors import ConfigError, DataError, listed, typed
 from msil.reporting.gallery import truth_picture
 from msil.reporting.pictures import draw_grid, plain

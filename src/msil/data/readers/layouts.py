@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msil.data.coco import JsonSplit, coco_splits, locate_coco
-from msil.data.files import Split
-from msil.data.voc import VOC_CLASSES, locate_voc, locate_xml, voc_splits, xml_splits
-from msil.data.yolo import locate_yolo, yolo_splits
+from msil.data.readers.coco import JsonSplit, coco_splits, locate_coco
+from msil.data.readers.files import Split
+from msil.data.readers.voc import VOC_CLASSES, locate_voc, locate_xml, voc_splits, xml_splits
+from msil.data.readers.yolo import locate_yolo, yolo_splits
 from msil.errors import ConfigError, DataError, listed, typed
 
 ROBOFLOW = "_annotations.coco.json"

@@ -25,7 +25,7 @@ from msil.data.audit import (
     short,
     whole_number,
 )  # fmt: skip
-from msil.data.files import Listings
+from msil.data.readers.files import Listings
 from msil.errors import DataError
 
 Entry = dict[str, Any]

@@ -26,7 +26,7 @@ from msil.data.audit import (
     is_text,
     short,
 )  # fmt: skip
-from msil.data.files import IMAGES, LARGEST_TEXT, Listings, names_in
+from msil.data.readers.files import IMAGES, LARGEST_TEXT, Listings, names_in
 from msil.errors import DataError, listed, typed
 
 VOC_CLASSES = (

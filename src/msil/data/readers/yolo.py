@@ -15,7 +15,7 @@ import yaml
 
 from msil.data.annotations import Annotations
 from msil.data.audit import check_images, check_inside, is_finite_number, is_text, relative_inside, short
-from msil.data.files import IMAGES, LARGEST_TEXT, Split
+from msil.data.readers.files import IMAGES, LARGEST_TEXT, Split
 from msil.errors import DataError
 
 SPLITS = ("train", "val", "valid", "validation", "test")
