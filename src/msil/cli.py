@@ -173,13 +173,10 @@ def _runs(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from msil.reporting.compare import compare_tables
-    from msil.reporting.tables import to_text
+    from msil.reporting.compare import compared
     from msil.runs import read_run
 
-    runs = [read_run(name) for name in (options.A, options.B)]
-    print("\n".join(f"{letter}  {run['folder']}" for letter, run in zip("AB", runs, strict=True)), end="\n\n")
-    print("\n".join(to_text(table) for table in compare_tables(*runs)), end="")
+    print(compared(read_run(options.A), read_run(options.B)), end="")
     return 0
 
 

@@ -12,16 +12,17 @@ from msil.reporting.groups import Result, own_score
 from msil.reporting.tables import AP_NAMES, Column, Table
 
 
-def compare_tables(a: Result, b: Result) -> list[Table]:
+def compared(a: Result, b: Result) -> str:
     """Settings, numbers and AP by class of two results with "folder" (see read_run), as A, B and B - A."""
     score = own_score(a["metrics"])
     evidence = Evidence()
     difference = evidence.difference([b], [a], score)
-    return [
+    found = [
         _settings(a, b),
         _numbers(a, b, score, None if difference is None else difference[:3]),
         *_by_class(a, b, score, evidence),
     ]
+    return f"A  {a['folder']}\nB  {b['folder']}\n\n" + "\n".join(map(tables.to_text, found))
 
 
 def _settings(a: Result, b: Result) -> Table:
