@@ -232,6 +232,7 @@ def test_the_hash_sees_what_is_computed() -> None:
         "model.msil.apply=cls",
         "trainer.precision=bf16-mixed",
         "data.flip=0.4",
+        "data.augment=flip",
     )
     assert len({changed(), *map(changed, changes)}) == 1 + len(changes)
 

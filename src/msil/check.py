@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from msil.compose import to_config
-from msil.config import Config, DataConfig, DataName, Decay, LoggerName, Mode, ModelConfig, every_setting
+from msil.config import Augment, Config, DataConfig, DataName, Decay, LoggerName, Mode, ModelConfig, every_setting
 from msil.errors import ConfigError
 from msil.explain import one_line, raised_inside
 
@@ -35,6 +35,8 @@ def checked(composed: DictConfig, typed: Sequence[str] = ()) -> Config:
         for key in typed:
             if key.replace("/", ".").startswith(("model.head", "model.backbone", "model.channel", "model.image_")):
                 raise ConfigError(f"{key} has no effect with model.detector={config.model.detector}: leave it out.")
+    if config.data.augment == Augment.none and "data.flip" in typed:
+        raise ConfigError("data.flip has no effect with data.augment=none: leave out one of them.")
     if config.model.weights is not None:
         from msil.checkpoints.settle import check_typed, settled  # late: torch takes seconds
 
@@ -87,6 +89,10 @@ def _check_data(data: DataConfig) -> None:
     sides = data.multiscale
     if sides is not None and not (len(sides) == 2 and 32 <= sides[0] <= sides[1]):
         raise ConfigError(f"data.multiscale={sides} must be two short sides, at least 32 and rising, e.g. [480,960].")
+    if data.augment == Augment.none and sides is not None:
+        raise ConfigError(f"data.multiscale={sides} has no effect with data.augment=none: set one of them to null.")
+    if data.augment == Augment.flip and data.flip == 0:
+        raise ConfigError("data.augment=flip mirrors nothing with data.flip=0: leave out one of them.")
     names = list(data.classes.values()) if isinstance(data.classes, dict) else data.classes
     if names is not None and not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise ConfigError(

@@ -64,6 +64,13 @@ class DataName(StrEnum):
     auto = "auto"
 
 
+class Augment(StrEnum):
+    none = "none"
+    flip = "flip"
+    standard = "standard"
+    strong = "strong"
+
+
 class OptimizerName(StrEnum):
     sgd = "sgd"
     adamw = "adamw"
@@ -142,7 +149,10 @@ class DataConfig:
     max_size: int = setting(1333, "limit of the long side, pixels", low=32)
     multiscale: list[int] | None = setting(None, "[low, high] of the short side in training; null: min_size")
     flip: float = setting(0.5, "probability of a horizontal flip in training", low=0, high=1)
-    device_transforms: bool = setting(False, "resize and flip training images on the device, not in the workers")
+    augment: Augment | None = setting(
+        None, "none: no flip, no multiscale; standard: colours, scale and crop too; strong: zoom-out, IoU crop too"
+    )
+    device_transforms: bool = setting(False, "transform training images on the device, not in the workers")
     workers: int = setting(2, "loader processes a device", low=0)
     filter_empty: bool | None = setting(None, "train on images with a box alone; null: true")
     max_dets: int | None = setting(None, "detections an image and class that COCO's AP counts; null: 100", low=1)
@@ -239,7 +249,7 @@ STAND_INS = {"resnet50": "resnet10", "resnet101": "resnet18"}
 # What changes where or how fast a run happens, not what it computes.
 NOT_HASHED = ("trainer", "logger", "resume", "table", "runs_dir", "run_name", "data.workers", "data.eval_batch_size",
               "data.title",
-              "data.device_transforms",  # on a CPU every pixel is the same, a GPU rounds some of them by 1 of 255
+              "data.device_transforms",  # on a CPU every pixel is the same, a GPU rounds some of them otherwise
               "model.weights")  # of these, weights_sha256 counts  # fmt: skip
 
 # What `computed` has at the top level, as typed.

@@ -44,7 +44,7 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 4, "eval_batch_size": 2, "min_size": 32, "max_size": 48, "multiscale": None, "flip": 0.5,
-    "filter_empty": None, "device_transforms": False, "workers": 0,
+    "augment": None, "filter_empty": None, "device_transforms": False, "workers": 0,
 }  # fmt: skip
 
 
@@ -131,9 +131,13 @@ def same(ours: Seen, theirs: Seen) -> bool:
     return all(a[0] == b[0] and all(map(torch.equal, a[1:], b[1:])) for a, b in pairs)
 
 
-def test_the_net_is_given_the_same_bits_whoever_resizes(jpegs: CocoDataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("augment", [None, "strong"])
+def test_the_net_is_given_the_same_bits_whoever_transforms(
+    jpegs: CocoDataset, tmp_path: Path, augment: str | None
+) -> None:
     """By the main process, by workers, and on the device that trains; every epoch has its own order and sizes."""
     settings: dict[str, Any] = {"batch_size": 2, "seed": 3, "min_size": 40, "max_size": 90, "multiscale": (30, 70)}
+    settings["augment"] = augment
     ways = [(0, False), (1, False), (0, True), (1, True)]
     first, *others = [
         fit(module((jpegs, jpegs), **settings, workers=workers, device_transforms=on_device), tmp_path, 2)
@@ -151,11 +155,12 @@ def test_the_net_is_given_the_same_bits_whoever_resizes(jpegs: CocoDataset, tmp_
     assert [row[0] for row in first.evaluated] == [*range(1, 10)] * 2
 
 
-@pytest.mark.parametrize("workers", [0, 1])  # workers begin to fetch before Lightning names the epoch
+# Workers begin to fetch before Lightning names the epoch.
+@pytest.mark.parametrize(("workers", "augment"), [(0, None), (1, None), (0, "strong")])
 def test_every_epoch_has_its_own_order_and_augmentation_also_after_a_resume(
-    shapes: Datasets, tmp_path: Path, workers: int
+    shapes: Datasets, tmp_path: Path, workers: int, augment: str | None
 ) -> None:
-    changes: dict[str, Any] = {"multiscale": (32, 96), "max_size": 96, "workers": workers}
+    changes: dict[str, Any] = {"multiscale": (32, 96), "max_size": 96, "workers": workers, "augment": augment}
     through = fit(module(shapes, **changes), tmp_path / "through", 4).trained
     assert len({tuple((row[0], row[1].shape) for row in shown) for shown in through.values()}) == 4
     assert len({tuple(row[0] for row in shown) for shown in through.values()}) == 4

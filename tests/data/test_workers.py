@@ -33,8 +33,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(root: Path) -> Iterator[DetectionDataModule]:
     train = CocoDataset(root, "train")
     settings = SimpleNamespace(
-        batch_size=4, eval_batch_size=4, min_size=32, max_size=32, multiscale=None, flip=0.5, filter_empty=None,
-        device_transforms=False, workers=2,
+        batch_size=4, eval_batch_size=4, min_size=32, max_size=32, multiscale=None, flip=0.5, augment=None,
+        filter_empty=None, device_transforms=False, workers=2,
     )  # fmt: skip
     yield DetectionDataModule(settings, train, train)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from msil.data.readers.holdout import hold_out
 from msil.data.readers.layouts import located
 from msil.data.sampler import TrainingBatches, image_generator
 from msil.data.shapes import write_shapes
-from msil.data.transforms import Augmentation, Untransformed, draw_augmentation, transform_boxes
+from msil.data.transforms import Augmentation, Untransformed, draw_augmentation, transform_target
 from msil.data.workers import WatchedLoader, naming_lost_workers, outlive_signals, packed
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError, listed, typed
@@ -40,6 +39,9 @@ class LoaderSettings(Protocol):
     filter_empty: bool | None
     device_transforms: bool
     workers: int
+
+    @property
+    def augment(self) -> str | None: ...
 
 
 def build_split(
@@ -110,11 +112,11 @@ class DetectionDataModule(L.LightningDataModule):
     """Loaders to train on `train`, if there is such a set, and to evaluate on `val`; batches are ([images], [Targets]).
 
     Images to evaluate come as they are, every one on exactly one process. val may lack annotations: its Targets are
-    then empty. Training images are resized and perhaps mirrored (see `draw_augmentation`); those without a usable box
-    are left out unless filter_empty is False.
+    then empty. Training images are resized and augmented (see `draw_augmentation`); those without a usable box are left
+    out unless filter_empty is False.
 
     settings: batch_size is that of a training step over all processes, eval_batch_size that of one process.
-        device_transforms: images are resized and mirrored once they are on the device that trains; the draws, the boxes
+        device_transforms: images are transformed once they are on the device that trains; the draws, the boxes
         and on a CPU every pixel are the same.
     seed: of order and augmentation. accumulate: loader batches that each process takes its share of a step in.
     eval_images: evaluate only the first so many; None: all.
@@ -180,6 +182,7 @@ class DetectionDataModule(L.LightningDataModule):
             max_size=settings.max_size,
             multiscale=settings.multiscale,
             flip=settings.flip,
+            augment=settings.augment,
         )
         gather = partial(collate_training, draw=draw, seed=self.seed, postponed=settings.device_transforms)
         return self._loader(KeyedImages(self.train), gather, batch_sampler=batches)
@@ -244,14 +247,12 @@ def collate_training(
 ) -> Batch | Untransformed:
     """A list of (image, Target, (epoch, image index)) -> a training batch.
 
-    draw: `draw_augmentation`, but for height, width and generator. postponed: leave the pixels to the device.
+    draw: `draw_augmentation`, but for target and generator. postponed: leave the pixels to the device.
 
     It draws for a whole batch: between two images that are decoded, each small step costs several times as much.
     """
-    drawn = [draw(*target.size, image_generator(seed, *key)) for _, target, key in samples]
-    targets = [
-        replace(target, boxes=transform_boxes(target.boxes, target.size, augmentation))
-        for (_, target, _), augmentation in zip(samples, drawn, strict=True)
-    ]
+    drawn = [draw(target, image_generator(seed, *key)) for _, target, key in samples]
+    pairs = zip(samples, drawn, strict=True)
+    targets = [transform_target(target, augmentation) for (_, target, _), augmentation in pairs]
     batch = Untransformed([image for image, _, _ in samples], targets, drawn)
     return batch if postponed else batch.transformed()
