@@ -92,9 +92,11 @@ def splits_of(config: Config) -> tuple[str, ...]:
 
 
 def _changed(config: Config, before: dict[str, Any]) -> str:
+    if not before:  # of an earlier version
+        return ""
     from msil.data.fingerprint import differing, fingerprint  # late: they take seconds
 
     try:
-        return differing(before, fingerprint(plain(config.data), splits_of(config) if before else ()))
+        return differing(before, fingerprint(plain(config.data), splits_of(config)))
     except (DataError, OSError, ValueError):
         return ""
