@@ -81,6 +81,15 @@ def is_finite_number(value: object) -> bool:
     return type(value) in (int, float) and -LARGEST < value < LARGEST  # pyright: ignore[reportOperatorIssue]
 
 
+def finite_number(text: str) -> float | None:
+    """The number that a text is, or None where it is none, or not finite; float() alone takes 1_0 for 10."""
+    try:
+        value = float("nan" if "_" in text else text)
+    except ValueError:
+        return None
+    return value if is_finite_number(value) else None
+
+
 def is_text(value: object) -> TypeGuard[str]:
     """A string of more than blanks, in one line, without control characters."""
     return isinstance(value, str) and bool(value.strip()) and _UNPRINTABLE.search(value) is None

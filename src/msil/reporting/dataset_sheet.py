@@ -27,7 +27,7 @@ SMALL, LARGE = 32**2, 96**2  # px^2: COCO's small boxes are below the first, its
 def show_data(root: str | Path, out: str | Path, layout: str | None = None, split: str | None = None) -> Iterator[str]:
     """Write the picture to `out`, a .png; the lines to print come as the work goes on.
 
-    layout: "coco" or "voc"; None: by what is in root. split: None: all that are there.
+    layout: a data.name; None: found by the files in root. split: one of the splits; None: all.
     Raises DataError for what the audit refuses, once the other splits have been shown; ConfigError for another ending
     of `out`, or a place that cannot be written to.
     """
@@ -77,8 +77,8 @@ def layout_of(root: Path) -> str:
 
 
 def splits_of(root: Path, layout: str) -> list[str]:
-    """The splits with boxes that are there, train before val before others. Of VOC not those of one class, which end in
-    the name of another one, nor trainval beside train and val. Raises DataError where there are none."""
+    """The annotated splits, train before val before others. VOC's lists of one class (cat_train) and trainval beside
+    train and val are left out. Raises DataError where there are none."""
     if layout == "coco":
         names = {path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json")}
     elif layout == "auto":

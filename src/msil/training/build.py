@@ -125,7 +125,7 @@ def data_of(config: Config) -> DetectionDataModule:
 
 
 def data_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What tells the data of a checkpoint from those that are there now, in words; '' if nothing does."""
+    """How the data of a checkpoint differ from today's, in words; '' where they are the same."""
     if before["classes"] != now["classes"]:
         return f"its classes were {', '.join(before['classes'])}, and now are {', '.join(now['classes'])}"
     changed = differing(before.get("data", {}), now["data"])

@@ -21,8 +21,8 @@ from msil.data.audit import (
     check_classes,
     check_images,
     check_inside,
+    finite_number,
     inner_name,
-    is_finite_number,
     is_text,
     short,
 )  # fmt: skip
@@ -325,11 +325,8 @@ def _text(parent: Element, tag: str, where: str) -> str:
 
 def _number(parent: Element, tag: str, where: str) -> float:
     text = _text(parent, tag, where)
-    try:
-        value = float("nan" if "_" in text else text)  # float takes 1_0 for 10
-    except ValueError:
-        value = float("nan")
-    if not is_finite_number(value):
+    value = finite_number(text)
+    if value is None:
         raise DataError(f"{where}: {tag} must be a finite number, but is {short(text)}: correct it")
     return value
 

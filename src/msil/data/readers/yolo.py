@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from msil.data.annotations import Annotations
-from msil.data.audit import check_images, check_inside, is_finite_number, is_text, relative_inside, short
+from msil.data.audit import check_images, check_inside, finite_number, is_text, relative_inside, short
 from msil.data.readers.files import IMAGES, LARGEST_TEXT, Split
 from msil.errors import DataError
 
@@ -261,11 +261,8 @@ def _read_labels(file: Path, count: int) -> list[tuple[int, int, list[float]]]:
 
 
 def _number(word: str, where: str) -> float:
-    try:
-        value = float("nan" if "_" in word else word)  # float takes 1_0 for 10
-    except ValueError:
-        value = float("nan")
-    if not is_finite_number(value):
+    value = finite_number(word)
+    if value is None:
         raise DataError(f"{where}: {short(word)} must be a finite number: correct or remove the line")
     return value
 
