@@ -95,7 +95,6 @@ def _add_data(verbs: argparse._SubParsersAction) -> None:
         "before a training would find, and draw up to 12 of its images with their boxes.",
     )
     show.add_argument("root", type=Path, metavar="DIR")
-    show.add_argument("--data", choices=("coco", "voc"), help="its layout; default: by what is in DIR")
     show.add_argument("--split", metavar="NAME", help="default: all")
     show.add_argument("--out", type=Path, default=Path("figures/data.png"), metavar="FILE.png")
     show.set_defaults(run=_show)
@@ -159,7 +158,7 @@ def _get(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from msil.reporting.dataset_sheet import show_data
 
-    for line in show_data(options.root, options.out, options.data, options.split):
+    for line in show_data(options.root, options.out, options.split):
         print(line, flush=True)
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from msil.reporting.dataset_sheet import (
     classes_table,
     draw_sheet,
     labelled_alike,
-    layout_of,
     show_data,
     splits_of,
     splits_table,
@@ -44,7 +42,7 @@ def coco(tmp_path: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore::msil.data.audit.DataWarning")
 def test_counts(coco: Path) -> None:
-    found = {split: build_split({"name": "coco", "root": coco}, split).annotations for split in splits_of(coco, "coco")}
+    found = {split: build_split({"name": "coco", "root": coco}, split).annotations for split in splits_of(coco)}
     truths = dict(zip(found, labelled_alike(list(found.values())), strict=True))
     assert [tuple(row.values()) for row in splits_table(truths).rows] == [
         ("train", 3, 1, 4, 1, 4, 0, 0),  # image c.jpg has no box
@@ -87,7 +85,7 @@ def test_the_command(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     warning = f"warning: {coco / 'annotations/instances_val.json'}: 1 box reaching out of the image, clipped"
     assert [line.startswith(warning) for line in lines[:3]] == [False, False, True]
     assert lines[-1] == f"{tmp_path / 'b.png'}: 6 images with their boxes, spread over the set"
-    assert max(map(len, lines[4:-1])) <= 80
+    assert max(map(len, lines[4:-2])) <= 80  # the last two name the folder and the picture
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).reshape(-1, 3)
     for label in (0, 1, 2):  # cat, dog, zebra
         assert (picture == class_color(label)).all(axis=1).any()
@@ -104,10 +102,10 @@ def test_classes_of_ones_own_in_vocs_layout(tmp_path: Path, capsys: pytest.Captu
     write_voc(root, {"b": voc_xml(voc_object("white", 1, 1, 9, 9)), "c": voc_xml()}, "val")
     for name in ("trainval", "white_val", "white_train"):
         (root / f"ImageSets/Main/{name}.txt").write_text("a -1\n")
-    assert splits_of(root, layout_of(root)) == ["train", "val"]
+    assert splits_of(root) == ["train", "val"]
     assert main(["data", "show", str(root), "--out", str(tmp_path / "a.png")]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to train on these")]
-    assert shlex.split(line)[-1] == "data.classes=['red cell',white]"
+    out = capsys.readouterr().out
+    assert "\nred cell " in out and "\nwhite " in out and f"data=auto data.root={root}" in out
 
 
 def test_pictures_are_spread_over_the_set_and_none_is_drawn_twice(
@@ -138,11 +136,10 @@ def test_refusals(coco: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not end in \.png"):
         list(show_data(coco, "sheet.jpg"))
     (tmp_path / "file").touch()
+    (tmp_path / "runs").mkdir()
     with pytest.raises(ConfigError, match="cannot be written"):
         list(show_data(coco, tmp_path / "file/a.png"))
     with pytest.raises(DataError, match="there is no folder"):
-        layout_of(tmp_path / "none")
-    with pytest.raises(DataError, match="holds neither"):
-        layout_of(tmp_path)
-    with pytest.raises(DataError, match="no split to show"):
-        splits_of(tmp_path, "voc")
+        splits_of(tmp_path / "none")
+    with pytest.raises(DataError, match="holds no data set"):
+        splits_of(tmp_path / "runs")

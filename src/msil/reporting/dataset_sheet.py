@@ -13,7 +13,6 @@ import numpy as np
 from msil.data.annotations import AnnotatedImages, Annotations
 from msil.data.module import build_split
 from msil.data.readers.layouts import splits_there
-from msil.data.readers.voc import VOC_CLASSES, voc_classes
 from msil.errors import ConfigError, DataError, listed, typed
 from msil.reporting.gallery import truth_picture
 from msil.reporting.pictures import draw_grid, plain
@@ -24,26 +23,24 @@ CLASSES = 20  # rows of the table of classes
 SMALL, LARGE = 32**2, 96**2  # px^2: COCO's small boxes are below the first, its large ones not below the second
 
 
-def show_data(root: str | Path, out: str | Path, layout: str | None = None, split: str | None = None) -> Iterator[str]:
+def show_data(root: str | Path, out: str | Path, split: str | None = None) -> Iterator[str]:
     """Write the picture to `out`, a .png; the lines to print come as the work goes on.
 
-    layout: a data.name; None: found by the files in root. split: one of the splits; None: all.
+    root: of any layout that data=auto reads. split: one of its splits; None: all.
     Raises DataError for what the audit refuses, once the other splits have been shown; ConfigError for another ending
     of `out`, or a place that cannot be written to.
     """
     root, out = Path(root), Path(out)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"the picture is a PNG, but {out} does not end in .png: name it so.")
-    layout = layout or layout_of(root)
     found: dict[str, AnnotatedImages] = {}
     refused: list[DataError] = []
-    for name in [split] if split else splits_of(root, layout):
+    for name in [split] if split else splits_of(root):
         yield f"reading split {name} of {root}"
         with warnings.catch_warnings(record=True) as findings:
             warnings.simplefilter("always")
             try:
-                classes = _own_classes(root, name) if layout == "voc" else None
-                found[name] = build_split({"name": layout, "root": root, "classes": classes}, name)
+                found[name] = build_split({"name": "auto", "root": root}, name)
             except DataError as error:
                 refused.append(error)
         yield from (f"warning: {finding.message}" for finding in findings)
@@ -51,52 +48,23 @@ def show_data(root: str | Path, out: str | Path, layout: str | None = None, spli
         truths = dict(zip(found, labelled_alike([one.annotations for one in found.values()]), strict=True))
         yield "\n" + to_text(splits_table(truths))
         yield to_text(classes_table(truths))
-        names = next(iter(truths.values())).classes
-        if layout == "voc" and not set(names) <= set(VOC_CLASSES):
-            yield f"to train on these classes: {typed('data.classes', names)}"
+        yield f"to train on it: msil train data=auto {typed('data.root', str(root))}, or as docs/data.md has it"
         shown = draw_sheet(found, truths, out)
         yield f"{out}: {shown} images with their boxes, spread over the set"
     if refused:
         raise refused[0]
 
 
-def layout_of(root: Path) -> str:
-    """ "coco", "voc" or another one's "auto", by what lies in the folder. Raises DataError for none."""
+def splits_of(root: Path) -> list[str]:
+    """The splits of whichever layout the folder has, train before val before others; trainval beside train and val is
+    left out. Raises DataError where there are none."""
     if not root.is_dir():
         raise DataError(f"there is no folder {root}: give that of a data set.")
-    if any(root.glob("annotations/*.json")):
-        return "coco"
-    if (root / "ImageSets").is_dir():
-        return "voc"
-    if splits_there(root):
-        return "auto"
-    raise DataError(
-        f"{root} holds neither annotations/*.json, as COCO's layout does, nor ImageSets, as VOC's does: name a folder "
-        "that does."
-    )
-
-
-def splits_of(root: Path, layout: str) -> list[str]:
-    """The annotated splits, train before val before others. VOC's lists of one class (cat_train) and trainval beside
-    train and val are left out. Raises DataError where there are none."""
-    if layout == "coco":
-        names = {path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*.json")}
-    elif layout == "auto":
-        names = {*splits_there(root)}
-    else:
-        every = {path.stem for path in root.glob("ImageSets/Main/*.txt")}
-        names = {name for name in every if name.rpartition("_")[2] not in every - {name}}
-        names -= {"trainval"} if {"train", "val"} <= names else set()
+    names = {*splits_there(root)}
+    names -= {"trainval"} if {"train", "val"} <= names else set()
     if not names:
-        where = "annotations/instances_*.json" if layout == "coco" else "ImageSets/Main/*.txt"
-        raise DataError(f"{root} has no {where}, so there is no split to show: name the data set's folder.")
+        raise DataError(f"{root} holds no data set: docs/data.md lists the layouts that are read.")
     return sorted(names, key=lambda name: (not name.startswith("train"), not name.startswith("val"), name))
-
-
-def _own_classes(root: Path, split: str) -> list[str] | None:
-    """Of a split in VOC's layout; None for VOC's own."""
-    names = voc_classes(root, split)
-    return None if set(names) <= set(VOC_CLASSES) else names
 
 
 def labelled_alike(truths: Sequence[Annotations]) -> list[Annotations]:

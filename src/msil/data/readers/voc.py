@@ -188,13 +188,6 @@ def locate_xml(root: Path, split: str) -> XmlSplit:
     )
 
 
-def voc_classes(root: Path, split: str) -> list[str]:
-    """The classes that a split's objects are of, sorted. Raises DataError as XmlSplit.read does."""
-    found = locate_voc(root, split)
-    check_inside(found.xmls, found.xml_folder, root)
-    return sorted({one.name for file in found.xmls for one in _read_xml(file).objects})
-
-
 def _locate(root: Path, split: str) -> Path:
     """The split's list of names."""
     source = root / "ImageSets" / "Main" / f"{split}.txt"
