@@ -93,7 +93,7 @@ def test_the_command(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     assert main(["data", "show", str(coco), "--split", "val", "--out", str(tmp_path / "a.png")]) == 0
     out = capsys.readouterr().out
-    assert "3 images with their boxes" in out and "train" not in out
+    assert "3 images with their boxes" in out and "split train" not in out and "\ntrain " not in out
 
 
 def test_classes_of_ones_own_in_vocs_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
