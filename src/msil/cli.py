@@ -156,7 +156,7 @@ def _get(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from msil.reporting.dataset_sheet import show_data
+    from msil.reporting.figures.dataset_sheet import show_data
 
     for line in show_data(options.root, options.out, options.split):
         print(line, flush=True)

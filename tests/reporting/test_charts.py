@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from msil.reporting import charts
+from msil.reporting.figures import charts
 
 NAN = float("nan")
 

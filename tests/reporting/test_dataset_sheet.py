@@ -13,8 +13,8 @@ from msil.cli import main
 from msil.data.annotations import AnnotatedImages
 from msil.data.module import build_split
 from msil.errors import ConfigError, DataError
-from msil.reporting import dataset_sheet
-from msil.reporting.dataset_sheet import (
+from msil.reporting.figures import dataset_sheet
+from msil.reporting.figures.dataset_sheet import (
     classes_table,
     draw_sheet,
     labelled_alike,
@@ -22,7 +22,7 @@ from msil.reporting.dataset_sheet import (
     splits_of,
     splits_table,
 )
-from msil.reporting.pictures import class_color
+from msil.reporting.figures.pictures import class_color
 
 
 @pytest.fixture

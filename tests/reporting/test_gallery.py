@@ -11,8 +11,8 @@ from PIL import Image
 
 from msil.errors import DataError
 from msil.metrics.record import EvaluationRecord
-from msil.reporting.gallery import gallery_picture, image_scores, most_different, read_gallery_image
-from msil.reporting.pictures import class_color
+from msil.reporting.figures.gallery import gallery_picture, image_scores, most_different, read_gallery_image
+from msil.reporting.figures.pictures import class_color
 
 from .cases import Found, Truth, record
 

@@ -16,7 +16,7 @@ from msil.detection import Detector
 from msil.detection.heads import head_class
 from msil.detection.priors import PriorGenerator
 from msil.errors import ConfigError, DataError
-from msil.reporting.heatmaps import (
+from msil.reporting.figures.heatmaps import (
     CELL_SIDE,
     HeatmapRow,
     draw_heatmaps,

@@ -14,9 +14,9 @@ from PIL import Image
 
 from msil.detection.structures import Detections, Target
 from msil.errors import ConfigError
-from msil.reporting.centers import write_centers
-from msil.reporting.charts import COLORS
-from msil.reporting.pictures import (
+from msil.reporting.figures.centers import write_centers
+from msil.reporting.figures.charts import COLORS
+from msil.reporting.figures.pictures import (
     HALO,
     above,
     class_color,

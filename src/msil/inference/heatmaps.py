@@ -15,7 +15,7 @@ from msil.data.images import read_image
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError
 from msil.inference.predict import detect
-from msil.reporting.heatmaps import (
+from msil.reporting.figures.heatmaps import (
     MERGED,
     HeatmapRow,
     draw_heatmaps,
@@ -24,7 +24,7 @@ from msil.reporting.heatmaps import (
     heatmap_row,
     split_energy,
 )
-from msil.reporting.pictures import above, image_bytes
+from msil.reporting.figures.pictures import above, image_bytes
 from msil.reporting.tables import to_text
 from msil.runs import write_bytes, write_json
 

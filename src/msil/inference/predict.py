@@ -22,7 +22,7 @@ from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError, DataError
 from msil.inference import formats
 from msil.inference.video import VIDEOS, describe, drawn_video, read_frames
-from msil.reporting.pictures import above, draw_boxes, image_bytes, readable_font_size
+from msil.reporting.figures.pictures import above, draw_boxes, image_bytes, readable_font_size
 from msil.runs import write_bytes, write_json
 
 SMALLEST_DRAWN = 640  # pixels of the long side: what is at most half of it is enlarged, or labels would hide it

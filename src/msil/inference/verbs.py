@@ -219,7 +219,7 @@ def _figure_data(options: argparse.Namespace) -> AnnotatedImages:
 
 
 def _centers(options: argparse.Namespace) -> int:
-    from msil.reporting.centers import write_centers
+    from msil.reporting.figures.centers import write_centers
 
     print("\n".join(write_centers(_figure_data(options).annotations, options.out, options.classes)))
     return 0

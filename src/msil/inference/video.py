@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from msil.errors import DataError
-from msil.reporting.pictures import image_bytes
+from msil.reporting.figures.pictures import image_bytes
 from msil.runs import replacing, write_bytes
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")

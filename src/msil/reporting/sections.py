@@ -17,13 +17,13 @@ from msil.metrics.breakdown import breakdown, confusion
 from msil.metrics.matching import Matches
 from msil.metrics.precision import nan_mean, per_class, precision_recall, scores
 from msil.metrics.record import EvaluationRecord, corners
-from msil.reporting import charts
 from msil.reporting.evidence import Evidence, max_dets
-from msil.reporting.gallery import gallery_picture, image_scores, most_different, read_gallery_image
+from msil.reporting.figures import charts
+from msil.reporting.figures.gallery import gallery_picture, image_scores, most_different, read_gallery_image
+from msil.reporting.figures.heatmaps import MERGED, draw_heatmaps, energy_table, heatmap_row, split_energy
+from msil.reporting.figures.pictures import image_bytes, series
 from msil.reporting.groups import DetectorLines, Line, Result
-from msil.reporting.heatmaps import MERGED, draw_heatmaps, energy_table, heatmap_row, split_energy
 from msil.reporting.page import Picture, Section
-from msil.reporting.pictures import image_bytes, series
 from msil.runs import CHECKPOINTS, LAST, METRICS
 
 AREAS = {"APs": "small\n< 32² px", "APm": "medium", "APl": "large\n≥ 96² px"}  # COCO's

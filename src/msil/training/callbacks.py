@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from msil.detection import Detections, Target
-from msil.reporting.pictures import draw_predictions
+from msil.reporting.figures.pictures import draw_predictions
 from msil.training.loggers import MetricsFile, has_dashboard, log_picture
 from msil.training.module import Batch, DetectionModule
 

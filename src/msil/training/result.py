@@ -22,7 +22,7 @@ from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
 from msil.metrics.record import write_record
 from msil.metrics.upload import SERVER_LIMIT, upload_entries, write_upload
-from msil.reporting.pictures import draw_curves
+from msil.reporting.figures.pictures import draw_curves
 from msil.runs import CHECKPOINTS, CURVES, METRICS, PREVIOUS, RESULT, weights_name, write_json
 from msil.training.build import Parts
 from msil.training.loggers import log_result

@@ -36,7 +36,7 @@ from msil.metrics.energy import (
     merge_levels,
     uniform_shares,
 )
-from msil.reporting.pictures import draw_boxes, plain, scaled, to_numpy
+from msil.reporting.figures.pictures import draw_boxes, plain, scaled, to_numpy
 from msil.reporting.tables import Column, Table, interval, percent
 
 TOWERS = {"cls": "classification tower", "reg": "regression tower"}

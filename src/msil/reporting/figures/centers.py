@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from msil.errors import ConfigError
 from msil.metrics.centers import QUADRANTS, Centers, object_centers, shown_classes
 from msil.metrics.record import AnnotatedSplit
-from msil.reporting.pictures import plain, png
+from msil.reporting.figures.pictures import plain, png
 from msil.reporting.tables import Column, Table, percent, to_csv
 from msil.runs import write_bytes
 

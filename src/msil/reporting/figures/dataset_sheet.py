@@ -14,8 +14,8 @@ from msil.data.annotations import AnnotatedImages, Annotations
 from msil.data.module import build_split
 from msil.data.readers.layouts import splits_there
 from msil.errors import ConfigError, DataError, listed, typed
-from msil.reporting.gallery import truth_picture
-from msil.reporting.pictures import draw_grid, plain
+from msil.reporting.figures.gallery import truth_picture
+from msil.reporting.figures.pictures import draw_grid, plain
 from msil.reporting.tables import Column, Table, to_text
 
 PICTURES = 12

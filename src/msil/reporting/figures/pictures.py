@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from msil.reporting.charts import plot_curves
+from msil.reporting.figures.charts import plot_curves
 from msil.runs import write_bytes
 
 if TYPE_CHECKING:

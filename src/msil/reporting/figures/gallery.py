@@ -16,7 +16,7 @@ from msil.data.images import read_header, read_image
 from msil.errors import DataError
 from msil.metrics.breakdown import by_score, overlaps, take_best
 from msil.metrics.record import AnnotatedSplit, EvaluationRecord, corners
-from msil.reporting.pictures import draw_boxes
+from msil.reporting.figures.pictures import draw_boxes
 
 SIDE = 384  # pixels of a picture's long side
 GAP = 12  # white ones to the right of it
