@@ -67,7 +67,7 @@ def test_means_are_over_the_places_that_all_seeds_have() -> None:
 
 def test_pyplot_stays_out_and_tables_need_neither_torch_nor_numpy() -> None:
     for modules, unwanted in (
-        ("pictures", ("matplotlib.pyplot", "torch")),
+        ("figures.pictures", ("matplotlib.pyplot", "torch")),
         ("paper_tables, msil.reporting.sweep_table", ("torch", "numpy", "matplotlib", "lightning", "hydra")),
     ):
         code = f"import sys, msil.reporting.{modules}; print([name for name in {unwanted} if name in sys.modules])"
