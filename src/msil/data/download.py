@@ -29,7 +29,7 @@ _SPAN = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 
 
 def fetch(url: str, part: Path) -> None:
-    """All of the url in `part`, after what is there; a connection that is lost is made again."""
+    """Fetch the rest of url into `part`; a lost connection is resumed."""
     size = best = file_size(part)
     total, received, failures = None, False, 0
     with on_disk(part), progress_bar("fetching", initial=size) as bar:

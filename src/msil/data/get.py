@@ -1,4 +1,4 @@
-"""`msil data get`: VOC and COCO from those who publish them, fetched, checked and unpacked; what is there stays."""
+"""`msil data get`: fetch, check and unpack VOC and COCO from their publishers; files already present are kept."""
 
 from __future__ import annotations
 

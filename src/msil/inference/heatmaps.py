@@ -75,8 +75,8 @@ def heatmap_figure(
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """What tells runs apart: the parts of their names, between underscores, that not all have, but for the digest of
-    the settings at the end; names that do not differ are numbered."""
+    """The parts between underscores that the runs' names do not have in common, less the digest of the settings at
+    the end; equal ones are numbered."""
     parts = [re.sub(r"_[0-9a-f]{8}$", "", name).split("_") for name in names]
     common = set.intersection(*map(set, parts)) if len(names) > 1 else set(parts[0])
     found = [

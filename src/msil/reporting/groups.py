@@ -73,7 +73,7 @@ def detectors(group: Sequence[Result]) -> list[DetectorLines]:
         found.setdefault(key(run, "model.msil"), {}).setdefault(block_label(run), []).append(run)
     firsts = [next(iter(lines.values()))[0] for lines in found.values()]
     made = []
-    for name, lines in zip(told_apart([detector_name(run) for run in firsts], firsts), found.values(), strict=True):
+    for name, lines in zip(distinct_names([detector_name(run) for run in firsts], firsts), found.values(), strict=True):
         ordered = sorted(lines.items(), key=lambda item: (item[0] != "plain", item[0] != "MSIL", item[0]))
         made.append(DetectorLines(name, tuple(Line(label, one_a_seed(runs)) for label, runs in ordered)))
     return sorted(made, key=lambda detector: (-len(detector.lines), detector.name))
@@ -128,7 +128,7 @@ def unusual(block: Mapping[str, Any]) -> list[str]:
             if block.get(name) not in (None, usual)]  # fmt: skip
 
 
-def told_apart(names: Sequence[str], runs: Sequence[Result]) -> list[str]:
+def distinct_names(names: Sequence[str], runs: Sequence[Result]) -> list[str]:
     """The names of runs; equal ones are followed by the settings, but for the block's, that differ between them,
     num_convs=2, as typed."""
     values = [_computed(run, "seed", "model.msil") for run in runs]

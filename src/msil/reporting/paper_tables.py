@@ -18,6 +18,7 @@ from msil.reporting.groups import (
     block_label,
     comparable,
     distinct,
+    distinct_names,
     has_own_block,
     key,
     lookup,
@@ -25,7 +26,6 @@ from msil.reporting.groups import (
     one_a_seed,
     own_block,
     setting_name,
-    told_apart,
     unusual,
 )
 from msil.reporting.paper import PaperRow, PaperTable
@@ -219,7 +219,7 @@ def _rows(index: int, printed: PaperRow, group: Sequence[Result]) -> list[Filled
     if not lines:
         return [] if printed.ours else [FilledRow(printed, index)]
     firsts = [runs[0] for runs in lines.values()]
-    extras = told_apart([_extra(run) for run in firsts], firsts)
+    extras = distinct_names([_extra(run) for run in firsts], firsts)
     rows = [FilledRow(printed, index, one_a_seed(runs), extra, net)
             for extra, runs in zip(extras, lines.values(), strict=True)]  # fmt: skip
     return sorted(rows, key=lambda row: (row.extra != "", row.extra))
