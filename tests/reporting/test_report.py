@@ -139,7 +139,9 @@ def test_what_is_missing_is_said_and_costs_no_more_than_it_must(made: Path, tmp_
     assert float(rows[3]["ours_AP"]) > 0 and rows[3]["difference"] == "" and rows[1]["difference"] != ""
 
 
-def test_images_that_moved_away_cost_the_gallery_alone(made: Path, tmp_path: Path) -> None:
+def test_images_that_moved_away_cost_the_gallery_alone(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, msil = pair(made / "runs")
     for run in (*plain.runs, *msil.runs):
         run["config"]["data"]["root"] = "elsewhere"  # type: ignore[index]
@@ -148,6 +150,8 @@ def test_images_that_moved_away_cost_the_gallery_alone(made: Path, tmp_path: Pat
     for run in (*plain.runs, *msil.runs):  # from another folder
         run["config"]["data"]["root"] = "data"  # type: ignore[index]
         run["config"]["runs_dir"] = "runs"  # type: ignore[index]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()  # of another set, where the report is made
     assert gallery_section(plain, msil, Evidence()).pictures
 
 

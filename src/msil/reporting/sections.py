@@ -224,10 +224,12 @@ def _same_seed(plain: Line, msil: Line) -> tuple[Result, Result] | None:
 
 
 def _data_root(run: Result) -> Path:
-    """Where the run's images are; a relative folder also stands beside the runs. Raises DataError where it is not."""
+    """Where the run's images are; a relative folder is sought beside the runs first, where the run found it, then here.
+
+    Raises DataError where it is not."""
     root, runs = Path(run["config"]["data"]["root"]), Path(str(run["config"].get("runs_dir", "runs")))
     beside = Path(run["folder"]).resolve().parents[len(runs.parts) :][:1]  # where a relative runs_dir started
-    for place in (root, *(folder / root for folder in beside)):
+    for place in (*(folder / root for folder in beside), root):
         if place.is_dir():
             return place
     raise DataError(f"the data folder {root} is not here: make the report where the runs were started")
