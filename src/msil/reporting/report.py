@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 import msil
 from msil.reporting.evidence import Evidence
@@ -14,9 +13,10 @@ from msil.reporting.groups import Result, detectors, lookup, setting_name, setti
 from msil.reporting.page import Section, render
 from msil.reporting.paper import TABLES, TEXT_NOTES
 from msil.reporting.paper_tables import Filled, fill, paper_table
-from msil.reporting.sections import detector_section, gallery_section, heatmap_section
+from msil.reporting.ranking import answer, class_table, ranked, ranking
+from msil.reporting.sections import detector_section, gallery_section, heatmap_section, learning_curves
 from msil.reporting.sweep_table import sweep_table
-from msil.reporting.tables import amount, interval, percent, to_csv, to_latex, to_markdown
+from msil.reporting.tables import Table, to_csv, to_latex, to_markdown
 from msil.runs import read_results, write_bytes
 
 PAGE_FILE = "report.html"
@@ -46,16 +46,13 @@ def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[st
     found = setting_tables(results, evidence)
     written = write_tables(out_dir, found)
     say(f"tables: {', '.join(path.name for path in written if path.suffix == '.md')} (and .csv, .tex) in {out_dir}")
-    ranked = sorted(results, key=lambda run: (lookup(run, "mode") == "test", -(run["metrics"].get("AP") or 0.0)))
+    sections = [_setting_section(i, setting, evidence, say) for i, setting in enumerate(found) if setting.runs]
+    best_first = sorted(results, key=lambda run: (lookup(run, "mode") == "test", -(run["metrics"].get("AP") or 0.0)))
     caption = f"Finished runs: {len(results)}, best first; AP in percent on the images that each run names."
-    answers = tuple(answer for setting in found if (answer := best_of(setting, evidence)))
-    sections = [
-        Section("Runs", answers, tables=(sweep_table(ranked, PARTS, caption=caption),)),
-        *(_setting_section(setting, evidence, say) for setting in found if setting.runs),
-    ]
+    sections.append(Section("Each run", tables=(sweep_table(best_first, PARTS, caption=caption),), folded=True))
     if any(one.runs for setting in found for one in setting.tables):
         words = ("Contradictions of a table stand under that table. Those of the text:", *TEXT_NOTES)
-        sections.append(Section("Where the paper's text contradicts itself", words))
+        sections.append(Section("Where the paper's text contradicts itself", words, folded=True))
     title = "msil: runs, and the paper's tables"
     footer = f"Made by msil {msil.__version__} (msil report) from {len(results)} runs."
     target = Path(out_dir) / PAGE_FILE
@@ -75,28 +72,6 @@ def setting_tables(results: Sequence[Result], evidence: Evidence) -> list[Settin
     return made
 
 
-def best_of(setting: SettingTables, evidence: Evidence) -> str | None:
-    """Which detector of a setting is best, by how much, whether that is more than luck, and its price; None of one."""
-    metric = "VOC_AP" if all("VOC_AP" in run["metrics"] for run in setting.runs) else "AP"
-    lines = [(f"{one.name} {line.label}", line.runs) for one in detectors(setting.runs) for line in one.lines]
-    means = {name: fmean([run["metrics"].get(metric) or 0.0 for run in runs]) for name, runs in lines}
-    if len(lines) < 2:
-        return None
-    (best, ours), (second, theirs) = sorted(lines, key=lambda line: -means[line[0]])[:2]
-    difference = evidence.difference(ours, theirs, metric)
-    luck = "of these no interval can be had"
-    if difference is not None:
-        luck = f"{interval(difference)} (95 %), " + ("more than luck" if difference.low > 0 else "which luck may give")
-        luck += "" if min(len(ours), len(theirs)) > 1 else ", of one seed"
-        luck += "" if len(lines) == 2 else f", not corrected for the choice among {len(lines)}"
-    price = [f"{amount(runs[0]['parameters'])} parameters, {amount(runs[0]['flops'])} FLOPs" for runs in (ours, theirs)]
-    score = f"{metric.replace('_', ' ')} {percent(means[best])}"
-    return (
-        f"{setting.name}: best of {len(lines)} is {best}, {score} ({price[0]}), before {second}, "
-        f"{percent(means[second])} ({price[1]}): {luck}."
-    )
-
-
 def write_tables(out_dir: str | Path, found: Sequence[SettingTables]) -> list[Path]:
     """tableN.md, .csv and .tex, each with the table of every setting, one after the other."""
     written = []
@@ -109,20 +84,32 @@ def write_tables(out_dir: str | Path, found: Sequence[SettingTables]) -> list[Pa
     return written
 
 
-def _setting_section(setting: SettingTables, evidence: Evidence, say: Callable[[str], None]) -> Section:
+def _setting_section(number: int, setting: SettingTables, evidence: Evidence, say: Callable[[str], None]) -> Section:
+    lines, metric = ranked(setting.runs)
     parts = []
-    for lines in detectors(setting.runs):
-        say(f"{lines.name}: {', '.join(line.label for line in lines.lines)}")
-        part = detector_section(lines, evidence)
-        pair = lines.pair()
-        if pair is not None:
-            say(f"  {pair[0].label} against {pair[1].label}")
-            sections = (gallery_section(*pair, evidence), heatmap_section(*pair, evidence))
-            for section in sections:
-                say(f"    {section.title}" if section.pictures else f"    {section.paragraphs[0]}")
-            part = replace(part, subsections=sections)
-        parts.append(part)
-    tables = [paper_table(one) for one in setting.tables if one.runs]
+    tables = [_with_ours(paper_table(one)) for one in setting.tables if one.runs]
     shared = [note for note, times in Counter(note for table in tables for note in table.notes).items() if times > 1]
     tables = [replace(table, notes=tuple(note for note in table.notes if note not in shared)) for table in tables]
-    return Section(setting.name, tuple(shared), tuple(tables), subsections=tuple(parts))
+    if tables:
+        parts.append(Section("The paper's tables", tuple(shared), tuple(tables)))
+    if (by_class := class_table(lines, evidence)) is not None:
+        parts.append(Section("AP of each class", tables=(by_class,), folded=True))
+    for detector in detectors(setting.runs):
+        say(f"{detector.name}: {', '.join(line.label for line in detector.lines)}")
+        parts.append(detector_section(detector, evidence))
+        pair = detector.pair()
+        if pair is not None:
+            say(f"  {pair[0].label} against {pair[1].label}")
+            for section in (gallery_section(*pair, evidence), heatmap_section(*pair, evidence)):
+                say(f"    {section.title}" if section.pictures else f"    {section.paragraphs[0]}")
+                parts.append(replace(section, title=f"{detector.name}: {section.title}", folded=True))
+    words, table = answer(lines, metric, evidence), ranking(lines, metric, evidence)
+    return Section(setting.name, (words,), (table,), learning_curves(number, lines), subsections=tuple(parts))
+
+
+def _with_ours(table: Table) -> Table:
+    """The rows that runs of ours stand in."""
+    rows = tuple(row for row in table.rows if row.get("runs"))
+    left_out = len(table.rows) - len(rows)
+    note = f"{left_out} row{'' if left_out == 1 else 's'} without a run of ours: in the table's .md."
+    return replace(table, rows=rows, notes=table.notes + ((note,) if left_out else ()))
