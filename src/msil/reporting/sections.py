@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from msil.reporting.figures import charts
 from msil.reporting.figures.gallery import gallery_picture, image_scores, most_different, read_gallery_image
 from msil.reporting.figures.heatmaps import MERGED, draw_heatmaps, energy_table, heatmap_row, split_energy
 from msil.reporting.figures.pictures import image_bytes, series
-from msil.reporting.groups import DetectorLines, Line, Result
+from msil.reporting.groups import DetectorLines, Line, Result, lookup
 from msil.reporting.page import Curves, Picture, Section
 from msil.reporting.ranking import Lines
 from msil.runs import CHECKPOINTS, LAST, METRICS
@@ -72,10 +72,10 @@ def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
     better, worse = (int(np.count_nonzero(sign * (found[1] - found[0]) > 0)) for sign in (1, -1))
     pictures = []
     try:
-        root = _data_root(runs[0])
+        image = _reader(first, runs[0])
         for index in most_different(first, second, IMAGES).tolist():
             name, (plain_score, msil_score) = str(first.file_names[index]), (scores[index] for scores in found)
-            picture = gallery_picture(index, _image(first, index, root), first, second)
+            picture = gallery_picture(index, image(index), first, second)
             caption = f"{name}: ground truth; plain, F1 {plain_score:.2f}; MSIL, F1 {msil_score:.2f}"
             alt = f"The objects of image {name}, and what the plain detector and the one with MSIL find"
             pictures.append(Picture(alt, image_bytes(picture, "JPEG"), "jpeg", picture.shape[1], caption))
@@ -98,18 +98,18 @@ def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
     if runs is None or record is None:
         return Section(title, ("The two lines have no seed with detections in common, so no heat maps.",))
     try:
-        root = _data_root(runs[0])
+        image = _reader(record, runs[0])
         detectors = {
             line.label: load_dense_detector(Path(run["folder"]) / CHECKPOINTS / LAST)[0]
             for line, run in zip((plain, msil), runs, strict=True)
         }
         indices = np.unique(record.truth_images[~record.truth_ignored]).tolist()
-        samples = ((_image(record, i, root), _boxes(record, i)) for i in indices[:ENERGY_IMAGES])
+        samples = ((image(i), _boxes(record, i)) for i in indices[:ENERGY_IMAGES])
         energy = split_energy(detectors, samples)
         rows = [
             heatmap_row(
                 detectors,
-                _image(record, index, root),
+                image(index),
                 ("", str(record.file_names[index])),
                 _boxes(record, index),
                 record.truth_labels[_mine(record, index)],
@@ -238,9 +238,15 @@ def _data_root(run: Result) -> Path:
     raise DataError(f"the data folder {root} is not here: make the report where the runs were started")
 
 
-def _image(record: EvaluationRecord, index: int, root: Path) -> Tensor:
-    height, width = record.sizes[index].tolist()
-    return read_gallery_image(root, str(record.file_names[index]), (height, width))
+def _reader(record: EvaluationRecord, run: Result) -> Callable[[int], Tensor]:
+    """The images of the run's record by their place in it. Raises DataError where they are not here."""
+    root, bits = _data_root(run), lookup(run, "data", "bits") or 16
+
+    def image(index: int) -> Tensor:
+        height, width = record.sizes[index].tolist()
+        return read_gallery_image(root, str(record.file_names[index]), (height, width), bits)
+
+    return image
 
 
 def _mine(record: EvaluationRecord, index: int) -> np.ndarray:
