@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
-from msil.config import Config, DataName, Mode, plain
+from msil.config import Config, Mode, plain
 from msil.data.annotations import AnnotatedImages
 from msil.data.fingerprint import differing, fingerprint
 from msil.data.module import DetectionDataModule, build_datasets, build_split
@@ -146,7 +146,7 @@ def metrics(config: Config, val: AnnotatedImages) -> list[DetectionMetric]:
     if not val.annotated:
         return [DetectionMetric(val.annotations)]
     coco = CocoMetric(val.annotations, config.data.max_dets or MAX_DETS)
-    return [coco, VOCMetric(val.annotations)] if config.data.name is DataName.voc else [coco]
+    return [coco, VOCMetric(val.annotations)] if val.annotations.layout.startswith("VOC") else [coco]
 
 
 def make_trainer(config: Config, run_dir: Path, **given: Any) -> L.Trainer:
