@@ -1,4 +1,4 @@
-"""The detectors of a setting over their seeds, the best first: by how much, whether that is luck, and at what price."""
+"""The runs of the same images over their seeds, the best first: by how much, by luck or not, and at what price."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 from msil.metrics.precision import per_class
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import Line, Result, detectors, own_score
+from msil.reporting.groups import Result, line_names, one_a_seed, own_score
 from msil.reporting.tables import Column, Table, amount, duration, interval, percent, spread
 
 Lines = Mapping[str, tuple[Result, ...]]  # "VFNet ResNet-10 MSIL": its runs, one a seed; the best first
 
 
 def ranked(runs: Sequence[Result]) -> tuple[Lines, str]:
-    """The lines of one setting by the mean of their own score, whose name is the second: AP, or VOC_AP of VOC's."""
+    """Runs that differ in their seed alone as one line, the lines by the mean of their own score, whose name is the
+    second: AP, or VOC_AP of VOC's."""
     metric = "VOC_AP" if all(own_score(run["metrics"]) == "VOC_AP" for run in runs) else "AP"
-
-    def score(line: Line) -> float:
-        return fmean([run["metrics"].get(metric) or 0.0 for run in line.runs])
-
-    lines = [(f"{one.name} {line.label}", line) for one in detectors(runs) for line in one.lines]
-    lines.sort(key=lambda named: -score(named[1]))
-    return {name: line.runs for name, line in lines}, metric
+    lines: dict[str, list[Result]] = {}
+    for name, run in zip(line_names(runs), runs, strict=True):
+        lines.setdefault(name, []).append(run)
+    found = {name: one_a_seed(own) for name, own in lines.items()}
+    means = {name: fmean([run["metrics"].get(metric) or 0.0 for run in own]) for name, own in found.items()}
+    return {name: found[name] for name in sorted(found, key=lambda name: -means[name])}, metric
 
 
 def ranking(lines: Lines, metric: str, evidence: Evidence) -> Table:

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import msil
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import Result, detectors, lookup, setting_name, settings
+from msil.reporting.groups import (
+    ROW,
+    Result,
+    ScoredOn,
+    by_images,
+    detectors,
+    differing_settings,
+    distinct_names,
+    lookup,
+    setting_name,
+    settings,
+)
 from msil.reporting.page import Section, render
 from msil.reporting.paper import TABLES, TEXT_NOTES
 from msil.reporting.paper_tables import Filled, fill, paper_table
@@ -20,7 +31,6 @@ from msil.reporting.tables import Table, to_csv, to_latex, to_markdown
 from msil.runs import read_results, write_bytes
 
 PAGE_FILE = "report.html"
-PARTS = ("model/head", "model/backbone", "model.detector", "model/msil", "data.name", "schedule.name", "seed")
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,10 @@ def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[st
     found = setting_tables(results, evidence)
     written = write_tables(out_dir, found)
     say(f"tables: {', '.join(path.name for path in written if path.suffix == '.md')} (and .csv, .tex) in {out_dir}")
-    sections = [_setting_section(i, setting, evidence, say) for i, setting in enumerate(found) if setting.runs]
-    best_first = sorted(results, key=lambda run: (lookup(run, "mode") == "test", -(run["metrics"].get("AP") or 0.0)))
-    caption = f"Finished runs: {len(results)}, best first; AP in percent on the images that each run names."
-    sections.append(Section("Each run", tables=(sweep_table(best_first, PARTS, caption=caption),), folded=True))
+    sections = [
+        _runs_section(i, images, runs, evidence, say) for i, (images, runs) in enumerate(by_images(results).items())
+    ]
+    sections += [_setting_section(setting, evidence, say) for setting in found if setting.runs]
     if any(one.runs for setting in found for one in setting.tables):
         words = ("Contradictions of a table stand under that table. Those of the text:", *TEXT_NOTES)
         sections.append(Section("Where the paper's text contradicts itself", words, folded=True))
@@ -66,9 +76,11 @@ def setting_tables(results: Sequence[Result], evidence: Evidence) -> list[Settin
     filled = [[fill(table, group) for table in TABLES.values()] for group in groups]
     taken = {one.paper.number for tables in filled for one in tables if one.runs}
     made = []
+    firsts = [group[0] for group in groups if group]
+    names = distinct_names([setting_name(group) for group in groups if group], firsts, ROW) or ["no runs yet"]
     for i, (group, tables) in enumerate(zip(groups, filled, strict=True)):
         kept = tuple(evidence.compare(one) for one in tables if one.runs or (i == 0 and one.paper.number not in taken))
-        made.append(SettingTables(setting_name(group) if group else "no runs yet", tuple(group), kept))
+        made.append(SettingTables(names[i], tuple(group), kept))
     return made
 
 
@@ -84,27 +96,40 @@ def write_tables(out_dir: str | Path, found: Sequence[SettingTables]) -> list[Pa
     return written
 
 
-def _setting_section(number: int, setting: SettingTables, evidence: Evidence, say: Callable[[str], None]) -> Section:
-    lines, metric = ranked(setting.runs)
-    parts = []
+def _runs_section(
+    number: int, images: ScoredOn, runs: Sequence[Result], evidence: Evidence, say: Callable[[str], None]
+) -> Section:
+    """The runs of the same images: which is best, then AP of each class and every run, folded."""
+    trained = [run for run in runs if lookup(run, "mode") != "test"]
+    words, tables, curves, parts = [], [], None, []
+    if trained:
+        lines, metric = ranked(trained)
+        words = [answer(lines, metric, evidence)]
+        say(f"{images}: {words[0]}")
+        tables, curves = [ranking(lines, metric, evidence)], learning_curves(number, lines)
+        if (by_class := class_table(lines, evidence)) is not None:
+            parts.append(Section("AP of each class", tables=(by_class,), folded=True))
+    best_first = sorted(runs, key=lambda run: -(run["metrics"].get("AP") or 0.0))
+    every = sweep_table(best_first, differing_settings(runs), caption=f"{len(runs)} finished runs, best first.")
+    parts.append(Section("Each run", tables=(every,), folded=True))
+    return Section(str(images), tuple(words), tuple(tables), curves, subsections=tuple(parts))
+
+
+def _setting_section(setting: SettingTables, evidence: Evidence, say: Callable[[str], None]) -> Section:
+    """The paper's tables with the runs of one setting, then its detectors' errors, and images, folded."""
     tables = [_with_ours(paper_table(one)) for one in setting.tables if one.runs]
     shared = [note for note, times in Counter(note for table in tables for note in table.notes).items() if times > 1]
     tables = [replace(table, notes=tuple(note for note in table.notes if note not in shared)) for table in tables]
-    if tables:
-        parts.append(Section("The paper's tables", tuple(shared), tuple(tables)))
-    if (by_class := class_table(lines, evidence)) is not None:
-        parts.append(Section("AP of each class", tables=(by_class,), folded=True))
+    parts = []
     for detector in detectors(setting.runs):
         say(f"{detector.name}: {', '.join(line.label for line in detector.lines)}")
         parts.append(detector_section(detector, evidence))
         pair = detector.pair()
-        if pair is not None:
-            say(f"  {pair[0].label} against {pair[1].label}")
-            for section in (gallery_section(*pair, evidence), heatmap_section(*pair, evidence)):
-                say(f"    {section.title}" if section.pictures else f"    {section.paragraphs[0]}")
-                parts.append(replace(section, title=f"{detector.name}: {section.title}", folded=True))
-    words, table = answer(lines, metric, evidence), ranking(lines, metric, evidence)
-    return Section(setting.name, (words,), (table,), learning_curves(number, lines), subsections=tuple(parts))
+        for section in (gallery_section(*pair, evidence), heatmap_section(*pair, evidence)) if pair else ():
+            say(f"  {section.title}" if section.pictures else f"  {section.paragraphs[0]}")
+            parts.append(replace(section, title=f"{detector.name}: {section.title}", folded=True))
+    title = f"The paper's tables: {setting.name}" if tables else setting.name
+    return Section(title, tuple(shared), tuple(tables), subsections=tuple(parts))
 
 
 def _with_ours(table: Table) -> Table:

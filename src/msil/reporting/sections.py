@@ -70,6 +70,8 @@ def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
         return Section(title, ("The two were not evaluated on the same images, so no gallery.",))
     found = [image_scores(record) for record in (first, second)]
     better, worse = (int(np.count_nonzero(sign * (found[1] - found[0]) > 0)) for sign in (1, -1))
+    if not better + worse:
+        return Section(title, (f"Both find the same in each of the {len(first.image_ids)} images, so no gallery.",))
     pictures = []
     try:
         image = _reader(first, runs[0])

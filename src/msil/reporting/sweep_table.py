@@ -18,6 +18,7 @@ from msil.runs import data_title
 # package.module.Class by its last name
 FORMS = {
     "model.head.name": lambda name: (name or tables.MISSING).rpartition(".")[2],
+    "model.detector": lambda name: name or tables.MISSING,
     "model.msil.block": lambda name: name.rpartition(".")[2] if name else "MSIL",
 }
 MOST_CLASSES = 20  # in the last lines of a run: VOC's
