@@ -14,6 +14,7 @@ from msil.detection import Detections, Target
 from msil.detection.losses import mean_across_ranks
 from msil.detection.torchvision_detector import AnyDetector
 from msil.metrics.detections import DetectionMetric
+from msil.metrics.record import EvaluationRecord
 from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
 
 Batch = tuple[list[Tensor], list[Target]]
@@ -45,6 +46,7 @@ class DetectionModule(L.LightningModule):
         self.describe = dict(describe)
         self.final_evaluation = False  # the reported numbers come from pycocotools itself
         self.final_metrics: dict[str, float] = {}
+        self.record: EvaluationRecord | None = None  # all ranks' detections beside the truth, of the final evaluation
         self.evaluated_at_step: int | None = None
         # Of the current step, without gradient: this rank's loss terms, and their means over the ranks.
         self.own_losses: dict[str, Tensor] = {}
@@ -90,6 +92,8 @@ class DetectionModule(L.LightningModule):
             values |= metric.compute_final() if self.final_evaluation else metric.compute()  # pyright: ignore
         if self.final_evaluation:
             self.final_metrics = values
+            # Now: afterwards Lightning takes everything to the CPU, whose tensors NCCL does not gather.
+            self.record = self.metrics[0].gathered() if len(self.metrics) else None  # pyright: ignore
         else:
             self.evaluated_at_step = self.trainer.global_step
             # float32: what a log holds need not be exact, the reported numbers are final_metrics
