@@ -110,14 +110,11 @@ class DetectionModule(L.LightningModule):
         )
         # The group of plain weights first: its lr is the one shown and logged.
         groups.sort(key=lambda group: (group["lr"] != lr, group["weight_decay"] != schedule.weight_decay))
-        # A fused optimizer leaves a step out without the host: see FiniteSteps. Under 16-mixed the loss scaler does.
-        on_gpu = next(self.parameters()).is_cuda
-        fused = True if on_gpu and self.trainer.precision != "16-mixed" else None
         match schedule.optimizer:
             case OptimizerName.sgd:
-                optimizer = torch.optim.SGD(groups, lr=lr, momentum=schedule.momentum, fused=fused)
+                optimizer = torch.optim.SGD(groups, lr=lr, momentum=schedule.momentum, fused=self.fused)
             case OptimizerName.adamw:
-                optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
+                optimizer = torch.optim.AdamW(groups, lr=lr, fused=self.fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -146,6 +143,13 @@ class DetectionModule(L.LightningModule):
         return self.detector.recipe[name] if value is None else value
 
     @property
+    def fused(self) -> bool | None:
+        """Of the optimizer. A GPU's leaves a step out without the host: see FiniteSteps. Under 16-mixed the loss scaler
+        does."""
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return True if on_gpu and self.trainer.precision != "16-mixed" else None
+
+    @property
     def lr(self) -> float:
         """Learning rate before any factor, scaled to the images a step."""
         base = self.schedule.base_batch_size
@@ -172,3 +176,4 @@ class DetectionModule(L.LightningModule):
         factor = self.lr_factor(checkpoint["lr_schedulers"][0]["last_epoch"])
         for group in checkpoint["optimizer_states"][0]["param_groups"]:
             group["lr"] = group["initial_lr"] * factor
+            group["fused"] = self.fused  # it may have been saved on another kind of device
