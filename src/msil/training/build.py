@@ -26,7 +26,7 @@ from msil.metrics.voc import VOCMetric
 from msil.runs import CHECKPOINTS, LAST, PREDICTIONS, git_commit
 from msil.training.callbacks import AveragedWeights, PredictionPictures, Progress, SeedSteps, Throughput
 from msil.training.checkpoint import AtomicCheckpointIO, SaveLast, best_checkpoint, resume_point
-from msil.training.devices import check_processes, choose_devices, cluster_environment
+from msil.training.devices import OneStreamDDP, check_processes, choose_devices, cluster_environment
 from msil.training.faults import FiniteSteps
 from msil.training.loggers import MetricsFile, dashboard_loggers
 from msil.training.module import DetectionModule
@@ -167,7 +167,7 @@ def make_trainer(config: Config, run_dir: Path, **given: Any) -> L.Trainer:
             accelerator=accelerator,
             devices=devices,
             num_nodes=settings.num_nodes,
-            strategy=settings.strategy,
+            strategy=OneStreamDDP() if settings.strategy == "ddp" else settings.strategy,
             precision=settings.precision,  # pyright: ignore[reportArgumentType]
             accumulate_grad_batches=settings.accumulate,
             plugins=[AtomicCheckpointIO(), *([] if environment is None else [environment])],
