@@ -17,11 +17,13 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor
 
 from msil.config import TrainerConfig
+from msil.detection import build_detector
+from msil.detection.heads import HEADS
 from msil.errors import ConfigError
 from msil.interruption import Interruption
 from msil.training.build import make_trainer
 from msil.training.checkpoint import SaveLast
-from msil.training.devices import choose_devices, cluster_environment
+from msil.training.devices import check_graphs, choose_devices, cluster_environment
 from msil.training.experiment import run
 
 from .cases import module_of, tiny_config
@@ -84,6 +86,23 @@ def test_a_run_is_compiled_as_its_settings_say(tmp_path: Path, shapes: Path, mon
     run(tiny_config(tmp_path, shapes, *settings))
     assert set(modes) == {"max-autotune"}
     assert set(passed) == {"Detector.net", "DenseHead.padded_loss"} and set(passed["Detector.net"]) == {False}
+
+
+def test_deformable_convolutions_in_graphs_need_a_new_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    refused = []
+    for version in ("0.26.0", "0.29.1+cu130"):
+        monkeypatch.setattr("torchvision.__version__", version)
+        for name in HEADS:
+            detector = build_detector(name, "resnet10", 3, channels=32)
+            for mode in (None, "default", "reduce-overhead"):
+                check_graphs(mode, detector, torch.device("cpu"))
+                try:
+                    check_graphs(mode, detector, gpu)
+                except ConfigError as error:
+                    refused.append((name, str(error)))
+    assert [name for name, _ in refused] == ["tood", "vfnet"]
+    assert "torchvision 0.26.0 computes VFNet's deformable" in refused[1][1]
 
 
 @pytest.mark.parametrize(("norm", "buffers"), [("frozen_bn", False), ("eval_bn", False), ("bn", True)])

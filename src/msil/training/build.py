@@ -26,7 +26,7 @@ from msil.metrics.voc import VOCMetric
 from msil.runs import CHECKPOINTS, LAST, PREDICTIONS, git_commit
 from msil.training.callbacks import AveragedWeights, PredictionPictures, Progress, SeedSteps, Throughput
 from msil.training.checkpoint import AtomicCheckpointIO, SaveLast, best_checkpoint, resume_point
-from msil.training.devices import OneStreamDDP, check_processes, choose_devices, cluster_environment
+from msil.training.devices import OneStreamDDP, check_graphs, check_processes, choose_devices, cluster_environment
 from msil.training.faults import FiniteSteps
 from msil.training.loggers import MetricsFile, dashboard_loggers
 from msil.training.module import DetectionModule
@@ -104,6 +104,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
         enable_progress_bar=config.trainer.progress_bar,
         log_every_n_steps=max(1, min(LOG_EVERY, module.total_steps // MOST_ROWS)),
     )
+    check_graphs(config.trainer.compile, detector, trainer.strategy.root_device)
     return Parts(config, values, run_dir, data, module, trainer, throughput, resume, resume_step)
 
 

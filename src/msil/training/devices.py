@@ -7,6 +7,7 @@ import sys
 
 import lightning as L
 import torch
+import torchvision
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -18,6 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from msil.config import TrainerConfig
+from msil.detection import Detector
+from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError
 
 
@@ -79,6 +82,19 @@ class OneStreamDDP(DDPStrategy):
         # After the first exchange, of all buffers; as an argument it has another name since PyTorch 2.14.
         parallel.broadcast_buffers = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
         return parallel
+
+
+def check_graphs(mode: str | None, detector: AnyDetector, device: torch.device) -> None:
+    """Raises ConfigError where a CUDA graph would leave a kernel out: before torchvision 0.29 deformable convolutions
+    do not run on the stream that is recorded."""
+    old = tuple(map(int, torchvision.__version__.split(".")[:2])) < (0, 29)
+    recorded = mode in ("reduce-overhead", "max-autotune") and device.type == "cuda"
+    if recorded and old and isinstance(detector, Detector) and detector.head.deformable:
+        raise ConfigError(
+            f"trainer.compile={mode} runs CUDA graphs, in which torchvision {torchvision.__version__} computes "
+            f"{detector.head.title}'s deformable convolutions wrongly: install torchvision 0.29 or later, or set "
+            "trainer.compile=default."
+        )
 
 
 def check_processes(trainer: L.Trainer) -> None:

@@ -114,6 +114,7 @@ class DenseHead(nn.Module, ABC):
         {"warmup_factor": 0.001, "bias_lr_factor": 1.0, "bias_weight_decay": 1e-4}
     )
     clip_to_image: ClassVar[bool] = True  # detections
+    deformable: ClassVar[bool] = False  # uses torchvision's deformable convolution
     msil: nn.Module | None
     cls_tower: nn.Module
     reg_tower: nn.Module
