@@ -88,7 +88,8 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
     save = SaveLast(run_dir / CHECKPOINTS / LAST, config.trainer.save_every, interruption)
     callbacks: list[Any] = [finite, throughput, save]
     if data.val.annotated:
-        callbacks.append(PredictionPictures(run_dir / PREDICTIONS, classes))
+        image_ids = data.val.annotations.image_ids[: data.num_eval].tolist()
+        callbacks.append(PredictionPictures(run_dir / PREDICTIONS, classes, image_ids))
     if config.trainer.progress_bar:
         callbacks.append(Progress(rows, bar=sys.stdout.isatty()))
     if rows is not None:
