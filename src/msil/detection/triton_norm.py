@@ -6,6 +6,8 @@ kernels do two things, so that each is compiled for one of them: BACKWARD says w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -105,7 +107,8 @@ def _launch_sums(x: Tensor, dy: Tensor, a: Tensor, b: Tensor, *, backward: bool)
     images, channels, height, width = x.shape
     chunks = triton.cdiv(height * width, ROWS * TURNS)
     out = torch.empty((images, chunks, 2, channels), dtype=torch.float32, device=x.device)
-    _sums[(images, chunks)](x, dy, a, b, out, height * width, C=channels, ROWS=ROWS, TURNS=TURNS, BACKWARD=backward)
+    constants: Any = {"C": channels, "ROWS": ROWS, "TURNS": TURNS, "BACKWARD": backward}
+    _sums[(images, chunks)](x, dy, a, b, out, height * width, **constants)
     return out.sum(1)
 
 
@@ -113,5 +116,6 @@ def _launch_scaled(x: Tensor, dy: Tensor, a: Tensor, b: Tensor, c2: Tensor, c3: 
     images, channels, height, width = x.shape
     out = torch.empty_like(x)
     grid = (images, triton.cdiv(height * width, SCALED_ROWS))
-    _scaled[grid](x, dy, a, b, c2, c3, out, height * width, C=channels, ROWS=SCALED_ROWS, BACKWARD=backward)
+    constants: Any = {"C": channels, "ROWS": SCALED_ROWS, "BACKWARD": backward}
+    _scaled[grid](x, dy, a, b, c2, c3, out, height * width, **constants)
     return out
