@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,6 +102,16 @@ def test_a_gpu_leaves_out_a_bad_step_and_all_that_follow(
     assert not torch.equal(weights[4]["head.scales"], weights[5]["head.scales"])
     assert_same(weights[-1], weights[5])
     assert last(config)["global_step"] == (5 if save_every == 1 else 4)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "fused"),
+    [("cuda", "bf16-mixed", True), ("cuda", "32-true", True), ("cuda", "16-mixed", None), ("cpu", "32-true", None)],
+)
+def test_a_gpu_s_optimizer_is_fused(device: str, precision: str, fused: bool | None) -> None:
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    module: Any = SimpleNamespace(trainer=SimpleNamespace(strategy=strategy, precision=precision))
+    assert DetectionModule.fused.fget(module) is fused  # pyright: ignore
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
