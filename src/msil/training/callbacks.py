@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,29 +164,33 @@ class Progress(TQDMProgressBar):
 
 
 class PredictionPictures(Callback):
-    """Draws detections on the first evaluated images: at the end, and for a dashboard at every evaluation."""
+    """Draws detections on the first of the images to evaluate: at the end, and for a dashboard at every evaluation.
 
-    def __init__(self, path: Path, classes: tuple[str, ...]) -> None:
+    image_ids: of those images, in the order of the data set.
+    """
+
+    def __init__(self, path: Path, classes: tuple[str, ...], image_ids: Sequence[int]) -> None:
         self.path = path
         self.classes = classes
-        self._shown: list[tuple[Tensor, Target, Detections]] = []
+        self.image_ids = image_ids
+        self._shown: dict[int, tuple[Tensor, Target, Detections] | None] = {}
 
-    def on_validation_start(self, *_: Any) -> None:
-        self._shown = []
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._shown = dict.fromkeys(self.image_ids[:: trainer.world_size][:PICTURES])  # rank 0's
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        if trainer.is_global_zero and len(self._shown) < PICTURES:
-            for image, target, found in zip(*batch, outputs["detections"], strict=True):
-                self._shown.append((image.cpu(), target.to("cpu"), found.to("cpu")))
+        for image, target, found in zip(*batch, outputs["detections"], strict=True):
+            if trainer.is_global_zero and target.image_id in self._shown:
+                self._shown[target.image_id] = image.cpu(), target.to("cpu"), found.to("cpu")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
         shown = has_dashboard(trainer.loggers)
         if not trainer.is_global_zero or not (pl_module.final_evaluation or shown):
             return
-        images, targets, detections = zip(*self._shown, strict=True)
+        images, targets, detections = zip(*filter(None, self._shown.values()), strict=True)
         draw_predictions(images, targets, detections, self.classes, self.path, max_images=PICTURES)
         if shown:
             picture = np.asarray(Image.open(self.path).convert("RGB"))
