@@ -233,7 +233,9 @@ def schedule_name(row: Result) -> str | None:
         return None
     if epochs == 0:  # mode=test
         return "no training"
-    return f"schedule {name}" if epochs is None else f"schedule {name} ({_epochs(epochs)})"
+    steps = lookup(row, "schedule", "max_steps")
+    length = f"at most {steps} steps" if steps is not None else None if epochs is None else _epochs(epochs)
+    return f"schedule {name}" + (f" ({length})" if length else "")
 
 
 def own_score(metrics: Mapping[str, Any]) -> str:

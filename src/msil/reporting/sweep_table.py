@@ -136,7 +136,7 @@ def _notes(rows: Sequence[Result]) -> tuple[str, ...]:
     size = "one {}x{} image (height x width)".format(*min(sizes)) if len(sizes) == 1 else "one image at each run's size"
     return (
         f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}: {states}." if rows else "No runs.",
-        f"FLOPs: the forward pass of {size}, 2 per multiply-add. Time: wall clock of the whole run.",
+        f"FLOPs: the forward pass of {size}, 2 per multiply-add. Time: of the whole run but its start.",
     )
 
 

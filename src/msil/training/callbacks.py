@@ -19,6 +19,7 @@ from torch import Tensor
 
 from msil.detection import Detections, Target
 from msil.reporting.figures.pictures import draw_predictions
+from msil.reporting.tables import percent
 from msil.training.loggers import MetricsFile, has_dashboard, log_picture
 from msil.training.module import Batch, DetectionModule
 
@@ -138,12 +139,13 @@ class Progress(TQDMProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict]:
         numbers = {} if self.rows is None else self.rows.newest
-        forms = {"loss": ".3f", "lr": ".1e", "images_per_second": ".1f", "AP": ".3f"}
-        return {
-            name.replace("images_per_second", "images/s"): format(numbers[name], form)
+        forms = {"loss": "{:.3f}", "lr": "{:.1e}", "images_per_second": "{:.1f}"}
+        found: dict[str, int | str | float | dict] = {
+            name.replace("images_per_second", "images/s"): form.format(numbers[name])
             for name, form in forms.items()
             if name in numbers
         }
+        return found | ({"AP": percent(numbers["AP"])} if "AP" in numbers else {})
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *arguments)
