@@ -2,7 +2,7 @@
 
     python -m benchmarks                 # all; those that need a GPU or a package that is not there say so
     python -m benchmarks star_convolution loading
-    python -m benchmarks --gpu gpu/rows.json    # what `python -m benchmarks.gpu` left, on whatever machine
+    python -m benchmarks --gpu gpu/results.json     # what `python -m benchmarks.gpu` left, on whatever machine
 
 Each runs in a process of its own on one thread. What did not run keeps the results that it had, with their date and
 machine. Exits with 1 if one of them failed: results that do not agree are an error, a goal that is missed is a result.
@@ -43,7 +43,7 @@ def main() -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
-    parser.add_argument("--gpu", type=Path, metavar="FILE", help="rows.json of benchmarks.gpu: put into the table")
+    parser.add_argument("--gpu", type=Path, metavar="FILE", help="results.json of benchmarks.gpu: its rows go in")
     options = parser.parse_args()
     names = options.names or (BENCHMARKS if options.gpu is None else ())
     unknown = sorted(set(names) - set(BENCHMARKS))
@@ -51,7 +51,8 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.gpu is not None:
-        results["gpu"] = json.loads(options.gpu.read_text())
+        found = json.loads(options.gpu.read_text())
+        results["gpu"] = {key: found[key] for key in ("rows", "seconds", "date", "machine", "versions")}
     failed = []
     started = time.monotonic()
     for name in names:

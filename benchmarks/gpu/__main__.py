@@ -5,9 +5,9 @@
     python -m benchmarks.gpu --out gpu --device cpu --limit 3000    # a rehearsal at toy size, without a GPU
 
 Each part is a process of its own with a time limit of its own. Those of A run side by side, those of B alone, the most
-important first; what the time does not suffice for is left out. Into OUT: results.json, written anew whenever a part
-reports; log.txt, all that the parts print; rows.json, which `python -m benchmarks --gpu OUT/rows.json` puts into the
-table of docs/performance.md.
+important first; what the time does not suffice for is left out. Into OUT: log.txt, all that the parts print, and
+results.json, written anew whenever a part reports, whose rows `python -m benchmarks --gpu OUT/results.json` puts into
+the table of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import datetime
 import importlib
 import json
 import os
@@ -26,18 +25,25 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # it imports torch, which the parts' processes are to do at once
+    from benchmarks.compare import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARE_OF_A = 0.48  # of the time, where B is to run too
+PACKAGES = ("torch", "torchvision", "lightning")
+VERSIONS = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)])
 LEAST_S = 12  # no part begins with less
 NO_GPU = "no GPU here; python -m benchmarks.gpu on a machine with one writes these rows."
 
 
 class Part(NamedTuple):
-    """function: "module.function" of this package, called as function(setup, *arguments)."""
+    """function: "module.function" of this package; called as function(setup, *arguments), it emits checks or returns
+    rows of the table."""
 
     group: str
     seconds: int
@@ -58,7 +64,7 @@ PARTS = {
     "fcos8": Part("B", 75, "speed.training", ("fcos", 8)),
     "predict": Part("B", 60, "speed.inference", ("fcos",)),
     "micro": Part("B", 60, "micro.micro"),
-    "env": Part("B", 25, "bounds.environment"),
+    "env": Part("B", 25, "bounds.ceilings"),
     "vfnet8": Part("B", 50, "speed.training", ("vfnet", 8)),
     "predict-vfnet": Part("B", 45, "speed.inference", ("vfnet",)),
     "fcos2": Part("B", 75, "speed.training", ("fcos", 2)),
@@ -145,18 +151,15 @@ class Call:
         self.log.flush()
 
     def write(self) -> None:
-        """Both files, whole at any time."""
-        found = {"seconds": round(self.passed()), "parts": self.parts, "checks": self.rows}
-        rows = [row["row"] for row in self.rows if "row" in row]
-        machine = next((row["detail"] for row in self.rows if row.get("check") == "machine"), {})
-        about = {"rows": rows, "seconds": round(self.passed()), "date": datetime.date.today().isoformat()}
-        about |= {"machine": machine.get("gpu", self.options.device), "versions": versions()}
-        for name, values in {"results.json": found, "rows.json": about}.items():
-            part = self.out / f".{name}"
-            part.write_text(json.dumps(values, indent=1, default=str) + "\n")
-            part.replace(self.out / name)
-        if self.options.json:
-            self.options.json.write_text(json.dumps({"rows": rows}))
+        """results.json, whole at any time."""
+        found: dict[str, Any] = {"rows": [row["row"] for row in self.rows if "row" in row]}
+        found |= {"date": time.strftime("%F"), "machine": self.options.machine, "versions": VERSIONS}
+        found |= {"seconds": round(self.passed()), "parts": self.parts, "checks": self.rows}
+        text = json.dumps(found, indent=1, default=str) + "\n"
+        for path in filter(None, (self.out / "results.json", self.options.json)):
+            part = path.with_name(f".{path.name}")
+            part.write_text(text)
+            part.replace(path)
 
     def summary(self) -> None:
         """Last, so that the end of the output holds all that matters: parts, speed, what is not as it should be."""
@@ -176,20 +179,15 @@ def said(row: dict[str, Any]) -> str:
     return f"{row['part']}: {'ok ' if row['ok'] else 'BAD'} {row['check']}, {row['s']} s: {row['detail']}"
 
 
-def versions() -> str:
-    from importlib.metadata import version
-
-    packages = [f"{name} {version(name)}" for name in ("torch", "torchvision", "lightning")]
-    return ", ".join([f"Python {platform.python_version()}", *packages])
-
-
 def part(name: str, device: str) -> None:
     module, function = PARTS[name].function.split(".")
-    from benchmarks.gpu.common import SETUP, TOY
+    from benchmarks.gpu.common import SETUP, TOY, emit_rows
 
-    act: Callable[..., None] = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
+    act: Callable[..., Iterable[Row] | None] = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
     if sys.stdin.readline():
-        act(SETUP if device == "cuda" else TOY, *PARTS[name].arguments)
+        rows = act(SETUP if device == "cuda" else TOY, *PARTS[name].arguments)
+        if rows is not None:
+            emit_rows(name, rows)
 
 
 def main() -> None:
@@ -207,11 +205,16 @@ def main() -> None:
     if options.part:
         part(options.part, options.device)
         return
-    if options.device == "cuda" and subprocess.run(["nvidia-smi"], capture_output=True).returncode:
-        print(f"not run: {NO_GPU}")
-        if options.json:
-            options.json.write_text(json.dumps({"not_run": NO_GPU}))
-        return
+    options.machine = "a CPU"
+    if options.device == "cuda":
+        try:
+            query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+            options.machine = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            print(f"not run: {NO_GPU}")
+            if options.json:
+                options.json.write_text(json.dumps({"not_run": NO_GPU}))
+            return
     call = Call(options, [name for name in PARTS if name in options.only])
     call.all()
     call.summary()

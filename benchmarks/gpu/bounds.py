@@ -6,7 +6,6 @@ import collections
 import gc
 import itertools
 import os
-import re
 import statistics
 import subprocess
 import tempfile
@@ -27,16 +26,12 @@ from msil.config import DataConfig
 from msil.data.module import DetectionDataModule
 
 
-def environment(setup: Setup) -> None:
-    check("machine", ceilings, setup)
+def ceilings(setup: Setup) -> None:
+    check("machine", limits_of, setup)
 
 
-def ceilings(setup: Setup) -> tuple[bool, dict[str, Any]]:
-    found: dict[str, Any] = {
-        "torch": torch.__version__,
-        "cudnn": torch.backends.cudnn.version(),
-        "cpus": os.cpu_count(),
-    }
+def limits_of(setup: Setup) -> tuple[bool, dict[str, Any]]:
+    found: dict[str, Any] = {"cudnn": torch.backends.cudnn.version(), "cpus": os.cpu_count()}
     if not setup.on_gpu:
         return True, found
     query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,power.draw", "--format=csv,noheader"]
@@ -62,21 +57,6 @@ def ceilings(setup: Setup) -> tuple[bool, dict[str, Any]]:
     return True, found
 
 
-KINDS = {
-    "compiled": r"^triton_",
-    "convolution, matrix product": r"cutlass|gemm|conv(?!ert)|wgrad|dgrad|fprop|xmma|cudnn::(?!.*(nchw|nhwc)To)|sm\d0_",
-    "layout": r"nchwToNhwc|nhwcToNchw|transpose|permute",
-    "group norm": r"[Gg]roup_?[Nn]orm|RowwiseMoments|ComputeFusedParams|ComputeInternalGradients|GammaBeta",
-    "star convolution": r"deformable",
-    "optimizer": r"multi_tensor|[Ff]used[A-Z]|fused_",
-    "copy, cast": r"copy|[Mm]emcpy",
-    "fill": r"Memset|[Ff]ill",
-    "reduce": r"[Rr]educe",
-    "scatter, gather, sort": r"scatter|gather|[Ss]ort|topk|index",
-    "elementwise": r"elementwise|vectorized|unrolled",
-}
-
-
 def profiled(setup: Setup) -> None:
     for head, batch, kernel_size in (("fcos", 8, None), ("fcos", 2, None), ("vfnet", 8, None), ("fcos", 8, 3)):
         name = f"{head}{'' if kernel_size is None else ' with MSIL'} batch {batch}"
@@ -86,7 +66,7 @@ def profiled(setup: Setup) -> None:
 
 
 def stages(setup: Setup, head: str, batch: int, kernel_size: int | None) -> tuple[bool, dict[str, Any]]:
-    """Milliseconds of a step by stage, on the GPU and on the host, and by kind of kernel."""
+    """Milliseconds of a step by stage, on the GPU and on the host, and by kernel."""
     detector, one = prepared(built(setup, head, kernel_size).train(), setup, EAGER), scene(setup, batch)
     weights = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     optimizer, sizes = torch.optim.SGD(weights, lr=1e-6, momentum=0.9, fused=True), [setup.size] * batch
@@ -137,21 +117,19 @@ def stages(setup: Setup, head: str, batch: int, kernel_size: int | None) -> tupl
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         step()
         now()
-    kinds: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0])
-    longest: collections.Counter[str] = collections.Counter()
+    kernels: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0])
     for event in trace.events() or ():
         if str(event.device_type).endswith("CUDA"):
-            kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, event.name)), "other")
-            kinds[kind][0] += 1
-            kinds[kind][1] = round(kinds[kind][1] + event.time_range.elapsed_us() / 1000, 2)
-            longest[event.name[:110]] += event.time_range.elapsed_us() / 1000  # pyright: ignore
+            kernels[event.name[:90]][0] += 1
+            kernels[event.name[:90]][1] += event.time_range.elapsed_us() / 1000
+    longest = sorted(kernels.items(), key=lambda item: -item[1][1])[:40]
     middle = {name: [round(statistics.median(side), 2) for side in zip(*pairs)] for name, pairs in times.items()}  # noqa: B905
     return True, {
         "ms a step": round(1000 * whole, 2),
         "img/s": round(batch / whole, 1),
         "ms of GPU, host by stage": middle,
-        "kernels, ms by kind": dict(sorted(kinds.items(), key=lambda item: -item[1][1])),
-        "longest, ms": [[name, round(value, 2)] for name, value in longest.most_common(14)],
+        "kernels": sum(count for count, _ in kernels.values()),
+        "longest, times and ms": {name: [count, round(spent, 2)] for name, (count, spent) in longest},
     }
 
 

@@ -24,19 +24,20 @@ EAGER, DEFAULT, REDUCED = "eager", "default", "reduce-overhead"  # the latter tw
 
 @dataclass(frozen=True)
 class Setup:
-    """All sizes. size: of images. batch: the most images a step. modes: of torch.compile. rounds: in which each way has
-    its turn of images_a_turn. uncounted: the first steps of a turn. small: of nets for correctness alone."""
+    """All sizes. size: of images. batch: the most images a step. rounds: in which each way has
+    its turn of images_a_turn. uncounted: the first steps of a turn. small: of nets for correctness alone. anchors:
+    torchvision's FCOS has its turn too."""
 
     device: str = "cuda"
     size: tuple[int, int] = IMAGE
     batch: int = 8
     backbone: str = "resnet50"
     channels: int = 256
-    modes: tuple[str, ...] = (DEFAULT, REDUCED)
     rounds: int = 3
     images_a_turn: int = 40
     uncounted: int = 3
     small: tuple[int, int] = (256, 320)
+    anchors: bool = True
 
     @property
     def on_gpu(self) -> bool:
@@ -48,7 +49,7 @@ class Setup:
 
 
 SETUP = Setup()
-TOY = Setup("cpu", (64, 96), 2, "resnet18", 32, (DEFAULT,), 1, 1, 1, (64, 96))
+TOY = Setup("cpu", (64, 96), 2, "resnet18", 32, 1, 1, 1, (64, 96))
 
 
 def emit(ok: bool, **row: Any) -> None:

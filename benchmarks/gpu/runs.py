@@ -17,7 +17,7 @@ from msil.data.shapes import write_shapes
 from msil.runs import read_result
 
 ROOT = Path(__file__).resolve().parents[2]
-SIDE_BY_SIDE = 10
+SIDE_BY_SIDE = 12
 BASE = (
     "schedule=smoke", "schedule.max_steps=null", "schedule.epochs=3", "schedule.eval_images=16", "data.num_train=32",
     "data.num_val=16", "data.batch_size=8", "data.eval_batch_size=8", "model.head.num_convs=1",

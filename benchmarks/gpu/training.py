@@ -10,23 +10,24 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from benchmarks.compare import Row, counted
-from benchmarks.gpu.common import Setup, built, check, emit, emit_rows, raise_scores
-from msil.detection import Detector
-from msil.runs import read_result
+from benchmarks.compare import counted
+from benchmarks.gpu.common import Setup, built, check, emit, raise_scores
 from msil.training.experiment import run
 from msil.training.faults import TrainingDiverged
 from msil.training.module import DetectionModule
-from training.cases import tiny_config  # of tests/
+from training.cases import last, tiny_config  # of tests/
+from training.test_faults import break_losses
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT = "called a synchronizing CUDA operation"  # torch's words
@@ -91,12 +92,12 @@ def waits(setup: Setup) -> None:
         "fcos, ddp of one": ("trainer=ddp", "trainer.devices=1"),  # last: its process group stays
     }
     for name in ways if setup.on_gpu else ("fcos", "vfnet", "fcos, ddp of one"):
-        emit_rows(f"P4 {name} waits on the GPU", waits_of_a_run(setup, name, ways[name]))
+        check(f"P4 {name}", waits_of_a_run, setup, name, ways[name])
     for head in ("fcos", "vfnet"):
         check(f"waits of predict, {head}", waits_of_predict, setup, head)
 
 
-def waits_of_a_run(setup: Setup, name: str, words: tuple[str, ...]) -> Iterator[Row]:
+def waits_of_a_run(setup: Setup, name: str, words: tuple[str, ...]) -> Found:
     places: collections.Counter[str] = collections.Counter()
     watch = Watch()
     # A step that is logged waits: none of these is.
@@ -104,12 +105,10 @@ def waits_of_a_run(setup: Setup, name: str, words: tuple[str, ...]) -> Iterator[
         config = config_of(setup, folder, "trainer.save_every=100", *words)
         with waits_noted(places):
             run(config)
-    assert watch.steps, "no step was watched"
     said = ", ".join(f"{count} at {place}" for place, count in places.items()) or "none"
     row = counted(f"P4 {name} waits on the GPU", places.total(), "", 0, f"{said}, in {watch.steps} batches of a run")
-    yield row
-    if places:  # for the list of what is not as it should be
-        emit(False, check=row.name, detail=said, s=0)
+    emit(row.met is True, row=asdict(row))
+    return watch.steps > 0, row.agreement
 
 
 def waits_of_predict(setup: Setup, head: str) -> Found:
@@ -156,27 +155,15 @@ def resumed(setup: Setup, first: str, then: str, *words: str) -> Found:
 
 
 def stops(setup: Setup, *words: str) -> Found:
-    real: Callable[..., Any] = Detector.loss
-    seen: list[int] = []
-
-    def loss(self: Detector, images: Any, targets: Any) -> Any:
-        found = real(self, images, targets)
-        seen.append(1)
-        return {**found, "loss_bbox": found["loss_bbox"] * float("nan")} if len(seen) == 6 else found
-
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Detector, "loss", loss):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        break_losses(patch, 5, float("nan"))
         config = config_of(setup, folder, *words)
-        try:
+        with pytest.raises(TrainingDiverged) as caught:
             run(config)
-        except TrainingDiverged as error:
-            path = Path(folder) / "one" / "checkpoints" / "last.ckpt"
-            last = torch.load(path, map_location="cpu", weights_only=True)
-            finite = all(torch.isfinite(tensor).all() for tensor in last["state_dict"].values())
-            right = "at step 6 loss_bbox is nan" in str(error) and last["global_step"] == 5 and finite
-            return right and read_result(
-                path.parents[1]
-            ) is None, f"{str(error)[:90]}; last.ckpt of step {last['global_step']}"
-    return False, "it went on"
+        state = last(config)
+    finite = all(torch.isfinite(tensor).all() for tensor in state["state_dict"].values())
+    right = "at step 6 loss_bbox is nan" in str(caught.value) and state["global_step"] == 5 and finite
+    return right, f"{str(caught.value)[:60]}; last.ckpt of step {state['global_step']}"
 
 
 # The project's tests
