@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -116,16 +116,14 @@ class Call:
             thread.join()
         for name in then:
             self.run(name, self.options.limit)
-        self.write()
 
     def run(self, name: str, until: float) -> None:
         process = self.waiting.pop(name, None) or self.started(name)
         allowed = min(PARTS[name].seconds * (1 if self.on_gpu else 20), until - self.passed())
-        state = self.parts[name] = {"state": "running", "began_s": round(self.passed())}
         if allowed < LEAST_S:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            state["state"] = "left out: no time"
+            self.ended(name, "left out: no time")
             return
         began = time.monotonic()
         timer = threading.Timer(allowed, os.killpg, (process.pid, signal.SIGKILL))
@@ -137,18 +135,34 @@ class Call:
         tail: collections.deque[str] = collections.deque(maxlen=14)
         for line in process.stdout:
             with self.lock:
-                self.log.write(f"{name}| {line}")
-                if line.startswith("@@"):
-                    self.rows.append({"part": name, **json.loads(line[2:])})
-                    print(f"{self.passed():4.0f} s {said(self.rows[-1])[:230]}", flush=True)
-                    self.write()
-                else:
-                    tail.append(line.rstrip()[:250])
+                self.log.write(f"{name}| {line}" if line.strip() else "")
+            if not (line.startswith("@@") and self.reported(name, line[2:])):
+                tail.append(line.rstrip()[:250])
         code = process.wait()
         timer.cancel()
-        state |= {"state": {0: "ok", -9: "stopped at its limit"}.get(code, "failed"), "rc": code}
-        state |= {"s": round(time.monotonic() - began, 1)} | ({} if code in (0, -9) else {"tail": list(tail)})
-        self.log.flush()
+        state = {0: "ok", -signal.SIGKILL: "stopped at its limit"}.get(code, "failed")
+        self.ended(
+            name, state=state, s=round(time.monotonic() - began, 1), **({"tail": [*tail]} if state == "failed" else {})
+        )
+
+    def reported(self, name: str, text: str) -> bool:
+        """Whether it is a whole row: another process may have written into the line."""
+        try:
+            row = {"part": name, **json.loads(text)}
+        except ValueError:
+            return False
+        with self.lock:
+            self.rows.append(row)
+            self.write()
+        if PARTS[name].group == "B" or not row["ok"]:
+            print(f"{self.passed():4.0f} s {said(row)[:230]}", flush=True)
+        return True
+
+    def ended(self, name: str, state: str, seconds: float = 0, tail: Sequence[str] = ()) -> None:
+        with self.lock:
+            self.parts[name] = {"state": state, "s": seconds, "tail": tail}
+            self.log.flush()
+            self.write()
 
     def write(self) -> None:
         """results.json, whole at any time."""
@@ -164,10 +178,10 @@ class Call:
     def summary(self) -> None:
         """Last, so that the end of the output holds all that matters: parts, speed, what is not as it should be."""
         for name, state in self.parts.items():
-            print(f"{name}: {state['state']}, {state.get('s', 0)} s", *state.get("tail", ()), sep="\n    ")
+            print(f"{name}: {state['state']}, {state['s']} s", *state["tail"], sep="\n    ")
         bad = [row for row in self.rows if not row["ok"]]
         for row in bad:
-            print(f"\nBAD {said(row)[:900]}")
+            print(f"\nBAD {said(row)[:600]}")
         print(f"\n{len(self.rows)} checks, {len(bad)} bad, {self.passed():.0f} s; {self.out / 'results.json'}")
 
 

@@ -53,7 +53,9 @@ TOY = Setup("cpu", (64, 96), 2, "resnet18", 32, 1, 1, 1, (64, 96))
 
 
 def emit(ok: bool, **row: Any) -> None:
-    print("@@" + json.dumps({"ok": ok, **row}, default=str), flush=True)
+    # At once, at the beginning of a line: other threads and processes write there too.
+    sys.stdout.write("\n@@" + json.dumps({"ok": ok, **row}, default=str) + "\n")
+    sys.stdout.flush()
 
 
 def emit_rows(name: str, rows: Iterable[Row]) -> None:

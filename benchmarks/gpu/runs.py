@@ -42,7 +42,7 @@ MODES = {
 }
 # Of a rehearsal.
 ON_A_CPU = (EAGER, "ddp of one")
-SMALL = ("trainer.accelerator=cpu", "model.channels=32", "data.min_size=64", "data.max_size=64")
+SMALL = ("trainer.accelerator=cpu", "model.channels=64", "data.min_size=64", "data.max_size=64")
 FAR = {"bf16": 0.15, "fp16": 0.15, "bf16, compile=default": 0.15, "ema": 0.1}  # losses from eager ones; else 0.05
 TIMM = "fcos of timm"
 MODELS = {name: (f"model/head={name}",) for name in ("fcos", "vfnet", "retinanet", "atss", "gfl", "tood")}
