@@ -86,8 +86,7 @@ class Call:
         self.rows: list[dict[str, Any]] = []
         self.on_gpu = options.device == "cuda"
         self.cache = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # so that no compilation is another call's
-        # Those that wait their turn have imported everything by then.
-        self.waiting = {name: self.started(name) for name in chosen} if self.on_gpu else {}
+        self.waiting: dict[str, subprocess.Popen[str]] = {}
 
     def passed(self) -> float:
         return time.monotonic() - self.began
@@ -112,6 +111,9 @@ class Call:
             thread.start()
             if not self.on_gpu:
                 thread.join()
+        if self.on_gpu:  # those that wait their turn have imported everything by then
+            time.sleep(30 if first else 0)
+            self.waiting = {name: self.started(name) for name in then}
         for thread in threads:
             thread.join()
         for name in then:
@@ -141,9 +143,7 @@ class Call:
         code = process.wait()
         timer.cancel()
         state = {0: "ok", -signal.SIGKILL: "stopped at its limit"}.get(code, "failed")
-        self.ended(
-            name, state=state, s=round(time.monotonic() - began, 1), **({"tail": [*tail]} if state == "failed" else {})
-        )
+        self.ended(name, state, round(time.monotonic() - began, 1), [*tail] if state == "failed" else [])
 
     def reported(self, name: str, text: str) -> bool:
         """Whether it is a whole row: another process may have written into the line."""
