@@ -153,7 +153,7 @@ def arriving(setup: Setup, files: Any, workers: int, postponed: bool) -> tuple[b
     data, device = DetectionDataModule(settings, files, files), torch.device(setup.device, 0 if setup.on_gpu else None)
     place = {"global_step": 0, "global_rank": 0, "world_size": 1, "strategy": SimpleNamespace(root_device=device)}
     data.trainer = SimpleNamespace(**place)  # pyright: ignore[reportAttributeAccessIssue]
-    data.train_indices = data.train_indices * max(8, 8 * workers)
+    data.train_indices = data.train_indices * 32 * workers
     batches = iter(data.train_dataloader())
     for _ in range(2):
         next(batches)

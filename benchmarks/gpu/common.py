@@ -36,7 +36,7 @@ class Setup:
     rounds: int = 3
     images_a_turn: int = 40
     uncounted: int = 3
-    small: tuple[int, int] = (256, 320)
+    small: tuple[int, int] = (128, 160)
     anchors: bool = True
 
     @property

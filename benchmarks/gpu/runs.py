@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIDE_BY_SIDE = 12
 BASE = (
     "schedule=smoke", "schedule.max_steps=null", "schedule.epochs=3", "schedule.eval_images=16", "data.num_train=32",
-    "data.num_val=16", "data.batch_size=8", "data.eval_batch_size=8", "model.head.num_convs=1",
+    "data.num_val=16", "data.batch_size=8", "data.eval_batch_size=8", "model.head.num_convs=1", "schedule.lr=0.0005",
     "trainer.progress_bar=false",
 )  # fmt: skip
 BF16 = "trainer.precision=bf16-mixed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ def assigned(setup: Setup, name: str) -> Found:
         )
         count = len(head.priors(maps, torch.device("cpu")).centers)
         logits = torch.randn(2, count, 80, generator=generator) - 3
-        predicted = cases.random_boxes(__import__("random").Random(0), 200, height, width).repeat(-(-count // 200), 1)
+        predicted = cases.random_boxes(random.Random(0), 200, height, width).repeat(-(-count // 200), 1)
         found = []
         for device in (torch.device("cpu"), torch.device(setup.device)):
             truth = ground_truth(targets, sizes, device)
