@@ -60,7 +60,7 @@ def limits_of(setup: Setup) -> tuple[bool, dict[str, Any]]:
 def profiled(setup: Setup) -> None:
     for head, batch, kernel_size in (("fcos", 8, None), ("fcos", 2, None), ("vfnet", 8, None), ("fcos", 8, 3)):
         name = f"{head}{'' if kernel_size is None else ' with MSIL'} batch {batch}"
-        check(name, stages, setup, head, batch if setup.on_gpu else setup.batch, kernel_size)
+        check(name, stages, setup, head, max(1, batch * setup.batch // 8), kernel_size)
         gc.collect()
         torch.cuda.empty_cache()
 
