@@ -233,6 +233,32 @@ def test_open_gates_are_what_was_asked_for(apply: str) -> None:
             assert (gate - 0.99).abs().max() < 0.005 and gate.std() > 0
         else:
             assert torch.equal(before, after)
-    for value in (0.5, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"between 0\.5 and 1"):
+    for value in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="above 0 and below 1"):
             block.open_gates(value)
+    with pytest.raises(ValueError, match=r"at least 0\.5"):
+        MSIL(32, separate=False, init_gate=0.49)
+
+
+@pytest.mark.parametrize(("separate", "value"), [(True, 0.2), (True, 0.99), (False, 0.5), (False, 0.99)])
+def test_init_gate_is_the_gate_at_the_start(separate: bool, value: float) -> None:
+    torch.manual_seed(0)
+    block = MSIL(32, separate=separate, init_gate=value)
+    for name, parameter in block.named_parameters():
+        if ".dec.weight" in name:  # a sigmoid of the bias alone is left
+            torch.nn.init.zeros_(parameter)
+    cls_feat, reg_feat = torch.randn(2, 2, 32, 6, 7).abs() + 0.1
+    for before, after in zip((cls_feat, reg_feat), block(cls_feat, reg_feat), strict=True):
+        torch.testing.assert_close(after, value * before)
+
+
+def test_init_gate_changes_the_gates_alone() -> None:
+    states = []
+    for value in (None, 0.5, 0.99):
+        torch.manual_seed(0)
+        states.append(MSIL(32, init_gate=value).state_dict())
+    default, half, opened = states
+    assert all(torch.equal(default[key], half[key]) for key in default)
+    assert [key for key in default if not torch.equal(default[key], opened[key])] == [
+        "separate_cls.dec.bias", "separate_reg.dec.bias",
+    ]  # fmt: skip

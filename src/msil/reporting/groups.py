@@ -19,7 +19,7 @@ Result = Mapping[str, Any]
 ROW = ("model.head", "model.backbone", "model.msil", "model.detector", "model.detector_weights", "model.nms_thresh",
        "model.image_mean", "model.image_std", "schedule.warmup_factor")  # fmt: skip
 # How the paper is read where it is silent; other values are named.
-USUAL_BLOCK = {name: getattr(MSILConfig(), name) for name in ("kernel_size", "reduction")}
+USUAL_BLOCK = {name: getattr(MSILConfig(), name) for name in ("kernel_size", "reduction", "init_gate")}
 PAPER_CHANNELS = 256  # of FPN and head, in every published recipe
 
 
