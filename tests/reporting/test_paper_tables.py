@@ -293,5 +293,11 @@ def test_what_the_price_of_msil_buys_elsewhere_stands_beside_its_gain() -> None:
 
 def test_one_net_of_another_kind_takes_the_place_of_a_tables_one_net() -> None:
     group = [run(backbone="convnext_tiny", apply=apply) for apply in ("none", "both")]
-    assert [row.net for row in fill(TABLES["table2"], group).rows if row.runs] == ["convnext_tiny"] * 2
+    filled = fill(TABLES["table2"], group)
+    assert [row.net for row in filled.rows if row.runs] == ["convnext_tiny"] * 2
+    for one, words in zip(group, ("model.msil.apply=none seed=0", "seed=0"), strict=True):
+        net = "model/backbone=timm model.backbone.name=convnext_tiny model.head.num_convs=2"
+        one["command"] = f"python run.py model/head=vfnet {net} {words}"
+    command = fill(TABLES["table2"], group).command
+    assert command == f"python run.py experiment=table2 data=shapes schedule=quick {net}"
     assert not [row for row in fill(TABLES["table4"], group).rows if row.runs]  # which of its two nets would it be?

@@ -169,12 +169,11 @@ def fill_command(table: PaperTable, group: Sequence[Result]) -> str:
     """
     words = ["python", "run.py", f"experiment=table{table.number}"]
     if group:
-        try:
-            typed = shlex.split(group[0]["command"])[2:]
-        except ValueError:  # an unclosed quote: not what a run wrote
-            typed = []
-        kept = {word.partition("=")[0].lstrip("+"): word for word in typed}
-        kept = {name: word for name, word in kept.items() if not name.startswith(_OF_A_ROW)}
+        typed = [_typed(run) for run in group]
+        # Of all rows is what every run has, but the choices that the experiment sweeps.
+        of_all = ("model.head.", "model.backbone.", *(["model/backbone"] if _own_net(table, group) else []))
+        kept = {name: word for name, word in typed[0].items() if not name.startswith(_OF_A_ROW)
+                or (name.startswith(of_all) and all(word == other.get(name) for other in typed))}  # fmt: skip
         chosen = {name: str(lookup(group[0], name, "name")) for name in ("data", "schedule")}
         if chosen["schedule"] in RECIPES:
             same_data = chosen["data"] == table.recipe.data
@@ -184,6 +183,15 @@ def fill_command(table: PaperTable, group: Sequence[Result]) -> str:
         seeds = sorted({run["seed"] for run in group})
         words += [*kept.values(), *([] if seeds == [0] else ["seed=" + ",".join(map(str, seeds))])]
     return shlex.join(words)
+
+
+def _typed(run: Result) -> dict[str, str]:
+    """The words of a run's command by their names."""
+    try:
+        words = shlex.split(run["command"])[2:]
+    except ValueError:  # an unclosed quote: not what a run wrote
+        words = []
+    return {word.partition("=")[0].lstrip("+"): word for word in words}
 
 
 def paper_table(filled: Filled) -> Table:
@@ -243,13 +251,17 @@ def _net(printed: PaperRow, table: PaperTable, group: Sequence[Result]) -> str |
     net and the setting one of another kind, that."""
     if printed.detector is not None:
         return printed.detector
-    name, nets = printed.backbone, set(map(_net_of, group))
-    if name is None or name in nets:
+    name = printed.backbone
+    if name is None or name in map(_net_of, group):
         return name
+    return _own_net(table, group) or STAND_INS.get(name, name)
+
+
+def _own_net(table: PaperTable, group: Sequence[Result]) -> str | None:
+    nets = set(map(_net_of, group))
     own = nets.difference(STAND_INS, STAND_INS.values())
-    if len(nets) == len(own) == 1 and len({row.backbone for row in table.rows if row.backbone}) == 1:
-        return own.pop()
-    return STAND_INS.get(name, name)
+    one = len(nets) == len(own) == 1 and len({row.backbone for row in table.rows if row.backbone}) == 1
+    return own.pop() if one else None
 
 
 def _net_of(run: Result) -> str | None:
