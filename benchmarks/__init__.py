@@ -2,4 +2,5 @@
 
 python -m benchmarks                    # all, and the results into benchmarks/results.json and docs/performance.md
 python -m benchmarks.fcos_assignment    # one, only printed
+python -m benchmarks.gpu --out gpu      # everything about one NVIDIA GPU: docs/performance.md
 """

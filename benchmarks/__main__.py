@@ -2,6 +2,7 @@
 
     python -m benchmarks                 # all; those that need a GPU or a package that is not there say so
     python -m benchmarks star_convolution loading
+    python -m benchmarks --gpu gpu/results.json     # what `python -m benchmarks.gpu` left, on whatever machine
 
 Each runs in a process of its own on one thread. What did not run keeps the results that it had, with their date and
 machine. Exits with 1 if one of them failed: results that do not agree are an error, a goal that is missed is a result.
@@ -33,7 +34,7 @@ BEGIN, END = "<!-- python -m benchmarks writes from here -->", "<!-- to here -->
 BENCHMARKS = (
     "fcos_assignment", "fcos_loss", "vfnet_loss", "host_syncs", "kernels", "star_convolution", "training_step",
     "evaluation_forward", "postprocessing", "msil_cost", "coco_evaluation", "loading", "start_up",
-    "dense_losses", "gpu_training",
+    "dense_losses", "gpu",
 )  # fmt: skip
 
 
@@ -42,11 +43,16 @@ def main() -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
-    names = parser.parse_args().names or BENCHMARKS
+    parser.add_argument("--gpu", type=Path, metavar="FILE", help="results.json of benchmarks.gpu: its rows go in")
+    options = parser.parse_args()
+    names = options.names or (BENCHMARKS if options.gpu is None else ())
     unknown = sorted(set(names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if options.gpu is not None:
+        found = json.loads(options.gpu.read_text())
+        results["gpu"] = {key: found[key] for key in ("rows", "seconds", "date", "machine", "versions")}
     failed = []
     started = time.monotonic()
     for name in names:

@@ -7,8 +7,8 @@ for the log and the check for NaN, backward, SGD. MMDetection's (extra `benchmar
 forward and backward.
 
 Waits are counted on the CPU, by the operators whose result's value or shape the host has to know. On a GPU
-benchmarks/gpu_training.py asks the same of set_sync_debug_mode. Also asserted: on torch's meta device, whose tensors
-have no values, a step of the net and its loss runs through.
+benchmarks/gpu asks the same of set_sync_debug_mode. Also asserted: on torch's meta device, whose tensors have no
+values, a step of the net and its loss runs through.
 """
 
 from __future__ import annotations

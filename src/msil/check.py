@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
@@ -12,7 +13,19 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from msil.compose import to_config
-from msil.config import Augment, Config, DataConfig, DataName, Decay, LoggerName, Mode, ModelConfig, every_setting
+from msil.config import (
+    Apply,
+    Augment,
+    Config,
+    DataConfig,
+    DataName,
+    Decay,
+    LoggerName,
+    Mode,
+    ModelConfig,
+    OptimizerName,
+    every_setting,
+)
 from msil.errors import ConfigError
 from msil.explain import one_line, raised_inside
 
@@ -31,12 +44,10 @@ def checked(composed: DictConfig, typed: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{error.full_key} must be given, as {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise raised_inside(error) or ConfigError(one_line(error)) from error
-    if config.model.detector is not None:
-        for key in typed:
-            if key.replace("/", ".").startswith(("model.head", "model.backbone", "model.channel", "model.image_")):
-                raise ConfigError(f"{key} has no effect with model.detector={config.model.detector}: leave it out.")
-    if config.data.augment == Augment.none and "data.flip" in typed:
-        raise ConfigError("data.flip has no effect with data.augment=none: leave out one of them.")
+    for key in typed:
+        for name, reason in _idle(config).items():
+            if f"{key.replace('/', '.')}.".startswith(f"{name}."):
+                raise ConfigError(f"{key} has no effect with {reason}: leave out one of them.")
     if config.model.weights is not None:
         from msil.checkpoints.settle import check_typed, settled  # late: torch takes seconds
 
@@ -44,6 +55,31 @@ def checked(composed: DictConfig, typed: Sequence[str] = ()) -> Config:
         config = settled(config)
     check(config)
     return config
+
+
+def _idle(config: Config) -> dict[str, str]:
+    """Settings that change nothing beside another one -> that one, as typed."""
+    model, data, schedule = config.model, config.data, config.schedule
+    switches = [f"model.msil.{name}" for name in ("align", "separate", "kernel_size", "reduction")]
+    rules: list[tuple[bool, str, Sequence[str]]] = [
+        (model.detector is not None, f"model.detector={model.detector}",
+         ("model.head", "model.backbone", "model.channels", "model.channel_order", "model.image_mean",
+          "model.image_std")),
+        (model.msil.apply == Apply.none, "model.msil.apply=none",
+         (*switches, "model.msil.block", "model.msil.options")),
+        (model.msil.block is None, "model.msil.block=null", ("model.msil.options",)),
+        (model.msil.block is not None, f"model.msil.block={model.msil.block}", switches),
+        (data.augment == Augment.none, "data.augment=none", ("data.flip",)),
+        (schedule.optimizer != OptimizerName.sgd, "schedule.optimizer=adamw", ("schedule.momentum",)),
+        (schedule.decay == Decay.cosine, "schedule.decay=cosine", ("schedule.milestones", "schedule.gamma")),
+        (schedule.warmup_steps == 0, "schedule.warmup_steps=0", ("schedule.warmup_factor",)),
+        (config.logger.name != LoggerName.wandb, f"logger={config.logger.name.value}",
+         [f"logger.{name}" for name in ("project", "entity", "group", "tags", "offline")]),
+        (config.mode == Mode.test, "mode=test",
+         [f"schedule.{own.name}" for own in fields(schedule) if own.name != "eval_images"]
+         + ["data.augment", "data.flip", "data.multiscale", "data.filter_empty", "data.device_transforms"]),
+    ]  # fmt: skip
+    return {name: reason for there, reason, names in rules if there for name in names}
 
 
 def check(config: Config) -> None:

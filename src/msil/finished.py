@@ -50,19 +50,27 @@ def continues(config: Config, run_dir: Path) -> bool:
             f"{run_dir} holds a run with other settings, and its {CONFIG} was damaged or edited: set another run_name, "
             "or delete that folder."
         )
-    differing = changes(before, values)
-    epochs, max_steps = before["schedule"]["epochs"], before["schedule"]["max_steps"]
-    more = differing.keys() <= LONGER and config.schedule.epochs > epochs and max_steps is None
-    if more and config.resume is Resume.auto and (run_dir / CHECKPOINTS / LAST).exists():
+    if config.resume is Resume.auto and goes_on(before, config, run_dir):
         return True
+    differing = changes(before, values)
+    max_steps = before["schedule"]["max_steps"]
     what = listed([f"{name}: {short(old)} -> {short(new)}" for name, (old, new) in differing.items()], 5)
-    longer = (
-        f" More epochs alone, schedule.epochs above {epochs}, continue it." if "schedule.epochs" in differing else ""
-    )
+    longer = ""
+    if "schedule.epochs" in differing and max_steps is not None:
+        longer = f" It ends by schedule.max_steps={max_steps}, so more epochs do not continue it."
+    elif "schedule.epochs" in differing:
+        longer = f" More epochs alone, schedule.epochs above {before['schedule']['epochs']}, continue it."
     raise ConfigError(
         f"{run_dir} holds a run with other settings ({what}): give its own to continue it, set another run_name, or "
         f"delete that folder.{longer}"
     )
+
+
+def goes_on(before: Mapping[str, Any], config: Config, run_dir: Path) -> bool:
+    """Whether `config` has more epochs, and nothing else, than the run in run_dir, whose settings are `before`."""
+    differing, schedule = changes(before, plain(config)), before["schedule"]
+    more = differing.keys() <= LONGER and config.schedule.epochs > schedule["epochs"] and schedule["max_steps"] is None
+    return more and (run_dir / CHECKPOINTS / LAST).exists()
 
 
 def finished_result(config: Config) -> dict[str, Any] | None:

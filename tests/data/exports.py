@@ -165,6 +165,16 @@ def cvat_yolo(root: Path) -> None:
     write_text(root / "data.yaml", "names:\n  0: cat\n  1: dog\npath: .\ntrain: train.txt\n")
 
 
+def cvat_yolo_old(root: Path) -> None:
+    """CVAT's "YOLO 1.1", Darknet's files."""
+    write_images(root / "obj_train_data", list(BOXES))
+    for name in BOXES:
+        yolo_txt(root / "obj_train_data" / f"{stem(name)}.txt", name)
+    write_text(root / "obj.names", "cat\ndog\n")
+    write_text(root / "obj.data", "classes = 2\nnames = data/obj.names\nbackup = backup/\ntrain = data/train.txt\n")
+    write_text(root / "train.txt", "".join(f"data/obj_train_data/{name}\n" for name in BOXES))
+
+
 def label_img(root: Path) -> None:
     write_images(root, list(BOXES))
     for name in BOXES:
@@ -191,6 +201,7 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
     "cvat_coco_old": (cvat_coco_old, False),
     "cvat_voc": (cvat_voc, False),
     "cvat_yolo": (cvat_yolo, False),
+    "cvat_yolo_old": (cvat_yolo_old, False),
     "label_studio_coco": (label_studio_coco, False),
     "label_studio_yolo": (label_studio_yolo, False),
     "roboflow_coco": (roboflow_coco, True),

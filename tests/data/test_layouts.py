@@ -15,6 +15,7 @@ from tests.data.exports import BOXES, EXPORTS, NAMES, VALID, label_studio_coco, 
 from tests.data.files import coco_content, write_coco, write_jpeg
 from tests.metrics.cases import random_record
 
+from msil.config import Config
 from msil.data.annotations import AnnotatedImages
 from msil.data.audit import DataWarning
 from msil.data.fingerprint import differing, fingerprint
@@ -23,6 +24,7 @@ from msil.data.readers.coco import locate_coco
 from msil.data.readers.holdout import hold_out
 from msil.errors import DataError
 from msil.metrics.upload import upload_entries
+from msil.training.build import metrics
 
 
 def auto(root: Path, **more: Any) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def test_every_tools_export_reads_to_the_same_boxes(tmp_path: Path, name: str) -
     assert {**boxes_by_file(train), **boxes_by_file(val)} == BOXES
     assert len(train) + len(val) == len(BOXES)
     assert sorted(boxes_by_file(val)) == VALID if has_val else len(val) == 3
+    assert len(metrics(Config(), val)) == (2 if "voc" in name or name == "label_img" else 1)  # VOC AP of xml files
     image, target = train[0]
     assert image.shape == (3, 48, 64) and len(target.boxes) > 0
     before = fingerprint(data, ["train", "val"])
@@ -83,7 +86,7 @@ def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere does not exist: put it there or set data\.root"):
         build_split(auto(tmp_path / "nowhere"), "train")
     with pytest.raises(
-        DataError, match=r"looked for YOLO's data\.yaml .*instances_\*\.json.*data\.annotations=FILE"
+        DataError, match=r"looked for YOLO's data\.yaml, .*instances_\*\.json.*data\.annotations=FILE"
     ) as e:
         build_split(auto(tmp_path), "train")
     assert "\n" not in str(e.value)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from msil.data import workers
 from msil.data.module import DetectionDataModule
@@ -142,7 +143,10 @@ def test_a_batch_leaves_its_worker_in_three_tensors(monkeypatch: pytest.MonkeyPa
     for batch in ((images, targets), Untransformed(images, targets, [Augmentation(8, 10, True)] * 2)):
         sent = packed(lambda given: given, batch)
         assert [isinstance(part, torch.Tensor) and part.is_shared() for part in sent[:3]] == [True] * 3
-        again = unpacked(sent)
+        pinned: list[torch.Tensor] = []
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda part, *_, pinned=pinned: pinned.append(part) or part)
+        again = unpacked(pin_memory(sent))  # as torch's loader does beside a GPU
+        assert all(map(torch.equal, pinned, sent[:3])) and len(pinned) == 3
         assert type(again) is type(batch) and again[2:] == batch[2:]
         assert all(map(torch.equal, again[0], images))
         for ours, theirs in zip(again[1], targets, strict=True):

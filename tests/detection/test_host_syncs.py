@@ -7,14 +7,18 @@ Checked without a GPU in two ways: a dispatch mode records the operators that sy
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from benchmarks.operators import HostSyncs
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from msil.detection import Detections
 from msil.detection.assign import ground_truth
 from msil.detection.heads import HEADS
+from msil.detection.postprocess import mirrored, rescaled
 
 from .cases import IMAGE_SIZES, map_sizes_of, random_pyramid, random_targets, small_detector
 from .reference import FORMS, build
@@ -88,6 +92,38 @@ def test_whole_step_from_the_images(head: str) -> None:
     with HostSyncs() as syncs:
         step()
     assert syncs.found == SIZES_COPY[device]
+
+
+def test_detections_go_back_to_their_images_without_a_sync() -> None:
+    boxes = torch.tensor([[10.0, 20, 40, 80], [0, 0, 100, 100.00001]])
+    with HostSyncs() as syncs:
+        found = rescaled(mirrored(Detections(boxes, boxes[:, 0], boxes[:, 0]), 100), (100, 100), (50, 200))
+    assert syncs.found == [] and syncs.operators > 5
+    assert found.boxes.tolist() == [[120, 10, 180, 40], [0, 0, 200, 50]]
+
+
+class Writes(TorchDispatchMode):
+    """The most elements that one scattered minimum or maximum writes to one address, and how many there are in all:
+    a GPU writes those to one address one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = self.all = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.scatter_reduce_.two:
+            index = args[2]
+            self.most = max(self.most, *(int(row.bincount().max()) for row in index))
+            self.all = max(self.all, index.shape[1])
+        return func(*args, **(kwargs or {}))
+
+
+@forms
+def test_candidates_do_not_queue_for_one_address(name: str, epoch: str) -> None:
+    head = build(name, {}, epoch=epoch)
+    with Writes() as writes:
+        head.loss(head(random_pyramid(2)), random_targets([60, 33], 256, 320, 5), IMAGE_SIZES)
+    assert writes.most * 10 <= writes.all  # the reference's maps are small: P7 has 6 cells
 
 
 def test_ground_truth_goes_to_a_gpu_by_asynchronous_copies_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,12 @@ def test_exif_rotation_counts_for_the_sizes_and_the_drawing(tmp_path: Path) -> N
         assert picture.size == (image["width"], image["height"]) == (300, 400) and 0x0112 not in picture.getexif()
 
 
+def test_a_picture_of_fewer_than_16_bits(tmp_path: Path) -> None:
+    Image.fromarray(np.full((40, 40), 2049, dtype=np.uint16)).save(tmp_path / "a.tif")  # 2049 = 128 * 16 + 1
+    predict(tmp_path / "a.tif", tmp_path / "out", detector=(detector := Fixed()), bits=12)
+    assert detector.seen[0].unique().tolist() == [128]
+
+
 def test_unreadable_images_do_not_stop_the_others(tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     for name in ("a.jpg", "c.jpg", "d.png"):

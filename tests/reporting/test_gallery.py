@@ -112,5 +112,7 @@ def test_the_pixels_are_those_that_the_boxes_are_in(root: Path) -> None:
     image.save(root / "turned.jpg", exif=exif)
     assert read_gallery_image(root, "turned.jpg", (40, 30)).shape == (3, 40, 30)
     assert read_gallery_image(root, "turned.jpg", (30, 40)).shape == (3, 30, 40)  # boxes drawn on the stored pixels
+    Image.fromarray(np.full((30, 40), 2049, dtype=np.uint16)).save(root / "12bits.tif")  # 2049 = 128 * 16 + 1
+    assert read_gallery_image(root, "12bits.tif", (30, 40), 12).unique().tolist() == [128]
     with pytest.raises(DataError, match="30 x 40 pixels, but was 40 x 31"):
         read_gallery_image(root, "turned.jpg", (31, 40))

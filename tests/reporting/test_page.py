@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from html.parser import HTMLParser
 from typing import Any
 
-from msil.reporting.page import Picture, Section, render
+from msil.reporting.page import Curves, Picture, Section, render
 from msil.reporting.tables import Column, Table
 
 HOSTILE = (
@@ -40,7 +42,8 @@ def page(text: str) -> str:
     picture = Picture(f"alt {text}", b"<svg/>", "svg", 10, text)
     row: dict[str, Any] = {"name": text, "number": 0.5}
     table = Table(text, (Column("name", text, str), Column("number", "number")), (row,), (text,))
-    inner = Section(text, (text,), (table,), (picture,))
+    curves = Curves("<svg></svg>", (("a-", text, "red"), ("b-", text, "red")))
+    inner = Section(text, (text,), (table,), curves, (picture,), (Section(text, folded=True),))
     return render(text, (text,), (Section("outer", subsections=(inner,)),), text)
 
 
@@ -54,15 +57,17 @@ def test_hostile_texts_are_texts() -> None:
         page(text).encode()
 
 
-def test_nothing_comes_from_outside_and_nothing_runs() -> None:
+def test_nothing_comes_from_outside_and_nothing_runs_but_the_pages_own_script() -> None:
     parsed = Parsed(page("plain"))
-    assert not parsed.all("script") and not parsed.all("link")
+    assert not parsed.all("link") and parsed.all("script") == [{}]
     assert {(one["src"] or "").partition(",")[0] for one in parsed.all("img")} == {"data:image/svg+xml;base64"}
     (policy,) = (one.get("content") for one in parsed.all("meta") if one.get("http-equiv") == "Content-Security-Policy")
-    assert policy is not None and "default-src 'none'" in policy and "script" not in policy
+    script = page("plain").partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy is not None and "default-src 'none'" in policy and f"script-src 'sha256-{digest}';" in policy
     assert "url(" not in page("plain") and "@import" not in page("plain")
 
 
-def test_links_lead_to_sections() -> None:
+def test_links_lead_to_the_first_sections() -> None:
     parsed = Parsed(page("plain"))
-    assert [one["href"] for one in parsed.all("a")] == [f"#{one['id']}" for one in parsed.all("section")]
+    assert [one["href"] for one in parsed.all("a")] == [f"#{parsed.all('section')[0]['id']}"]

@@ -68,3 +68,18 @@ def test_a_wide_table_scrolls_in_its_own_frame(browser: Browser, report: Path) -
     browser.evaluate(f"{frame}.scrollLeft = 200")
     assert browser.evaluate(f"{frame}.scrollLeft") == 200
     assert browser.evaluate(f"{frame}.querySelector('tbody th').getBoundingClientRect().left") == before
+
+
+def test_a_click_sorts_and_a_box_shows_a_curve(browser: Browser, report: Path) -> None:
+    browser.open(report)
+    cells = "[...document.querySelector('tbody').rows].map((row) => row.cells[2].textContent)"
+    click = "document.querySelectorAll('thead button')[2].click()"
+    scores = browser.evaluate(cells)
+    assert scores == sorted(scores, key=lambda text: -float(text.split()[0])) and len(scores) == 3
+    browser.evaluate(click)
+    browser.evaluate(click)
+    assert browser.evaluate(cells) == scores[::-1]
+    hidden = "[...document.querySelectorAll('svg [id^=curve0-2-]')].map((line) => line.style.display)"
+    assert browser.evaluate(hidden) == ["none"] * len(browser.evaluate(hidden)) != []
+    browser.evaluate("document.querySelectorAll('[data-curve]')[2].click()")
+    assert set(browser.evaluate(hidden)) == {""}

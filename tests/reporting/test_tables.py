@@ -136,7 +136,7 @@ def test_runs_by_name_with_what_differs_between_them() -> None:
     torchvisions["config"]["model"] |= {"head": {}, "backbone": {}, "detector": "ssd300_vgg16"}
     one = sweep_table([result("a"), torchvisions], ["model/head", "model.detector", "seed"], caption="All")
     assert [line[:4] for line in body(to_text(one))] == [
-        ["run", "AP", "head", "detector"], ["a", "42.0", "fcos", "null"], ["b", "42.0", "-", "ssd300_vgg16"],
+        ["run", "AP", "head", "detector"], ["a", "42.0", "fcos", "-"], ["b", "42.0", "-", "ssd300_vgg16"],
     ]  # fmt: skip
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from msil.detection import Detections, Target
 from msil.training import callbacks
-from msil.training.callbacks import SeedSteps, Throughput
+from msil.training.callbacks import PredictionPictures, SeedSteps, Throughput
 from msil.training.experiment import run
 
 from .cases import folder, module_of, rows, tiny_config
@@ -98,3 +99,25 @@ def test_what_is_random_in_a_step_depends_on_seed_step_rank_and_part_alone() -> 
     assert torch.equal(drawn(0, 5, 1, batch=2), first)
     for other in ((1, 5, 1), (0, 6, 1), (0, 5, 0), (0, 5, 1, 1)):
         assert not torch.equal(drawn(*other), first)
+
+
+def test_the_first_images_are_drawn_in_whatever_order_they_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first of two processes, which has every other one."""
+    drawn: list[int] = []
+    monkeypatch.setattr(callbacks, "draw_predictions", lambda _, targets, *a, **o: drawn.extend(map(id_of, targets)))
+    trainer: Any = SimpleNamespace(world_size=2, is_global_zero=True, loggers=[])
+    module = module_of(tiny_config("runs", "data"))
+    module.final_evaluation = True
+    pictures = PredictionPictures(Path(), (), range(100, 140))
+    pictures.on_validation_start(trainer)
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    for image_id in range(138, 99, -2):
+        found = Detections(nothing[0], nothing[0][:, 0], nothing[1])
+        batch = [torch.zeros(3, 8, 8)], [Target(*nothing, image_id)]
+        pictures.on_validation_batch_end(trainer, module, {"detections": [found]}, batch)
+    pictures.on_validation_end(trainer, module)
+    assert drawn == [100, 102, 104, 106, 108, 110, 112, 114]
+
+
+def id_of(target: Target) -> int:
+    return target.image_id

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -15,12 +17,16 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor
 
 from msil.config import TrainerConfig
+from msil.detection import build_detector
+from msil.detection.heads import HEADS
 from msil.errors import ConfigError
+from msil.interruption import Interruption
 from msil.training.build import make_trainer
-from msil.training.devices import choose_devices, cluster_environment
+from msil.training.checkpoint import SaveLast
+from msil.training.devices import check_graphs, choose_devices, cluster_environment
 from msil.training.experiment import run
 
-from .cases import tiny_config
+from .cases import module_of, tiny_config
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, gpu: str | None) -> None:
@@ -80,6 +86,51 @@ def test_a_run_is_compiled_as_its_settings_say(tmp_path: Path, shapes: Path, mon
     run(tiny_config(tmp_path, shapes, *settings))
     assert set(modes) == {"max-autotune"}
     assert set(passed) == {"Detector.net", "DenseHead.padded_loss"} and set(passed["Detector.net"]) == {False}
+
+
+def test_deformable_convolutions_in_graphs_need_a_new_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    refused = []
+    for version in ("0.26.0", "0.29.1+cu130"):
+        monkeypatch.setattr("torchvision.__version__", version)
+        for name in HEADS:
+            detector = build_detector(name, "resnet10", 3, channels=32)
+            for mode in (None, "default", "reduce-overhead"):
+                check_graphs(mode, detector, torch.device("cpu"))
+                try:
+                    check_graphs(mode, detector, gpu)
+                except ConfigError as error:
+                    refused.append((name, str(error)))
+    assert [name for name, _ in refused] == ["tood", "vfnet"]
+    assert "torchvision 0.26.0 computes VFNet's deformable" in refused[1][1]
+
+
+@pytest.mark.parametrize(("norm", "buffers"), [("frozen_bn", False), ("eval_bn", False), ("bn", True)])
+def test_ddp_is_made_on_the_stream_of_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str, buffers: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", None)
+    monkeypatch.setattr("msil.training.devices.DistributedDataParallel", lambda _, **how: SimpleNamespace(**how))
+    config = tiny_config(tmp_path, tmp_path, "trainer=ddp", f"model.backbone.norm={norm}")
+    strategy = make_trainer(config, tmp_path).strategy
+    monkeypatch.setattr(strategy, "determine_ddp_device_ids", lambda: [0])  # a GPU
+    made = strategy._setup_model(module_of(config))  # pyright: ignore
+    assert vars(made) == {"device_ids": [0], "gradient_as_bucket_view": True, "broadcast_buffers": buffers}
+
+
+def test_processes_ask_each_other_for_signals_on_the_cpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's own question, in every step, ends in a number that the host waits for."""
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda *given, **_: asked.append(given))
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend: asked.append(backend))
+    monkeypatch.setattr(L.Trainer, "world_size", 2)
+    trainer = make_trainer(tiny_config(tmp_path, tmp_path), tmp_path)
+    ask = type(trainer.fit_loop.epoch_loop)._broadcast_sigterm_tensor
+    ask(trainer.fit_loop.epoch_loop)
+    assert len(asked) == 1
+    SaveLast(tmp_path, 1, Interruption()).on_train_start(trainer)
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    assert asked[1:] == ["gloo"]
 
 
 # Inside a SLURM job, by the variables that srun sets.

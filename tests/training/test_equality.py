@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from msil.data.module import collate
 from msil.detection import Detections, Detector, Target
 from msil.metrics.coco import CocoMetric
+from msil.training.devices import OneStreamDDP
 
 from .cases import load, module_of, tiny_config
 from .one_step import assert_same_gradients, batch_of, one_step, share
@@ -120,13 +121,14 @@ def work(rank: int, folder: str, cases: list[Case], heads: tuple[str, ...]) -> N
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(minutes=2)
     )
-    two: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
     try:
         for number, case in enumerate(cases):
-            torch.save(step_of(case, rank, 2, Path(folder), **two), f"{folder}/step {number} {rank}.pt")
+            step = step_of(case, rank, 2, Path(folder), devices=2, strategy=OneStreamDDP())
+            torch.save(step, f"{folder}/step {number} {rank}.pt")
         for head in heads:
             truth = load(Path(folder) / f"{head} truth.pt")
-            torch.save(evaluation_of(head, truth, rank, 2, 2, **two), f"{folder}/{head} {rank}.pt")
+            numbers = evaluation_of(head, truth, rank, 2, 2, devices=2, strategy=OneStreamDDP())
+            torch.save(numbers, f"{folder}/{head} {rank}.pt")
     finally:
         dist.destroy_process_group()
 

@@ -9,6 +9,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import msil.main
 from msil.check import check
@@ -16,6 +17,7 @@ from msil.checkpoints.load import load_detector
 from msil.config import Config
 from msil.data.readers.coco import CocoDataset
 from msil.errors import DataError
+from msil.metrics.detections import DetectionMetric
 from msil.reporting.sweep_table import result_line
 from msil.runs import read_result
 from msil.training.experiment import run
@@ -56,6 +58,27 @@ def test_a_run_s_checkpoint_gives_the_run_s_numbers(
     name = f"detections_val_{finished[0].run_name}_results.json"
     assert result["detections"] == [name, name.replace(".json", ".zip")]
     assert "(percent, 8 val images of shapes)" in result_line(result)
+
+
+def test_nothing_is_gathered_once_the_trainer_has_taken_it_to_the_cpu(
+    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL refuses tensors of the CPU."""
+    refused: list[bool] = []
+    teardown, sync = SingleDeviceStrategy.teardown, DetectionMetric.sync
+
+    def tearing_down(self: Any) -> None:
+        teardown(self)
+        refused.append(True)
+
+    def gathering(self: Any, *arguments: Any, **options: Any) -> None:
+        assert not refused, "No backend type associated with device type cpu"
+        sync(self, *arguments, **options)
+
+    monkeypatch.setattr(SingleDeviceStrategy, "teardown", tearing_down)
+    monkeypatch.setattr(DetectionMetric, "sync", gathering)
+    run(tiny_config(tmp_path, shapes, "mode=test", checkpoint(finished)))
+    assert refused
 
 
 def test_a_file_brings_the_size_of_images_its_classes_and_its_data(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,11 @@ from msil.lock import Locked, locked
 from msil.runs import read_result
 from msil.training.experiment import run
 from msil.training.faults import TrainingDiverged
+from msil.training.module import DetectionModule
 
 from .cases import assert_same, folder, last, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
-SGD = torch.optim.SGD
 
 
 def break_losses(monkeypatch: pytest.MonkeyPatch, batch: int, value: float) -> list[list[int]]:
@@ -82,7 +83,7 @@ def test_a_gpu_leaves_out_a_bad_step_and_all_that_follow(
     tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, save_every: int
 ) -> None:
     """The fused optimizer of a GPU, on the CPU. The host learns of the sixth step one step later, or at the save."""
-    monkeypatch.setattr(torch.optim, "SGD", lambda *args, **options: SGD(*args, **{**options, "fused": True}))
+    monkeypatch.setattr(DetectionModule, "fused", True)
     settings = ("schedule.optimizer=sgd", "schedule.lr=0.001", f"trainer.save_every={save_every}")
     config = tiny_config(tmp_path, shapes, *settings)
     ids = break_losses(monkeypatch, 5, float("nan"))
@@ -101,6 +102,31 @@ def test_a_gpu_leaves_out_a_bad_step_and_all_that_follow(
     assert not torch.equal(weights[4]["head.scales"], weights[5]["head.scales"])
     assert_same(weights[-1], weights[5])
     assert last(config)["global_step"] == (5 if save_every == 1 else 4)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "fused"),
+    [("cuda", "bf16-mixed", True), ("cuda", "32-true", True), ("cuda", "16-mixed", None), ("cpu", "32-true", None)],
+)
+def test_a_gpu_s_optimizer_is_fused(device: str, precision: str, fused: bool | None) -> None:
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    module: Any = SimpleNamespace(trainer=SimpleNamespace(strategy=strategy, precision=precision))
+    assert DetectionModule.fused.fget(module) is fused  # pyright: ignore
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_goes_on_where_the_optimizer_is_another_kind(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """Begun on the CPU, continued with the fused optimizer of a GPU, then without it."""
+    config = tiny_config(tmp_path, shapes, f"schedule.optimizer={optimizer}", "schedule.lr=0.001")
+    ids = break_losses(monkeypatch, 2, float("nan"))
+    for fused, step in ((None, 3), (True, 5), (None, 7)):
+        monkeypatch.setattr(DetectionModule, "fused", fused)
+        with pytest.raises(TrainingDiverged, match=f"at step {step} "):
+            run(config)
+        assert last(config)["optimizer_states"][0]["param_groups"][0]["fused"] is fused
+        del ids[:]
 
 
 def test_too_little_memory_is_said_with_what_to_set(tmp_path: Path) -> None:

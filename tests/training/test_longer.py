@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from msil.errors import ConfigError, DataError
-from msil.interruption import Preempted
+from msil.interruption import Interruption, Preempted
 from msil.reporting.groups import key
 from msil.runs import read_result
+from msil.training.build import build
 from msil.training.experiment import run
+from msil.training.faults import FiniteSteps
+from msil.training.start import start_lines
 
 from .cases import assert_same_run, before_reading, folder, rows, tiny_config
 
@@ -78,6 +81,23 @@ def test_what_does_not_continue_a_run_says_what_differs(finished_once: Path, sha
     assert str(caught.value).count(" -> ") == 5 and " and 1 more): give" in str(caught.value)
     after = {path: path.read_bytes() for path in finished_once.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
+
+
+def test_a_start_names_the_run_that_it_would_continue(finished_once: Path, shapes: Path) -> None:
+    for words, hints in (
+        (("schedule.epochs=3",), ["hint    mine has 2 epochs of this: run_name=mine continues it"]),
+        (("schedule.epochs=3", "seed=1"), []),
+    ):
+        config = tiny_config(finished_once.parent, shapes, "run_name=other", *words)
+        parts = build(config, finished_once.parent / "other", Interruption(), FiniteSteps())
+        assert [line for line in start_lines(parts) if line.startswith("hint")] == hints
+
+
+def test_a_run_of_so_many_steps_has_no_more_epochs(tmp_path: Path, shapes: Path) -> None:
+    ended = (*EVEN, "schedule.max_steps=2")
+    run(tiny_config(tmp_path, shapes, *ended))
+    with pytest.raises(ConfigError, match=r"It ends by schedule\.max_steps=2, so more epochs do not continue it"):
+        run(tiny_config(tmp_path, shapes, *ended, "schedule.epochs=9"))
 
 
 def test_more_epochs_on_changed_data_are_refused_and_cost_nothing(tmp_path: Path, shapes: Path) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from msil.detection import FCOSHead, VFNetHead
 from msil.detection.weights import from_mmdet
+from msil.training.module import DetectionModule
 from msil.training.optim import parameter_groups
 
 from .cases import module_of, tiny_config
@@ -78,6 +79,12 @@ def test_the_whole_1x_recipe_is_the_reference_s(golden: Any, name: str, head: st
 
 
 # What the module makes of them
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a trainer, that says what it is on."""
+    monkeypatch.setattr(DetectionModule, "fused", None)
 
 
 def optimizer_of(*overrides: str, **settings: Any) -> tuple[torch.optim.Optimizer, Any]:

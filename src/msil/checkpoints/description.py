@@ -22,7 +22,7 @@ from msil.runs import weights_file
 class Description:
     """model: the detector's settings; msil.apply is none where the file holds no MSIL.
     min_size, max_size: what it resizes images to. classes, category_ids: of its labels, in their order.
-    source: where the weights come from, in words.
+    source: where the weights come from, in words. bits: of 16-bit image files, how many held the picture.
     """
 
     model: ModelConfig
@@ -31,6 +31,7 @@ class Description:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     source: str
+    bits: int = 16
 
 
 def to_text(description: Description) -> str:
@@ -51,6 +52,7 @@ def described(values: Mapping[str, Any]) -> Description:
         tuple(values["classes"]),
         tuple(values["category_ids"]),
         str(values["source"]),
+        int(values.get("bits") or 16),
     )
 
 
@@ -70,7 +72,7 @@ def read_description(path: str | Path) -> Description | None:
             return None
         config = own["config"]
         names = {key: own[key] for key in ("classes", "category_ids")}
-        sizes = {key: config["data"][key] for key in ("min_size", "max_size")}
+        sizes = {key: config["data"].get(key) for key in ("min_size", "max_size", "bits")}
         return described({"model": config["model"], "source": f"run {config['run_name']}", **names, **sizes})
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} cannot be read as a safetensors file ({error}): make it anew.") from error

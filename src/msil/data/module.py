@@ -21,6 +21,7 @@ from msil.data.sampler import TrainingBatches, image_generator
 from msil.data.shapes import write_shapes
 from msil.data.transforms import Augmentation, Untransformed, draw_augmentation, transform_target
 from msil.data.workers import WatchedLoader, naming_lost_workers, outlive_signals, packed
+from msil.detection.preprocess import common_size, resized_size
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError, listed, typed
 
@@ -111,9 +112,9 @@ def split_of_run(data: Mapping[str, Any], split: str, root: str | Path | None = 
 class DetectionDataModule(L.LightningDataModule):
     """Loaders to train on `train`, if there is such a set, and to evaluate on `val`; batches are ([images], [Targets]).
 
-    Images to evaluate come as they are, every one on exactly one process. val may lack annotations: its Targets are
-    then empty. Training images are resized and augmented (see `draw_augmentation`); those without a usable box are left
-    out unless filter_empty is False.
+    Images to evaluate come as they are, those of one padded size together, every one on exactly one process. val may
+    lack annotations: its Targets are then empty. Training images are resized and augmented (see `draw_augmentation`);
+    those without a usable box are left out unless filter_empty is False.
 
     settings: batch_size is that of a training step over all processes, eval_batch_size that of one process.
         device_transforms: images are transformed once they are on the device that trains; the draws, the boxes
@@ -192,6 +193,8 @@ class DetectionDataModule(L.LightningDataModule):
         if self.num_eval < world_size:
             raise ConfigError(f"{self.num_eval} images to evaluate are too few for {world_size} processes.")
         share = range(self.num_eval)[rank::world_size]  # every image on exactly one process, none twice
+        # Detector.predict takes together what is padded to one size. Want of memory shows in the first batch.
+        share = sorted(share, key=self._padded_size, reverse=True)
         return self._loader(self.val, collate, batch_size=self.settings.eval_batch_size, sampler=share)
 
     def transfer_batch_to_device(
@@ -222,6 +225,10 @@ class DetectionDataModule(L.LightningDataModule):
         )
         self._loaders.append(loader)
         return loader
+
+    def _padded_size(self, index: int) -> tuple[int, int]:
+        settings = self.settings
+        return common_size([resized_size(*self.val.image_size(index), settings.min_size, settings.max_size)])
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

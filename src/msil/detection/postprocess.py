@@ -174,10 +174,10 @@ def rescaled(detections: Detections, size: tuple[int, int], original: tuple[int,
     """From the pixels of an image of `size` (height, width) to those of the `original` that it was resized from."""
     if size == original:
         return detections
-    y, x = original[0] / size[0], original[1] / size[1]
-    scaled = detections.boxes * detections.boxes.new_tensor([x, y, x, y])
+    scale = (original[1] / size[1], original[0] / size[0])  # of x and y: numbers travel with a kernel, a tensor waits
+    sides = enumerate(detections.boxes.unbind(1))
     # Rounding can carry a side past the image by a few millionths of a pixel.
-    boxes = torch.stack([scaled[:, i].clamp(max=original[1 - i % 2]) for i in range(4)], dim=1)
+    boxes = torch.stack([(side * scale[i % 2]).clamp(max=original[1 - i % 2]) for i, side in sides], dim=1)
     return Detections(boxes, detections.scores, detections.labels)
 
 

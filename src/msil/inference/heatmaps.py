@@ -39,6 +39,7 @@ def heatmap_figure(
     out: str | Path,
     *,
     level: str = MERGED,
+    bits: int = 16,
     dataset: AnnotatedImages | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> list[str]:
@@ -46,8 +47,8 @@ def heatmap_figure(
 
     detectors: by name, in eval mode. classes: of the first one. images: files; without any, four images of the data
     set that have boxes, evenly spread. The first column shows the ground truth where the data set holds the file, else
-    what the first detector finds there. out: a .png; the numbers go beside it with the ending .json, with `about`.
-    Returns what to print.
+    what the first detector finds there. bits: see read_image. out: a .png; the numbers go beside it with the ending
+    .json, with `about`. Returns what to print.
 
     Raises ConfigError for an unknown level, another ending, nothing to draw, or a place that cannot be written to,
     DataError for an image that cannot be read or a data set without boxes.
@@ -60,7 +61,7 @@ def heatmap_figure(
         raise ConfigError(f"the picture is a PNG, but {out} does not end in .png: name it so.")
     if not images and dataset is None:
         raise ConfigError("there is nothing to draw: name images (--image), or a split to take some of (--split).")
-    rows = [_row(detectors, classes, file, dataset, index) for file, index in _indices(images, dataset)]
+    rows = [_row(detectors, classes, file, dataset, index, bits) for file, index in _indices(images, dataset)]
     lines = [f"{out}: {len(rows)} image{'' if len(rows) == 1 else 's'}, {level}"]
     try:
         write_bytes(out, image_bytes(draw_heatmaps(rows, tuple(detectors), level)))
@@ -105,12 +106,13 @@ def _row(
     file: Path,
     dataset: AnnotatedImages | None,
     index: int | None,
+    bits: int,
 ) -> HeatmapRow:
     if dataset is not None and index is not None:
         image, target = dataset[index]
         titles = (file.name, f"ground truth: {len(target.boxes)}")
         return heatmap_row(detectors, image, titles, target.boxes, target.labels, dataset.classes)
-    image = read_image(file)
+    image = read_image(file, bits=bits)
     name, detector = next(iter(detectors.items()))
     found = above(detect(detector, [image])[0], SCORE_THRESH)
     titles = (file.name, f"{len(found.boxes)} with score \u2265 {SCORE_THRESH:g}, {name}")

@@ -57,6 +57,7 @@ def predict_files(
     batch_size: int = 1,
     form: str | None = None,
     category_ids: Sequence[int] | None = None,
+    bits: int = 16,
 ) -> dict[str, Any]:
     """Detect in images and videos: files, all that lie in a folder (not in folders below it; hidden files are left
     out), or all that a pattern such as photos/**/*.jpg matches.
@@ -77,7 +78,7 @@ def predict_files(
     classes: label i is classes[i]. checkpoint: what the json says of the detector's origin. threshold: only detections
     of at least this score are kept; the detector's own threshold holds as well. batch_size: images that the detector
     gets at a time; what a Detector finds in one does not depend on the others. form: "coco" or "yolo", to be written as
-    well, see msil.inference.formats; category_ids: COCO's of the labels, by default 1 and up.
+    well, see msil.inference.formats; category_ids: COCO's of the labels, by default 1 and up. bits: see read_image.
 
     Raises DataError if there is no such file or folder, it has no images, or the only file cannot be read (of several
     the others go on); ConfigError for a number outside its limits, a batch that the GPU's memory does not hold, or an
@@ -95,7 +96,7 @@ def predict_files(
     content = {"checkpoint": checkpoint, "threshold": threshold, "classes": list(classes), "highest_score": None,
                "images": images, "failed": failed}  # fmt: skip
     total = _length(files)
-    pictures = tqdm(_pictures(files, failed), total=total, unit="image", disable=True if total == 1 else None)
+    pictures = tqdm(_pictures(files, failed, bits), total=total, unit="image", disable=True if total == 1 else None)
     highest = 0.0
     try:
         try:
@@ -219,7 +220,7 @@ def _length(files: Mapping[str, Path]) -> int | None:
     return total
 
 
-def _pictures(files: Mapping[str, Path], failed: list[dict[str, str]]) -> Iterator[Picture]:
+def _pictures(files: Mapping[str, Path], failed: list[dict[str, str]], bits: int) -> Iterator[Picture]:
     """All images and frames. A file that cannot be read goes to `failed`; an only one raises its DataError, unless
     frames of it came before."""
     for name, file in files.items():
@@ -229,7 +230,7 @@ def _pictures(files: Mapping[str, Path], failed: list[dict[str, str]]) -> Iterat
                 for frame, (seconds, image) in enumerate(read_frames(file)):
                     yield Picture(name, file, image, frame, seconds)
             else:
-                yield Picture(name, file, read_image(file))
+                yield Picture(name, file, read_image(file, bits=bits))
         except DataError as error:
             if len(files) == 1 and frame < 0:
                 raise

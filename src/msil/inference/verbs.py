@@ -112,6 +112,7 @@ def _predict(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         form=options.format,
         category_ids=description.category_ids,
+        bits=description.bits,
     )
     for failure in content["failed"]:
         print(f"error: {failure['error']}", file=sys.stderr)
@@ -190,6 +191,7 @@ def _heatmap(options: argparse.Namespace) -> int:
         options.image,
         options.out,
         level=options.level,
+        bits=loaded[0][1].bits,
         dataset=dataset,
         about={"checkpoints": dict(zip(names, map(str, options.checkpoint), strict=True)), "split": options.split},
     )

@@ -16,11 +16,22 @@ def compared(a: Result, b: Result) -> str:
     """Settings, numbers and AP by class of two results with "folder" (see read_run), as A, B and B - A."""
     score = own_score(a["metrics"])
     evidence = Evidence()
+    records = [evidence.record(run) for run in (a, b)]
+    missing = [run["folder"] for run, record in zip((a, b), records, strict=True) if record is None]
     difference = evidence.difference([b], [a], score)
+    comparable = difference is not None or bool(missing)
+    if difference is not None:
+        notes = _luck(difference.low, difference.high)
+    elif missing:
+        notes = (f"No interval: {missing[0]} has no evaluation.npz.",)
+    else:
+        notes = ("The two were scored on different images or boxes, so their AP does not compare.",)
+    numbers = _numbers(a, b, score, None if difference is None else difference[:3])
+    columns = (Column("name", "", str, right=False), *_pair(str), Column("gain", "B - A", str, shown=comparable))
     found = [
         _settings(a, b),
-        _numbers(a, b, score, None if difference is None else difference[:3]),
-        *_by_class(a, b, score, evidence),
+        Table("AP in percent.", columns, tuple(numbers), notes),
+        *(_by_class(a, b, score, evidence) if comparable else ()),
     ]
     return f"A  {a['folder']}\nB  {b['folder']}\n\n" + "\n".join(map(tables.to_text, found))
 
@@ -33,7 +44,15 @@ def _settings(a: Result, b: Result) -> Table:
     return Table("Settings that differ." if rows else "No setting differs.", columns, tuple(rows))
 
 
-def _numbers(a: Result, b: Result, score: str, ends: tuple[float, float, float] | None) -> Table:
+def _luck(low: float, high: float) -> tuple[str, str]:
+    if low <= 0 <= high:
+        note = "The interval holds 0: these images do not tell the two apart."
+    else:
+        note = f"The interval leaves out 0: on such images {'B' if low > 0 else 'A'} is better, with these seeds."
+    return note, "It is a 95 % paired bootstrap over images; another seed is not in it."
+
+
+def _numbers(a: Result, b: Result, score: str, ends: tuple[float, float, float] | None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys((score, *AP_NAMES)):
         one, other = a["metrics"].get(name), b["metrics"].get(name)
@@ -48,17 +67,7 @@ def _numbers(a: Result, b: Result, score: str, ends: tuple[float, float, float] 
         ("total_seconds", "time", tables.duration),
     ):
         rows.append({"name": title, "a": form(a[name]), "b": form(b[name])})
-    if ends is None:
-        note = (
-            "No interval: the two were not scored on the same boxes of the same images, or evaluation.npz is missing."
-        )
-    elif ends[1] <= 0 <= ends[2]:
-        note = "The interval holds 0: these images do not tell the two apart."
-    else:
-        note = f"The interval leaves out 0: on such images {'B' if ends[0] > 0 else 'A'} is better, with these seeds."
-    notes = (note,) if ends is None else (note, "It is a 95 % paired bootstrap over images; another seed is not in it.")
-    columns = (Column("name", "", str, right=False), *_pair(str), Column("gain", "B - A", str))
-    return Table("AP in percent.", columns, tuple(rows), notes)
+    return rows
 
 
 def _by_class(a: Result, b: Result, score: str, evidence: Evidence) -> list[Table]:

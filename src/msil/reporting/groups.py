@@ -16,13 +16,30 @@ from msil.reporting.tables import setting
 
 Result = Mapping[str, Any]
 
-# A head brings its NMS threshold and its warm-up's start; a backbone its mean and std. Channels: a wider plain detector
-# is a row beside MSIL of the same cost.
-ROW = ("model.head", "model.backbone", "model.channels", "model.msil", "model.detector", "model.detector_weights",
-       "model.nms_thresh", "model.image_mean", "model.image_std", "schedule.warmup_factor")  # fmt: skip
+GROUPS = ("model.head", "model.backbone", "model.msil")
+# A head brings its NMS threshold and its warm-up's start; a backbone its mean and std.
+BROUGHT = ("model.nms_thresh", "model.image_mean", "model.image_std", "schedule.warmup_factor")
+# Channels: a wider plain detector is a row beside MSIL of the same cost.
+ROW = (*GROUPS, "model.channels", "model.detector", "model.detector_weights", *BROUGHT)
 # How the paper is read where it is silent; other values are named.
 USUAL_BLOCK = {name: getattr(MSILConfig(), name) for name in ("kernel_size", "reduction", "init_gate")}
 PAPER_CHANNELS = 256  # of FPN and head, in every published recipe
+
+
+@dataclass(frozen=True)
+class ScoredOn:
+    """Images that runs were scored on. seen: whether they were trained on too. digest: of the annotations, where a run
+    has one."""
+
+    data: str | None
+    split: str | None
+    images: int
+    seen: bool
+    digest: str | None
+
+    def __str__(self) -> str:
+        words = f"{self.data}, {self.images} images of {self.split}"
+        return f"{words}, on which these runs were trained: it says nothing of other images" if self.seen else words
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,31 @@ def settings(results: Iterable[Result]) -> list[list[Result]]:
     return sorted(groups.values(), key=lambda group: -len(group))
 
 
+def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
+    """Runs that were scored on the same images together; the images of most runs first, then those trained on."""
+    groups: dict[ScoredOn, list[Result]] = {}
+    for run in results:
+        split = lookup(run, "data", "split") or lookup(run, "data", "val_split")
+        digest = ((run.get("data") or {}).get(split) or {}).get("annotations")
+        seen = lookup(run, "data", "train_split") == split
+        groups.setdefault(ScoredOn(data_name(run), split, run["val_images"], seen, digest), []).append(run)
+    return dict(sorted(groups.items(), key=lambda item: (item[0].seen, -len(item[1]))))
+
+
+def line_names(runs: Sequence[Result]) -> list[str]:
+    """`FCOS ResNet-10 MSIL`, and of what is called alike the settings that differ, `FCOS ResNet-10 MSIL, lr=0.004`."""
+    return distinct_names([f"{detector_name(run)} {block_label(run)}" for run in runs], runs)
+
+
+def differing_settings(runs: Sequence[Result]) -> list[str]:
+    """Full names of the settings, the seed too, that differ between runs; head, backbone and block each as one."""
+    values = [dict(leaves(computed(run["config"], BROUGHT))) for run in runs]
+    paths = dict.fromkeys(path for one in values for path in one)
+    differing = [path for path in paths if len({str(one.get(path)) for one in values}) > 1]
+    groups = [next((group for group in GROUPS if path.startswith(f"{group}.")), path) for path in differing]
+    return list(dict.fromkeys(groups))
+
+
 def detectors(group: Sequence[Result]) -> list[DetectorLines]:
     """The runs of one setting by detector and line; the detector with most lines first."""
     found: dict[str, dict[str, list[Result]]] = {}
@@ -96,7 +138,8 @@ def key(run: Result, *without: str) -> str:
 
 def _computed(run: Result, *without: str) -> dict[str, Any]:
     """Also where the training was continued for more epochs: its lr took another way."""
-    return dict(leaves(computed(run["config"], without))) | dict(leaves({"continued": run.get("continued") or None}))
+    before = [one["epochs"] for one in run.get("continued") or ()]
+    return dict(leaves(computed(run["config"], without))) | dict(leaves({"continued": before or None}))
 
 
 def block_label(run: Result) -> str:
@@ -130,10 +173,10 @@ def unusual(block: Mapping[str, Any]) -> list[str]:
             if block.get(name) not in (None, usual)]  # fmt: skip
 
 
-def distinct_names(names: Sequence[str], runs: Sequence[Result]) -> list[str]:
-    """The names of runs; equal ones are followed by the settings, but for the block's, that differ between them,
+def distinct_names(names: Sequence[str], runs: Sequence[Result], without: Sequence[str] = ("model.msil",)) -> list[str]:
+    """The names of runs; equal ones are followed by the settings, but for those of `without`, that differ between them,
     num_convs=2, as typed."""
-    values = [_computed(run, "seed", "model.msil") for run in runs]
+    values = [_computed(run, "seed", *without) for run in runs]
     apart = []
     for name, own in zip(names, values, strict=True):
         alike = [other for other_name, other in zip(names, values, strict=True) if other_name == name]
@@ -193,7 +236,9 @@ def schedule_name(row: Result) -> str | None:
         return None
     if epochs == 0:  # mode=test
         return "no training"
-    return f"schedule {name}" if epochs is None else f"schedule {name} ({_epochs(epochs)})"
+    steps = lookup(row, "schedule", "max_steps")
+    length = f"at most {steps} steps" if steps is not None else None if epochs is None else _epochs(epochs)
+    return f"schedule {name}" + (f" ({length})" if length else "")
 
 
 def own_score(metrics: Mapping[str, Any]) -> str:

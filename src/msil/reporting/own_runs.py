@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from msil.finished import stored_settings
 from msil.lock import owner
 from msil.reporting import tables
-from msil.reporting.groups import Result, data_name, lookup, own_score
+from msil.reporting.groups import Result, ScoredOn, by_images, line_names, own_score
 from msil.reporting.tables import Column, Table
 from msil.runs import CONFIG, METRICS, RESULT, read_result, read_results
 
-LONGER_NOTE = "12->24: of 24 epochs the first 12 by a schedule of 12, so no row of runs with 24 from the start."
+LONGER_NOTE = "a->b epochs: the first a by a schedule of a epochs, so not the same as b epochs from the start."
 
 
 def runs_tables(runs_dir: Path) -> list[Table]:
@@ -25,40 +24,30 @@ def runs_tables(runs_dir: Path) -> list[Table]:
     """
     folders = sorted(path.parent for path in runs_dir.glob(f"*/{CONFIG}"))
     unfinished = [folder for folder in folders if read_result(folder) is None]
-    groups: dict[tuple[Any, ...], list[Result]] = {}
-    if not unfinished or any(runs_dir.glob(f"*/{RESULT}")):
-        for run in read_results(runs_dir):
-            split = scored_split(run)
-            digest = ((run.get("data") or {}).get(split) or {}).get("annotations")
-            seen = lookup(run, "data", "train_split") == split
-            groups.setdefault((seen, data_name(run), split, run["val_images"], digest), []).append(run)
-    ordered = sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1])))
-    found = [_finished(runs, split, seen) for (seen, _, split, *_), runs in ordered]
+    finished = read_results(runs_dir) if not unfinished or any(runs_dir.glob(f"*/{RESULT}")) else []
+    found = [_finished(runs, images) for images, runs in by_images(finished).items()]
     return found + ([_unfinished(unfinished)] if unfinished else [])
 
 
-def scored_split(run: Result) -> str | None:
-    return lookup(run, "data", "split") or lookup(run, "data", "val_split")
-
-
-def _finished(runs: Sequence[Result], split: str | None, seen: bool) -> Table:
+def _finished(runs: Sequence[Result], images: ScoredOn) -> Table:
     score = own_score(runs[0]["metrics"])
     rows = []
-    for run in runs:
+    for run, name in zip(runs, line_names(runs), strict=True):
         planned = [one["epochs"] for one in run.get("continued") or ()]
         epochs = "->".join(str(one) for one in (*planned, run["epochs"])) if run["epochs"] else None
-        rows.append({**run, **run["metrics"], "run": run["run_name"], "epochs": epochs})
+        also = name.partition(", ")[2]
+        rows.append({**run, **run["metrics"], "run": run["run_name"], "epochs": epochs, "also": also})
     rows.sort(key=lambda row: (tables.is_missing(row.get(score)), -(row.get(score) or 0), row["run"]))
     names = [score, *(name for name in ("AP", "AP50") if name != score)]
     columns = [Column(name, name.replace("_", " "), tables.percent) for name in names] + [
         Column("epochs", "epochs"), Column("seed", "seed"), Column("parameters", "params", tables.amount),
         Column("flops", "FLOPs", tables.amount), Column("total_seconds", "time", tables.duration),
         Column("run", "run", str, right=False),
+        Column("also", "", str, right=False, shown=any(row["also"] for row in rows)),
     ]  # fmt: skip
-    where = f"{data_name(runs[0])}, {runs[0]['val_images']} images of {split}"
-    caption = f"{where}, on which these runs were trained: it says nothing of other images." if seen else f"{where}."
-    longer = (LONGER_NOTE,) if any(run.get("continued") for run in runs) else ()
-    return Table(caption, tuple(columns), tuple(rows), longer)
+    notes = (LONGER_NOTE,) if any(run.get("continued") for run in runs) else ()
+    notes += ("Luck or better: msil compare A B, and over seeds msil report.",) if len(runs) > 1 else ()
+    return Table(f"{images}.", tuple(columns), tuple(rows), notes)
 
 
 def _unfinished(folders: Sequence[Path]) -> Table:

@@ -1,23 +1,29 @@
-"""A report as one HTML text: no network, no second file, no script.
+"""A report as one HTML text: no network, no second file.
 
 Every text here is plain text: it is escaped, whatever it holds. Pictures become data: URIs in <img>, where a browser
-runs no script of an SVG. A content-security policy allows the inlined style and data: images, and nothing else.
+runs no script of an SVG. A content-security policy allows the inlined style, data: images and the one script by its
+hash, and nothing else.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
 import jinja2
 
-from msil.reporting.tables import Table, cell
+from msil.reporting.tables import Column, Table, cell, is_missing
 
 MIME_TYPES = {"svg": "image/svg+xml", "jpeg": "image/jpeg"}
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'; base-uri 'none'; "
+    "form-action 'none'"
+)
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,25 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """A chart whose lines are shown by choice. svg: of our own making, no text of a user in it. lines: of each the
+    start of its elements' ids, its name and its colour; the first two are shown at first."""
+
+    svg: str
+    lines: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
 class Section:
-    """In this order: title, paragraphs, tables, pictures, subsections."""
+    """In this order: title, paragraphs, tables, curves, pictures, subsections. folded: closed until it is clicked."""
 
     title: str
     paragraphs: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
+    curves: Curves | None = None
     pictures: tuple[Picture, ...] = ()
     subsections: tuple[Section, ...] = ()
+    folded: bool = False
 
 
 def render(title: str, paragraphs: tuple[str, ...], sections: tuple[Section, ...], footer: str) -> str:
@@ -57,15 +74,25 @@ def render(title: str, paragraphs: tuple[str, ...], sections: tuple[Section, ...
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(cell=cell)
+    environment.globals.update(cell=cell, sort_value=sort_value)
+    style, script = ((resources.files("msil.reporting") / "templates" / name).read_text(encoding="utf-8")
+                     for name in ("report.css", "report.js"))  # fmt: skip
     return environment.get_template("report.html.j2").render(
         title=title,
         paragraphs=paragraphs,
         sections=sections,
         footer=footer,
-        policy=POLICY,
-        style=(resources.files("msil.reporting") / "templates" / "report.css").read_text(encoding="utf-8"),
+        policy=POLICY.format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
+        style=style,
+        script=script,
     )
+
+
+def sort_value(row: Mapping[str, Any], column: Column) -> str:
+    """What a column is sorted by: of a mean or an estimate with its interval the first; texts as they are shown."""
+    value = row.get(column.key)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return repr(float(value)) if isinstance(value, int | float) and not is_missing(value) else ""
 
 
 def _clean(value: Any) -> Any:

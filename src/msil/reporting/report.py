@@ -6,21 +6,31 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 import msil
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import Result, detectors, lookup, setting_name, settings
+from msil.reporting.groups import (
+    ROW,
+    Result,
+    ScoredOn,
+    by_images,
+    detectors,
+    differing_settings,
+    distinct_names,
+    lookup,
+    setting_name,
+    settings,
+)
 from msil.reporting.page import Section, render
 from msil.reporting.paper import TABLES, TEXT_NOTES
 from msil.reporting.paper_tables import Filled, fill, paper_table
-from msil.reporting.sections import detector_section, gallery_section, heatmap_section
+from msil.reporting.ranking import answer, class_table, ranked, ranking
+from msil.reporting.sections import detector_section, gallery_section, heatmap_section, learning_curves
 from msil.reporting.sweep_table import sweep_table
-from msil.reporting.tables import amount, interval, percent, to_csv, to_latex, to_markdown
+from msil.reporting.tables import Table, to_csv, to_latex, to_markdown
 from msil.runs import read_results, write_bytes
 
 PAGE_FILE = "report.html"
-PARTS = ("model/head", "model/backbone", "model.detector", "model/msil", "data.name", "schedule.name", "seed")
 
 
 @dataclass(frozen=True)
@@ -46,16 +56,13 @@ def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[st
     found = setting_tables(results, evidence)
     written = write_tables(out_dir, found)
     say(f"tables: {', '.join(path.name for path in written if path.suffix == '.md')} (and .csv, .tex) in {out_dir}")
-    ranked = sorted(results, key=lambda run: (lookup(run, "mode") == "test", -(run["metrics"].get("AP") or 0.0)))
-    caption = f"Finished runs: {len(results)}, best first; AP in percent on the images that each run names."
-    answers = tuple(answer for setting in found if (answer := best_of(setting, evidence)))
     sections = [
-        Section("Runs", answers, tables=(sweep_table(ranked, PARTS, caption=caption),)),
-        *(_setting_section(setting, evidence, say) for setting in found if setting.runs),
+        _runs_section(i, images, runs, evidence, say) for i, (images, runs) in enumerate(by_images(results).items())
     ]
+    sections += [_setting_section(setting, evidence, say) for setting in found if setting.runs]
     if any(one.runs for setting in found for one in setting.tables):
         words = ("Contradictions of a table stand under that table. Those of the text:", *TEXT_NOTES)
-        sections.append(Section("Where the paper's text contradicts itself", words))
+        sections.append(Section("Where the paper's text contradicts itself", words, folded=True))
     title = "msil: runs, and the paper's tables"
     footer = f"Made by msil {msil.__version__} (msil report) from {len(results)} runs."
     target = Path(out_dir) / PAGE_FILE
@@ -69,32 +76,12 @@ def setting_tables(results: Sequence[Result], evidence: Evidence) -> list[Settin
     filled = [[fill(table, group) for table in TABLES.values()] for group in groups]
     taken = {one.paper.number for tables in filled for one in tables if one.runs}
     made = []
+    firsts = [group[0] for group in groups if group]
+    names = distinct_names([setting_name(group) for group in groups if group], firsts, ROW) or ["no runs yet"]
     for i, (group, tables) in enumerate(zip(groups, filled, strict=True)):
         kept = tuple(evidence.compare(one) for one in tables if one.runs or (i == 0 and one.paper.number not in taken))
-        made.append(SettingTables(setting_name(group) if group else "no runs yet", tuple(group), kept))
+        made.append(SettingTables(names[i], tuple(group), kept))
     return made
-
-
-def best_of(setting: SettingTables, evidence: Evidence) -> str | None:
-    """Which detector of a setting is best, by how much, whether that is more than luck, and its price; None of one."""
-    metric = "VOC_AP" if all("VOC_AP" in run["metrics"] for run in setting.runs) else "AP"
-    lines = [(f"{one.name} {line.label}", line.runs) for one in detectors(setting.runs) for line in one.lines]
-    means = {name: fmean([run["metrics"].get(metric) or 0.0 for run in runs]) for name, runs in lines}
-    if len(lines) < 2:
-        return None
-    (best, ours), (second, theirs) = sorted(lines, key=lambda line: -means[line[0]])[:2]
-    difference = evidence.difference(ours, theirs, metric)
-    luck = "of these no interval can be had"
-    if difference is not None:
-        luck = f"{interval(difference)} (95 %), " + ("more than luck" if difference.low > 0 else "which luck may give")
-        luck += "" if min(len(ours), len(theirs)) > 1 else ", of one seed"
-        luck += "" if len(lines) == 2 else f", not corrected for the choice among {len(lines)}"
-    price = [f"{amount(runs[0]['parameters'])} parameters, {amount(runs[0]['flops'])} FLOPs" for runs in (ours, theirs)]
-    score = f"{metric.replace('_', ' ')} {percent(means[best])}"
-    return (
-        f"{setting.name}: best of {len(lines)} is {best}, {score} ({price[0]}), before {second}, "
-        f"{percent(means[second])} ({price[1]}): {luck}."
-    )
 
 
 def write_tables(out_dir: str | Path, found: Sequence[SettingTables]) -> list[Path]:
@@ -109,20 +96,45 @@ def write_tables(out_dir: str | Path, found: Sequence[SettingTables]) -> list[Pa
     return written
 
 
+def _runs_section(
+    number: int, images: ScoredOn, runs: Sequence[Result], evidence: Evidence, say: Callable[[str], None]
+) -> Section:
+    """The runs of the same images: which is best, then AP of each class and every run, folded."""
+    trained = [run for run in runs if lookup(run, "mode") != "test"]
+    words, tables, curves, parts = [], [], None, []
+    if trained:
+        lines, metric = ranked(trained)
+        words = [answer(lines, metric, evidence)]
+        say(f"{images}: {words[0]}")
+        tables, curves = [ranking(lines, metric, evidence)], learning_curves(number, lines)
+        if (by_class := class_table(lines, evidence)) is not None:
+            parts.append(Section("AP of each class", tables=(by_class,), folded=True))
+    best_first = sorted(runs, key=lambda run: -(run["metrics"].get("AP") or 0.0))
+    every = sweep_table(best_first, differing_settings(runs), caption=f"{len(runs)} finished runs, best first.")
+    parts.append(Section("Each run", tables=(every,), folded=True))
+    return Section(str(images), tuple(words), tuple(tables), curves, subsections=tuple(parts))
+
+
 def _setting_section(setting: SettingTables, evidence: Evidence, say: Callable[[str], None]) -> Section:
-    parts = []
-    for lines in detectors(setting.runs):
-        say(f"{lines.name}: {', '.join(line.label for line in lines.lines)}")
-        part = detector_section(lines, evidence)
-        pair = lines.pair()
-        if pair is not None:
-            say(f"  {pair[0].label} against {pair[1].label}")
-            sections = (gallery_section(*pair, evidence), heatmap_section(*pair, evidence))
-            for section in sections:
-                say(f"    {section.title}" if section.pictures else f"    {section.paragraphs[0]}")
-            part = replace(part, subsections=sections)
-        parts.append(part)
-    tables = [paper_table(one) for one in setting.tables if one.runs]
+    """The paper's tables with the runs of one setting, then its detectors' errors, and images, folded."""
+    tables = [_with_ours(paper_table(one)) for one in setting.tables if one.runs]
     shared = [note for note, times in Counter(note for table in tables for note in table.notes).items() if times > 1]
     tables = [replace(table, notes=tuple(note for note in table.notes if note not in shared)) for table in tables]
-    return Section(setting.name, tuple(shared), tuple(tables), subsections=tuple(parts))
+    parts = []
+    for detector in detectors(setting.runs):
+        say(f"{detector.name}: {', '.join(line.label for line in detector.lines)}")
+        parts.append(detector_section(detector, evidence))
+        pair = detector.pair()
+        for section in (gallery_section(*pair, evidence), heatmap_section(*pair, evidence)) if pair else ():
+            say(f"  {section.title}" if section.pictures else f"  {section.paragraphs[0]}")
+            parts.append(replace(section, title=f"{detector.name}: {section.title}", folded=True))
+    title = f"The paper's tables: {setting.name}" if tables else setting.name
+    return Section(title, tuple(shared), tuple(tables), subsections=tuple(parts))
+
+
+def _with_ours(table: Table) -> Table:
+    """The rows that runs of ours stand in."""
+    rows = tuple(row for row in table.rows if row.get("runs"))
+    left_out = len(table.rows) - len(rows)
+    note = f"{left_out} row{'' if left_out == 1 else 's'} without a run of ours: in the table's .md."
+    return replace(table, rows=rows, notes=table.notes + ((note,) if left_out else ()))

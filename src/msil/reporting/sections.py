@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ from msil.checkpoints.load import load_dense_detector
 from msil.errors import ConfigError, DataError, WeightsError
 from msil.metrics.breakdown import breakdown, confusion
 from msil.metrics.matching import Matches
-from msil.metrics.precision import nan_mean, per_class, precision_recall, scores
+from msil.metrics.precision import nan_mean, precision_recall, scores
 from msil.metrics.record import EvaluationRecord, corners
 from msil.reporting.evidence import Evidence, max_dets
 from msil.reporting.figures import charts
 from msil.reporting.figures.gallery import gallery_picture, image_scores, most_different, read_gallery_image
 from msil.reporting.figures.heatmaps import MERGED, draw_heatmaps, energy_table, heatmap_row, split_energy
 from msil.reporting.figures.pictures import image_bytes, series
-from msil.reporting.groups import DetectorLines, Line, Result
-from msil.reporting.page import Picture, Section
+from msil.reporting.groups import DetectorLines, Line, Result, lookup
+from msil.reporting.page import Curves, Picture, Section
+from msil.reporting.ranking import Lines
 from msil.runs import CHECKPOINTS, LAST, METRICS
 
 AREAS = {"APs": "small\n< 32² px", "APm": "medium", "APl": "large\n≥ 96² px"}  # COCO's
@@ -36,21 +37,26 @@ CHART_WIDTH = 614  # CSS pixels: 6.4 inches
 
 
 def detector_section(detector: DetectorLines, evidence: Evidence) -> Section:
-    """Learning curves of all its lines, then the plain detector against MSIL (or whichever lines there are)."""
-    pictures = _training(detector)
+    """The loss of all its lines, then the plain detector against MSIL (or whichever lines there are)."""
+    title = f"{detector.name}: sizes, errors, confusion"
+    losses = _curves({line.label: line.runs for line in detector.lines}, "step", "loss")
+    pictures = []
+    if losses:
+        svg = charts.curves(losses, "step (thin: one seed, bold: mean)", "loss", "Training loss")
+        pictures.append(_chart(svg, f"Training loss of {', '.join(losses)}"))
     pair = detector.pair() or detector.lines[:2]
     kept = [line for line in pair if all(evidence.record(run) is not None for run in line.runs)]
     if not kept:
         missing = "These runs kept no detections (evaluation.npz), so there are no charts of them."
-        return Section(detector.name, (missing,), pictures=tuple(pictures))
+        return Section(title, (missing,), pictures=tuple(pictures), folded=True)
     names = " and ".join(f"{line.label} ({len(line.runs)} seed{'' if len(line.runs) == 1 else 's'})" for line in kept)
     compared = (
-        f"Charts of {names}; curves and bars are means over the seeds. AP per class and size are COCO's; precision and "
+        f"Charts of {names}; curves and bars are means over the seeds. AP by size is COCO's; precision and "
         "recall, errors and the confusion matrix are at IoU 0.5. Types of errors, and what each costs in AP50, are "
         "TIDE's (Bolya et al. 2020, arXiv 2008.08115): Cls a wrong class, Loc a poor box (IoU 0.1 to 0.5), Both, Dupe "
         "a second detection of an object, Bkg no object, Miss an object that nothing found."
     )
-    return Section(detector.name, (compared,), pictures=(*pictures, *_detections(kept, evidence)))
+    return Section(title, (compared,), pictures=(*pictures, *_detections(kept, evidence)), folded=True)
 
 
 def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
@@ -64,12 +70,14 @@ def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
         return Section(title, ("The two were not evaluated on the same images, so no gallery.",))
     found = [image_scores(record) for record in (first, second)]
     better, worse = (int(np.count_nonzero(sign * (found[1] - found[0]) > 0)) for sign in (1, -1))
+    if not better + worse:
+        return Section(title, (f"Both find the same in each of the {len(first.image_ids)} images, so no gallery.",))
     pictures = []
     try:
-        root = _data_root(runs[0])
+        image = _reader(first, runs[0])
         for index in most_different(first, second, IMAGES).tolist():
             name, (plain_score, msil_score) = str(first.file_names[index]), (scores[index] for scores in found)
-            picture = gallery_picture(index, _image(first, index, root), first, second)
+            picture = gallery_picture(index, image(index), first, second)
             caption = f"{name}: ground truth; plain, F1 {plain_score:.2f}; MSIL, F1 {msil_score:.2f}"
             alt = f"The objects of image {name}, and what the plain detector and the one with MSIL find"
             pictures.append(Picture(alt, image_bytes(picture, "JPEG"), "jpeg", picture.shape[1], caption))
@@ -92,18 +100,18 @@ def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
     if runs is None or record is None:
         return Section(title, ("The two lines have no seed with detections in common, so no heat maps.",))
     try:
-        root = _data_root(runs[0])
+        image = _reader(record, runs[0])
         detectors = {
             line.label: load_dense_detector(Path(run["folder"]) / CHECKPOINTS / LAST)[0]
             for line, run in zip((plain, msil), runs, strict=True)
         }
         indices = np.unique(record.truth_images[~record.truth_ignored]).tolist()
-        samples = ((_image(record, i, root), _boxes(record, i)) for i in indices[:ENERGY_IMAGES])
+        samples = ((image(i), _boxes(record, i)) for i in indices[:ENERGY_IMAGES])
         energy = split_energy(detectors, samples)
         rows = [
             heatmap_row(
                 detectors,
-                _image(record, index, root),
+                image(index),
                 ("", str(record.file_names[index])),
                 _boxes(record, index),
                 record.truth_labels[_mine(record, index)],
@@ -125,43 +133,40 @@ def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
         picture = draw_heatmaps(rows, list(detectors), level)
         alt = f"Heat maps of the two towers of {' and '.join(detectors)} on {len(rows)} images, {level}"
         pictures.append(Picture(alt, image_bytes(picture, "JPEG"), "jpeg", picture.shape[1], f"Level: {level}."))
-    return Section(title, (words,), (energy_table(energy),), tuple(pictures))
+    return Section(title, (words,), (energy_table(energy),), pictures=tuple(pictures))
 
 
 def _chart(svg: bytes, alt: str) -> Picture:
     return Picture(alt, svg, "svg", CHART_WIDTH)
 
 
-def _training(detector: DetectorLines) -> list[Picture]:
-    logs = {line.label: [log for run in line.runs if (log := _log(run)) is not None] for line in detector.lines}
-    pictures = []
-    for column, x, y, title in (
-        ("AP", "epoch", "AP, percent", "AP during training"),
-        ("loss", "step", "loss", "Training loss"),
-    ):
-        found = {name: [series(log, x, column) for log in rows] for name, rows in logs.items()}
-        found = {name: [one for one in seeds if len(one[0])] for name, seeds in found.items()}
-        found = {name: seeds for name, seeds in found.items() if seeds}
-        if found:
-            svg = charts.curves(found, f"{x} (thin: one seed, bold: mean)", y, title)
-            pictures.append(_chart(svg, f"{title} of {', '.join(found)}"))
-    return pictures
+def learning_curves(number: int, lines: Lines) -> Curves | None:
+    """AP during training, of any of the lines; None where no run kept metrics.csv. number: of the section."""
+    found = _curves(lines, "epoch", "AP")
+    if not found:
+        return None
+    x_label = "epoch (thin: one seed, bold: mean)"
+    svg, keys = charts.chosen_curves(found, f"curve{number}", x_label, "AP, percent", "AP during training")
+    return Curves(svg, tuple((start, name, color) for name, (start, color) in zip(found, keys, strict=True)))
+
+
+def _curves(lines: Lines, x: str, y: str) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    found = {
+        name: [series(log, x, y) for run in runs if (log := _log(run)) is not None] for name, runs in lines.items()
+    }
+    found = {name: [one for one in seeds if len(one[0])] for name, seeds in found.items()}
+    return {name: seeds for name, seeds in found.items() if seeds}
 
 
 def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
     records = {line.label: [record for run in line.runs if (record := evidence.record(run))] for line in lines}
     judged = {line.label: [evidence.matches(run, "AP") for run in line.runs] for line in lines}
     classes = next(iter(records.values()))[0].classes.tolist()
-    by_class = {name: np.stack([per_class(one)["AP"] for one in found]) for name, found in judged.items()}
-    means = {name: nan_mean(values) for name, values in by_class.items()}
-    spreads = {name: np.nan_to_num(values.std(axis=0, ddof=1)) for name, values in by_class.items() if len(values) > 1}
     precisions = {name: [_mean_precision(one) for one in found] for name, found in judged.items()}
     sizes = {name: _means([scores(one, metrics=tuple(AREAS)) for one in found]) for name, found in judged.items()}
     limit = max(max_dets(run) for line in lines for run in line.runs)
     errors = {name: _means([breakdown(record, limit).costs for record in found]) for name, found in records.items()}
-    numbers = {name: dict(zip(classes, values, strict=True)) for name, values in means.items()}
     pictures = [
-        _chart(charts.class_bars(classes, means, spreads), f"AP of each class: {_in_words(numbers)}"),
         _chart(
             charts.curves(precisions, "recall", "precision, mean over classes", "Precision and recall at IoU 0.5"),
             f"Precision over recall at IoU 0.5, mean over the classes, of {', '.join(precisions)}",
@@ -193,9 +198,9 @@ def _mean_precision(matches: Matches) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _in_words(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """The numbers of a chart for those who do not see it; of many classes the first twelve."""
+    """The numbers of a chart for those who do not see it."""
     return "; ".join(
-        f"{name}: " + ", ".join(f"{kind} {100 * value:.1f}".strip() for kind, value in list(values.items())[:12])
+        f"{name}: " + ", ".join(f"{kind} {100 * value:.1f}".strip() for kind, value in values.items())
         for name, values in rows.items()
     )
 
@@ -224,18 +229,26 @@ def _same_seed(plain: Line, msil: Line) -> tuple[Result, Result] | None:
 
 
 def _data_root(run: Result) -> Path:
-    """Where the run's images are; a relative folder also stands beside the runs. Raises DataError where it is not."""
+    """Where the run's images are; a relative folder is sought beside the runs first, where the run found it, then here.
+
+    Raises DataError where it is not."""
     root, runs = Path(run["config"]["data"]["root"]), Path(str(run["config"].get("runs_dir", "runs")))
     beside = Path(run["folder"]).resolve().parents[len(runs.parts) :][:1]  # where a relative runs_dir started
-    for place in (root, *(folder / root for folder in beside)):
+    for place in (*(folder / root for folder in beside), root):
         if place.is_dir():
             return place
     raise DataError(f"the data folder {root} is not here: make the report where the runs were started")
 
 
-def _image(record: EvaluationRecord, index: int, root: Path) -> Tensor:
-    height, width = record.sizes[index].tolist()
-    return read_gallery_image(root, str(record.file_names[index]), (height, width))
+def _reader(record: EvaluationRecord, run: Result) -> Callable[[int], Tensor]:
+    """The images of the run's record by their place in it. Raises DataError where they are not here."""
+    root, bits = _data_root(run), lookup(run, "data", "bits") or 16
+
+    def image(index: int) -> Tensor:
+        height, width = record.sizes[index].tolist()
+        return read_gallery_image(root, str(record.file_names[index]), (height, width), bits)
+
+    return image
 
 
 def _mine(record: EvaluationRecord, index: int) -> np.ndarray:

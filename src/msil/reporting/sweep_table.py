@@ -18,6 +18,7 @@ from msil.runs import data_title
 # package.module.Class by its last name
 FORMS = {
     "model.head.name": lambda name: (name or tables.MISSING).rpartition(".")[2],
+    "model.detector": lambda name: name or tables.MISSING,
     "model.msil.block": lambda name: name.rpartition(".")[2] if name else "MSIL",
 }
 MOST_CLASSES = 20  # in the last lines of a run: VOC's
@@ -135,7 +136,7 @@ def _notes(rows: Sequence[Result]) -> tuple[str, ...]:
     size = "one {}x{} image (height x width)".format(*min(sizes)) if len(sizes) == 1 else "one image at each run's size"
     return (
         f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}: {states}." if rows else "No runs.",
-        f"FLOPs: the forward pass of {size}, 2 per multiply-add. Time: wall clock of the whole run.",
+        f"FLOPs: the forward pass of {size}, 2 per multiply-add. Time: of the whole run but its start.",
     )
 
 

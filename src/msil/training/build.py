@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_weights
-from msil.config import Config, DataName, Mode, plain
+from msil.config import Config, Mode, plain
 from msil.data.annotations import AnnotatedImages
 from msil.data.fingerprint import differing, fingerprint
 from msil.data.module import DetectionDataModule, build_datasets, build_split
@@ -26,7 +26,7 @@ from msil.metrics.voc import VOCMetric
 from msil.runs import CHECKPOINTS, LAST, PREDICTIONS, git_commit
 from msil.training.callbacks import AveragedWeights, PredictionPictures, Progress, SeedSteps, Throughput
 from msil.training.checkpoint import AtomicCheckpointIO, SaveLast, best_checkpoint, resume_point
-from msil.training.devices import check_processes, choose_devices, cluster_environment
+from msil.training.devices import OneStreamDDP, check_graphs, check_processes, choose_devices, cluster_environment
 from msil.training.faults import FiniteSteps
 from msil.training.loggers import MetricsFile, dashboard_loggers
 from msil.training.module import DetectionModule
@@ -88,7 +88,8 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
     save = SaveLast(run_dir / CHECKPOINTS / LAST, config.trainer.save_every, interruption)
     callbacks: list[Any] = [finite, throughput, save]
     if data.val.annotated:
-        callbacks.append(PredictionPictures(run_dir / PREDICTIONS, classes))
+        image_ids = data.val.annotations.image_ids[: data.num_eval].tolist()
+        callbacks.append(PredictionPictures(run_dir / PREDICTIONS, classes, image_ids))
     if config.trainer.progress_bar:
         callbacks.append(Progress(rows, bar=sys.stdout.isatty()))
     if rows is not None:
@@ -104,6 +105,7 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
         enable_progress_bar=config.trainer.progress_bar,
         log_every_n_steps=max(1, min(LOG_EVERY, module.total_steps // MOST_ROWS)),
     )
+    check_graphs(config.trainer.compile, detector, trainer.strategy.root_device)
     return Parts(config, values, run_dir, data, module, trainer, throughput, resume, resume_step)
 
 
@@ -146,7 +148,7 @@ def metrics(config: Config, val: AnnotatedImages) -> list[DetectionMetric]:
     if not val.annotated:
         return [DetectionMetric(val.annotations)]
     coco = CocoMetric(val.annotations, config.data.max_dets or MAX_DETS)
-    return [coco, VOCMetric(val.annotations)] if config.data.name is DataName.voc else [coco]
+    return [coco, VOCMetric(val.annotations)] if val.annotations.layout.startswith("VOC") else [coco]
 
 
 def make_trainer(config: Config, run_dir: Path, **given: Any) -> L.Trainer:
@@ -167,7 +169,7 @@ def make_trainer(config: Config, run_dir: Path, **given: Any) -> L.Trainer:
             accelerator=accelerator,
             devices=devices,
             num_nodes=settings.num_nodes,
-            strategy=settings.strategy,
+            strategy=OneStreamDDP() if settings.strategy == "ddp" else settings.strategy,
             precision=settings.precision,  # pyright: ignore[reportArgumentType]
             accumulate_grad_batches=settings.accumulate,
             plugins=[AtomicCheckpointIO(), *([] if environment is None else [environment])],

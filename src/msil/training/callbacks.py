@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from msil.detection import Detections, Target
 from msil.reporting.figures.pictures import draw_predictions
+from msil.reporting.tables import percent
 from msil.training.loggers import MetricsFile, has_dashboard, log_picture
 from msil.training.module import Batch, DetectionModule
 
@@ -137,12 +139,13 @@ class Progress(TQDMProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict]:
         numbers = {} if self.rows is None else self.rows.newest
-        forms = {"loss": ".3f", "lr": ".1e", "images_per_second": ".1f", "AP": ".3f"}
-        return {
-            name.replace("images_per_second", "images/s"): format(numbers[name], form)
+        forms = {"loss": "{:.3f}", "lr": "{:.1e}", "images_per_second": "{:.1f}"}
+        found: dict[str, int | str | float | dict] = {
+            name.replace("images_per_second", "images/s"): form.format(numbers[name])
             for name, form in forms.items()
             if name in numbers
         }
+        return found | ({"AP": percent(numbers["AP"])} if "AP" in numbers else {})
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *arguments)
@@ -163,29 +166,33 @@ class Progress(TQDMProgressBar):
 
 
 class PredictionPictures(Callback):
-    """Draws detections on the first evaluated images: at the end, and for a dashboard at every evaluation."""
+    """Draws detections on the first of the images to evaluate: at the end, and for a dashboard at every evaluation.
 
-    def __init__(self, path: Path, classes: tuple[str, ...]) -> None:
+    image_ids: of those images, in the order of the data set.
+    """
+
+    def __init__(self, path: Path, classes: tuple[str, ...], image_ids: Sequence[int]) -> None:
         self.path = path
         self.classes = classes
-        self._shown: list[tuple[Tensor, Target, Detections]] = []
+        self.image_ids = image_ids
+        self._shown: dict[int, tuple[Tensor, Target, Detections] | None] = {}
 
-    def on_validation_start(self, *_: Any) -> None:
-        self._shown = []
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._shown = dict.fromkeys(self.image_ids[:: trainer.world_size][:PICTURES])  # rank 0's
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        if trainer.is_global_zero and len(self._shown) < PICTURES:
-            for image, target, found in zip(*batch, outputs["detections"], strict=True):
-                self._shown.append((image.cpu(), target.to("cpu"), found.to("cpu")))
+        for image, target, found in zip(*batch, outputs["detections"], strict=True):
+            if trainer.is_global_zero and target.image_id in self._shown:
+                self._shown[target.image_id] = image.cpu(), target.to("cpu"), found.to("cpu")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
         shown = has_dashboard(trainer.loggers)
         if not trainer.is_global_zero or not (pl_module.final_evaluation or shown):
             return
-        images, targets, detections = zip(*self._shown, strict=True)
+        images, targets, detections = zip(*filter(None, self._shown.values()), strict=True)
         draw_predictions(images, targets, detections, self.classes, self.path, max_images=PICTURES)
         if shown:
             picture = np.asarray(Image.open(self.path).convert("RGB"))

@@ -74,6 +74,8 @@ class SaveLast(Checkpoint):
         if trainer.world_size > 1:
             # On the CPU, so that asking does not make the host wait for the GPU.
             self._group = dist.new_group(backend="gloo")
+            # Lightning asks for its own handlers, which do not get the signals, in every step and on the GPU.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -7,13 +7,20 @@ import sys
 
 import lightning as L
 import torch
+import torchvision
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from msil.config import TrainerConfig
+from msil.detection import Detector
+from msil.detection.torchvision_detector import AnyDetector
 from msil.errors import ConfigError
 
 
@@ -60,6 +67,34 @@ def cluster_environment() -> ClusterEnvironment | None:
         return SLURMEnvironment(auto_requeue=False)
     except RuntimeError as error:
         raise ConfigError(f"this SLURM job's tasks do not fit: {str(error).rstrip('.')}.") from error
+
+
+class OneStreamDDP(DDPStrategy):
+    """DDP on the stream of the steps: Lightning makes it on another one, of which PyTorch warns.
+
+    Gradients are views of what the processes exchange. Buffers are not exchanged in a step, but for the statistics of
+    BatchNorm.
+    """
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        ids = self.determine_ddp_device_ids()
+        parallel = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        # After the first exchange, of all buffers; as an argument it has another name since PyTorch 2.14.
+        parallel.broadcast_buffers = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
+        return parallel
+
+
+def check_graphs(mode: str | None, detector: AnyDetector, device: torch.device) -> None:
+    """Raises ConfigError where a CUDA graph would leave a kernel out: before torchvision 0.29 deformable convolutions
+    do not run on the stream that is recorded."""
+    old = tuple(map(int, torchvision.__version__.split(".")[:2])) < (0, 29)
+    recorded = mode in ("reduce-overhead", "max-autotune") and device.type == "cuda"
+    if recorded and old and isinstance(detector, Detector) and detector.head.deformable:
+        raise ConfigError(
+            f"trainer.compile={mode} runs CUDA graphs, in which torchvision {torchvision.__version__} computes "
+            f"{detector.head.title}'s deformable convolutions wrongly: install torchvision 0.29 or later, or set "
+            "trainer.compile=default."
+        )
 
 
 def check_processes(trainer: L.Trainer) -> None:

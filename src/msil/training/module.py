@@ -14,6 +14,7 @@ from msil.detection import Detections, Target
 from msil.detection.losses import mean_across_ranks
 from msil.detection.torchvision_detector import AnyDetector
 from msil.metrics.detections import DetectionMetric
+from msil.metrics.record import EvaluationRecord
 from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
 
 Batch = tuple[list[Tensor], list[Target]]
@@ -45,6 +46,7 @@ class DetectionModule(L.LightningModule):
         self.describe = dict(describe)
         self.final_evaluation = False  # the reported numbers come from pycocotools itself
         self.final_metrics: dict[str, float] = {}
+        self.record: EvaluationRecord | None = None  # all ranks' detections beside the truth, of the final evaluation
         self.evaluated_at_step: int | None = None
         # Of the current step, without gradient: this rank's loss terms, and their means over the ranks.
         self.own_losses: dict[str, Tensor] = {}
@@ -90,6 +92,8 @@ class DetectionModule(L.LightningModule):
             values |= metric.compute_final() if self.final_evaluation else metric.compute()  # pyright: ignore
         if self.final_evaluation:
             self.final_metrics = values
+            # Now: afterwards Lightning takes everything to the CPU, whose tensors NCCL does not gather.
+            self.record = self.metrics[0].gathered() if len(self.metrics) else None  # pyright: ignore
         else:
             self.evaluated_at_step = self.trainer.global_step
             # float32: what a log holds need not be exact, the reported numbers are final_metrics
@@ -108,14 +112,11 @@ class DetectionModule(L.LightningModule):
         )
         # The group of plain weights first: its lr is the one shown and logged.
         groups.sort(key=lambda group: (group["lr"] != lr, group["weight_decay"] != schedule.weight_decay))
-        # A fused optimizer leaves a step out without the host: see FiniteSteps. Under 16-mixed the loss scaler does.
-        on_gpu = next(self.parameters()).is_cuda
-        fused = True if on_gpu and self.trainer.precision != "16-mixed" else None
         match schedule.optimizer:
             case OptimizerName.sgd:
-                optimizer = torch.optim.SGD(groups, lr=lr, momentum=schedule.momentum, fused=fused)
+                optimizer = torch.optim.SGD(groups, lr=lr, momentum=schedule.momentum, fused=self.fused)
             case OptimizerName.adamw:
-                optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
+                optimizer = torch.optim.AdamW(groups, lr=lr, fused=self.fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -144,6 +145,13 @@ class DetectionModule(L.LightningModule):
         return self.detector.recipe[name] if value is None else value
 
     @property
+    def fused(self) -> bool | None:
+        """Of the optimizer. A GPU's leaves a step out without the host: see FiniteSteps. Under 16-mixed the loss scaler
+        does."""
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return True if on_gpu and self.trainer.precision != "16-mixed" else None
+
+    @property
     def lr(self) -> float:
         """Learning rate before any factor, scaled to the images a step."""
         base = self.schedule.base_batch_size
@@ -170,3 +178,4 @@ class DetectionModule(L.LightningModule):
         factor = self.lr_factor(checkpoint["lr_schedulers"][0]["last_epoch"])
         for group in checkpoint["optimizer_states"][0]["param_groups"]:
             group["lr"] = group["initial_lr"] * factor
+            group["fused"] = self.fused  # it may have been saved on another kind of device

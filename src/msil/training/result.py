@@ -73,7 +73,8 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         },
         "config": parts.values,
     }
-    record = module.metrics[0].gathered()  # pyright: ignore - on every rank
+    record = module.record
+    assert record is not None
     if not trainer.is_global_zero:
         return result
     if module.evaluated_at_step != trainer.global_step:  # the training ended between two evaluations

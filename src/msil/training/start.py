@@ -9,10 +9,11 @@ import numpy as np
 from msil.config import DataName, Decay
 from msil.data.annotations import AnnotatedImages
 from msil.data.images import is_16_bit
+from msil.finished import goes_on, stored_settings
 from msil.metrics.coco import MAX_DETS
 from msil.reporting.groups import block_label, detector_name
 from msil.reporting.tables import amount, setting
-from msil.runs import METRICS, data_title
+from msil.runs import CONFIG, METRICS, data_title
 from msil.training.build import Parts
 from msil.training.loggers import read_rows
 from msil.training.result import count_parameters, title
@@ -35,9 +36,12 @@ def start_lines(parts: Parts) -> list[str]:
         left_out = f" ({without} without a box left out)" if without else ""
         images = f"{len(data.train_indices)} training images{left_out}, {data.num_eval} validation images"
         warmup, wanted, last = module.warmup_steps, config.schedule.warmup_steps, module.total_steps - 1
-        cut = f" ({wanted} cut to a quarter)" if warmup < wanted else ""
+        cut = f" (a quarter, not {wanted})" if warmup < wanted else ""
+        ended = " (schedule.max_steps)" if last + 1 == config.schedule.max_steps else ""
         peak = module.lr * max(module.lr_factor(step) for step in (0, max(warmup - 1, 0), min(warmup, last)))
-        steps = [f"steps   {last + 1} of {config.data.batch_size} images, warm-up {warmup}{cut}, peak lr {peak:.2g}"]
+        steps = [
+            f"steps   {last + 1}{ended} of {config.data.batch_size} images, warm-up {warmup}{cut}, peak lr {peak:.2g}"
+        ]
     number = len(data.val.classes)
     classes = f"{number} class" + ("" if number == 1 else "es")
     resumed = "" if parts.resume is None else f", continuing after step {parts.resume_step}"
@@ -50,7 +54,20 @@ def start_lines(parts: Parts) -> list[str]:
         *steps,
         f"folder  {parts.run_dir}{resumed}",
         *_longer(parts),
+        *_shorter(parts),
     ]
+
+
+def _shorter(parts: Parts) -> list[str]:
+    """Of a training from the start: a run that it would continue, were it of that run's name."""
+    if parts.resume is not None or parts.data.train is None:
+        return []
+    for folder in sorted(path.parent for path in parts.run_dir.parent.glob(f"*/{CONFIG}")):
+        before = stored_settings(folder)
+        if before is not None and goes_on(before, parts.config, folder):
+            epochs = before["schedule"]["epochs"]
+            return [f"hint    {folder.name} has {epochs} epochs of this: run_name={folder.name} continues it"]
+    return []
 
 
 def _longer(parts: Parts) -> list[str]:

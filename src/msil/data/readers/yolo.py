@@ -1,5 +1,5 @@
 """YOLO's layout: a data.yaml that names splits and classes, images/ and beside it labels/ with one txt an image; or a
-classes.txt with the names alone, as Label Studio and labelImg write it."""
+classes.txt with the names alone, as Label Studio and labelImg write it; or Darknet's obj.data, CVAT's YOLO 1.1."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from msil.data.readers.files import IMAGES, LARGEST_TEXT, Split
 from msil.errors import DataError
 
 SPLITS = ("train", "val", "valid", "validation", "test")
+SOURCES = ("data.yaml", "data.yml", "dataset.yaml", "obj.data")
 CLASSES = ("classes.txt", "labels/classes.txt")
 LARGEST_LIST = 2**28  # bytes, some 5 million names of images
 SLACK = 0.01  # of a share of the image: what exporters leave outside by rounding
@@ -26,7 +27,7 @@ SLACK = 0.01  # of a share of the image: what exporters leave outside by roundin
 
 @dataclass(frozen=True)
 class YoloSplit:
-    """source: the data.yaml or classes.txt. names: label -> class. images: below root, in order.
+    """source: the data.yaml, obj.data or classes.txt. names: label -> class. images: below root, in order.
 
     A box is a line of its image's txt: class cx cy width height, or class x1 y1 x2 y2 x3 y3 ... of a polygon, which
     counts as the box around it; all but the class are shares of the image's width and height, turned upright by its
@@ -92,7 +93,7 @@ class YoloSplit:
 def yolo_splits(root: Path) -> list[str]:
     """Those that data.yaml names; "all" for a classes.txt alone."""
     if (source := _yaml_of(root)) is not None:
-        content = _read_yaml(source)
+        content = _read_source(source, root)
         return [name for name in SPLITS if content.get(name)]
     return ["all"] if _classes_of(root) is not None else []
 
@@ -104,12 +105,11 @@ def locate_yolo(root: Path, split: str) -> Split:
         source = _classes_of(root)
         if source is None:
             raise DataError(f"{root} has no data.yaml and no classes.txt: set data.root to YOLO's folder")
-        names = [line.strip() for line in _text(source, "file of class names").splitlines() if line.strip()]
         images = images_below(root)
         if not images:
             raise DataError(f"{root} has no images beside {source.name}: put them into {root / 'images'}")
-        return YoloSplit("YOLO txt with classes.txt", root, source, _names(names, source), images)
-    content = _read_yaml(source)
+        return YoloSplit("YOLO txt with classes.txt", root, source, _names(_class_names(source), source), images)
+    content = _read_source(source, root)
     same = SPLITS[1:4] if split in SPLITS[1:4] else (split,)
     places = next((content[name] for name in same if content.get(name)), None)
     if places is None:
@@ -121,7 +121,7 @@ def locate_yolo(root: Path, split: str) -> Split:
     images = []
     for place in places if isinstance(places, list) else [places]:
         images += _images_at(place, root, content.get("path"), f"{source}: {split}")
-    return YoloSplit("YOLO txt with data.yaml", root, source, _names(content.get("names"), source), images)
+    return YoloSplit(f"YOLO txt with {source.name}", root, source, _names(content.get("names"), source), images)
 
 
 def images_below(root: Path, folder: str = ".") -> list[str]:
@@ -138,7 +138,7 @@ def images_below(root: Path, folder: str = ".") -> list[str]:
 
 
 def _yaml_of(root: Path) -> Path | None:
-    return next((root / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (root / name).is_file()), None)
+    return next((root / name for name in SOURCES if (root / name).is_file()), None)
 
 
 def _classes_of(root: Path) -> Path | None:
@@ -194,6 +194,16 @@ def _inside(place: Any, root: Path) -> str | None:
     return "/".join(part for part in parts if part != "..")
 
 
+def _read_source(source: Path, root: Path) -> Mapping[str, Any]:
+    """Of obj.data, lines of key = value, names is a file with a class a line."""
+    if source.suffix == ".data":
+        pairs = [line.partition("=") for line in _text(source, "file").splitlines()]
+        content: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
+        file = root / _found(content.get("names"), root, [""], f"{source}: names")
+        return content | {"names": _class_names(file)}
+    return _read_yaml(source)
+
+
 def _read_yaml(source: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(_text(source, "file"))
@@ -205,6 +215,10 @@ def _read_yaml(source: Path) -> Mapping[str, Any]:
     if isinstance(content.get("nc"), int) and content["nc"] != len(_names(content["names"], source)):
         raise DataError(f"{source}: nc is {content['nc']}, but names are {len(content['names'])}: correct one of them")
     return content
+
+
+def _class_names(file: Path) -> list[str]:
+    return [line.strip() for line in _text(file, "file of class names").splitlines() if line.strip()]
 
 
 def _names(names: Any, source: Path) -> tuple[str, ...]:

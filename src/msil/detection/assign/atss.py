@@ -59,7 +59,7 @@ class ATSSAssigner:
         inside = boxes_to_distances(priors.centers[index], target).amin(-1) > 0.01
         positive = is_candidate & inside & (iou >= _mean_plus_deviation(iou, is_candidate)[..., None, None])
         positive &= (labels >= 0)[..., None, None]
-        best = best_box(torch.where(positive, index, count), iou, count)
+        best = best_box(index, positive, iou, count)
         ignored = ~priors.valid(sizes, SIZE_DIVISOR)  # none of them is positive
         return Match(best - ignored.long(), most=iou[0].numel())
 

@@ -78,19 +78,20 @@ def low_bits(keys: Tensor) -> Tensor:
     return keys.to(torch.int32).long()
 
 
-def best_box(index: Tensor, iou: Tensor, count: int) -> Tensor:
+def best_box(index: Tensor, claimed: Tensor, iou: Tensor, count: int) -> Tensor:
     """The box of highest IoU of every prior that several boxes claim, of equal ones the first.
 
-    index (B, G, ...): the priors that a box claims, `count` where it claims none. iou (B, G, ...) in [0, 1].
+    index (B, G, ...): priors in [0, count). claimed (B, G, ...) bool: whether the box claims that prior; the others had
+    better not be one and the same, for each is written to. iou (B, G, ...) in [0, 1].
     Returns (B, count) int64: a box in [0, G), or BACKGROUND.
     """
     slots = index.shape[1]
     # One integer maximum decides by IoU, then for the first box, whose complement is the largest.
     complement = torch.arange(LOW_BITS, LOW_BITS - slots, -1, device=index.device)
     key = ordered_key(iou, complement.view(slots, *[1] * (index.dim() - 2)))
-    best = torch.zeros((len(index), count + 1), dtype=torch.int64, device=index.device)
-    best.scatter_reduce_(1, index.flatten(1), key.flatten(1), "amax")
-    return ~low_bits(best[:, :count])  # -1 where nothing was written
+    best = torch.zeros((len(index), count), dtype=torch.int64, device=index.device)
+    best.scatter_reduce_(1, index.flatten(1), torch.where(claimed, key, 0).flatten(1), "amax")
+    return ~low_bits(best)  # -1 where none was claimed
 
 
 def cross_iou(sides: Tensor, gt_boxes: Tensor) -> Tensor:

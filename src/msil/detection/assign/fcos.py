@@ -53,13 +53,12 @@ class FCOSAssigner:
 
         row, column = lines.index[:, :, 1, :, :, None], lines.index[:, :, 0, :, None, :]
         point = grid.starts[:, None, None] + row * grid.widths[:, None, None] + column
-        count = len(priors.centers)
-        point = torch.where(owned, point, count)  # one slot more takes the candidates that own nothing
         key = ordered_key(area, torch.arange(gt_boxes.shape[1], device=gt_boxes.device))
-        key = key[..., None, None, None].expand(point.shape)
-        best = torch.full((len(gt_boxes), count + 1), _NO_BOX, device=gt_boxes.device)
+        # What owns nothing writes that to its own point: a slot for all of them would be one address for the atomics.
+        key = torch.where(owned, key[..., None, None, None], _NO_BOX)
+        best = torch.full((len(gt_boxes), len(priors.centers)), _NO_BOX, device=gt_boxes.device)
         best.scatter_reduce_(1, point.flatten(1), key.flatten(1), "amin")
-        return Match(low_bits(best[:, :count]))  # -1 of _NO_BOX
+        return Match(low_bits(best))  # -1 of _NO_BOX
 
     def _window(self, grid: LevelGrid) -> int:
         """Rows or columns that a box can own on any level, plus one so that rounding loses none."""
@@ -73,7 +72,8 @@ class FCOSAssigner:
 class _CandidateLines(NamedTuple):
     """The columns and rows whose points a box can own on each level, each (B, G, 2, L, window): x, then y.
 
-    index: column or row. inside: it lies in the map and inside the box (or its centre region).
+    index: column or row; those beyond the map begin at its first again. inside: it lies in the map and inside the box
+    (or its centre region).
     largest: the larger of the two distances to the box's sides, pixels.
     """
 
@@ -92,8 +92,10 @@ def _candidate_lines(boxes: Tensor, grid: LevelGrid, radius: float | None, windo
     index = start[..., None] + torch.arange(window, device=boxes.device)
     position = (index + grid.offset) * grid.strides[:, None]
     inside = (position > low[..., None]) & (position < top[..., None])
-    inside &= index < torch.stack([grid.widths, grid.heights])[..., None]
-    return _CandidateLines(index, inside, torch.maximum(position - near[..., None], far[..., None] - position))
+    cells = torch.stack([grid.widths, grid.heights])[..., None]
+    inside &= index < cells
+    largest = torch.maximum(position - near[..., None], far[..., None] - position)
+    return _CandidateLines(index % cells, inside, largest)
 
 
 @cached_unless_compiling

@@ -44,7 +44,7 @@ class TaskAlignedAssigner:
         positive = (best > 0) & inside & (labels >= 0)[..., None]
         candidates = boxes.gather(1, index.flatten(1)[..., None].expand(-1, -1, 4)).unflatten(1, index.shape[1:])
         candidate_iou = pairwise_iou(candidates, gt_boxes[:, :, None])
-        match = best_box(torch.where(positive, index, count), candidate_iou, count)
+        match = best_box(index, positive, candidate_iou, count)
 
         # A box's largest t and IoU over the priors that it has won;
         own = positive & (

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from msil.detection.assign import Assigner, GroundTruth, Match, ground_truth
 from msil.detection.assign.base import IGNORED
 from msil.detection.coders import BoxCoder
+from msil.detection.fused_norm import group_norm_relu
 from msil.detection.losses import EPSILON, mean_across_ranks
 from msil.detection.postprocess import detections_from_candidates, select_candidates
 from msil.detection.priors import PriorGenerator, Priors
@@ -114,6 +115,7 @@ class DenseHead(nn.Module, ABC):
         {"warmup_factor": 0.001, "bias_lr_factor": 1.0, "bias_weight_decay": 1e-4}
     )
     clip_to_image: ClassVar[bool] = True  # detections
+    deformable: ClassVar[bool] = False  # uses torchvision's deformable convolution
     msil: nn.Module | None
     cls_tower: nn.Module
     reg_tower: nn.Module
@@ -291,7 +293,8 @@ class ConvNormAct(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(features)))
+        features = self.conv(features)
+        return group_norm_relu(features, self.norm) if isinstance(self.norm, nn.GroupNorm) else self.act(features)
 
 
 def build_interaction(channels: int, msil: nn.Module | Mapping[str, Any] | None) -> nn.Module | None:

@@ -70,7 +70,7 @@ class TOODHead(DenseHead):
     """
 
     Options, title = TOODOptions, "TOOD"
-    clip_to_image = False
+    clip_to_image, deformable = False, True
 
     def build(self) -> None:
         o: TOODOptions = self.options

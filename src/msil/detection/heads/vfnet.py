@@ -51,6 +51,7 @@ class VFNetHead(DenseHead):
     """
 
     Options, title = VFNetOptions, "VFNet"
+    deformable = True
     recipe = MappingProxyType({"warmup_factor": 0.1, "bias_lr_factor": 2.0, "bias_weight_decay": 0.0})
 
     def build(self) -> None:

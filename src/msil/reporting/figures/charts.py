@@ -7,11 +7,11 @@ letters stay text, so that the browser finds the glyphs (of Chinese class names,
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 from matplotlib import style
@@ -22,8 +22,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 WIDTH = 6.4  # inches
 NAME_LETTERS = 30  # of a row's or a class's name before it is cut
-BAR_LIMIT = 80  # bars of class_bars
-HALF_LIMIT = 10  # best and as many worst classes where there would be more bars
 MATRIX_LIMIT = 20  # classes of a confusion matrix
 COUNTS_LIMIT = 12  # classes of a confusion matrix with its counts printed
 POINTS = 120  # of a curve; longer ones are averaged in bins
@@ -44,6 +42,7 @@ STYLE = {
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.facecolor": "none",
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#d9dee3",
@@ -65,7 +64,7 @@ def draw_svg(draw: Callable[[Figure], None], height: float, title: str) -> bytes
     """
     with style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has it
-        figure = Figure(figsize=(WIDTH, height), facecolor="white", layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), facecolor="none", layout="constrained")
         figure.suptitle("\n".join(textwrap.wrap(clean(title, 120), 60)), x=0.01, ha="left", weight="bold", size=14)
         draw(figure)
         handles, names = figure.axes[0].get_legend_handles_labels()
@@ -74,40 +73,6 @@ def draw_svg(draw: Callable[[Figure], None], height: float, title: str) -> bytes
         content = io.BytesIO()
         FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None, "Creator": None, "Title": clean(title, 120)})
     return content.getvalue()
-
-
-def class_bars(classes: Sequence[str], rows: Mapping[str, Any], spreads: Mapping[str, Any]) -> bytes:
-    """Horizontal bars of AP, the first row's best class on top; where there were more than 80, the 10 best and the 10
-    worst.
-
-    classes: K names. rows: of each row, the compared one first, (K,) AP as fractions, NaN where a class has no boxes;
-    classes with none in any row are left out. spreads: of the rows that have one, (K,) the half length of a whisker.
-    """
-    values = np.array([np.asarray(row, dtype=float) for row in rows.values()]).reshape(len(rows), len(classes))
-    measured = np.flatnonzero(np.isfinite(values).any(axis=0))
-    shown = measured[np.argsort(-np.nan_to_num(values[0][measured], nan=-1.0), kind="stable")]
-    half = max(3, min(HALF_LIMIT, BAR_LIMIT // len(rows) // 2))
-    title = "AP per class"
-    if len(shown) * len(rows) > BAR_LIMIT and len(shown) > 2 * half:
-        title += f": the {half} best and the {half} worst of {len(shown)}"
-        shown = np.concatenate([shown[:half], shown[-half:]])
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        places = np.arange(len(shown)) * (len(rows) + 0.8)
-        for number, (name, color) in enumerate(zip(rows, cycle(COLORS), strict=False)):
-            spread = np.asarray(spreads.get(name, np.zeros(len(classes))))[shown]
-            bars = axes.barh(places + number, values[number, shown], 0.9, xerr=spread if spread.any() else None,
-                             color=color, label=clean(name), error_kw={"linewidth": 1, "capsize": 2})  # fmt: skip
-            texts = [f"{100 * value:.1f}" if np.isfinite(value) else "" for value in values[number, shown]]
-            axes.bar_label(bars, texts, padding=3, fontsize=10)
-        axes.set_yticks(places + (len(rows) - 1) / 2, [clean(classes[int(label)], 22) for label in shown])
-        axes.invert_yaxis()
-        axes.margins(x=0.12)
-        axes.grid(visible=False, axis="y")
-        _finish(axes, "AP, percent", percent_axis="x")
-
-    return draw_svg(draw, 1.9 + 0.2 * len(shown) * (len(rows) + 0.8), title)
 
 
 def grouped_bars(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str, str], y_label: str, title: str) -> bytes:
@@ -168,6 +133,22 @@ def curves(rows: Runs, x_label: str, y_label: str, title: str) -> bytes:
         plot_curves(figure.add_subplot(), rows, x_label, y_label)
 
     return draw_svg(draw, 4.2, title)
+
+
+def chosen_curves(rows: Runs, key: str, x_label: str, y_label: str, title: str) -> tuple[str, list[tuple[str, str]]]:
+    """The curves as an <svg> element without the rows' names; and of each row the start of its lines' ids, made of
+    `key`, and its colour."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        plot_curves(axes, {f"_{name}": seeds for name, seeds in rows.items()}, x_label, y_label)  # _: no legend
+        places = [row for row, seeds in enumerate(rows.values()) for _ in range(1 + len(seeds) * (len(seeds) > 1))]
+        for i, (row, line) in enumerate(zip(places, axes.lines, strict=True)):
+            line.set_gid(f"{key}-{row}-{i}")
+
+    svg = draw_svg(draw, 4.2, title).decode()
+    svg = re.sub(rf'<g id="(?!{key}-)[^"]*">', "<g>", svg[svg.index("<svg") :])  # a page has several charts
+    return svg, [(f"{key}-{row}-", color) for row, color in zip(range(len(rows)), cycle(COLORS), strict=False)]
 
 
 def plot_curves(axes: Axes, rows: Runs, x_label: str, y_label: str = "") -> None:

@@ -87,12 +87,12 @@ def truth_picture(index: int, image: Any, truth: AnnotatedSplit) -> np.ndarray:
     return draw_boxes(image, corners(truth.truth_boxes[mine]), labels, names, side=SIDE)
 
 
-def read_gallery_image(root: str | Path, name: str, size: tuple[int, int]) -> Tensor:
+def read_gallery_image(root: str | Path, name: str, size: tuple[int, int], bits: int = 16) -> Tensor:
     """An image of a record: uint8 (3, H, W) RGB, in whose pixels the record's boxes are.
 
     root: the data's folder. name: of the file below it, from record.file_names. size: (height, width) from
     record.sizes; where only the stored pixels have it, the boxes are meant for these, and the EXIF rotation is not
-    applied (as msil.data reads them).
+    applied (as msil.data reads them). bits: see read_image.
     Raises DataError for a file outside root (a record may come from anyone), of another size, missing or damaged.
     """
     try:
@@ -105,7 +105,7 @@ def read_gallery_image(root: str | Path, name: str, size: tuple[int, int]) -> Te
         raise DataError(f"image {name[:200]!r} of the evaluation is no file below {root}: give the data of that run")
     header = read_header(path)
     if tuple(size) in (header.size, header.stored_size):
-        return read_image(path, header.orientation if tuple(size) == header.size else 1)
+        return read_image(path, header.orientation if tuple(size) == header.size else 1, bits)
     height, width = header.size
     raise DataError(
         f"image file {path} is {width} x {height} pixels, but was {size[1]} x {size[0]} when it was evaluated: "

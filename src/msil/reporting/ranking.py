@@ -1,0 +1,95 @@
+"""The runs of the same images over their seeds, the best first: by how much, by luck or not, and at what price."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from msil.metrics.precision import per_class
+from msil.reporting.evidence import Evidence
+from msil.reporting.groups import Result, line_names, one_a_seed, own_score
+from msil.reporting.tables import Column, Table, amount, duration, interval, percent, spread
+
+Lines = Mapping[str, tuple[Result, ...]]  # "VFNet ResNet-10 MSIL": its runs, one a seed; the best first
+
+
+def ranked(runs: Sequence[Result]) -> tuple[Lines, str]:
+    """Runs that differ in their seed alone as one line, the lines by the mean of their own score, whose name is the
+    second: AP, or VOC_AP of VOC's."""
+    metric = "VOC_AP" if all(own_score(run["metrics"]) == "VOC_AP" for run in runs) else "AP"
+    lines: dict[str, list[Result]] = {}
+    for name, run in zip(line_names(runs), runs, strict=True):
+        lines.setdefault(name, []).append(run)
+    found = {name: one_a_seed(own) for name, own in lines.items()}
+    means = {name: fmean([run["metrics"].get(metric) or 0.0 for run in own]) for name, own in found.items()}
+    return {name: found[name] for name in sorted(found, key=lambda name: -means[name])}, metric
+
+
+def ranking(lines: Lines, metric: str, evidence: Evidence) -> Table:
+    """A row a line: its score, what the best has more, and the price."""
+    (first, best), *others = lines.items()
+    rows = []
+    for name, runs in lines.items():
+        row: dict[str, Any] = {"line": name, "seeds": len(runs)}
+        row |= {column: over_seeds([run["metrics"].get(column) for run in runs]) for column in (metric, "AP50")}
+        row |= {column: fmean([run[column] for run in runs]) for column in ("parameters", "flops", "total_seconds")}
+        if name != first:
+            row["difference"] = evidence.difference(runs, best, metric)
+        rows.append(row)
+    words = metric.replace("_", " ")
+    columns = (
+        Column("line", "detector", str, right=False),
+        Column("seeds", "seeds"),
+        Column(metric, words, spread),
+        Column("difference", "to the best [95 %]", lambda ends: interval(ends) if ends else "-", shown=bool(others)),
+        Column("AP50", "AP50", spread),
+        Column("parameters", "parameters", amount),
+        Column("flops", "FLOPs", amount),
+        Column("total_seconds", "time", duration),
+    )
+    return Table(f"{words} in percent, mean ± deviation over the seeds.", columns, tuple(rows))
+
+
+def answer(lines: Lines, metric: str, evidence: Evidence) -> str:
+    """Which line is best, by how much on the second, and whether that is more than luck."""
+    (best, ours), *others = lines.items()
+    words = f"{metric.replace('_', ' ')} {percent(fmean([run['metrics'].get(metric) or 0.0 for run in ours]))}"
+    if not others:
+        return f"{best}: {words}."
+    second, theirs = others[0]
+    difference = evidence.difference(ours, theirs, metric)
+    start = f"Best of {len(lines)}: {best}, {words}"
+    if difference is None:
+        return f"{start}, before {second}; no interval can be had (other images, or no evaluation.npz)."
+    luck = "more than luck" if difference.low > 0 else "luck may give as much"
+    luck += "" if min(len(ours), len(theirs)) > 1 else ", of one seed"
+    luck += "" if len(lines) == 2 else f", not corrected for the choice among {len(lines)}"
+    return f"{start}, {interval(difference)} (95 %) on the second, {second}: {luck}."
+
+
+def class_table(lines: Lines, evidence: Evidence) -> Table | None:
+    """AP of each class, a column a line; None where no run kept its detections."""
+    found = {
+        name: [evidence.matches(run, "AP") for run in runs if evidence.record(run)] for name, runs in lines.items()
+    }
+    values = {name: [per_class(one)["AP"].tolist() for one in judged] for name, judged in found.items() if judged}
+    if not values:
+        return None
+    columns = [Column(f"line{i}", name, spread) for i, name in enumerate(values)]
+    classes = next(one for run in next(runs for name, runs in lines.items() if name in values)
+                   if (one := evidence.record(run))).classes.tolist()  # fmt: skip
+    rows = tuple(
+        {"class": name}
+        | {f"line{i}": over_seeds([one[label] for one in seeds]) for i, seeds in enumerate(values.values())}
+        for label, name in enumerate(classes)
+    )
+    caption = "COCO's AP in percent, mean ± deviation over the seeds."
+    return Table(caption, (Column("class", "class", str, right=False), *columns), rows)
+
+
+def over_seeds(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Mean and sample deviation (None with one) of the numbers that are there; None of none."""
+    numbers = [one for one in values if one is not None and not math.isnan(one)]
+    return (fmean(numbers), stdev(numbers) if len(numbers) > 1 else None) if numbers else None
