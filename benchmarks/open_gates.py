@@ -14,7 +14,7 @@ import torch
 
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_detector
-from msil.config import Apply
+from msil.config import MSILConfig
 from msil.data.readers.coco import CocoDataset
 from msil.detection import Detector
 from msil.metrics.coco import CocoMetric
@@ -45,13 +45,11 @@ def main() -> None:
     for separate in (True, False):
         for gate in GATES:
             torch.manual_seed(0)
-            msil = dataclasses.replace(description.model.msil, apply=Apply.both, align=True, separate=separate)
-            model = dataclasses.replace(description.model, msil=msil)
+            block = MSILConfig(separate=separate, init_gate=gate if gate > 0.5 else None)
+            model = dataclasses.replace(description.model, msil=block)
             sides = (description.min_size, description.max_size)
             detector = detector_from_config(model, len(description.classes), *sides).eval()
             detector.load_state_dict(plain.state_dict(), strict=False)
-            if gate > 0.5:
-                detector.head.msil.open_gates(gate)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
             after = detector(images)
             probability = (after.logits.sigmoid() - before.logits.sigmoid()).abs().max()
             distance = ((after.box - before.box).abs() / before.box.abs().clamp(min=1e-6)).max()

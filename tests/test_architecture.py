@@ -112,6 +112,7 @@ def test_public_names() -> None:
     none = inspect.Parameter.empty
     assert parameters(MSIL) == {
         "channels": none, "*align": True, "*separate": True, "*apply": "both", "*kernel_size": 3, "*reduction": 16,
+        "*init_gate": None,
     }  # fmt: skip
     build = parameters(build_detector)
     assert list(build.items())[:3] == [("head", "fcos"), ("backbone", "resnet50"), ("num_classes", 80)]

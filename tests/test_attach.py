@@ -121,7 +121,7 @@ def test_torchvision_fcos_with_every_switch(switches: dict[str, Any]) -> None:
 
 def test_apply_none_changes_nothing(head: Any) -> None:
     before = fingerprint(head)
-    assert not list(attach_msil(head, apply="none", gates=0.99).parameters())
+    assert not list(attach_msil(head, apply="none", init_gate=0.99).parameters())
     assert fingerprint(head) == before
 
 

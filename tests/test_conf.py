@@ -153,7 +153,7 @@ def test_nms_thresholds_of_the_published_configs() -> None:
         ("table4", {"model/backbone": "resnet50,resnet101"}, "coco", "1x", "AP, AP50, AP75"),
         (
             "table5",
-            {"model/backbone": "resnet50", "model/head": "vfnet,fcos", "model.msil.apply": "none,both"},
+            {"model/backbone": "resnet50", "model/head": "vfnet,fcos", "model/msil": "plain,full,deeper,equal_cost"},
             "voc",
             "2x",
             "VOC AP",

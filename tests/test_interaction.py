@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from msil.interaction import MSIL, ChannelAttention
+from msil.detection import FCOSHead
+from msil.interaction import MSIL, ChannelAttention, Deeper
 
 SWITCHES = [
     pytest.param(*values, id="align={} separate={} apply={} kernel={}".format(*values))
@@ -233,6 +235,53 @@ def test_open_gates_are_what_was_asked_for(apply: str) -> None:
             assert (gate - 0.99).abs().max() < 0.005 and gate.std() > 0
         else:
             assert torch.equal(before, after)
-    for value in (0.5, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"between 0\.5 and 1"):
+    for value in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="above 0 and below 1"):
             block.open_gates(value)
+    with pytest.raises(ValueError, match=r"at least 0\.5"):
+        MSIL(32, separate=False, init_gate=0.49)
+
+
+@pytest.mark.parametrize(("separate", "value"), [(True, 0.2), (True, 0.99), (False, 0.5), (False, 0.99)])
+def test_init_gate_is_the_gate_at_the_start(separate: bool, value: float) -> None:
+    torch.manual_seed(0)
+    block = MSIL(32, separate=separate, init_gate=value)
+    for name, parameter in block.named_parameters():
+        if ".dec.weight" in name:  # a sigmoid of the bias alone is left
+            torch.nn.init.zeros_(parameter)
+    cls_feat, reg_feat = torch.randn(2, 2, 32, 6, 7).abs() + 0.1
+    for before, after in zip((cls_feat, reg_feat), block(cls_feat, reg_feat), strict=True):
+        torch.testing.assert_close(after, value * before)
+
+
+def test_deeper_is_a_head_of_more_convolutions_at_the_price_of_msil() -> None:
+    torch.manual_seed(0)
+    shallow = FCOSHead(3, 64, num_convs=2, conv_bias=False, msil=Deeper(64, convs=1))
+    deep = FCOSHead(3, 64, num_convs=3, conv_bias=False)
+    state = {key: value for key, value in shallow.state_dict().items() if not key.startswith("msil.")}
+    for tower in ("cls", "reg"):
+        for own, place in (("conv.weight", "0.weight"), ("norm.weight", "1.weight"), ("norm.bias", "1.bias")):
+            state[f"{tower}_tower.2.{own}"] = shallow.state_dict()[f"msil.{tower}.0.{place}"]
+        assert float(shallow.state_dict()[f"msil.{tower}.0.0.weight"].std()) == pytest.approx(0.01, rel=0.05)
+    deep.load_state_dict(state)
+    levels = [torch.randn(1, 64, size, size) for size in (8, 4, 2, 1, 1)]
+    ours, theirs = shallow(levels), deep(levels)
+    torch.testing.assert_close((ours.logits, ours.box), (theirs.logits, theirs.box))
+    prices = []
+    for block in (MSIL(64), Deeper(64, convs=4), Deeper(64, convs=1)):
+        with FlopCounterMode(display=False) as counter:
+            block(*torch.randn(2, 2, 64, 16, 16))
+        prices.append(counter.get_total_flops())
+    assert prices[1] == pytest.approx(prices[0], rel=0.04) and prices[2] * 4 == prices[1]
+
+
+def test_init_gate_changes_the_gates_alone() -> None:
+    states = []
+    for value in (None, 0.5, 0.99):
+        torch.manual_seed(0)
+        states.append(MSIL(32, init_gate=value).state_dict())
+    default, half, opened = states
+    assert all(torch.equal(default[key], half[key]) for key in default)
+    assert [key for key in default if not torch.equal(default[key], opened[key])] == [
+        "separate_cls.dec.bias", "separate_reg.dec.bias",
+    ]  # fmt: skip

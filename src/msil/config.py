@@ -99,6 +99,7 @@ class MSILConfig:
     apply: Apply = setting(Apply.both, "branches that get the gated feature (eq. 6); none: the plain detector")
     kernel_size: int = setting(3, "of the block's convolutions", choices=(1, 3))
     reduction: int = setting(16, "of the channel attention's hidden layer; at most model.channels", low=1)
+    init_gate: float | None = setting(None, "value of the gates at the start; null: near 0.5", above=0, below=1)
     block: str | None = setting(None, "another block in its place, package.module.Class(channels, **options)")
     # Any: under a type of dict no key could be given on the command line.
     options: Any = setting(None, "arguments of model.msil.block, a dict")
@@ -173,9 +174,8 @@ class ScheduleConfig:
     eval_images: int | None = setting(None, "evaluate the first so many only; null: all", low=1)
     optimizer: OptimizerName = setting(OptimizerName.sgd, "SGD with momentum, or AdamW")
     lr: float = setting(0.01, "learning rate", above=0)
-    base_batch_size: int | None = setting(
-        None, "lr is for so many images a step and scales linearly; null: as it is", low=1
-    )
+    base_batch_size: int | None = setting(None, "lr is for so many images a step and scales; null: as it is", low=1)
+    backbone_lr_factor: float | None = setting(None, "of the backbone's parameters; null: 1", low=0)
     momentum: float = setting(0.9, "momentum of sgd", low=0, high=1)
     weight_decay: float = setting(0.0001, "decay of weights; biases have bias_weight_decay", low=0)
     bias_lr_factor: float | None = setting(None, "of biases outside norms; null: of the head's published recipe", low=0)

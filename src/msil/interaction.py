@@ -64,7 +64,8 @@ class MSIL(nn.Module):
         "none" has no parameter and returns its inputs.
 
     Parameters that a setting does not use do not exist. With separation the gates start near 0.5, for f_dec starts near
-    zero; without it they lie in [0.5, 1), for F_fusion ends in a ReLU.
+    zero; without it they lie in [0.5, 1), for F_fusion ends in a ReLU. init_gate: where they start instead, see
+    `open_gates`.
 
     channels: C of both feature maps. kernel_size: 3 or 1, of f_enc, f_enc2, f_fusion and f_dec.
     reduction: C over the hidden width of the channel attention, whose width is at least 1.
@@ -83,6 +84,7 @@ class MSIL(nn.Module):
         apply: str = "both",
         kernel_size: int = 3,
         reduction: int = 16,
+        init_gate: float | None = None,
     ) -> None:
         super().__init__()
         _check_switches(channels, align, separate, apply, kernel_size, reduction)
@@ -92,6 +94,7 @@ class MSIL(nn.Module):
         self.to_reg = apply in ("reg", "both")
         self.align = align
         self.separate = separate
+        self.init_gate = init_gate
         if apply == "none":
             return
         if align:
@@ -105,6 +108,8 @@ class MSIL(nn.Module):
             if self.to_reg:
                 self.separate_reg = Separation(channels, kernel_size, reduction)
         self._init_weights()
+        if init_gate is not None:
+            self.open_gates(init_gate)
 
     def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> tuple[Tensor, Tensor]:
         """cls_feat, reg_feat (N, C, H, W) of one pyramid level -> the same two shapes."""
@@ -132,17 +137,18 @@ class MSIL(nn.Module):
 
     @torch.no_grad()
     def open_gates(self, value: float = 0.99) -> None:
-        """Start with gates close to `value`, in (0.5, 1), instead of 0.5, for a block that a trained detector gets.
+        """Start with gates close to `value`, in (0, 1), or in [0.5, 1) without separation.
 
-        A gate multiplies its branch's feature, so the detector behind it changes by no more than about 1 - value; the
-        gate's own gradient is value * (1 - value) / 0.25 of what it is at 0.5. With separation the biases of f_dec are
-        set (its small weights move the gate by some thousandths); without it the GroupNorm in front of the gate
+        A gate multiplies its branch's feature, so near 1 the detector behind it is as it would be without the block;
+        the gate's own gradient is value * (1 - value) / 0.25 of what it is at 0.5. With separation the biases of f_dec
+        are set (its small weights move the gate by some thousandths); without it the GroupNorm in front of the gate
         starts with weight 0, and the gate is exactly `value`.
 
-        Raises ValueError for a value outside (0.5, 1).
+        Raises ValueError for a value outside the range.
         """
-        if not 0.5 < value < 1:
-            raise ValueError(f"the gates' value must lie between 0.5 and 1, not at {value}.")
+        if not 0 < value < 1 or (value < 0.5 and not self.separate):
+            low = "above 0" if self.separate else "at least 0.5"
+            raise ValueError(f"the gates' value must be {low} and below 1, not {value}.")
         bias = math.log(value / (1 - value))
         if not self.separate:
             norm = self.fusion[1]
@@ -161,6 +167,27 @@ class MSIL(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+
+class Deeper(nn.Module):
+    """More convolutions a tower in the place of MSIL: what its price buys without any interaction.
+
+    convs: a tower. Behind `convs` more of a plain head's layers; 4 cost what MSIL costs with kernels of 3 x 3 (it has
+    8 and two of 1 x 1 in all), 1 a quarter of that.
+    """
+
+    def __init__(self, channels: int, *, convs: int = 1) -> None:
+        super().__init__()
+        self.cls, self.reg = (
+            nn.Sequential(*(_conv_norm_relu(channels, channels, 3) for _ in range(convs))) for _ in range(2)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+
+    def forward(self, cls_feat: Tensor, reg_feat: Tensor) -> tuple[Tensor, Tensor]:
+        """cls_feat, reg_feat (N, C, H, W) -> the same two shapes."""
+        return self.cls(cls_feat), self.reg(reg_feat)
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:

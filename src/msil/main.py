@@ -131,7 +131,7 @@ def sweep(flags: argparse.Namespace, overrides: Sequence[Override], composed: Di
     if flags.cfg:
         raise ConfigError("--cfg shows the settings of one run: leave out -m and what it sweeps.")
     refuse_code(composed)
-    params = OmegaConf.to_container(composed.hydra.sweeper.get("params") or OmegaConf.create())
+    params = OmegaConf.to_container(composed.hydra.sweeper.get("params") or OmegaConf.create(), resolve=True)
     assert isinstance(params, dict)
     swept = [*overrides, *(parse(f"{key}={value}") for key, value in params.items())]
     for override in swept:

@@ -272,3 +272,32 @@ def test_rows_that_differ_in_an_option_of_the_head_are_not_averaged_over() -> No
     assert labels == [f"{plain}2", f"{plain}3", f"{both}2", f"{both}3"]
     against = {filled.label(row): filled.label(other) for row in filled.rows if (other := filled.compared(row))}
     assert (against[f"{both}2"], against[f"{both}3"]) == (f"{plain}2", f"{plain}3")
+
+
+def test_what_the_price_of_msil_buys_elsewhere_stands_beside_its_gain() -> None:
+    wide, deep = run(apply="none"), run(apply="none", options={"num_convs": 4})
+    wide["config"]["model"]["channels"] = 96
+    group = [run(apply="none"), run(), deep, wide, run(kernel_size=1)]
+    assert settings(group) == [group]
+    filled = fill(TABLES["table2"], group)
+    labels = [filled.label(row) for row in filled.rows if row.runs]
+    plain, both = "cls ✗, reg ✗", "cls ✓, reg ✓"
+    assert labels[0] == plain and labels[3:] == [both, f"{both}, kernel_size=1"]
+    assert {label.partition("reg ✗, ")[2] for label in labels[1:3]} == {"num_convs=4", "channels=96"}
+    rows = [row for row in filled.rows if row.runs]
+    assert all(filled.compared(row) is rows[0] for row in rows[1:])
+    assert [row.paper.value(0) for row in rows[:3]] == [41.2, None, None]
+    assert cells(paper_table(filled), 1)["against"] == plain
+    assert "64 channels" in filled.setting and "96" not in filled.setting
+
+
+def test_one_net_of_another_kind_takes_the_place_of_a_tables_one_net() -> None:
+    group = [run(backbone="convnext_tiny", apply=apply) for apply in ("none", "both")]
+    filled = fill(TABLES["table2"], group)
+    assert [row.net for row in filled.rows if row.runs] == ["convnext_tiny"] * 2
+    for one, words in zip(group, ("model.msil.apply=none seed=0", "seed=0"), strict=True):
+        net = "model/backbone=timm model.backbone.name=convnext_tiny model.head.num_convs=2"
+        one["command"] = f"python run.py model/head=vfnet {net} {words}"
+    command = fill(TABLES["table2"], group).command
+    assert command == f"python run.py experiment=table2 data=shapes schedule=quick {net}"
+    assert not [row for row in fill(TABLES["table4"], group).rows if row.runs]  # which of its two nets would it be?

@@ -149,6 +149,12 @@ def test_a_stopped_sweep_lets_its_job_save(tmp_path: Path, started: Start, numbe
     assert (run_of(tmp_path, 4) / "saved").exists()
 
 
+def test_the_nets_of_an_experiment_depend_on_its_schedule(tmp_path: Path) -> None:
+    done = finished(tmp_path, "experiment=table4", "data=shapes", "schedule=quick", "hydra.launcher.dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["backbone=resnet10", "backbone=resnet18_scratch"]
+
+
 def test_a_dry_run_lists_the_jobs_and_makes_nothing(tmp_path: Path) -> None:
     dry = ("-m", "seed=0,9", "hydra.launcher.dry_run=true")
     done = finished(tmp_path, *dry)

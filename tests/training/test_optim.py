@@ -44,6 +44,23 @@ def test_every_parameter_has_the_reference_s_lr_and_weight_decay(golden: Any, na
         assert {tuple(pair) for pair in pairs.reshape(-1, 2).tolist()} == {ours[key]}, key
 
 
+def test_the_backbone_has_a_factor_of_its_own() -> None:
+    overrides = ("schedule.backbone_lr_factor=0.1", "schedule.bias_lr_factor=2")
+    module = module_of(tiny_config("runs", "data", *overrides), steps_per_epoch=10)
+    lr, decay, bias_decay = (getattr(module.schedule, name) for name in ("lr", "weight_decay", "bias_weight_decay"))
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    assert (groups[0]["initial_lr"], groups[0]["weight_decay"]) == (lr, decay)  # its lr is the one that is logged
+    named = {id(parameter): name for name, parameter in module.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            name = named[id(parameter)]
+            factor = 0.1 if ".backbone." in name else 1.0
+            if name.endswith(".bias") and not isinstance(module.get_submodule(name[:-5]), nn.GroupNorm):
+                factor *= 2
+            assert group["initial_lr"] == pytest.approx(factor * lr), name
+            assert group["weight_decay"] == (bias_decay if name.endswith(".bias") else decay)
+
+
 # The published recipes with 16 images a step as the configs give them: the lr of every early step and of every epoch.
 @pytest.mark.parametrize(("name", "head"), [("fcos_tricks", "fcos"), ("vfnet", "vfnet")])
 def test_the_whole_1x_recipe_is_the_reference_s(golden: Any, name: str, head: str) -> None:

@@ -49,8 +49,8 @@ def load_weights(detector: AnyDetector, path: str | Path, classes: Sequence[str]
     """Load a whole detector's file into a detector of `classes`; returns what a user should know about it, in words.
 
     If the file names its classes, each class gets the row of its name. to_train: classes that the file does not have
-    start anew, and so does MSIL where the file has none at all: with its gates open (`MSIL.open_gates`), so that the
-    detector starts close to the one in the file. Else both are errors.
+    start anew, and so does MSIL where the file has none at all: with its gates at init_gate or, where that is None, at
+    0.99, so that the detector starts close to the one in the file. Else both are errors.
 
     Raises WeightsError if anything else is missing, unknown or of another shape.
     """
@@ -81,7 +81,7 @@ def load_weights(detector: AnyDetector, path: str | Path, classes: Sequence[str]
     if to_train and block and not block & state.keys():
         gated = [module for module in detector.modules() if isinstance(module, MSIL)]
         for module in gated:
-            module.open_gates()
+            module.open_gates(0.99 if module.init_gate is None else module.init_gate)
         state |= {key: value for key, value in detector.state_dict().items() if key in block}
         notes.append("MSIL is new and starts with open gates" if gated else "the block is new")
     _load(detector, state, path, block=None if found is None else found.model.msil.block)

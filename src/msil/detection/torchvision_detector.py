@@ -67,6 +67,11 @@ class TorchvisionDetector(nn.Module):
     def _boxes(self) -> Any:
         return getattr(self.model, "roi_heads", self.model)  # the former is Faster R-CNN's second stage
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The net without its FPN."""
+        return getattr(self.model.backbone, "body", self.model.backbone)
+
     score_thresh = property(
         lambda self: self._boxes.score_thresh, lambda self, value: setattr(self._boxes, "score_thresh", value)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -18,9 +19,10 @@ Result = Mapping[str, Any]
 GROUPS = ("model.head", "model.backbone", "model.msil")
 # A head brings its NMS threshold and its warm-up's start; a backbone its mean and std.
 BROUGHT = ("model.nms_thresh", "model.image_mean", "model.image_std", "schedule.warmup_factor")
-ROW = (*GROUPS, "model.detector", "model.detector_weights", *BROUGHT)
+# Channels: a wider plain detector is a row beside MSIL of the same cost.
+ROW = (*GROUPS, "model.channels", "model.detector", "model.detector_weights", *BROUGHT)
 # How the paper is read where it is silent; other values are named.
-USUAL_BLOCK = {name: getattr(MSILConfig(), name) for name in ("kernel_size", "reduction")}
+USUAL_BLOCK = {name: getattr(MSILConfig(), name) for name in ("kernel_size", "reduction", "init_gate")}
 PAPER_CHANNELS = 256  # of FPN and head, in every published recipe
 
 
@@ -209,12 +211,13 @@ def setting_name(rows: Sequence[Result]) -> str:
     schedule quick (12 epochs), 64 channels`."""
     counts = [(row.get("train_images"), row.get("val_images")) for row in rows]
     sizes = [(lookup(row, "data", "min_size"), lookup(row, "data", "max_size")) for row in rows]
+    widths = Counter(width for row in rows if (width := lookup(row, "model", "channels")) is not None)
     return joined([
         distinct(data_name(row) for row in rows),
         distinct(f"{train} training and {val} validation images" for train, val in counts if train and val),
         distinct(_pixels(*size) for size in sizes if None not in size),
         distinct(schedule_name(row) for row in rows),
-        distinct(f"{width} channels" for row in rows if (width := lookup(row, "model", "channels")) is not None),
+        joined(f"{width} channels" for width, _ in widths.most_common(1)),
     ])  # fmt: skip
 
 

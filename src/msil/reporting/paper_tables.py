@@ -76,6 +76,8 @@ class FilledRow:
 
     index: the place of the printed row. runs: the finished ones behind it, one a seed, by seed. extra: settings that
     tell it from the usual line of the same printed row ("kernel_size=1"). net: the backbone that ran.
+    variant: a plain detector of other settings than those in which MSIL ran, deeper or wider: what MSIL's price buys
+    elsewhere.
     """
 
     paper: PaperRow
@@ -83,6 +85,7 @@ class FilledRow:
     runs: tuple[Result, ...] = ()
     extra: str = ""
     net: str | None = None
+    variant: bool = False
 
     @property
     def quoted(self) -> bool:
@@ -130,7 +133,10 @@ class Filled:
         return ", ".join(part for part in (name, row.extra) if part)
 
     def compared(self, row: FilledRow) -> FilledRow | None:
-        """The row that `row` is measured against, with the same extra settings where there is one."""
+        """The row that `row` is measured against, with the same extra settings where there is one; a variant is
+        measured against the plain detector that MSIL is."""
+        if row.variant:
+            return next(one for one in self.rows if one.index == row.index)
         other = row.index + row.paper.against
         candidates = [one for one in self.rows if row.paper.against and one.index == other]
         same = [one for one in candidates if one.extra == row.extra and one.net == row.net]
@@ -144,7 +150,7 @@ def fill(table: PaperTable, group: Sequence[Result]) -> Filled:
     usual = [run for run in group if not has_own_block(run)]
     rows: list[FilledRow] = []
     for index, printed in enumerate(table.rows):
-        rows += _rows(index, printed, usual) + _rows(index, replace(printed, values=()), other)
+        rows += _rows(index, printed, table, usual) + _rows(index, replace(printed, values=()), table, other)
     seeds = {seed for row in rows for seed in row.seeds}
     missing = any(not (row.quoted or row.paper.ours or (row.runs and seeds <= set(row.seeds))) for row in rows)
     return Filled(
@@ -163,12 +169,11 @@ def fill_command(table: PaperTable, group: Sequence[Result]) -> str:
     """
     words = ["python", "run.py", f"experiment=table{table.number}"]
     if group:
-        try:
-            typed = shlex.split(group[0]["command"])[2:]
-        except ValueError:  # an unclosed quote: not what a run wrote
-            typed = []
-        kept = {word.partition("=")[0].lstrip("+"): word for word in typed}
-        kept = {name: word for name, word in kept.items() if not name.startswith(_OF_A_ROW)}
+        typed = [_typed(run) for run in group]
+        # Of all rows is what every run has, but the choices that the experiment sweeps.
+        of_all = ("model.head.", "model.backbone.", *(["model/backbone"] if _own_net(table, group) else []))
+        kept = {name: word for name, word in typed[0].items() if not name.startswith(_OF_A_ROW)
+                or (name.startswith(of_all) and all(word == other.get(name) for other in typed))}  # fmt: skip
         chosen = {name: str(lookup(group[0], name, "name")) for name in ("data", "schedule")}
         if chosen["schedule"] in RECIPES:
             same_data = chosen["data"] == table.recipe.data
@@ -178,6 +183,15 @@ def fill_command(table: PaperTable, group: Sequence[Result]) -> str:
         seeds = sorted({run["seed"] for run in group})
         words += [*kept.values(), *([] if seeds == [0] else ["seed=" + ",".join(map(str, seeds))])]
     return shlex.join(words)
+
+
+def _typed(run: Result) -> dict[str, str]:
+    """The words of a run's command by their names."""
+    try:
+        words = shlex.split(run["command"])[2:]
+    except ValueError:  # an unclosed quote: not what a run wrote
+        words = []
+    return {word.partition("=")[0].lstrip("+"): word for word in words}
 
 
 def paper_table(filled: Filled) -> Table:
@@ -209,8 +223,8 @@ def paper_table(filled: Filled) -> Table:
     return Table(caption, tuple(columns), rows, _notes(filled))
 
 
-def _rows(index: int, printed: PaperRow, group: Sequence[Result]) -> list[FilledRow]:
-    net = _net(printed, group)
+def _rows(index: int, printed: PaperRow, table: PaperTable, group: Sequence[Result]) -> list[FilledRow]:
+    net = _net(printed, table, group)
     lines: dict[str, list[Result]] = {}
     for run in group:
         if printed.fits(run["config"]["model"]) and _net_of(run) == net:
@@ -219,18 +233,35 @@ def _rows(index: int, printed: PaperRow, group: Sequence[Result]) -> list[Filled
     if not lines:
         return [] if printed.ours else [FilledRow(printed, index)]
     firsts = [runs[0] for runs in lines.values()]
-    extras = distinct_names([_extra(run) for run in firsts], firsts)
-    rows = [FilledRow(printed, index, one_a_seed(runs), extra, net)
-            for extra, runs in zip(extras, lines.values(), strict=True)]  # fmt: skip
-    return sorted(rows, key=lambda row: (row.extra != "", row.extra))
+    enhanced = {key(run, "model.msil") for run in group if lookup(run, "model", "msil", "apply") != "none"}
+    with_block = [run for run in firsts if key(run, "model.msil") in enhanced]
+    usual = with_block if printed.apply == "none" and with_block else firsts
+    rows = []
+    for run, runs in zip(firsts, lines.values(), strict=True):
+        variant = run not in usual
+        paper = replace(printed, values=(), against=0) if variant else printed
+        others = [usual[0]] if variant else [one for one in usual if one is not run]
+        extra = distinct_names(list(map(_extra, (run, *others))), [run, *others])[0]
+        rows.append(FilledRow(paper, index, one_a_seed(runs), extra, net, variant))
+    return sorted(rows, key=lambda row: (row.variant, row.extra != "", row.extra))
 
 
-def _net(printed: PaperRow, group: Sequence[Result]) -> str | None:
-    """The backbone that takes the row's place in this setting."""
+def _net(printed: PaperRow, table: PaperTable, group: Sequence[Result]) -> str | None:
+    """The backbone that takes the row's place in this setting: the paper's, its stand-in, or where the table has one
+    net and the setting one of another kind, that."""
     if printed.detector is not None:
         return printed.detector
     name = printed.backbone
-    return name if name is None or name in map(_net_of, group) else STAND_INS.get(name, name)
+    if name is None or name in map(_net_of, group):
+        return name
+    return _own_net(table, group) or STAND_INS.get(name, name)
+
+
+def _own_net(table: PaperTable, group: Sequence[Result]) -> str | None:
+    nets = set(map(_net_of, group))
+    own = nets.difference(STAND_INS, STAND_INS.values())
+    one = len(nets) == len(own) == 1 and len({row.backbone for row in table.rows if row.backbone}) == 1
+    return own.pop() if one else None
 
 
 def _net_of(run: Result) -> str | None:
@@ -266,7 +297,9 @@ def _line(filled: Filled, place: int) -> dict[str, Any]:
     for name in ("parameters", "flops", "images_per_second"):
         value = row.value(name)
         line[name] = None if value is None else value.mean
-    if row.paper.against:
+    if row.variant:
+        line["against"] = table.label(row.paper)
+    elif row.paper.against:
         against = table.rows[row.index + row.paper.against]
         printed, other = row.paper.value(0), against.value(0)
         if printed is not None and other is not None:

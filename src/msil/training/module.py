@@ -107,6 +107,8 @@ class DetectionModule(L.LightningModule):
             weight_decay=schedule.weight_decay,
             bias_lr_factor=self.of_recipe("bias_lr_factor"),
             bias_weight_decay=self.of_recipe("bias_weight_decay"),
+            slower=self.detector.backbone,
+            slower_factor=1.0 if schedule.backbone_lr_factor is None else schedule.backbone_lr_factor,
         )
         # The group of plain weights first: its lr is the one shown and logged.
         groups.sort(key=lambda group: (group["lr"] != lr, group["weight_decay"] != schedule.weight_decay))
