@@ -81,7 +81,12 @@ def detector_names(model: Mapping[str, Any]) -> list[str]:
     """fcos, resnet10; or of torchvision's detectors their one name."""
     if model.get("detector"):
         return [model["detector"]]
-    return [model["head"]["name"].rpartition(".")[2], PurePath(model["backbone"]["name"]).name]
+    return [model["head"]["name"].rpartition(".")[2], PurePath(net_alone(model["backbone"]["name"])).name]
+
+
+def net_alone(name: str) -> str:
+    """package.module.Class of the user's own -> Class; any other backbone's name, as timm's with a tag, as it is."""
+    return re.sub(r"^[\w.]+\.(?=[A-Z]\w*$)", "", name)
 
 
 def block_name(msil: Mapping[str, Any]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -13,7 +15,7 @@ from torch import nn
 
 from msil.config import Apply, ModelConfig, MSILConfig
 from msil.detection import Detector
-from msil.detection.backbone import BACKBONES, ResNetOptions, TimmOptions, build_backbone
+from msil.detection.backbone import BACKBONES, DEPTHS, ResNetOptions, TimmOptions, build_backbone
 from msil.detection.detector import fpn_of
 from msil.detection.heads import DenseHead, HeadOptions, head_class
 from msil.detection.heads.base import build_interaction
@@ -48,7 +50,7 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
             max_size=max_size,
             limits={name: getattr(model, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")},
         )
-    backbone = build_backbone(backbone_options(model.backbone))
+    backbone = backbone_options(model.backbone).build()
     options = head_options(model.head)
     fpn = fpn_of(backbone, options, model.channels)
     head = _head_class(model.head)(num_classes, model.channels, **vars(options))
@@ -96,12 +98,57 @@ def _head_class(values: Mapping[str, Any]) -> type[DenseHead]:
         raise ConfigError(f"model.head.name: {error}") from error
 
 
-def backbone_options(values: Mapping[str, Any]) -> ResNetOptions | TimmOptions:
+@dataclass(frozen=True)
+class OwnBackbone:
+    """A backbone of the user's own, package.module.Class, and the arguments that it is built with."""
+
+    name: str
+    kind: type[nn.Module]
+    given: Mapping[str, Any]
+
+    def decided(self) -> dict[str, Any]:
+        return {}
+
+    def build(self) -> nn.Module:
+        """Raises ConfigError for a class that cannot be built or is no backbone."""
+        try:
+            return build_backbone(self.kind(**self.given))
+        except Exception as error:  # whatever its constructor raises
+            raise ConfigError(f"model.backbone.name={self.name}: {_line(error)}") from error
+
+
+def backbone_options(values: Mapping[str, Any]) -> ResNetOptions | TimmOptions | OwnBackbone:
     """model.backbone as the options of its kind."""
-    kind = str(values.get("kind", "resnet"))
+    kind, name = str(values.get("kind", "resnet")), str(values.get("name", "resnet50"))
     if kind not in BACKBONES:
         raise ConfigError(f"model.backbone.kind={kind} must be one of {', '.join(BACKBONES)}.")
+    if kind == "resnet" and "." in name:
+        return _own_backbone(name, values)
+    if kind == "resnet" and name not in DEPTHS:
+        raise ConfigError(
+            f"model.backbone.name={name} must be one of {', '.join(DEPTHS)}, or package.module.Class of your own "
+            "(docs/extending.md); for a net of timm add model/backbone=timm."
+        )
     return _typed(BACKBONES[kind], values, "model.backbone", ("kind",))
+
+
+def _own_backbone(name: str, values: Mapping[str, Any]) -> OwnBackbone:
+    """The class and its arguments: of the settings beside the name those that differ from the ResNets' defaults, which
+    come with the group that the name stands in; null leaves the class's own default, but of weights, where it is none.
+    """
+    kind = _imported(name, nn.Module, "model.backbone.name")
+    parameters = inspect.signature(kind).parameters
+    usual = vars(ResNetOptions())
+    given = {key: value for key, value in values.items() if key not in ("name", "kind") and value != usual.get(key)}
+    if "weights" in parameters:
+        given["weights"] = values.get("weights")
+    try:
+        inspect.signature(kind).bind(**given)
+    except TypeError as error:
+        raise ConfigError(
+            f"model.backbone.name={name}: {error}; its arguments stand beside model.backbone.name."
+        ) from error
+    return OwnBackbone(name, kind, given)
 
 
 def _typed(kind: type[Options], values: Mapping[str, Any], where: str, beside: tuple[str, ...]) -> Options:

@@ -12,6 +12,7 @@ from typing import Any
 from msil.config import MSILConfig, computed, leaves
 from msil.reporting.paper import TITLES, PaperTable, Recipe
 from msil.reporting.tables import setting
+from msil.runs import net_alone
 
 Result = Mapping[str, Any]
 
@@ -157,8 +158,8 @@ def detector_name(row: Result) -> str:
 
 
 def net_name(name: str) -> str:
-    """resnet50 -> ResNet-50; a net of timm or of the user's own as it is called."""
-    return re.sub(r"^resnet(\d+)$", r"ResNet-\1", name)
+    """resnet50 -> ResNet-50; a net of timm as it is called, one of the user's own by its class."""
+    return re.sub(r"^resnet(\d+)$", r"ResNet-\1", net_alone(name))
 
 
 def setting_name(rows: Sequence[Result]) -> str:
