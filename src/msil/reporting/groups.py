@@ -12,7 +12,7 @@ from typing import Any
 from msil.config import MSILConfig, computed, leaves
 from msil.reporting.paper import TITLES, PaperTable, Recipe
 from msil.reporting.tables import setting
-from msil.runs import net_alone
+from msil.runs import data_folder, net_alone
 
 Result = Mapping[str, Any]
 
@@ -181,7 +181,7 @@ def data_name(row: Result) -> str | None:
     name, root = lookup(row, "data", "name"), lookup(row, "data", "root")
     if name is None or root is None or name == "shapes":
         return name
-    folder = " ".join(str(lookup(row, "data", "title") or PurePath(str(root)).name).split())
+    folder = " ".join(str(lookup(row, "data", "title") or PurePath(data_folder(row["config"]["data"])).name).split())
     return name if folder in ("", name) else f"{name} ({folder})"
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msil.data.readers.coco import JsonSplit, coco_splits, locate_coco
-from msil.data.readers.files import Split
+from msil.data.readers.coco import FILE_NAME, JsonSplit, coco_splits, locate_coco
+from msil.data.readers.files import Split, names_in
 from msil.data.readers.voc import VOC_CLASSES, locate_voc, locate_xml, voc_splits, xml_splits
 from msil.data.readers.yolo import locate_yolo, yolo_splits
 from msil.errors import ConfigError, DataError, listed, typed
 
 ROBOFLOW = "_annotations.coco.json"
 LABEL_STUDIO = "result.json"
+_COCO_KEYS = [re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories")]
 
 
 class Layout(NamedTuple):
@@ -98,11 +101,46 @@ def _locate_label_studio(root: Path, split: str) -> Split:
     return JsonSplit("Label Studio's COCO json", root, root / LABEL_STUDIO, root)
 
 
+def _plain_json_splits(root: Path) -> list[str]:
+    return sorted(_plain_jsons(root))
+
+
+def _plain_jsons(root: Path) -> dict[str, Path]:
+    """A folder's own files of COCO's form by the names of their splits, theirs, or `all` for the only one."""
+    files = {Path(name).stem.removeprefix("instances_"): root / name for name in names_in(root, (".json",))}
+    found = {name: file for name, file in files.items() if _is_coco(file)}
+    alone = len(found) == 1 and not next(iter(found)).startswith(("train", "val", "test"))
+    return {"all": next(iter(found.values()))} if alone else found
+
+
+def _is_coco(file: Path) -> bool:
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return False
+    return all(key.search(content) for key in _COCO_KEYS)
+
+
+def _locate_plain_json(root: Path, split: str) -> Split:
+    """The images are in the first folder that holds one of the first that are listed: one of the split's or any beside
+    the file, or the root."""
+    source = _plain_jsons(root)[split]
+    listed_names = FILE_NAME.finditer(source.read_bytes())
+    first = [json.loads(found[1]).replace("\\", "/") for found, _ in zip(listed_names, range(10), strict=False)]
+    images = root / "images"
+    folders = [root / split, images / split, images, root, *sorted(root.glob("*/"))]
+    holding = (folder for folder in folders if any((folder / name).is_file() for name in first))
+    folder = next(holding, images if images.is_dir() else root)
+    return JsonSplit(f"COCO json {source.name}", root, source, folder, umbrella=source.name == ROBOFLOW)
+
+
 def _given(root: Path, annotations: str | Mapping[str, str], split: str) -> Split:
     """The file of data.annotations, or that of the split where it names one for each; images in root/<split> if there
     is such a folder, else in root."""
     if not root.is_dir():
-        raise DataError(f"the folder of the images {root} does not exist: set data.images to it")
+        raise DataError(
+            f"the folder of the images {root} does not exist: set data.images to it, from here or from data.root"
+        )
     source = annotations if isinstance(annotations, str) else annotations.get(split)
     if source is None:
         raise DataError(
@@ -110,7 +148,9 @@ def _given(root: Path, annotations: str | Mapping[str, str], split: str) -> Spli
             "or hold out training images by data.val_fraction=0.2"
         )
     if not Path(source).is_file():
-        raise DataError(f"annotation file {source} is missing: set data.annotations to a COCO json")
+        raise DataError(
+            f"annotation file {source} is missing: set data.annotations to a COCO json, from here or from data.root"
+        )
     folder = root / split if (root / split).is_dir() else root
     return JsonSplit("COCO json of data.annotations", root, Path(source), folder)
 
@@ -123,4 +163,5 @@ LAYOUTS: Sequence[Layout] = (
     Layout("COCO's or CVAT's annotations/instances_*.json", coco_splits, locate_coco),
     Layout("VOC's ImageSets/Main/*.txt", voc_splits, locate_voc),
     Layout("VOC xml beside images or in Annotations", xml_splits, locate_xml),
+    Layout("a json of COCO's form beside a folder of images", _plain_json_splits, _locate_plain_json),
 )
