@@ -91,7 +91,7 @@ def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:
         build_split(auto(tmp_path), "train")
     assert "\n" not in str(e.value)
     label_studio_coco(tmp_path / "my export")
-    with pytest.raises(DataError, match=r"Set 'data\.root=.*my export"):
+    with pytest.raises(DataError, match=r"One is in .*my export: set 'data\.root=.*my export"):
         build_split(auto(tmp_path), "train")
 
 

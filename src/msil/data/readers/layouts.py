@@ -53,20 +53,8 @@ def locate_auto(root: Path, split: str) -> Split:
     for val), or to train on the only one that there is."""
     if not root.is_dir():
         raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root")
-    found = _layout(root)
-    if found is None:
-        inner = [folder for folder in sorted(root.glob("*/")) if _layout(folder) is not None]
-        hint = f" Set {typed('data.root', str(inner[0]))}." if inner else ""
-        raise DataError(
-            f"no data set is in {root}: looked for {'; '.join(layout.signs for layout in LAYOUTS)}; other files are "
-            f"named by data=coco data.annotations=FILE data.images=FOLDER.{hint}"
-        )
-    layout, there = found
-    begin = [name for name in there if name.startswith(split)]
-    if split in there:
-        begin = [split]
-    elif not begin and split.startswith("train") and not there[0].startswith(("val", "test")):
-        begin = there
+    layout, there = _layout_of(root)
+    begin = _fitting(split, there)
     if len(begin) != 1:
         raise DataError(
             f"{root} ({layout.signs}) has no split {split!r}; there: {listed(there, 10)}. Name another one, or where "
@@ -75,9 +63,45 @@ def locate_auto(root: Path, split: str) -> Split:
     return layout.locate(root, begin[0])
 
 
-def splits_there(root: Path) -> list[str]:
-    """The splits of whichever layout a folder has; none where it has none."""
-    return (_layout(root) or (None, []))[1]
+def splits_of(root: Path) -> list[str]:
+    """The splits of whichever layout the folder has, train before val before others; trainval beside train and val is
+    left out. Raises DataError where there are none."""
+    if root.is_file():
+        folder = next((folder for folder in (root.parent.parent, root.parent) if _layout(folder)), root.parent)
+        raise DataError(f"{root} is a file: give the folder that holds it and the images, {folder}")
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}: give that of a data set.")
+    names = {*_layout_of(root)[1]}
+    names -= {"trainval"} if {"train", "val"} <= names else set()
+    return sorted(names, key=lambda name: (not name.startswith("train"), not name.startswith("val"), name))
+
+
+def auto_settings(root: Path) -> str:
+    """What to type to train on a folder of data, validation images held out where none are there."""
+    held_out = [] if len(_fitting("val", _layout_of(root)[1])) == 1 else [typed("data.val_fraction", "0.2")]
+    return " ".join(["data=auto", typed("data.root", str(root)), *held_out])
+
+
+def _fitting(split: str, there: list[str]) -> list[str]:
+    """Of the splits that are there those that a name may mean."""
+    begin = [name for name in there if name.startswith(split)]
+    if split in there:
+        return [split]
+    alone = not begin and split.startswith("train") and not there[0].startswith(("val", "test"))
+    return there if alone else begin
+
+
+def _layout_of(root: Path) -> tuple[Layout, list[str]]:
+    """As `_layout`. Raises DataError where it is of none."""
+    found = _layout(root)
+    if found is None:
+        inner = [folder for folder in sorted(root.glob("*/")) if _layout(folder) is not None]
+        hint = f" One is in {inner[0]}: set {typed('data.root', str(inner[0]))}." if inner else ""
+        raise DataError(
+            f"no data set is in {root}: looked for {'; '.join(layout.signs for layout in LAYOUTS)}; other files are "
+            f"named by data=coco data.annotations=FILE data.images=FOLDER.{hint}"
+        )
+    return found
 
 
 def _layout(root: Path) -> tuple[Layout, list[str]] | None:
