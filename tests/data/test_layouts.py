@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,19 @@ def test_a_spoiled_box_of_every_export_is_refused_by_file_and_entry(tmp_path: Pa
     assert file.read_text() != text
     with pytest.raises(DataError, match=message):
         build_split(auto(tmp_path), "train")
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_validation_split_that_is_not_used_is_said(tmp_path: Path, name: str) -> None:
+    write, has_val = EXPORTS[name]
+    write(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train, val = build_datasets(auto(tmp_path, val_fraction=0.25), "train", "val")
+    said = [str(one.message) for one in caught if "not used" in str(one.message)]
+    count = f"{tmp_path} has a split val of {len(VALID)} images of its own, which is not used: leave out "
+    assert said == ([count + "data.val_fraction to use it"] if has_val else [])
+    assert len(train) + len(val) == (len(BOXES) - len(VALID) if has_val else len(BOXES))
 
 
 def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:
