@@ -55,7 +55,9 @@ def _finished(runs: Sequence[Result], split: str | None, seen: bool) -> Table:
         Column("flops", "FLOPs", tables.amount), Column("total_seconds", "time", tables.duration),
         Column("run", "run", str, right=False),
     ]  # fmt: skip
-    where = f"{data_name(runs[0])}, {runs[0]['val_images']} images of {split}"
+    held_out = lookup(runs[0], "data", "val_fraction") is not None and split == lookup(runs[0], "data", "val_split")
+    images = "held-out images" if held_out else f"images of {split}"
+    where = f"{data_name(runs[0])}, {runs[0]['val_images']} {images}"
     caption = f"{where}, on which these runs were trained: it says nothing of other images." if seen else f"{where}."
     longer = (LONGER_NOTE,) if any(run.get("continued") for run in runs) else ()
     return Table(caption, tuple(columns), tuple(rows), longer)
