@@ -291,7 +291,7 @@ def with_own_place() -> nn.Module:
 NAMES = {"cls_tower": "cls_convs", "reg_tower": "reg_convs"}
 REFUSED = {
     "attached twice": (attached, {}, "FCOSHead already has an MSIL block\\.$"),
-    "built with msil": (with_own_place, {}, r"Alternating takes its block where it is built, msil=\.\.\.\.$"),
+    "built with msil": (with_own_place, {}, r"Alternating takes its block where it is built \(msil=\.\.\.\)\.$"),
     "reduction": (Alternating, {"reduction": C + 1}, f"reduction={C + 1} must not exceed the {C} channels"),
     "no towers": (lambda: RPNHead(C, 2), {}, "RPNHead has no pair of dense towers .*, name both with cls_tower"),
     "unequal channels": (lambda: Alternating(convs(C, 16)), {}, "cls_convs has 16 channels and reg_convs 32"),

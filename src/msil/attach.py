@@ -67,7 +67,7 @@ def attach_msil(
         has = (
             "already has an MSIL block"
             if isinstance(head.msil, MSIL)
-            else "takes its block where it is built, msil=..."
+            else "takes its block where it is built (msil=...)"
         )
         raise ValueError(f"{type(head).__name__} {has}.")
     if any("forward" in vars(tower) for tower in towers):

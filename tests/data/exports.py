@@ -123,7 +123,7 @@ def plain_coco(root: Path) -> None:
 def plain_coco_splits(root: Path) -> None:
     for split, names in (("train", TRAIN), ("valid", VALID)):
         write_images(root / "images" / split, names)
-        coco_json(root / f"{split}.json", names)
+        coco_json(root / "annotations" / f"{split}.json", names)
 
 
 def label_studio_yolo(root: Path) -> None:

@@ -12,7 +12,17 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.exports import BOXES, EXPORTS, NAMES, VALID, label_studio_coco, ultralytics_yolo, voc_xml, write_images
+from tests.data.exports import (
+    BOXES,
+    EXPORTS,
+    NAMES,
+    VALID,
+    label_studio_coco,
+    plain_coco,
+    ultralytics_yolo,
+    voc_xml,
+    write_images,
+)
 from tests.data.files import coco_content, write_coco, write_jpeg
 from tests.metrics.cases import random_record
 
@@ -94,6 +104,14 @@ def test_a_validation_split_that_is_not_used_is_said(tmp_path: Path, name: str) 
     count = f"{tmp_path} has a split val of {len(VALID)} images of its own, which is not used: leave out "
     assert said == ([count + "data.val_fraction to use it"] if has_val else [])
     assert len(train) + len(val) == (len(BOXES) - len(VALID) if has_val else len(BOXES))
+
+
+def test_a_plain_json_that_cannot_be_read_is_refused_by_its_reader(tmp_path: Path) -> None:
+    plain_coco(tmp_path)
+    file = tmp_path / "annotations.json"
+    file.write_bytes(file.read_bytes().replace(b"img 00", b"img \xff"))
+    with pytest.raises(DataError, match=r"annotations\.json"):
+        build_split(auto(tmp_path), "train")
 
 
 def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:

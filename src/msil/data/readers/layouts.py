@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -130,9 +131,11 @@ def _plain_json_splits(root: Path) -> list[str]:
 
 
 def _plain_jsons(root: Path) -> dict[str, Path]:
-    """A folder's own files of COCO's form by the names of their splits, theirs, or `all` for the only one."""
-    files = {Path(name).stem.removeprefix("instances_"): root / name for name in names_in(root, (".json",))}
-    found = {name: file for name, file in files.items() if _is_coco(file)}
+    """The files of COCO's form in a folder, or in its annotations/, by their names, or `all` for the only one."""
+    found: dict[str, Path] = {}
+    for folder in (root, root / "annotations"):
+        files = {Path(name).stem.removeprefix("instances_"): folder / name for name in names_in(folder, (".json",))}
+        found = found or {name: file for name, file in files.items() if _is_coco(file)}
     alone = len(found) == 1 and not next(iter(found)).startswith(("train", "val", "test"))
     return {"all": next(iter(found.values()))} if alone else found
 
@@ -146,11 +149,14 @@ def _is_coco(file: Path) -> bool:
 
 
 def _locate_plain_json(root: Path, split: str) -> Split:
-    """The images are in the first folder that holds one of the first that are listed: one of the split's or any beside
-    the file, or the root."""
+    """The images are in the first folder that holds one of the first that are listed: one of the split's, any in the
+    root, or the root."""
     source = _plain_jsons(root)[split]
-    listed_names = FILE_NAME.finditer(source.read_bytes())
-    first = [json.loads(found[1]).replace("\\", "/") for found, _ in zip(listed_names, range(10), strict=False)]
+    found = itertools.islice(FILE_NAME.finditer(source.read_bytes()), 10)
+    try:
+        first = [json.loads(name[1]).replace("\\", "/") for name in found]
+    except ValueError:  # not utf-8, or not json: its reader says so
+        first = []
     images = root / "images"
     folders = [root / split, images / split, images, root, *sorted(root.glob("*/"))]
     holding = (folder for folder in folders if any((folder / name).is_file() for name in first))
@@ -187,5 +193,5 @@ LAYOUTS: Sequence[Layout] = (
     Layout("COCO's or CVAT's annotations/instances_*.json", coco_splits, locate_coco),
     Layout("VOC's ImageSets/Main/*.txt", voc_splits, locate_voc),
     Layout("VOC xml beside images or in Annotations", xml_splits, locate_xml),
-    Layout("a json of COCO's form beside a folder of images", _plain_json_splits, _locate_plain_json),
+    Layout("a json of COCO's form, here or in annotations, and images", _plain_json_splits, _locate_plain_json),
 )
