@@ -80,6 +80,8 @@ def check_model(model: ModelConfig) -> None:
     backbone = backbone_options(model.backbone)
     if isinstance(backbone, TimmOptions):
         check_name(import_timm(), backbone.name)
+    elif isinstance(backbone, OwnBackbone):
+        backbone.called()
     _interaction(model)
 
 
@@ -100,19 +102,37 @@ def _head_class(values: Mapping[str, Any]) -> type[DenseHead]:
 
 @dataclass(frozen=True)
 class OwnBackbone:
-    """A backbone of the user's own, package.module.Class, and the arguments that it is built with."""
+    """A backbone of the user's own, package.module.Class. values: model.backbone."""
 
     name: str
-    kind: type[nn.Module]
-    given: Mapping[str, Any]
+    values: Mapping[str, Any]
 
     def decided(self) -> dict[str, Any]:
         return {}
 
+    def called(self) -> tuple[type[nn.Module], dict[str, Any]]:
+        """The class and its arguments: of the settings beside the name those that differ from the ResNets' defaults,
+        which come with the group that the name stands in; null leaves the class's own default, but of weights, where
+        it is none. Raises ConfigError for a class that cannot be imported or does not take them."""
+        kind, usual = _imported(self.name, nn.Module, "model.backbone.name"), vars(ResNetOptions())
+        signature = inspect.signature(kind)
+        values = {key: value for key, value in self.values.items() if key not in ("name", "kind")}
+        given = {key: value for key, value in values.items() if value != usual.get(key)}
+        if "weights" in signature.parameters:
+            given["weights"] = values.get("weights")
+        try:
+            signature.bind(**given)
+        except TypeError as error:
+            raise ConfigError(
+                f"model.backbone.name={self.name}: {error}; its arguments stand beside model.backbone.name."
+            ) from error
+        return kind, given
+
     def build(self) -> nn.Module:
         """Raises ConfigError for a class that cannot be built or is no backbone."""
+        kind, given = self.called()
         try:
-            return build_backbone(self.kind(**self.given))
+            return build_backbone(kind(**given))
         except Exception as error:  # whatever its constructor raises
             raise ConfigError(f"model.backbone.name={self.name}: {_line(error)}") from error
 
@@ -123,32 +143,13 @@ def backbone_options(values: Mapping[str, Any]) -> ResNetOptions | TimmOptions |
     if kind not in BACKBONES:
         raise ConfigError(f"model.backbone.kind={kind} must be one of {', '.join(BACKBONES)}.")
     if kind == "resnet" and "." in name:
-        return _own_backbone(name, values)
+        return OwnBackbone(name, values)
     if kind == "resnet" and name not in DEPTHS:
         raise ConfigError(
             f"model.backbone.name={name} must be one of {', '.join(DEPTHS)}, or package.module.Class of your own "
             "(docs/extending.md); for a net of timm add model/backbone=timm."
         )
     return _typed(BACKBONES[kind], values, "model.backbone", ("kind",))
-
-
-def _own_backbone(name: str, values: Mapping[str, Any]) -> OwnBackbone:
-    """The class and its arguments: of the settings beside the name those that differ from the ResNets' defaults, which
-    come with the group that the name stands in; null leaves the class's own default, but of weights, where it is none.
-    """
-    kind = _imported(name, nn.Module, "model.backbone.name")
-    parameters = inspect.signature(kind).parameters
-    usual = vars(ResNetOptions())
-    given = {key: value for key, value in values.items() if key not in ("name", "kind") and value != usual.get(key)}
-    if "weights" in parameters:
-        given["weights"] = values.get("weights")
-    try:
-        inspect.signature(kind).bind(**given)
-    except TypeError as error:
-        raise ConfigError(
-            f"model.backbone.name={name}: {error}; its arguments stand beside model.backbone.name."
-        ) from error
-    return OwnBackbone(name, kind, given)
 
 
 def _typed(kind: type[Options], values: Mapping[str, Any], where: str, beside: tuple[str, ...]) -> Options:
