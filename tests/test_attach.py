@@ -282,10 +282,18 @@ def attached() -> nn.Module:
     return head
 
 
+def with_own_place() -> nn.Module:
+    head = Alternating()
+    head.msil = None
+    return head
+
+
 NAMES = {"cls_tower": "cls_convs", "reg_tower": "reg_convs"}
 REFUSED = {
-    "attached twice": (attached, {}, "FCOSHead already has an MSIL block"),
-    "no towers": (lambda: RPNHead(C, 2), {}, "RPNHead has no towers .* or cls_convs and reg_convs: name both"),
+    "attached twice": (attached, {}, "FCOSHead already has an MSIL block\\.$"),
+    "built with msil": (with_own_place, {}, r"Alternating takes its block where it is built \(msil=\.\.\.\)\.$"),
+    "reduction": (Alternating, {"reduction": C + 1}, f"reduction={C + 1} must not exceed the {C} channels"),
+    "no towers": (lambda: RPNHead(C, 2), {}, "RPNHead has no pair of dense towers .*, name both with cls_tower"),
     "unequal channels": (lambda: Alternating(convs(C, 16)), {}, "cls_convs has 16 channels and reg_convs 32"),
     "unknown name": (Alternating, NAMES | {"reg_tower": "reg_conv"}, "no towers cls_convs and reg_conv: name both"),
     "one name": (Alternating, {"cls_tower": "cls_convs"}, "no towers cls_convs and None: name both"),

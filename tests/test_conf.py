@@ -215,6 +215,21 @@ def changed(*dotted: str) -> str:
     return config_hash(plain(to_config(merged)))
 
 
+def test_annotations_and_images_may_be_given_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets" / "images").mkdir(parents=True)
+    (tmp_path / "pets" / "a.json").touch()
+    typed = ("data=coco", "data.root=pets", "data.images=images")
+    found = config(*typed, "data.annotations=a.json")
+    assert (found.data.annotations, found.data.images, found.data.root) == ("pets/a.json", "pets/images", "pets/images")
+    assert found.run_name.startswith("pets_fcos_")
+    one_a_split = config(*typed, "data.annotations={train: a.json, val: pets/a.json}").data
+    assert one_a_split.annotations == {"train": "pets/a.json", "val": "pets/a.json"}
+    (tmp_path / "a.json").touch()  # what is there as typed is meant
+    assert config(*typed, "data.annotations=a.json").data.annotations == "a.json"
+    assert config(*typed, "data.annotations=lost.json").data.annotations == "lost.json"
+
+
 def test_the_hash_does_not_see_where_and_how_fast() -> None:
     changes = (
         "trainer.devices=8", "data.workers=7", "data.eval_batch_size=1", "logger.name=wandb", "runs_dir=elsewhere",

@@ -95,14 +95,14 @@ def test_a_sweep_of_msil_and_a_block(
     written: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        run(monkeypatch, command("-m"), *TINY, *SHAPES, "hydra.launcher.dry_run=true")
+        run(monkeypatch, command("-m", "SumBlock"), *TINY, *SHAPES, "hydra.launcher.dry_run=true")
     assert end.value.code == 0
     jobs = re.findall(r"^\[\d/2\] .* runs/shapes_fcos_resnet10_([\w-]+)_smoke_s0_\w{8}$", capfd.readouterr().out, re.M)
     assert jobs == ["msil-both", "SumBlock"]
 
 
 def test_a_head_is_trained_and_saved(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = run(monkeypatch, command("--config-dir"), *TINY, *SHAPES)
+    folder = run(monkeypatch, command("--config-dir", "qfl"), *TINY, *SHAPES)
     result = read_result(folder)
     assert result is not None and result["head_title"] == "QFL" and "_QFLHead_" in folder.name
     detector: Any = load_detector(last(folder))[0]
@@ -136,6 +136,29 @@ def test_the_heads_losses_of_perfect_predictions_are_0_and_their_detections_the_
     order = found.labels.argsort(descending=True)
     torch.testing.assert_close(found.boxes[order], TARGET.boxes)
     assert found.labels[order].tolist() == TARGET.labels.tolist()
+
+
+def test_a_sweep_of_a_resnet_and_a_backbone(
+    written: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, command("-m", "RegNet"), *TINY, *SHAPES, "hydra.launcher.dry_run=true")
+    assert end.value.code == 0
+    nets = re.findall(
+        r"^\[\d/2\] .* runs/shapes_fcos_([\w.-]+)_msil-both_smoke_s0_\w{8}$", capfd.readouterr().out, re.M
+    )
+    assert nets == ["resnet10", "RegNet"]
+
+
+def test_a_backbone_is_trained_and_saved(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = command("--config-dir", "regnet")
+    assert words.pop() == "model.backbone.weights=DEFAULT"
+    folder = run(monkeypatch, words, *TINY, *SHAPES)
+    result = read_result(folder)
+    assert result is not None and result["command"].count("regnet") == 1 and "_fcos_RegNet_" in folder.name
+    detector: Any = load_detector(last(folder))[0]
+    theirs = {key for key in regnet_y_400mf(weights=None).state_dict() if not key.startswith("fc.")}
+    assert {key.removeprefix("body.") for key in detector.backbone.state_dict()} == theirs
 
 
 def test_from_python(written: Path) -> None:

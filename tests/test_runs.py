@@ -149,6 +149,11 @@ def test_a_sets_own_name_stands_in_a_runs_name() -> None:
         ({"name": "auto", "root": "/home/me/my pets (2)/"}, "my-pets-2"),
         ({"name": "yolo", "root": "/"}, "yolo"),
         ({"name": "coco", "root": "data/coco", "title": "pets/v2"}, "pets-v2"),
+        ({"name": "coco", "root": "/sets/pets/images", "annotations": "/sets/pets/a.json"}, "pets"),
+        ({"name": "coco", "root": "pets/images", "annotations": {"train": "pets/json/a.json"}}, "pets"),
+        ({"name": "coco", "root": "data/coco/images", "annotations": "data/coco/a.json"}, "coco"),
+        ({"name": "coco", "root": "/sets/pets", "annotations": "/labels/a.json"}, "pets"),
+        ({"name": "coco", "root": "/sets/pets", "annotations": "/sets/pets/a.json"}, "pets"),
     ):
         assert data_title(data) == title
 

@@ -41,13 +41,13 @@ def attach_msil(
     follow the towers, channels the `out_channels` of their last convolution.
 
     Before: load a checkpoint that has no block (or use strict=False), call MMDetection's `init_weights`. After: build
-    the optimizer, wrap the model (DistributedDataParallel, torch.compile). deepcopy, pickle and ONNX export work;
-    torch.jit.script and nn.DataParallel do not.
+    the optimizer, wrap the model (DistributedDataParallel, torch.compile). deepcopy, pickle, ONNX export and
+    torch.compile work; torch.jit.script (a tower calls what stands outside of it) and nn.DataParallel do not.
 
     model: the detector or its head.
-    align, separate, apply, kernel_size, reduction, init_gate: see `MSIL`; an init_gate of 0.99 leaves a trained
-        detector almost as it was. With apply="none" the model is not changed, and the
-        block returned has no parameters and is not part of the model.
+    align, separate, apply, kernel_size, reduction, init_gate: see `MSIL`; reduction is at most the towers'
+        channels, an init_gate of 0.99 leaves a trained detector almost as it was. With apply="none" the model is not
+        changed, and the block returned has no parameters and is not part of the model.
     cls_tower, reg_tower: dotted paths of the towers in `model`. A tower is called with one feature map (N, C, H, W) or
         is a ModuleList that the head iterates over. Example, detectron2's RetinaNet: "head.cls_subnet" and
         "head.bbox_subnet".
@@ -64,7 +64,12 @@ def attach_msil(
         raise ValueError(f"MSIL needs two separate towers; {paths[0]} and {paths[1]} overlap.")
     head = _head(model, paths[0], reg_module)
     if hasattr(head, "msil"):
-        raise ValueError(f"{type(head).__name__} already has an MSIL block, or takes one where it is built (msil=...).")
+        has = (
+            "already has an MSIL block"
+            if isinstance(head.msil, MSIL)
+            else "takes its block where it is built (msil=...)"
+        )
+        raise ValueError(f"{type(head).__name__} {has}.")
     if any("forward" in vars(tower) for tower in towers):
         raise ValueError(f"the forward of a tower of {type(head).__name__} was replaced.")
     channels, reg_channels = (_channels(tower, path) for tower, path in zip(towers, paths, strict=True))
@@ -76,6 +81,8 @@ def attach_msil(
     block = MSIL(channels, **switches, kernel_size=kernel_size, reduction=reduction, init_gate=init_gate)
     if apply == "none":
         return block
+    if reduction > channels:
+        raise ValueError(f"MSIL reduction={reduction} must not exceed the {channels} channels of the towers.")
     weight = next(cls_module.parameters())
     head.msil = block.to(weight.device, weight.dtype).train(head.training)
     seam = _Seam(cls_module, reg_module, block)
@@ -151,15 +158,18 @@ def _thread() -> int:
 
 def _paths(model: nn.Module, cls_tower: str | None, reg_tower: str | None) -> tuple[str, str]:
     names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    named = cls_tower is not None or reg_tower is not None
     known = [(head + cls_name, head + reg_name) for head in HEADS for cls_name, reg_name in LAYOUTS]
-    if cls_tower is not None or reg_tower is not None:
+    if named:
         known = [(str(cls_tower), str(reg_tower))]
     for paths in known:
         if names.issuperset(paths):
             return paths
+    if named:
+        raise ValueError(f"{type(model).__name__} has no towers {cls_tower} and {reg_tower}: name both of its own.")
     raise ValueError(
-        f"{type(model).__name__} has no towers {' or '.join(' and '.join(paths) for paths in known)}: name both of its "
-        "own with cls_tower and reg_tower."
+        f"{type(model).__name__} has no pair of dense towers as in FCOS and RetinaNet: where it has two under other "
+        "names, name both with cls_tower and reg_tower."
     )
 
 

@@ -156,6 +156,9 @@ def _get(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
+    from msil.data.readers.layouts import splits_of
+
+    splits_of(options.root)  # refuses a folder without a data set before what reads and draws one is imported
     from msil.reporting.figures.dataset_sheet import show_data
 
     for line in show_data(options.root, options.out, options.split):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -67,10 +69,21 @@ def _as_config(values: DictConfig) -> Config:
     if config.model.weights is not None:
         config.model.weights = str(weights_file(config.model.weights))
     if config.data.images is not None:
-        config.data.root = config.data.images
+        root, files = config.data.root, config.data.annotations
+        if isinstance(files, dict):
+            config.data.annotations = {split: _placed(file, root) for split, file in files.items()}
+        else:
+            config.data.annotations = _placed(files, root)
+        config.data.root = config.data.images = _placed(config.data.images, root)
     if config.model.detector is not None:  # it has a head and a backbone of its own
         config.model.head, config.model.backbone = {}, {}
     return config
+
+
+def _placed(path: Any, root: str) -> Any:
+    """A path as typed, or below data.root where it is there alone."""
+    below = os.path.join(root, path) if isinstance(path, str) else ""
+    return below if below and not os.path.exists(path) and os.path.exists(below) else path
 
 
 def register(settle: Callable[[Config], Config] = lambda config: config) -> None:

@@ -107,8 +107,8 @@ class MSILConfig:
 
 @dataclass
 class ModelConfig:
-    # name and the fields of msil.detection.backbone's options; name (a registered head's or package.module.Class) and
-    # the fields of its Options.
+    # name and the fields of msil.detection.backbone's options, or package.module.Class and its arguments; name (a
+    # registered head's or package.module.Class) and the fields of its Options.
     backbone: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
     msil: MSILConfig = field(default_factory=MSILConfig)

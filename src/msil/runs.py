@@ -71,17 +71,31 @@ def default_run_name(values: Mapping[str, Any]) -> str:
 
 def data_title(data: Mapping[str, Any]) -> str:
     """data.title, or the name of a folder that is not the default one."""
-    root = data.get("root") or ""
+    root = data_folder(data)
     own = root and data["name"] != "shapes" and PurePath(root) not in map(PurePath, DEFAULT_ROOTS)
     title = data.get("title") or (os.path.basename(os.path.abspath(root)) if own else "") or data["name"]
     return re.sub(r"[^\w.+-]+", "-", title)[:40].strip(".-") or data["name"]
+
+
+def data_folder(data: Mapping[str, Any]) -> str:
+    """data.root, or where data.annotations lie beside that folder of images, or in one beside it, what holds both."""
+    root, files = data.get("root") or "", data.get("annotations")
+    named = list(files.values()) if isinstance(files, Mapping) else [files]
+    near = [PurePath(file).parents[:2] if isinstance(file, str) else () for file in named]
+    above = PurePath(root).parent
+    return str(above) if near and all(above in folders and PurePath(root) not in folders for folders in near) else root
 
 
 def detector_names(model: Mapping[str, Any]) -> list[str]:
     """fcos, resnet10; or of torchvision's detectors their one name."""
     if model.get("detector"):
         return [model["detector"]]
-    return [model["head"]["name"].rpartition(".")[2], PurePath(model["backbone"]["name"]).name]
+    return [model["head"]["name"].rpartition(".")[2], PurePath(net_alone(model["backbone"]["name"])).name]
+
+
+def net_alone(name: str) -> str:
+    """package.module.Class of the user's own -> Class; any other backbone's name, as timm's with a tag, as it is."""
+    return re.sub(r"^[\w.]+\.(?=[A-Z]\w*$)", "", name)
 
 
 def block_name(msil: Mapping[str, Any]) -> str:

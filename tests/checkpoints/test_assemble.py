@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msil.checkpoints.assemble import check_model, detector_from_config, head_options
+from msil.checkpoints.description import explicit
 from msil.config import plain
 from msil.detection import Detector
 from msil.detection.heads import HEADS
 from msil.detection.heads.fcos import FCOSHead
 from msil.detection.torchvision_detector import TorchvisionDetector
 from msil.errors import ConfigError
-from msil.runs import block_name, default_run_name
+from msil.reporting.groups import net_name
+from msil.runs import block_name, default_run_name, detector_names
 
 from .cases import SMALL, composed
 
@@ -129,6 +131,60 @@ def test_a_head_of_ones_own_by_its_class() -> None:
     model.head["name"] = f"{HERE}.Block"
     with pytest.raises(ConfigError, match=r"model.head.name=\S+Block must be a subclass of DenseHead"):
         check_model(model)
+
+
+class Net(nn.Module):
+    out_channels = (8, 8, 8)
+    image_mean = (1.0, 2.0, 3.0)
+
+    def __init__(self, side: int = 3, norm: str = "bn", weights: str | None = "DEFAULT") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, side, padding=side // 2)
+        self.given = (side, norm, weights)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.conv(images)[..., ::stride, ::stride] for stride in (8, 16, 32)]
+
+
+def test_a_backbone_of_ones_own_by_its_class() -> None:
+    model = composed(*TINY, f"model.backbone.name={HERE}.Net").model  # beside it stand resnet10's settings
+    net: Any = detector_from_config(model, 3, 64, 96).backbone
+    assert net.given == (3, "bn", None)  # null is the class's own, but of weights, where it is none
+    model.backbone |= {"side": 5, "weights": "IMAGENET"}
+    model.image_mean = None
+    detector: Any = detector_from_config(model, 3, 64, 96)
+    assert detector.backbone.given == (5, "bn", "IMAGENET") and detector.image_mean.tolist() == [1, 2, 3]
+    assert explicit(model.backbone)["weights"] is None
+    values = plain(model)
+    assert detector_names(values) == ["fcos", "Net"] and net_name(f"{HERE}.Net") == "Net"
+    assert detector_names(values | {"backbone": {"name": "a_net.in1k"}}) == ["fcos", "a_net.in1k"]  # timm's tag
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        (
+            "resnet11",
+            {},
+            r"name=resnet11 must be one of resnet10, .*, or package\.module\.Class .*backbone=timm",
+        ),
+        ("nowhere.Net", {}, r"model\.backbone\.name=nowhere\.Net cannot be imported"),
+        (f"{HERE}.built", {}, r"built must be a subclass of Module"),
+        (f"{HERE}.Net", {"width": 2}, r"Net: got an unexpected keyword argument 'width'"),
+    ],
+)
+def test_a_backbone_that_cannot_be_used_is_one_sentence(name: str, more: dict[str, Any], message: str) -> None:
+    model = composed(*TINY).model
+    model.backbone |= {"name": name, **more}
+    with pytest.raises(ConfigError, match=message):
+        check_model(model)
+
+
+def test_a_module_that_is_no_backbone_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"name=\S+Block: missing a required argument: 'channels'"):
+        built(f"model.backbone.name={HERE}.Block")
+    with pytest.raises(ConfigError, match=r"model\.backbone\.name=torch\.nn\.Identity: Identity is no backbone"):
+        built("model.backbone.name=torch.nn.Identity")
 
 
 def test_torchvisions_detectors_by_name() -> None:

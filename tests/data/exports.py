@@ -114,6 +114,18 @@ def label_studio_coco(root: Path) -> None:
     coco_json(root / "result.json", list(BOXES), first=0, prefix="images/")
 
 
+def plain_coco(root: Path) -> None:
+    write_images(root / "photos", list(BOXES))
+    coco_json(root / "annotations.json", list(BOXES))
+    write_text(root / "detections.json", "[]")
+
+
+def plain_coco_splits(root: Path) -> None:
+    for split, names in (("train", TRAIN), ("valid", VALID)):
+        write_images(root / "images" / split, names)
+        coco_json(root / "annotations" / f"{split}.json", names)
+
+
 def label_studio_yolo(root: Path) -> None:
     write_images(root / "images", list(BOXES))
     for name in BOXES:
@@ -203,6 +215,8 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
     "cvat_yolo": (cvat_yolo, False),
     "cvat_yolo_old": (cvat_yolo_old, False),
     "label_studio_coco": (label_studio_coco, False),
+    "plain_coco": (plain_coco, False),
+    "plain_coco_splits": (plain_coco_splits, True),
     "label_studio_yolo": (label_studio_yolo, False),
     "roboflow_coco": (roboflow_coco, True),
     "roboflow_voc": (roboflow_voc, True),

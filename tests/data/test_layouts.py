@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,17 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.exports import BOXES, EXPORTS, NAMES, VALID, label_studio_coco, ultralytics_yolo, voc_xml, write_images
+from tests.data.exports import (
+    BOXES,
+    EXPORTS,
+    NAMES,
+    VALID,
+    label_studio_coco,
+    plain_coco,
+    ultralytics_yolo,
+    voc_xml,
+    write_images,
+)
 from tests.data.files import coco_content, write_coco, write_jpeg
 from tests.metrics.cases import random_record
 
@@ -82,6 +93,27 @@ def test_a_spoiled_box_of_every_export_is_refused_by_file_and_entry(tmp_path: Pa
         build_split(auto(tmp_path), "train")
 
 
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_validation_split_that_is_not_used_is_said(tmp_path: Path, name: str) -> None:
+    write, has_val = EXPORTS[name]
+    write(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train, val = build_datasets(auto(tmp_path, val_fraction=0.25), "train", "val")
+    said = [str(one.message) for one in caught if "not used" in str(one.message)]
+    count = f"{tmp_path} has a split val of {len(VALID)} images of its own, which is not used: leave out "
+    assert said == ([count + "data.val_fraction to use it"] if has_val else [])
+    assert len(train) + len(val) == (len(BOXES) - len(VALID) if has_val else len(BOXES))
+
+
+def test_a_plain_json_that_cannot_be_read_is_refused_by_its_reader(tmp_path: Path) -> None:
+    plain_coco(tmp_path)
+    file = tmp_path / "annotations.json"
+    file.write_bytes(file.read_bytes().replace(b"img 00", b"img \xff"))
+    with pytest.raises(DataError, match=r"annotations\.json"):
+        build_split(auto(tmp_path), "train")
+
+
 def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere does not exist: put it there or set data\.root"):
         build_split(auto(tmp_path / "nowhere"), "train")
@@ -91,7 +123,7 @@ def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:
         build_split(auto(tmp_path), "train")
     assert "\n" not in str(e.value)
     label_studio_coco(tmp_path / "my export")
-    with pytest.raises(DataError, match=r"Set 'data\.root=.*my export"):
+    with pytest.raises(DataError, match=r"One is in .*my export: set 'data\.root=.*my export"):
         build_split(auto(tmp_path), "train")
 
 

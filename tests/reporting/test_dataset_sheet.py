@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ from PIL import Image
 from data.files import coco_content, voc_object, voc_xml, write_coco, write_jpeg, write_voc
 from msil.cli import main
 from msil.data.annotations import AnnotatedImages
-from msil.data.module import build_split
+from msil.data.module import build_datasets, build_split
+from msil.data.readers.layouts import auto_settings
 from msil.errors import ConfigError, DataError
 from msil.reporting.figures import dataset_sheet
 from msil.reporting.figures.dataset_sheet import (
@@ -141,5 +145,34 @@ def test_refusals(coco: Path, tmp_path: Path) -> None:
         list(show_data(coco, tmp_path / "file/a.png"))
     with pytest.raises(DataError, match="there is no folder"):
         splits_of(tmp_path / "none")
-    with pytest.raises(DataError, match="holds no data set"):
+    with pytest.raises(DataError, match=r"no data set is in \S+runs: looked for YOLO's .* json of COCO's form"):
         splits_of(tmp_path / "runs")
+    with pytest.raises(DataError, match=rf"instances_val\.json is a file: give the folder that .*, {coco}$"):
+        splits_of(coco / "annotations" / "instances_val.json")
+
+
+def test_a_folder_without_a_data_set_is_refused_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from msil.cli import main\n"
+        "assert main(['data', 'show', sys.argv[1]]) == 2\n"
+        "assert not {'torch', 'lightning', 'matplotlib'} & sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.startswith(f"error: no data set is in {tmp_path}: "), done.stderr
+
+
+def test_the_command_to_train_holds_images_out_where_none_are_to_validate_on(tmp_path: Path) -> None:
+    for splits, more in (
+        (("train", "val"), ""), (("train", "valid"), ""), (("train", "test"), " data.val_fraction=0.2"),
+        (("all",), " data.val_fraction=0.2"),
+    ):  # fmt: skip
+        root = tmp_path / "-".join(splits)
+        for split in splits:
+            write_coco(root, coco_content(), split)
+        assert auto_settings(root) == f"data=auto data.root={root}{more}"
+        fraction = 0.5 if more else None
+        data = {"name": "auto", "root": root, "train_split": "train", "val_split": "val", "val_fraction": fraction}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            build_datasets(data, "train", "val")

@@ -50,6 +50,12 @@ def test_runs_are_listed_best_first_by_what_they_were_scored_on(tmp_path: Path) 
     assert max(map(len, to_text(shapes).splitlines())) <= 80
 
 
+def test_images_that_were_held_out_are_of_no_split(tmp_path: Path) -> None:
+    fraction = {"name": "coco", "root": "/a/pets", "train_split": "train", "val_split": "val2017", "val_fraction": 0.2}
+    write(tmp_path, "held", 0.5, of_data=fraction)
+    assert runs_tables(tmp_path)[0].caption == "coco (pets), 100 held-out images."
+
+
 def test_unfinished_runs_have_their_step(tmp_path: Path) -> None:
     for name, pid in (("going", os.getpid()), ("stopped", 2**22 + 1)):  # beyond the largest pid there is
         values = plain(tiny_config(tmp_path, "data", "schedule.epochs=7", f"run_name={name}"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -13,7 +15,7 @@ from torch import nn
 
 from msil.config import Apply, ModelConfig, MSILConfig
 from msil.detection import Detector
-from msil.detection.backbone import BACKBONES, ResNetOptions, TimmOptions, build_backbone
+from msil.detection.backbone import BACKBONES, DEPTHS, ResNetOptions, TimmOptions, build_backbone
 from msil.detection.detector import fpn_of
 from msil.detection.heads import DenseHead, HeadOptions, head_class
 from msil.detection.heads.base import build_interaction
@@ -48,7 +50,7 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
             max_size=max_size,
             limits={name: getattr(model, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")},
         )
-    backbone = build_backbone(backbone_options(model.backbone))
+    backbone = backbone_options(model.backbone).build()
     options = head_options(model.head)
     fpn = fpn_of(backbone, options, model.channels)
     head = _head_class(model.head)(num_classes, model.channels, **vars(options))
@@ -78,6 +80,8 @@ def check_model(model: ModelConfig) -> None:
     backbone = backbone_options(model.backbone)
     if isinstance(backbone, TimmOptions):
         check_name(import_timm(), backbone.name)
+    elif isinstance(backbone, OwnBackbone):
+        backbone.called()
     _interaction(model)
 
 
@@ -96,11 +100,55 @@ def _head_class(values: Mapping[str, Any]) -> type[DenseHead]:
         raise ConfigError(f"model.head.name: {error}") from error
 
 
-def backbone_options(values: Mapping[str, Any]) -> ResNetOptions | TimmOptions:
+@dataclass(frozen=True)
+class OwnBackbone:
+    """A backbone of the user's own, package.module.Class. values: model.backbone."""
+
+    name: str
+    values: Mapping[str, Any]
+
+    def decided(self) -> dict[str, Any]:
+        return {}
+
+    def called(self) -> tuple[type[nn.Module], dict[str, Any]]:
+        """The class and its arguments: of the settings beside the name those that differ from the ResNets' defaults,
+        which come with the group that the name stands in; null leaves the class's own default, but of weights, where
+        it is none. Raises ConfigError for a class that cannot be imported or does not take them."""
+        kind, usual = _imported(self.name, nn.Module, "model.backbone.name"), vars(ResNetOptions())
+        signature = inspect.signature(kind)
+        values = {key: value for key, value in self.values.items() if key not in ("name", "kind")}
+        given = {key: value for key, value in values.items() if value != usual.get(key)}
+        if "weights" in signature.parameters:
+            given["weights"] = values.get("weights")
+        try:
+            signature.bind(**given)
+        except TypeError as error:
+            raise ConfigError(
+                f"model.backbone.name={self.name}: {error}; its arguments stand beside model.backbone.name."
+            ) from error
+        return kind, given
+
+    def build(self) -> nn.Module:
+        """Raises ConfigError for a class that cannot be built or is no backbone."""
+        kind, given = self.called()
+        try:
+            return build_backbone(kind(**given))
+        except Exception as error:  # whatever its constructor raises
+            raise ConfigError(f"model.backbone.name={self.name}: {_line(error)}") from error
+
+
+def backbone_options(values: Mapping[str, Any]) -> ResNetOptions | TimmOptions | OwnBackbone:
     """model.backbone as the options of its kind."""
-    kind = str(values.get("kind", "resnet"))
+    kind, name = str(values.get("kind", "resnet")), str(values.get("name", "resnet50"))
     if kind not in BACKBONES:
         raise ConfigError(f"model.backbone.kind={kind} must be one of {', '.join(BACKBONES)}.")
+    if kind == "resnet" and "." in name:
+        return OwnBackbone(name, values)
+    if kind == "resnet" and name not in DEPTHS:
+        raise ConfigError(
+            f"model.backbone.name={name} must be one of {', '.join(DEPTHS)}, or package.module.Class of your own "
+            "(docs/extending.md); for a net of timm add model/backbone=timm."
+        )
     return _typed(BACKBONES[kind], values, "model.backbone", ("kind",))
 
 

@@ -8,18 +8,24 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from msil.data.audit import DataWarning, check_boxes, short
 from msil.data.images import read_image
-from msil.detection.structures import Target
 from msil.errors import DataError, listed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+    from msil.detection.structures import Target
+
+    _TorchDataset = Dataset[tuple[Tensor, Target]]
+else:
+    _TorchDataset = object  # torch takes seconds, in which a folder without a data set could be refused
 
 Array = NDArray[Any]
 Classes = Sequence[str] | Mapping[str, str]
@@ -147,7 +153,7 @@ class Annotations:
         )
 
 
-class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
+class AnnotatedImages(_TorchDataset):
     """Images on disk with their boxes in memory: about 80 bytes a box and no Python object each.
 
     dataset[i] -> ((3, H, W) uint8 RGB, Target): the original pixels, turned upright by the file's EXIF orientation, and
@@ -177,6 +183,10 @@ class AnnotatedImages(Dataset[tuple[Tensor, Target]]):
         return len(self.annotations.image_ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        import torch
+
+        from msil.detection.structures import Target
+
         size = self.image_size(index)
         image = read_image(self.path(index), int(self.annotations.orientations[index]), self.bits)
         if tuple(image.shape[1:]) != size:

@@ -22,14 +22,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image
-from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from msil.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 LARGEST = 2**26  # pixels of one image, 67 million: decoded, they take 200 MB, and some 1 GB in the net
@@ -85,6 +86,9 @@ def read_image(path: Path, orientation: int | None = None, bits: int = 16) -> Te
     Raises DataError, naming the file, if it is missing, truncated, damaged, of an unknown kind, or of too many pixels
     (more than LARGEST): nothing is decoded before the header is checked.
     """
+    import torch  # here, as it takes seconds, in which a folder without a data set could be refused
+    from torchvision.io import ImageReadMode, decode_image
+
     with _opened(path) as file:
         header = _header(file, path)
         file.seek(0)
@@ -142,6 +146,8 @@ def upright(image: Tensor, orientation: int) -> Tensor:
 
 
 def _decode_by_pillow(path: Path, bits: int) -> Tensor:
+    import torch
+
     with Image.open(path, formats=("BMP", "TIFF")) as image:
         image.load()
         if image.mode.startswith("I;16"):

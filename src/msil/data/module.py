@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from msil.data.annotations import AnnotatedImages
-from msil.data.audit import check_classes
+from msil.data.audit import DataWarning, check_classes
 from msil.data.readers.holdout import hold_out
 from msil.data.readers.layouts import located
 from msil.data.sampler import TrainingBatches, image_generator
@@ -88,6 +89,13 @@ def build_datasets(
     """The audited training and validation set, as `build_split`; also DataError for a split without annotations."""
     train = build_split(data, train_split)
     val = build_split(data, val_split, complete=False, by_name=train.classes)
+    if data.get("val_fraction") is not None and (count := _own_images({**data, "val_fraction": None}, val_split)):
+        warnings.warn(
+            f"{data['root']} has a split {val_split} of {count} images of its own, which is not used: leave out "
+            "data.val_fraction to use it",
+            DataWarning,
+            stacklevel=2,
+        )
     for split, dataset in ((train_split, train), (val_split, val)):
         if not dataset.annotated:
             raise DataError(
@@ -95,6 +103,15 @@ def build_datasets(
                 " scored on it: name another split, or detect in this one with mode=test."
             )
     return train, val
+
+
+def _own_images(data: Mapping[str, Any], val_split: str) -> int:
+    """How many images a validation split has that is not the training split under another name."""
+    try:
+        own, train = (located(data, split).files() for split in (val_split, data["train_split"]))
+    except (DataError, OSError):  # there is none
+        return 0
+    return len(own[1]) if own != train else 0
 
 
 def split_of_run(data: Mapping[str, Any], split: str, root: str | Path | None = None) -> AnnotatedImages:

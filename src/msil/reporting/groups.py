@@ -13,6 +13,7 @@ from typing import Any
 from msil.config import MSILConfig, computed, leaves
 from msil.reporting.paper import TITLES, PaperTable, Recipe
 from msil.reporting.tables import setting
+from msil.runs import data_folder, net_alone
 
 Result = Mapping[str, Any]
 
@@ -28,17 +29,18 @@ PAPER_CHANNELS = 256  # of FPN and head, in every published recipe
 
 @dataclass(frozen=True)
 class ScoredOn:
-    """Images that runs were scored on. seen: whether they were trained on too. digest: of the annotations, where a run
-    has one."""
+    """Images that runs were scored on. held_out: by data.val_fraction. seen: whether they were trained on too. digest:
+    of the annotations, where a run has one."""
 
     data: str | None
     split: str | None
     images: int
+    held_out: bool
     seen: bool
     digest: str | None
 
     def __str__(self) -> str:
-        words = f"{self.data}, {self.images} images of {self.split}"
+        words = f"{self.data}, {self.images} " + ("held-out images" if self.held_out else f"images of {self.split}")
         return f"{words}, on which these runs were trained: it says nothing of other images" if self.seen else words
 
 
@@ -92,7 +94,8 @@ def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
         split = lookup(run, "data", "split") or lookup(run, "data", "val_split")
         digest = ((run.get("data") or {}).get(split) or {}).get("annotations")
         seen = lookup(run, "data", "train_split") == split
-        groups.setdefault(ScoredOn(data_name(run), split, run["val_images"], seen, digest), []).append(run)
+        held_out = lookup(run, "data", "val_fraction") is not None and split == lookup(run, "data", "val_split")
+        groups.setdefault(ScoredOn(data_name(run), split, run["val_images"], held_out, seen, digest), []).append(run)
     return dict(sorted(groups.items(), key=lambda item: (item[0].seen, -len(item[1]))))
 
 
@@ -202,8 +205,8 @@ def detector_name(row: Result) -> str:
 
 
 def net_name(name: str) -> str:
-    """resnet50 -> ResNet-50; a net of timm or of the user's own as it is called."""
-    return re.sub(r"^resnet(\d+)$", r"ResNet-\1", name)
+    """resnet50 -> ResNet-50; a net of timm as it is called, one of the user's own by its class."""
+    return re.sub(r"^resnet(\d+)$", r"ResNet-\1", net_alone(name))
 
 
 def setting_name(rows: Sequence[Result]) -> str:
@@ -226,7 +229,7 @@ def data_name(row: Result) -> str | None:
     name, root = lookup(row, "data", "name"), lookup(row, "data", "root")
     if name is None or root is None or name == "shapes":
         return name
-    folder = " ".join(str(lookup(row, "data", "title") or PurePath(str(root)).name).split())
+    folder = " ".join(str(lookup(row, "data", "title") or PurePath(data_folder(row["config"]["data"])).name).split())
     return name if folder in ("", name) else f"{name} ({folder})"
 
 

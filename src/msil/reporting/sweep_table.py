@@ -13,12 +13,13 @@ from typing import Any
 from msil.reporting import tables
 from msil.reporting.groups import Result, detector_name, distinct, joined, lookup, own_score, setting_name
 from msil.reporting.tables import AP_NAMES, Column, Table
-from msil.runs import data_title
+from msil.runs import data_title, net_alone
 
 # package.module.Class by its last name
 FORMS = {
     "model.head.name": lambda name: (name or tables.MISSING).rpartition(".")[2],
     "model.detector": lambda name: name or tables.MISSING,
+    "model.backbone.name": lambda name: net_alone(name or tables.MISSING),
     "model.msil.block": lambda name: name.rpartition(".")[2] if name else "MSIL",
 }
 MOST_CLASSES = 20  # in the last lines of a run: VOC's

@@ -29,7 +29,7 @@ from msil.data.readers.files import Listings
 from msil.errors import DataError
 
 Entry = dict[str, Any]
-_FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 Id = int | str
 Row = tuple[Id, Id, Id, list[float], float, bool]  # id, image_id, category_id, bbox, area, iscrowd
 
@@ -115,7 +115,7 @@ class JsonSplit:
 
     def files(self) -> tuple[list[Path], list[Path]]:
         """Without reading the file as json."""
-        names = [json.loads(text) for text in _FILE_NAME.findall(self.source.read_bytes())]
+        names = [json.loads(text) for text in FILE_NAME.findall(self.source.read_bytes())]
         try:
             return [self.source], [self.root / name for name in self._below_root(names, [""] * len(names))]
         except DataError:  # a name that the audit refuses

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msil.data.readers.coco import JsonSplit, coco_splits, locate_coco
-from msil.data.readers.files import Split
+from msil.data.readers.coco import FILE_NAME, JsonSplit, coco_splits, locate_coco
+from msil.data.readers.files import Split, names_in
 from msil.data.readers.voc import VOC_CLASSES, locate_voc, locate_xml, voc_splits, xml_splits
 from msil.data.readers.yolo import locate_yolo, yolo_splits
 from msil.errors import ConfigError, DataError, listed, typed
 
 ROBOFLOW = "_annotations.coco.json"
 LABEL_STUDIO = "result.json"
+_COCO_KEYS = [re.compile(rb'"%s"\s*:\s*\[' % key) for key in (b"images", b"annotations", b"categories")]
 
 
 class Layout(NamedTuple):
@@ -50,20 +54,8 @@ def locate_auto(root: Path, split: str) -> Split:
     for val), or to train on the only one that there is."""
     if not root.is_dir():
         raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root")
-    found = _layout(root)
-    if found is None:
-        inner = [folder for folder in sorted(root.glob("*/")) if _layout(folder) is not None]
-        hint = f" Set {typed('data.root', str(inner[0]))}." if inner else ""
-        raise DataError(
-            f"no data set is in {root}: looked for {'; '.join(layout.signs for layout in LAYOUTS)}; other files are "
-            f"named by data=coco data.annotations=FILE data.images=FOLDER.{hint}"
-        )
-    layout, there = found
-    begin = [name for name in there if name.startswith(split)]
-    if split in there:
-        begin = [split]
-    elif not begin and split.startswith("train") and not there[0].startswith(("val", "test")):
-        begin = there
+    layout, there = _layout_of(root)
+    begin = _fitting(split, there)
     if len(begin) != 1:
         raise DataError(
             f"{root} ({layout.signs}) has no split {split!r}; there: {listed(there, 10)}. Name another one, or where "
@@ -72,9 +64,45 @@ def locate_auto(root: Path, split: str) -> Split:
     return layout.locate(root, begin[0])
 
 
-def splits_there(root: Path) -> list[str]:
-    """The splits of whichever layout a folder has; none where it has none."""
-    return (_layout(root) or (None, []))[1]
+def splits_of(root: Path) -> list[str]:
+    """The splits of whichever layout the folder has, train before val before others; trainval beside train and val is
+    left out. Raises DataError where there are none."""
+    if root.is_file():
+        folder = next((folder for folder in (root.parent.parent, root.parent) if _layout(folder)), root.parent)
+        raise DataError(f"{root} is a file: give the folder that holds it and the images, {folder}")
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}: give that of a data set.")
+    names = {*_layout_of(root)[1]}
+    names -= {"trainval"} if {"train", "val"} <= names else set()
+    return sorted(names, key=lambda name: (not name.startswith("train"), not name.startswith("val"), name))
+
+
+def auto_settings(root: Path) -> str:
+    """What to type to train on a folder of data, validation images held out where none are there."""
+    held_out = [] if len(_fitting("val", _layout_of(root)[1])) == 1 else [typed("data.val_fraction", "0.2")]
+    return " ".join(["data=auto", typed("data.root", str(root)), *held_out])
+
+
+def _fitting(split: str, there: list[str]) -> list[str]:
+    """Of the splits that are there those that a name may mean."""
+    begin = [name for name in there if name.startswith(split)]
+    if split in there:
+        return [split]
+    alone = not begin and split.startswith("train") and not there[0].startswith(("val", "test"))
+    return there if alone else begin
+
+
+def _layout_of(root: Path) -> tuple[Layout, list[str]]:
+    """As `_layout`. Raises DataError where it is of none."""
+    found = _layout(root)
+    if found is None:
+        inner = [folder for folder in sorted(root.glob("*/")) if _layout(folder) is not None]
+        hint = f" One is in {inner[0]}: set {typed('data.root', str(inner[0]))}." if inner else ""
+        raise DataError(
+            f"no data set is in {root}: looked for {'; '.join(layout.signs for layout in LAYOUTS)}; other files are "
+            f"named by data=coco data.annotations=FILE data.images=FOLDER.{hint}"
+        )
+    return found
 
 
 def _layout(root: Path) -> tuple[Layout, list[str]] | None:
@@ -98,11 +126,51 @@ def _locate_label_studio(root: Path, split: str) -> Split:
     return JsonSplit("Label Studio's COCO json", root, root / LABEL_STUDIO, root)
 
 
+def _plain_json_splits(root: Path) -> list[str]:
+    return sorted(_plain_jsons(root))
+
+
+def _plain_jsons(root: Path) -> dict[str, Path]:
+    """The files of COCO's form in a folder, or in its annotations/, by their names, or `all` for the only one."""
+    found: dict[str, Path] = {}
+    for folder in (root, root / "annotations"):
+        files = {Path(name).stem.removeprefix("instances_"): folder / name for name in names_in(folder, (".json",))}
+        found = found or {name: file for name, file in files.items() if _is_coco(file)}
+    alone = len(found) == 1 and not next(iter(found)).startswith(("train", "val", "test"))
+    return {"all": next(iter(found.values()))} if alone else found
+
+
+def _is_coco(file: Path) -> bool:
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return False
+    return all(key.search(content) for key in _COCO_KEYS)
+
+
+def _locate_plain_json(root: Path, split: str) -> Split:
+    """The images are in the first folder that holds one of the first that are listed: one of the split's, any in the
+    root, or the root."""
+    source = _plain_jsons(root)[split]
+    found = itertools.islice(FILE_NAME.finditer(source.read_bytes()), 10)
+    try:
+        first = [json.loads(name[1]).replace("\\", "/") for name in found]
+    except ValueError:  # not utf-8, or not json: its reader says so
+        first = []
+    images = root / "images"
+    folders = [root / split, images / split, images, root, *sorted(root.glob("*/"))]
+    holding = (folder for folder in folders if any((folder / name).is_file() for name in first))
+    folder = next(holding, images if images.is_dir() else root)
+    return JsonSplit(f"COCO json {source.name}", root, source, folder, umbrella=source.name == ROBOFLOW)
+
+
 def _given(root: Path, annotations: str | Mapping[str, str], split: str) -> Split:
     """The file of data.annotations, or that of the split where it names one for each; images in root/<split> if there
     is such a folder, else in root."""
     if not root.is_dir():
-        raise DataError(f"the folder of the images {root} does not exist: set data.images to it")
+        raise DataError(
+            f"the folder of the images {root} does not exist: set data.images to it, from here or from data.root"
+        )
     source = annotations if isinstance(annotations, str) else annotations.get(split)
     if source is None:
         raise DataError(
@@ -110,7 +178,9 @@ def _given(root: Path, annotations: str | Mapping[str, str], split: str) -> Spli
             "or hold out training images by data.val_fraction=0.2"
         )
     if not Path(source).is_file():
-        raise DataError(f"annotation file {source} is missing: set data.annotations to a COCO json")
+        raise DataError(
+            f"annotation file {source} is missing: set data.annotations to a COCO json, from here or from data.root"
+        )
     folder = root / split if (root / split).is_dir() else root
     return JsonSplit("COCO json of data.annotations", root, Path(source), folder)
 
@@ -123,4 +193,5 @@ LAYOUTS: Sequence[Layout] = (
     Layout("COCO's or CVAT's annotations/instances_*.json", coco_splits, locate_coco),
     Layout("VOC's ImageSets/Main/*.txt", voc_splits, locate_voc),
     Layout("VOC xml beside images or in Annotations", xml_splits, locate_xml),
+    Layout("a json of COCO's form, here or in annotations, and images", _plain_json_splits, _locate_plain_json),
 )

@@ -12,8 +12,8 @@ import numpy as np
 
 from msil.data.annotations import AnnotatedImages, Annotations
 from msil.data.module import build_split
-from msil.data.readers.layouts import splits_there
-from msil.errors import ConfigError, DataError, listed, typed
+from msil.data.readers.layouts import auto_settings, splits_of
+from msil.errors import ConfigError, DataError, listed
 from msil.reporting.figures.gallery import truth_picture
 from msil.reporting.figures.pictures import draw_grid, plain
 from msil.reporting.tables import Column, Table, to_text
@@ -48,23 +48,11 @@ def show_data(root: str | Path, out: str | Path, split: str | None = None) -> It
         truths = dict(zip(found, labelled_alike([one.annotations for one in found.values()]), strict=True))
         yield "\n" + to_text(splits_table(truths))
         yield to_text(classes_table(truths))
-        yield f"to train on it: msil train data=auto {typed('data.root', str(root))}, or as docs/data.md has it"
+        yield f"to train on it: msil train {auto_settings(root)}, or as docs/data.md has it"
         shown = draw_sheet(found, truths, out)
         yield f"{out}: {shown} images with their boxes, spread over the set"
     if refused:
         raise refused[0]
-
-
-def splits_of(root: Path) -> list[str]:
-    """The splits of whichever layout the folder has, train before val before others; trainval beside train and val is
-    left out. Raises DataError where there are none."""
-    if not root.is_dir():
-        raise DataError(f"there is no folder {root}: give that of a data set.")
-    names = {*splits_there(root)}
-    names -= {"trainval"} if {"train", "val"} <= names else set()
-    if not names:
-        raise DataError(f"{root} holds no data set: docs/data.md lists the layouts that are read.")
-    return sorted(names, key=lambda name: (not name.startswith("train"), not name.startswith("val"), name))
 
 
 def labelled_alike(truths: Sequence[Annotations]) -> list[Annotations]:
