@@ -1,11 +1,11 @@
 """Training and inference at 800 x 1344 in bf16 against torchvision's FCOS.
 
 Ours is plain FCOS or VFNet with ResNet-50 (no MSIL), under bf16 autocast and in channels_last: as it comes ("eager"),
-with fused GroupNorm and ReLU, compiled ("default"), and compiled with CUDA graphs ("reduce-overhead"); a step is
-Detector.loss, backward and fused SGD. torchvision's step is that of its reference training without the reading of the
-loss for the log; "as shipped" is float32, "bf16" under autocast and in channels_last. FCOS has the same weights on both
-sides: random ones, with frozen BatchNorm, stem and first stage frozen. 80 classes, 7 boxes an image. Compilation is not
-counted. Wall-clock seconds, the GPU waited for at both ends of a turn.
+compiled ("default"), and compiled with CUDA graphs ("reduce-overhead"); a step is Detector.loss, backward and fused
+SGD. torchvision's step is that of its reference training without the reading of the loss for the log; "as shipped" is
+float32, "bf16" under autocast and in channels_last. FCOS has the same weights on both sides: random ones, with frozen
+BatchNorm, stem and first stage frozen. 80 classes, 7 boxes an image. Compilation is not counted. Wall-clock seconds,
+the GPU waited for at both ends of a turn.
 
 Float32 logits of both are compared, not losses: torchvision puts points at corners and does not weigh its box loss.
 Losses of compiled steps are compared with eager ones'. G5 raises the classifiers' biases until every image has 100
@@ -46,10 +46,9 @@ from benchmarks.gpu.common import (
 )
 from benchmarks.scenes import detector_like, torchvision_fcos
 from benchmarks.training_step import compared
-from msil.detection import Detector, fused_norm
+from msil.detection import Detector
 
 SHIPPED, MIXED = "as shipped", "bf16"
-FUSED = "eager, fused norm"  # MSIL_FUSED_NORM=1
 AT_LEAST = {SHIPPED: 2.5, MIXED: 1.3}  # G1
 IMAGES_A_SECOND = {EAGER: 115, DEFAULT: 160}  # G2
 ROOFLINE = {EAGER: 225, DEFAULT: 317}  # images a second
@@ -159,9 +158,7 @@ def training(setup: Setup, head: str, batch: int) -> Iterator[Row]:
 
     def make(mode: str) -> Step:
         detector = detector_like(net, backbone=setup.backbone) if head == "fcos" else built(setup, head)
-        step = our_training(detector, one, setup, EAGER if mode == FUSED else mode)
-        if mode == FUSED:
-            step = with_fused_norm(step)
+        step = our_training(detector, one, setup, mode)
         losses[mode] = [{term: float(value) for term, value in step().items()} for _ in range(2)]
         agreed[mode] = same_losses(f"{name} {mode}", losses[mode], losses[EAGER])
         return step
@@ -171,9 +168,9 @@ def training(setup: Setup, head: str, batch: int) -> Iterator[Row]:
         makers |= {way: partial(their_training, net, one, setup, mixed=way == MIXED) for way in (SHIPPED, MIXED)}
     found = measured(name, makers, setup, batch)
     mode = DEFAULT if batch == setup.batch else REDUCED
-    for way in (EAGER, FUSED, mode):
-        if way != EAGER:
-            found |= measured(name, {way: partial(make, way)}, setup, batch)
+    for way in (EAGER, mode):
+        if way == mode:
+            found |= measured(name, {mode: partial(make, mode)}, setup, batch)
         if way not in found:
             continue
         images, held = batch / found[way].seconds, f"{found[way].peak / 2**30:.1f} GiB"
@@ -184,26 +181,13 @@ def training(setup: Setup, head: str, batch: int) -> Iterator[Row]:
             ratio, theirs = found[way].peak / max(found[SHIPPED].peak, 1), f"{found[SHIPPED].peak / 2**30:.1f} GiB"
             yield Row(f"G4 peak memory batch {batch}, {SHIPPED}", held, theirs, ratio, "<= 0.6x", ratio <= 0.6,
                       "net, optimizer and steps")  # fmt: skip
-        goal, share = (
-            (IMAGES_A_SECOND.get(way), ROOFLINE.get(way)) if head == "fcos" and batch == setup.batch else (None, None)
-        )
+        goal, share = (IMAGES_A_SECOND[way], ROOFLINE[way]) if head == "fcos" and batch == setup.batch else (None, None)
         yield Row(f"G2 {head} batch {batch} {way}", f"{images:.1f} img/s", "", None, f">= {goal} img/s" if goal else "",
                   images >= goal if goal else None,
                   f"{agreed[way]}; {held}" + (f"; {images / share:.0%} of the roofline" if share else ""))  # fmt: skip
     if {EAGER, REDUCED} <= found.keys():
         yield faster_images(f"G3 {head} batch {batch} {REDUCED}, {EAGER}", batch, found[REDUCED], found[EAGER], 1.4,
                             agreed[REDUCED])  # fmt: skip
-
-
-def with_fused_norm(step: Step) -> Step:
-    def fused() -> Any:
-        fused_norm.ENABLED = True
-        try:
-            return step()
-        finally:
-            fused_norm.ENABLED = False
-
-    return fused
 
 
 def same_weights(setup: Setup, net: FCOS, one: Scene) -> str:

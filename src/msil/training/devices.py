@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 import lightning as L
 import torch
@@ -77,6 +78,8 @@ class OneStreamDDP(DDPStrategy):
     """
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        # Of kernels of a single cell, whose strides along height and width mean nothing.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
         ids = self.determine_ddp_device_ids()
         parallel = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         # After the first exchange, of all buffers; as an argument it has another name since PyTorch 2.14.

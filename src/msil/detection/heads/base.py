@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from msil.detection.assign import Assigner, GroundTruth, Match, ground_truth
 from msil.detection.assign.base import IGNORED
 from msil.detection.coders import BoxCoder
-from msil.detection.fused_norm import group_norm_relu
 from msil.detection.losses import EPSILON, mean_across_ranks
 from msil.detection.postprocess import detections_from_candidates, select_candidates
 from msil.detection.priors import PriorGenerator, Priors
@@ -293,8 +292,7 @@ class ConvNormAct(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
-        features = self.conv(features)
-        return group_norm_relu(features, self.norm) if isinstance(self.norm, nn.GroupNorm) else self.act(features)
+        return self.act(self.norm(self.conv(features)))
 
 
 def build_interaction(channels: int, msil: nn.Module | Mapping[str, Any] | None) -> nn.Module | None:
