@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +26,9 @@ def max_dets(run: Result) -> int:
 class Evidence:
     """Reads evaluation.npz of runs (results with "folder", see read_results) as they are asked for, and keeps it."""
 
-    def __init__(self, samples: int = SAMPLES) -> None:
-        self.samples = samples
+    def __init__(self, samples: int = SAMPLES, progress: Callable[[], object] = lambda: None) -> None:
+        """samples: of the bootstrap. progress: called after the resamples of each run and metric, which take seconds."""
+        self.samples, self.progress = samples, progress
         self._records: dict[str, EvaluationRecord | None] = {}
         self._matches: dict[tuple[str, bool], Matches] = {}
         self._drawn: dict[tuple[str, str], Resampled] = {}
@@ -80,6 +81,7 @@ class Evidence:
         key = run["folder"], metric
         if key not in self._drawn:
             self._drawn[key] = resample(self.matches(run, metric), metric, samples=self.samples)
+            self.progress()
         return self._drawn[key]
 
     def _check(self, run: Result) -> None:

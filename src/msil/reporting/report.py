@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 import msil
 from msil.reporting.evidence import Evidence
 from msil.reporting.groups import (
@@ -51,9 +53,10 @@ def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[st
     Raises ConfigError where runs_dir holds no finished run.
     """
     results = read_results(runs_dir)
-    evidence = Evidence()
     say(f"{len(results)} finished run{'' if len(results) == 1 else 's'} in {runs_dir}")
-    found = setting_tables(results, evidence)
+    with tqdm(desc="resampling the detections of each run", unit="", leave=False, disable=None) as bar:
+        evidence = Evidence(progress=bar.update)
+        found = setting_tables(results, evidence)
     written = write_tables(out_dir, found)
     say(f"tables: {', '.join(path.name for path in written if path.suffix == '.md')} (and .csv, .tex) in {out_dir}")
     sections = [
