@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from msil.reporting.groups import departures, settings
+from msil.reporting.groups import departures, line_names, settings
 from msil.reporting.paper import TABLES
 from msil.reporting.paper_tables import Difference, Filled, fill, fill_command, paper_table
 from msil.reporting.tables import Table, to_csv, to_latex, to_markdown
@@ -289,6 +289,18 @@ def test_what_the_price_of_msil_buys_elsewhere_stands_beside_its_gain() -> None:
     assert [row.paper.value(0) for row in rows[:3]] == [41.2, None, None]
     assert cells(paper_table(filled), 1)["against"] == plain
     assert "64 channels" in filled.setting and "96" not in filled.setting
+
+
+# Of plain VFNet only the wider one ran: it is not the row that MSIL is compared with.
+def test_a_wider_detector_alone_does_not_take_the_place_of_the_plain_one() -> None:
+    wide = run(apply="none")
+    wide["config"]["model"]["channels"] = 96
+    filled = fill(TABLES["table2"], [wide, run(apply="both"), run(1, apply="both")])
+    plain, wider = filled.rows[:2]
+    assert not plain.runs and filled.label(wider).endswith("channels=96") and wider.runs == (wide,)
+    both = next(row for row in filled.rows if row.paper.apply == "both")
+    assert filled.compared(both) is plain and filled.compared(wider) is plain
+    assert line_names([wide, run(apply="both"), run(1, apply="both")])[0] == "VFNet ResNet-10 96 channels plain"
 
 
 def test_one_net_of_another_kind_takes_the_place_of_a_tables_one_net() -> None:

@@ -27,7 +27,7 @@ class Evidence:
     """Reads evaluation.npz of runs (results with "folder", see read_results) as they are asked for, and keeps it."""
 
     def __init__(self, samples: int = SAMPLES, progress: Callable[[], object] = lambda: None) -> None:
-        """samples: of the bootstrap. progress: called after the resamples of each run and metric, which take seconds."""
+        """samples: of the bootstrap. progress: called after those of each run and metric, which take seconds."""
         self.samples, self.progress = samples, progress
         self._records: dict[str, EvaluationRecord | None] = {}
         self._matches: dict[tuple[str, bool], Matches] = {}

@@ -101,7 +101,21 @@ def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
 
 def line_names(runs: Sequence[Result]) -> list[str]:
     """`FCOS ResNet-10 MSIL`, and of what is called alike the settings that differ, `FCOS ResNet-10 MSIL, lr=0.004`."""
-    return distinct_names([f"{detector_name(run)} {block_label(run)}" for run in runs], runs)
+    names = zip(detectors_with_width(runs), runs, strict=True)
+    return distinct_names([f"{name} {block_label(run)}" for name, run in names], runs)
+
+
+def usual_width(runs: Sequence[Result]) -> int | None:
+    """The channels that most runs have; None of no run."""
+    counts = Counter(lookup(run, "model", "channels") for run in runs)
+    return max(counts, key=counts.__getitem__, default=None)
+
+
+def detectors_with_width(runs: Sequence[Result]) -> list[str]:
+    """`FCOS ResNet-10`, or `FCOS ResNet-10 96 channels` where most runs have another width."""
+    usual, widths = usual_width(runs), [lookup(run, "model", "channels") for run in runs]
+    return [detector_name(run) + ("" if width in (None, usual) else f" {width} channels")
+            for run, width in zip(runs, widths, strict=True)]  # fmt: skip
 
 
 def differing_settings(runs: Sequence[Result]) -> list[str]:
@@ -120,7 +134,7 @@ def detectors(group: Sequence[Result]) -> list[DetectorLines]:
         found.setdefault(key(run, "model.msil"), {}).setdefault(block_label(run), []).append(run)
     firsts = [next(iter(lines.values()))[0] for lines in found.values()]
     made = []
-    for name, lines in zip(distinct_names([detector_name(run) for run in firsts], firsts), found.values(), strict=True):
+    for name, lines in zip(distinct_names(detectors_with_width(firsts), firsts), found.values(), strict=True):
         ordered = sorted(lines.items(), key=lambda item: (item[0] != "plain", item[0] != "MSIL", item[0]))
         made.append(DetectorLines(name, tuple(Line(label, one_a_seed(runs)) for label, runs in ordered)))
     return sorted(made, key=lambda detector: (-len(detector.lines), detector.name))
@@ -214,13 +228,13 @@ def setting_name(rows: Sequence[Result]) -> str:
     schedule quick (12 epochs), 64 channels`."""
     counts = [(row.get("train_images"), row.get("val_images")) for row in rows]
     sizes = [(lookup(row, "data", "min_size"), lookup(row, "data", "max_size")) for row in rows]
-    widths = Counter(width for row in rows if (width := lookup(row, "model", "channels")) is not None)
+    width = usual_width(rows)
     return joined([
         distinct(data_name(row) for row in rows),
         distinct(f"{train} training and {val} validation images" for train, val in counts if train and val),
         distinct(_pixels(*size) for size in sizes if None not in size),
         distinct(schedule_name(row) for row in rows),
-        joined(f"{width} channels" for width, _ in widths.most_common(1)),
+        f"{width} channels" if width is not None else "",
     ])  # fmt: skip
 
 

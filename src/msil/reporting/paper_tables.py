@@ -20,6 +20,7 @@ from msil.reporting.groups import (
     distinct,
     distinct_names,
     has_own_block,
+    joined,
     key,
     lookup,
     net_name,
@@ -27,6 +28,7 @@ from msil.reporting.groups import (
     own_block,
     setting_name,
     unusual,
+    usual_width,
 )
 from msil.reporting.paper import PaperRow, PaperTable
 from msil.reporting.tables import Column, Table
@@ -236,12 +238,16 @@ def _rows(index: int, printed: PaperRow, table: PaperTable, group: Sequence[Resu
     enhanced = {key(run, "model.msil") for run in group if lookup(run, "model", "msil", "apply") != "none"}
     with_block = [run for run in firsts if key(run, "model.msil") in enhanced]
     usual = with_block if printed.apply == "none" and with_block else firsts
-    rows = []
+    width = usual_width(group)
+    usual = [run for run in usual if lookup(run, "model", "channels") == width]
+    rows = [] if usual or printed.ours else [FilledRow(printed, index)]
     for run, runs in zip(firsts, lines.values(), strict=True):
         variant = run not in usual
         paper = replace(printed, values=(), against=0) if variant else printed
-        others = [usual[0]] if variant else [one for one in usual if one is not run]
+        others = usual[:1] if variant else [one for one in usual if one is not run]
         extra = distinct_names(list(map(_extra, (run, *others))), [run, *others])[0]
+        if not usual:
+            extra = joined([extra, f"channels={lookup(run, 'model', 'channels')}"])
         rows.append(FilledRow(paper, index, one_a_seed(runs), extra, net, variant))
     return sorted(rows, key=lambda row: (row.variant, row.extra != "", row.extra))
 
