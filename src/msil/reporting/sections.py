@@ -141,9 +141,9 @@ def _chart(svg: bytes, alt: str) -> Picture:
 
 
 def learning_curves(number: int, lines: Lines) -> Curves | None:
-    """AP during training, of any of the lines; None where no run kept metrics.csv. number: of the section."""
+    """AP during training, of any of the lines; None where no run has two evaluations. number: of the section."""
     found = _curves(lines, "epoch", "AP")
-    if not found:
+    if not any(len(xs) > 1 for seeds in found.values() for xs, _ in seeds):
         return None
     x_label = "epoch (thin: one seed, bold: mean)"
     svg, keys = charts.chosen_curves(found, f"curve{number}", x_label, "AP, percent", "AP during training")
