@@ -49,6 +49,8 @@ def refusal(*words: str) -> str:
         ("backbone=resnet50", "model/backbone"),
         ("model.msil={aling:false}", "model.msil.align"),
         ("trainer.gpus=2", "trainer.devices"),
+        ("data.img_size=640", "data.min_size"),
+        ("model.pretrained=true", "model.backbone.weights"),
         ("train.epochs=3", "schedule.epochs"),
         ("train.lr=3", "schedule.lr"),
     ],

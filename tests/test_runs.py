@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 from tests.reporting.cases import result
 
-from msil.errors import quoted
+from msil.errors import ConfigError, quoted
 from msil.explain import parse
-from msil.runs import REQUIRED_KEYS, data_title, is_finished, read_result, write_bytes, write_json
+from msil.runs import (
+    REQUIRED_KEYS,
+    data_title,
+    is_finished,
+    read_result,
+    read_results,
+    weights_file,
+    write_bytes,
+    write_json,
+)
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -29,6 +38,17 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert is_finished(run, "1a2b3c4d")
     assert not is_finished(run, "1a2b3c4e")
     assert [path.name for path in run.iterdir()] == ["result.json"]
+
+
+def test_a_run_is_named_by_its_folder_or_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    last = Path("runs/one/checkpoints/last.ckpt")
+    write_bytes(last, b"")
+    assert weights_file("one") == weights_file("runs/one") == last
+    assert weights_file(last) == last and weights_file("two") == Path("two")
+    write_json(tmp_path / "runs" / "one" / "result.json", result())
+    with pytest.raises(ConfigError, match=r"no finished run is in \.: they are in runs"):
+        read_results(".")
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:

@@ -26,7 +26,12 @@ from msil.errors import ConfigError, UserError
 # Their settings depend on the choice: a head's, a backbone's own.
 OPEN_GROUPS = ("model.head", "model.backbone")
 # What other programs call a setting.
-ALSO_CALLED = {"gpus": "trainer.devices", "learning_rate": "schedule.lr", "imgsz": "data.min_size"}
+ALSO_CALLED = {
+    "gpu": "trainer.devices", "gpus": "trainer.devices", "max_epochs": "schedule.epochs", "lr0": "schedule.lr",
+    "num_epochs": "schedule.epochs", "learning_rate": "schedule.lr", "lr_scheduler": "schedule.decay",
+    "img_size": "data.min_size", "imgsz": "data.min_size", "path": "data.root", "batch": "data.batch_size",
+    "num_classes": "data.classes", "pretrained": "model.backbone.weights",
+}  # fmt: skip
 # OmegaConf's messages end in lines about its internals, Hydra's in its search path and the advice to use `+`.
 _INTERNALS = ("full_key:", "object_type=", "reference_type=", "To append to", "Config search path")
 

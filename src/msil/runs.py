@@ -44,7 +44,7 @@ DEFAULT_ROOTS = ("data/coco", "data/VOCdevkit/VOC2012")  # of conf/data
 PROBE_BYTES = 16384  # about what a sweep writes before its first job
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _MODEL = ("head", "backbone", "msil")
-_MAKE_SOME = "python run.py experiment=table1 data=shapes schedule=quick makes some"
+_MAKE_SOME = "python run.py makes one"
 
 
 def default_run_name(values: Mapping[str, Any]) -> str:
@@ -115,9 +115,9 @@ def block_name(msil: Mapping[str, Any]) -> str:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of weights at a path: of a run's folder its last checkpoint."""
-    own = Path(path) / CHECKPOINTS / LAST
-    return own if own.is_file() else Path(path)
+    """The file of weights at a path: of a run's folder, or of its name below runs/, its last checkpoint."""
+    places = [Path(path), *([] if Path(path).exists() else [Path("runs") / path])]
+    return next((own for place in places if (own := place / CHECKPOINTS / LAST).is_file()), Path(path))
 
 
 def weights_name(path: str | None) -> str:
@@ -268,7 +268,9 @@ def read_results(runs_dir: str | Path) -> list[dict[str, Any]]:
         else:
             found.append((folder, result))
     if not found:
-        raise ConfigError(f"no finished run is in {runs_dir}: {_MAKE_SOME}.")
+        inner = Path(runs_dir) / "runs"
+        there = f"they are in {inner}" if any(inner.glob(f"*/{RESULT}")) else _MAKE_SOME
+        raise ConfigError(f"no finished run is in {runs_dir}: {there}.")
     return [{**result, "folder": str(folder)} for folder, result in found]
 
 

@@ -56,6 +56,20 @@ def test_images_that_were_held_out_are_of_no_split(tmp_path: Path) -> None:
     assert runs_tables(tmp_path)[0].caption == "coco (pets), 100 held-out images."
 
 
+def test_a_test_is_of_a_run_and_has_no_epochs(tmp_path: Path) -> None:
+    """Its schedule is that of no training, so it is not told apart by it."""
+    write(tmp_path, "mine", 0.5)
+    write(tmp_path, "tested", 0.4)
+    path = tmp_path / "tested" / "result.json"
+    tested = json.loads(path.read_text())
+    tested["config"] |= {"mode": "test", "schedule": {"name": "1x", "epochs": 12, "lr": 9.0}}
+    tested["config"]["model"]["weights"] = "runs/mine/checkpoints/last.ckpt"
+    path.write_text(json.dumps(tested | {"epochs": 0}))
+    (table,) = runs_tables(tmp_path)
+    lines = to_text(table).splitlines()[4:6]
+    assert lines[0].endswith("mine") and lines[1].endswith("tested  test of mine") and "  -  " in lines[1]
+
+
 def test_unfinished_runs_have_their_step(tmp_path: Path) -> None:
     for name, pid in (("going", os.getpid()), ("stopped", 2**22 + 1)):  # beyond the largest pid there is
         values = plain(tiny_config(tmp_path, "data", "schedule.epochs=7", f"run_name={name}"))

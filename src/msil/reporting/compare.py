@@ -8,7 +8,7 @@ from msil.config import changes
 from msil.metrics.precision import per_class
 from msil.reporting import tables
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import Result, own_score
+from msil.reporting.groups import Result, lookup, own_score
 from msil.reporting.tables import AP_NAMES, Column, Table
 
 
@@ -38,6 +38,8 @@ def compared(a: Result, b: Result) -> str:
 
 def _settings(a: Result, b: Result) -> Table:
     pairs = changes(a["config"], b["config"])
+    if "test" in {lookup(a, "mode"), lookup(b, "mode")}:  # which reads neither
+        pairs = {name: pair for name, pair in pairs.items() if not name.startswith(("schedule.", "data.batch_size"))}
     pairs |= {name: pair for name in ("continued", "git") if (pair := (a.get(name), b.get(name)))[0] != pair[1]}
     rows = [{"name": name, "a": one, "b": other} for name, (one, other) in pairs.items()]
     columns = (Column("name", "setting", str, right=False), *_pair(tables.short))

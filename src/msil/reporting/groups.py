@@ -122,9 +122,14 @@ def differing_settings(runs: Sequence[Result]) -> list[str]:
     """Full names of the settings, the seed too, that differ between runs; head, backbone and block each as one."""
     values = [dict(leaves(computed(run["config"], BROUGHT))) for run in runs]
     paths = dict.fromkeys(path for one in values for path in one)
-    differing = [path for path in paths if len({str(one.get(path)) for one in values}) > 1]
+    differing = [path for path in paths if len({str(one.get(path)) for one in values}) > 1 and _shown(path)]
     groups = [next((group for group in GROUPS if path.startswith(f"{group}.")), path) for path in differing]
     return list(dict.fromkeys(groups))
+
+
+def _shown(path: str) -> bool:
+    """Not of a file's digest, which stands beside its name."""
+    return not path.endswith("sha256")
 
 
 def detectors(group: Sequence[Result]) -> list[DetectorLines]:
@@ -198,7 +203,7 @@ def distinct_names(names: Sequence[str], runs: Sequence[Result], without: Sequen
     for name, own in zip(names, values, strict=True):
         alike = [other for other_name, other in zip(names, values, strict=True) if other_name == name]
         paths = dict.fromkeys(path for other in alike for path in other)
-        differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1]
+        differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1 and _shown(path)]
         words = [f"{path.rpartition('.')[2]}={setting(own.get(path))}" for path in differing]
         apart.append(", ".join(part for part in (name, *words) if part))
     return apart

@@ -9,9 +9,9 @@ from pathlib import Path
 from msil.finished import stored_settings
 from msil.lock import owner
 from msil.reporting import tables
-from msil.reporting.groups import Result, ScoredOn, by_images, line_names, own_score
+from msil.reporting.groups import Result, ScoredOn, by_images, line_names, lookup, own_score
 from msil.reporting.tables import Column, Table
-from msil.runs import CONFIG, METRICS, RESULT, read_result, read_results
+from msil.runs import CONFIG, METRICS, RESULT, read_result, read_results, weights_name
 
 LONGER_NOTE = "a->b epochs: the first a by a schedule of a epochs, so not the same as b epochs from the start."
 
@@ -32,16 +32,21 @@ def runs_tables(runs_dir: Path) -> list[Table]:
 def _finished(runs: Sequence[Result], images: ScoredOn) -> Table:
     score = own_score(runs[0]["metrics"])
     rows = []
-    for run, name in zip(runs, line_names(runs), strict=True):
+    trained = [run for run in runs if lookup(run, "mode") != "test"]
+    also = {run["folder"]: name.partition(", ")[2] for run, name in zip(trained, line_names(trained), strict=True)}
+    for run in runs:
         planned = [one["epochs"] for one in run.get("continued") or ()]
         epochs = "->".join(str(one) for one in (*planned, run["epochs"])) if run["epochs"] else None
-        also = name.partition(", ")[2]
-        rows.append({**run, **run["metrics"], "run": run["run_name"], "epochs": epochs, "also": also})
+        words = also.get(run["folder"], f"test of {weights_name(lookup(run, 'model', 'weights'))}")
+        rows.append({**run, **run["metrics"], "run": run["run_name"], "epochs": epochs, "also": words})
     rows.sort(key=lambda row: (tables.is_missing(row.get(score)), -(row.get(score) or 0), row["run"]))
     names = [score, *(name for name in ("AP", "AP50") if name != score)]
     columns = [Column(name, name.replace("_", " "), tables.percent) for name in names] + [
-        Column("epochs", "epochs"), Column("seed", "seed"), Column("parameters", "params", tables.amount),
-        Column("flops", "FLOPs", tables.amount), Column("total_seconds", "time", tables.duration),
+        Column("epochs", "epochs", lambda count: count or tables.MISSING),
+        Column("seed", "seed"),
+        Column("parameters", "params", tables.amount),
+        Column("flops", "FLOPs", tables.amount),
+        Column("total_seconds", "time", tables.duration),
         Column("run", "run", str, right=False),
         Column("also", "", str, right=False, shown=any(row["also"] for row in rows)),
     ]  # fmt: skip

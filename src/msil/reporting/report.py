@@ -113,7 +113,8 @@ def _runs_section(
         if (by_class := class_table(lines, evidence)) is not None:
             parts.append(Section("AP of each class", tables=(by_class,), folded=True))
     best_first = sorted(runs, key=lambda run: -(run["metrics"].get("AP") or 0.0))
-    every = sweep_table(best_first, differing_settings(runs), caption=f"{len(runs)} finished runs, best first.")
+    caption = f"{len(runs)} finished runs, best first."
+    every = sweep_table(best_first, differing_settings(trained or runs), caption=caption)
     parts.append(Section("Each run", tables=(every,), folded=True))
     return Section(str(images), tuple(words), tuple(tables), curves, subsections=tuple(parts))
 

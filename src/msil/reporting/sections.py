@@ -146,7 +146,7 @@ def learning_curves(number: int, lines: Lines) -> Curves | None:
     if not any(len(xs) > 1 for seeds in found.values() for xs, _ in seeds):
         return None
     x_label = "epoch (thin: one seed, bold: mean)"
-    svg, keys = charts.chosen_curves(found, f"curve{number}", x_label, "AP, percent", "AP during training")
+    svg, keys = charts.chosen_curves(found, f"curve{number}", x_label, "COCO AP, percent", "AP during training")
     return Curves(svg, tuple((start, name, color) for name, (start, color) in zip(found, keys, strict=True)))
 
 
