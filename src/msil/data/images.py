@@ -49,8 +49,6 @@ UPRIGHT = {
 
 # Pillow warns of damaged EXIF, and of sizes that are errors here, without naming the file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# torchvision 0.29 says so of each WebP file that it reads.
-warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision are deprecated")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from msil.data.annotations import AnnotatedImages, Annotations
+from msil.data.audit import DataWarning
 from msil.data.module import build_split
 from msil.data.readers.layouts import auto_settings, splits_of
 from msil.errors import ConfigError, DataError, listed
@@ -38,7 +39,7 @@ def show_data(root: str | Path, out: str | Path, split: str | None = None) -> It
     for name in [split] if split else splits_of(root):
         yield f"reading split {name} of {root}"
         with warnings.catch_warnings(record=True) as findings:
-            warnings.simplefilter("always")
+            warnings.simplefilter("always", DataWarning)
             try:
                 found[name] = build_split({"name": "auto", "root": root}, name)
             except DataError as error:
