@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from msil.data.annotations import AnnotatedImages
 
 WIDTH, HEIGHT = 64, 48
 NAMES = ("cat", "dog")
@@ -19,6 +22,18 @@ BOXES: dict[str, list[Box]] = {
     for number in range(11)
 } | {"img 11.jpg": []}
 TRAIN, VALID = list(BOXES)[:9], list(BOXES)[9:]
+
+
+def auto(root: Path, **more: Any) -> dict[str, Any]:
+    return {"name": "auto", "root": str(root), "train_split": "train", "val_split": "val", **more}
+
+
+def boxes_by_file(dataset: AnnotatedImages) -> dict[str, list[tuple[Any, ...]]]:
+    truth = dataset.annotations
+    found: dict[str, list[tuple[Any, ...]]] = {Path(name).name: [] for name in truth.file_names}
+    for owner, label, box in zip(truth.truth_images, truth.truth_labels, truth.truth_boxes, strict=True):
+        found[Path(truth.file_names[owner]).name].append((truth.classes[label], *(round(float(x), 2) for x in box)))
+    return found
 
 
 def write_image(path: Path, boxes: list[Box]) -> None:

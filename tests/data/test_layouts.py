@@ -17,6 +17,8 @@ from tests.data.exports import (
     EXPORTS,
     NAMES,
     VALID,
+    auto,
+    boxes_by_file,
     label_studio_coco,
     plain_coco,
     ultralytics_yolo,
@@ -27,7 +29,6 @@ from tests.data.files import coco_content, write_coco, write_jpeg
 from tests.metrics.cases import random_record
 
 from msil.config import Config
-from msil.data.annotations import AnnotatedImages
 from msil.data.audit import DataWarning
 from msil.data.fingerprint import differing, fingerprint
 from msil.data.module import build_datasets, build_split
@@ -36,18 +37,6 @@ from msil.data.readers.holdout import hold_out
 from msil.errors import DataError
 from msil.metrics.upload import upload_entries
 from msil.training.build import metrics
-
-
-def auto(root: Path, **more: Any) -> dict[str, Any]:
-    return {"name": "auto", "root": str(root), "train_split": "train", "val_split": "val", **more}
-
-
-def boxes_by_file(dataset: AnnotatedImages) -> dict[str, list[tuple[Any, ...]]]:
-    truth = dataset.annotations
-    found: dict[str, list[tuple[Any, ...]]] = {Path(name).name: [] for name in truth.file_names}
-    for owner, label, box in zip(truth.truth_images, truth.truth_labels, truth.truth_boxes, strict=True):
-        found[Path(truth.file_names[owner]).name].append((truth.classes[label], *(round(float(x), 2) for x in box)))
-    return found
 
 
 @pytest.mark.parametrize("name", EXPORTS)

@@ -15,7 +15,7 @@ import yaml
 
 from msil.data.annotations import Annotations
 from msil.data.audit import check_images, check_inside, finite_number, is_text, relative_inside, short
-from msil.data.readers.files import IMAGES, LARGEST_TEXT, Split
+from msil.data.readers.files import LARGEST_TEXT, Split, images_below
 from msil.errors import DataError
 
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -105,7 +105,7 @@ def locate_yolo(root: Path, split: str) -> Split:
         source = _classes_of(root)
         if source is None:
             raise DataError(f"{root} has no data.yaml and no classes.txt: set data.root to YOLO's folder")
-        images = images_below(root)
+        images = _images_of_classes(root)
         if not images:
             raise DataError(f"{root} has no images beside {source.name}: put them into {root / 'images'}")
         return YoloSplit("YOLO txt with classes.txt", root, source, _names(_class_names(source), source), images)
@@ -124,25 +124,16 @@ def locate_yolo(root: Path, split: str) -> Split:
     return YoloSplit(f"YOLO txt with {source.name}", root, source, _names(content.get("names"), source), images)
 
 
-def images_below(root: Path, folder: str = ".") -> list[str]:
-    """Image files of a folder and those below it, in order, as names below root; hidden ones are left out."""
-    found = []
-    for place, folders, names in os.walk(root / folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        found += [
-            Path(os.path.relpath(os.path.join(place, name), root)).as_posix()
-            for name in sorted(names)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGES
-        ]
-    return found
-
-
 def _yaml_of(root: Path) -> Path | None:
     return next((root / name for name in SOURCES if (root / name).is_file()), None)
 
 
 def _classes_of(root: Path) -> Path | None:
     return next((root / name for name in CLASSES if (root / name).is_file()), None)
+
+
+def _images_of_classes(root: Path) -> list[str]:
+    return images_below(root, "images" if (root / "images").is_dir() else ".")
 
 
 def _images_at(place: Any, root: Path, base: Any, where: str) -> list[str]:
