@@ -192,6 +192,25 @@ def cvat_yolo(root: Path) -> None:
     write_text(root / "data.yaml", "names:\n  0: cat\n  1: dog\npath: .\ntrain: train.txt\n")
 
 
+def cvat_coco_splits(root: Path) -> None:
+    """CVAT's own names of subsets."""
+    for split, names in (("Train", TRAIN), ("Validation", VALID)):
+        write_images(root / "images" / split, names)
+        coco_json(root / "annotations" / f"instances_{split}.json", names)
+
+
+def cvat_yolo_splits(root: Path) -> None:
+    for split, names in (("Train", TRAIN), ("Validation", VALID)):
+        write_images(root / "images" / split, names)
+        for name in names:
+            yolo_txt(root / "labels" / split / f"{stem(name)}.txt", name)
+        write_text(root / f"{split}.txt", "".join(f"data/images/{split}/{name}\n" for name in names))
+    write_text(
+        root / "data.yaml",
+        "Train: Train.txt\nValidation: Validation.txt\nnames:\n  0: cat\n  1: dog\npath: .\n",
+    )
+
+
 def cvat_yolo_old(root: Path) -> None:
     """CVAT's "YOLO 1.1", Darknet's files."""
     write_images(root / "obj_train_data", list(BOXES))
@@ -226,8 +245,10 @@ def kaggle_voc(root: Path) -> None:
 EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
     "cvat_coco": (cvat_coco, False),
     "cvat_coco_old": (cvat_coco_old, False),
+    "cvat_coco_splits": (cvat_coco_splits, True),
     "cvat_voc": (cvat_voc, False),
     "cvat_yolo": (cvat_yolo, False),
+    "cvat_yolo_splits": (cvat_yolo_splits, True),
     "cvat_yolo_old": (cvat_yolo_old, False),
     "label_studio_coco": (label_studio_coco, False),
     "plain_coco": (plain_coco, False),

@@ -58,7 +58,7 @@ def test_every_tools_export_reads_to_the_same_boxes(tmp_path: Path, name: str) -
     assert "the images of train" in differing(before, fingerprint(data, ["train", "val"]))
     if not has_val:
         with pytest.raises(
-            DataError, match=r"has no split 'val'; there: (all|default|train)\. .*data\.val_fraction=0\.2"
+            DataError, match=r"has no split 'val'; there: (all|default|train): .*data\.val_fraction=0\.2"
         ):
             build_split({**data, "val_fraction": None}, "val")
 

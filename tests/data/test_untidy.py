@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.data.exports import BOXES, EXPORTS, auto
-from tests.data.files import write_jpeg
+from tests.data.exports import BOXES, EXPORTS, VALID, auto, boxes_by_file
+from tests.data.files import coco_content, write_coco, write_jpeg
 
 from msil.data.fingerprint import fingerprint
 from msil.data.module import build_split
+from msil.data.readers.layouts import auto_settings, splits_of
+from msil.errors import DataError
 from msil.finished import title
 from msil.runs import CONFIG, DETECTIONS
 
@@ -30,3 +32,40 @@ def test_pictures_that_the_program_wrote_are_no_data(tmp_path: Path, name: str) 
     (place / "figures/data.png").unlink()
     (place / "runs/one" / CONFIG).write_text("min_size: 3\n")
     assert len(build_split(auto(tmp_path), "train")) == len(BOXES) + 2  # the user's own
+
+
+def test_names_of_splits_are_compared_without_case(tmp_path: Path) -> None:
+    EXPORTS["cvat_yolo_splits"][0](tmp_path)
+    for split in ("val", "Validation"):
+        assert sorted(boxes_by_file(build_split({"name": "yolo", "root": tmp_path}, split))) == VALID
+    assert splits_of(tmp_path) == ["train", "validation"]
+    shutil.rmtree(tmp_path)
+    EXPORTS["cvat_coco_splits"][0](tmp_path)
+    assert splits_of(tmp_path) == ["Train", "Validation"]
+    assert auto_settings(tmp_path) == f"data=auto data.root={tmp_path}"
+    with pytest.raises(DataError, match="no split 'test'"):
+        build_split(auto(tmp_path), "test")
+
+
+def test_to_hold_out_images_is_advised_where_it_helps(tmp_path: Path) -> None:
+    empty = coco_content() | {"annotations": [], "images": []}
+    write_coco(tmp_path / "set", empty, "val")
+    voc = tmp_path / "voc"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (voc / name).mkdir(parents=True)
+    (voc / "ImageSets/Main/other.txt").write_text("a\n")
+    EXPORTS["cvat_yolo"][0](tmp_path / "yolo")
+    for data in (
+        {"name": "coco", "root": tmp_path / "set"},
+        {"name": "voc", "root": voc},
+        {"name": "yolo", "root": tmp_path / "yolo"},
+        {"name": "auto", "root": tmp_path / "set"},
+        {"name": "coco", "root": tmp_path / "set", "annotations": {}},
+    ):
+        data = {**data, "train_split": "learn", "val_split": "lost"}
+        with pytest.raises(DataError, match=r"training images by data\.val_fraction=0\.2"):
+            build_split(data, "lost")
+        for split, fraction in (("learn", None), ("learn", 0.2), ("lost", 0.2)):
+            with pytest.raises(DataError, match="learn") as error:
+                build_split({**data, "val_fraction": fraction}, split)
+            assert "val_fraction" not in str(error.value)

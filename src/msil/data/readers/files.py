@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Protocol
 
 from msil.data.annotations import Annotations
+from msil.errors import DataError
 from msil.runs import CONFIG, DETECTIONS, SETTINGS
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 LARGEST_TEXT = 8 * 2**20  # bytes of one image's xml or txt, some 40,000 objects; parsed, it takes ten times as much
+
+
+class MissingSplit(DataError):
+    """A data set has no such split."""
 
 
 class Split(Protocol):

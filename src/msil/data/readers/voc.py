@@ -26,7 +26,7 @@ from msil.data.audit import (
     is_text,
     short,
 )  # fmt: skip
-from msil.data.readers.files import IMAGES, LARGEST_TEXT, Listings, names_in
+from msil.data.readers.files import IMAGES, LARGEST_TEXT, Listings, MissingSplit, names_in
 from msil.errors import DataError, listed, typed
 
 VOC_CLASSES = (
@@ -162,7 +162,8 @@ def xml_splits(root: Path) -> list[str]:
     """Folders train, valid, ... with xml files beside images, as Roboflow's VOC export has; else "all", where root
     itself, or its folder Annotations or annotations, has xml files."""
     folders = sorted(path.name for path in root.glob("*/") if names_in(path, (".xml",)))
-    beside = [name for name in folders if name.startswith(("train", "val", "test")) and names_in(root / name, IMAGES)]
+    splits = [name for name in folders if name.lower().startswith(("train", "val", "test"))]
+    beside = [name for name in splits if names_in(root / name, IMAGES)]
     return beside or (["all"] if names_in(root, (".xml",)) or {"Annotations", "annotations"} & {*folders} else [])
 
 
@@ -202,9 +203,8 @@ def _locate(root: Path, split: str) -> Path:
             )
     if not source.is_file():
         there = ", ".join(sorted(path.stem for path in source.parent.glob("*.txt"))[:10]) or "none"
-        raise DataError(
-            f"split file {source} is missing (there: {there}): name another split, put it there, or hold out training "
-            f"images by data.val_fraction=0.2; {layout}"
+        raise MissingSplit(
+            f"split file {source} is missing (there: {there}): name another split, or put it there; {layout}"
         )
     return source
 

@@ -15,7 +15,7 @@ import yaml
 
 from msil.data.annotations import Annotations
 from msil.data.audit import check_images, check_inside, finite_number, is_text, relative_inside, short
-from msil.data.readers.files import LARGEST_TEXT, Split, images_below
+from msil.data.readers.files import LARGEST_TEXT, MissingSplit, Split, images_below
 from msil.errors import DataError
 
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -110,14 +110,12 @@ def locate_yolo(root: Path, split: str) -> Split:
             raise DataError(f"{root} has no images beside {source.name}: put them into {root / 'images'}")
         return YoloSplit("YOLO txt with classes.txt", root, source, _names(_class_names(source), source), images)
     content = _read_source(source, root)
+    split = split.lower()
     same = SPLITS[1:4] if split in SPLITS[1:4] else (split,)
     places = next((content[name] for name in same if content.get(name)), None)
     if places is None:
         there = ", ".join(name for name in SPLITS if content.get(name)) or "none"
-        raise DataError(
-            f"{source} names no split {split} (there: {there}): add it, name another split, or hold out training "
-            "images by data.val_fraction=0.2"
-        )
+        raise MissingSplit(f"{source} names no split {split} (there: {there}): add it, or name another split")
     images = []
     for place in places if isinstance(places, list) else [places]:
         images += _images_at(place, root, content.get("path"), f"{source}: {split}")
@@ -186,13 +184,14 @@ def _inside(place: Any, root: Path) -> str | None:
 
 
 def _read_source(source: Path, root: Path) -> Mapping[str, Any]:
-    """Of obj.data, lines of key = value, names is a file with a class a line."""
+    """Of obj.data, lines of key = value, names is a file with a class a line. Splits are in lower case."""
     if source.suffix == ".data":
         pairs = [line.partition("=") for line in _text(source, "file").splitlines()]
         content: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
         file = root / _found(content.get("names"), root, [""], f"{source}: names")
         return content | {"names": _class_names(file)}
-    return _read_yaml(source)
+    given = _read_yaml(source)
+    return {**{str(key).lower(): value for key, value in given.items() if str(key).lower() in SPLITS}, **given}
 
 
 def _read_yaml(source: Path) -> Mapping[str, Any]:
