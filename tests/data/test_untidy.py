@@ -69,3 +69,12 @@ def test_to_hold_out_images_is_advised_where_it_helps(tmp_path: Path) -> None:
             with pytest.raises(DataError, match="learn") as error:
                 build_split({**data, "val_fraction": fraction}, split)
             assert "val_fraction" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["label_img", "kaggle_voc"])
+def test_labelimgs_list_of_classes_beside_xml_files_makes_no_yolo_of_them(tmp_path: Path, name: str) -> None:
+    EXPORTS[name][0](tmp_path)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert boxes_by_file(build_split(auto(tmp_path), "train")) == BOXES
+    with pytest.raises(DataError, match="no image has a file of labels"):
+        build_split({"name": "yolo", "root": tmp_path}, "all")

@@ -199,7 +199,7 @@ def _given(root: Path, annotations: str | Mapping[str, str], split: str) -> Spli
 
 # The first that fits is taken.
 LAYOUTS: Sequence[Layout] = (
-    Layout("YOLO's data.yaml, classes.txt or obj.data", yolo_splits, locate_yolo),
+    Layout("YOLO's data.yaml, obj.data, or classes.txt with labels", yolo_splits, locate_yolo),
     Layout(f"Roboflow's train/{ROBOFLOW}", _roboflow_splits, _locate_roboflow),
     Layout(f"Label Studio's {LABEL_STUDIO}", _label_studio_splits, _locate_label_studio),
     Layout("COCO's or CVAT's annotations/instances_*.json", coco_splits, locate_coco),

@@ -78,24 +78,18 @@ class YoloSplit:
         return [self.source, *labels], [self.root / name for name in self.images]
 
     def _labels(self) -> list[Path]:
-        """Each image's txt: in labels/ in the place of the last images/, or beside it."""
-        found = []
-        for name in self.images:
-            folder, file = os.path.split(os.path.splitext(name)[0])
-            parts = folder.split("/")
-            if "images" in parts:
-                parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-            own, beside = self.root.joinpath(*parts, f"{file}.txt"), self.root / folder / f"{file}.txt"
-            found.append(beside if beside.is_file() and not own.is_file() else own)
-        return found
+        return [_label_file(self.root, name) for name in self.images]
 
 
 def yolo_splits(root: Path) -> list[str]:
-    """Those that data.yaml names; "all" for a classes.txt alone."""
+    """Those that data.yaml names; "all" for a classes.txt alone, which labelImg leaves beside xml files too, and an
+    image with its txt."""
     if (source := _yaml_of(root)) is not None:
         content = _read_source(source, root)
         return [name for name in SPLITS if content.get(name)]
-    return ["all"] if _classes_of(root) is not None else []
+    if _classes_of(root) is None:
+        return []
+    return ["all"] if any(_label_file(root, name).is_file() for name in _images_of_classes(root)) else []
 
 
 def locate_yolo(root: Path, split: str) -> Split:
@@ -120,6 +114,16 @@ def locate_yolo(root: Path, split: str) -> Split:
     for place in places if isinstance(places, list) else [places]:
         images += _images_at(place, root, content.get("path"), f"{source}: {split}")
     return YoloSplit(f"YOLO txt with {source.name}", root, source, _names(content.get("names"), source), images)
+
+
+def _label_file(root: Path, image: str) -> Path:
+    """An image's txt: in labels/ in the place of the last images/, or beside it."""
+    folder, file = os.path.split(os.path.splitext(image)[0])
+    parts = folder.split("/")
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    own, beside = root.joinpath(*parts, f"{file}.txt"), root / folder / f"{file}.txt"
+    return beside if beside.is_file() and not own.is_file() else own
 
 
 def _yaml_of(root: Path) -> Path | None:
