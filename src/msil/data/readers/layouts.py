@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,9 +88,13 @@ def splits_of(root: Path) -> list[str]:
     return sorted(names, key=lambda name: (*(not name.lower().startswith(kind) for kind in ("train", "val")), name))
 
 
-def auto_settings(root: Path) -> str:
-    """What to type to train on a folder of data, validation images held out where none are there."""
-    held_out = [] if len(_fitting("val", _layout_of(root)[1])) == 1 else [typed("data.val_fraction", "0.2")]
+def auto_settings(root: Path, refused: Collection[str] = ()) -> str | None:
+    """What to type to train on a folder of data, validation images held out where none are there; None where there is
+    nothing to train on. refused: splits that the audit refuses."""
+    train, val = (_fitting(split, _layout_of(root)[1]) for split in ("train", "val"))
+    if len(train) != 1 or train[0] in refused:
+        return None
+    held_out = [] if len(val) == 1 and val[0] not in refused else [typed("data.val_fraction", "0.2")]
     return " ".join(["data=auto", typed("data.root", str(root)), *held_out])
 
 
