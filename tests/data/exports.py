@@ -183,6 +183,17 @@ def ultralytics_yolo(root: Path) -> None:
     write_text(root / "data.yaml", text + "names:\n  0: cat\n  1: dog\n")
 
 
+def darknet_yolo(root: Path) -> None:
+    """A yaml of the user's own name, and lists of absolute paths of another machine."""
+    ultralytics_yolo(root)
+    (root / "data.yaml").unlink()
+    text = "path: /home/me/pets\ntrain: train.txt\nval: /home/me/pets/val.txt\nnames: [cat, dog]\n"
+    write_text(root / "pets.yaml", text)
+    write_text(root / "hyp.yaml", "lr0: 0.01\n")
+    for split, names, top in (("train", TRAIN, "/home/me/pets/"), ("val", VALID, "C:\\me\\pets\\")):
+        write_text(root / f"{split}.txt", "".join(f"{top}images/{split}/{name}\n" for name in names))
+
+
 def cvat_yolo(root: Path) -> None:
     """CVAT's "Ultralytics YOLO Detection": lists of images."""
     write_images(root / "images" / "train", list(BOXES))
@@ -258,6 +269,7 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
     "roboflow_voc": (roboflow_voc, True),
     "roboflow_yolo": (roboflow_yolo, True),
     "ultralytics_yolo": (ultralytics_yolo, True),
+    "darknet_yolo": (darknet_yolo, True),
     "label_img": (label_img, False),
     "label_img_yolo": (label_img_yolo, False),
     "kaggle_voc": (kaggle_voc, False),

@@ -247,7 +247,8 @@ def test_malformed_labels_are_refused_by_file_and_line(tmp_path: Path, line: str
         ({"train": None}, r"names no split train \(there: val\)"),
         ({"train": "images/lost"}, "train is 'images/lost', which is not in"),
         ({"train": 5}, "train must name a folder or file of the data set, but is 5"),
-        ({"train": "/etc"}, "train must name a folder or file of the data set, but is '/etc'"),
+        ({"train": "/etc"}, "train is '/etc', which is not in"),
+        ({"train": "/"}, "train is '/', which is not in"),
         ({"train": "empty"}, "empty has no images"),
     ],
 )

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.data.exports import BOXES, EXPORTS, VALID, auto, boxes_by_file
+from tests.data.exports import BOXES, EXPORTS, VALID, auto, boxes_by_file, coco_json
 from tests.data.files import coco_content, write_coco, write_jpeg
 
 from msil.data.fingerprint import fingerprint
@@ -32,6 +32,15 @@ def test_pictures_that_the_program_wrote_are_no_data(tmp_path: Path, name: str) 
     (place / "figures/data.png").unlink()
     (place / "runs/one" / CONFIG).write_text("min_size: 3\n")
     assert len(build_split(auto(tmp_path), "train")) == len(BOXES) + 2  # the user's own
+
+
+def test_label_studios_own_place_of_images_is_its_folder_images(tmp_path: Path) -> None:
+    EXPORTS["label_studio_coco"][0](tmp_path)
+    coco_json(tmp_path / "result.json", list(BOXES), first=0, prefix="/data/upload/1/")
+    assert boxes_by_file(build_split(auto(tmp_path), "train")) == BOXES
+    coco_json(tmp_path / "result.json", list(BOXES), first=0, prefix="/data/elsewhere/")
+    with pytest.raises(DataError, match=r"image 0: file_name is '/data/elsewhere/img 00\.jpg', which leaves"):
+        build_split(auto(tmp_path), "train")
 
 
 def test_names_of_splits_are_compared_without_case(tmp_path: Path) -> None:
@@ -78,3 +87,10 @@ def test_labelimgs_list_of_classes_beside_xml_files_makes_no_yolo_of_them(tmp_pa
     assert boxes_by_file(build_split(auto(tmp_path), "train")) == BOXES
     with pytest.raises(DataError, match="no image has a file of labels"):
         build_split({"name": "yolo", "root": tmp_path}, "all")
+
+
+def test_of_several_yamls_none_is_guessed(tmp_path: Path) -> None:
+    EXPORTS["darknet_yolo"][0](tmp_path)
+    shutil.copy(tmp_path / "pets.yaml", tmp_path / "other.yml")
+    with pytest.raises(DataError, match="not one other yaml that alone names classes and splits"):
+        build_split({"name": "yolo", "root": tmp_path}, "train")

@@ -129,6 +129,9 @@ class JsonSplit:
         found = []
         for name, image in zip(names, where, strict=True):
             placed = relative_inside(name, self.root)
+            if isinstance(name, str) and name.startswith("/data/upload/"):  # Label Studio's own place of images/
+                uploaded = f"{prefix}images/{name.rpartition('/')[2]}"
+                placed = uploaded if listings.has(self.root, uploaded) else placed
             placed = prefix + inner_name(name, f"{image}: file_name") if placed is None else placed
             if not listings.has(self.root, placed):
                 stem, ending = os.path.splitext(placed.replace("\\", "/"))  # Label Studio writes so on Windows

@@ -15,7 +15,7 @@ import yaml
 
 from msil.data.annotations import Annotations
 from msil.data.audit import check_images, check_inside, finite_number, is_text, relative_inside, short
-from msil.data.readers.files import LARGEST_TEXT, MissingSplit, Split, images_below
+from msil.data.readers.files import LARGEST_TEXT, MissingSplit, Split, images_below, names_in
 from msil.errors import DataError
 
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -98,7 +98,10 @@ def locate_yolo(root: Path, split: str) -> Split:
     if source is None:
         source = _classes_of(root)
         if source is None:
-            raise DataError(f"{root} has no data.yaml and no classes.txt: set data.root to YOLO's folder")
+            raise DataError(
+                f"{root} has no data.yaml, not one other yaml that alone names classes and splits, and no classes.txt: "
+                "set data.root to YOLO's folder"
+            )
         images = _images_of_classes(root)
         if not images:
             raise DataError(f"{root} has no images beside {source.name}: put them into {root / 'images'}")
@@ -127,7 +130,19 @@ def _label_file(root: Path, image: str) -> Path:
 
 
 def _yaml_of(root: Path) -> Path | None:
-    return next((root / name for name in SOURCES if (root / name).is_file()), None)
+    """data.yaml, or the only yaml of another name that names classes and a split."""
+    known = next((root / name for name in SOURCES if (root / name).is_file()), None)
+    others = [root / name for name in names_in(root, (".yaml", ".yml"))] if known is None else []
+    found = [file for file in others if _names_splits(file)]
+    return found[0] if len(found) == 1 else known
+
+
+def _names_splits(file: Path) -> bool:
+    try:
+        content = yaml.safe_load(_text(file, "file"))
+    except (DataError, yaml.YAMLError, ValueError, RecursionError):  # it is about something else
+        return False
+    return isinstance(content, dict) and "names" in content and any(str(key).lower() in SPLITS for key in content)
 
 
 def _classes_of(root: Path) -> Path | None:
@@ -164,12 +179,16 @@ def _images_at(place: Any, root: Path, base: Any, where: str) -> list[str]:
 
 
 def _found(place: Any, root: Path, bases: list[str], where: str) -> str:
-    """A path of data.yaml or of a list -> below root. Leading ../ and a first folder that is not here are left out:
-    exporters write paths of the machine or the folder that they ran in."""
+    """A path of data.yaml or of a list -> below root. Leading ../ and a first folder that is not here are left out, of
+    an absolute path as many as need be: exporters write paths of the machine or the folder that they ran in."""
+    if not is_text(place):
+        raise DataError(f"{where} must name a folder or file of the data set, but is {short(place)}: correct it")
     inside = _inside(place, root)
     if inside is None:
-        raise DataError(f"{where} must name a folder or file of the data set, but is {short(place)}: correct it")
-    tails = [inside, inside.partition("/")[2]]
+        parts = os.path.normpath(place.replace("\\", "/")).split("/")
+        tails = ["/".join(parts[start:]) for start in range(1, len(parts))]
+    else:
+        tails = [inside, inside.partition("/")[2]]
     for name in (os.path.normpath(os.path.join(base, tail)) for tail in tails if tail for base in bases):
         if os.path.exists(root / name):
             return Path(name).as_posix()
@@ -177,11 +196,11 @@ def _found(place: Any, root: Path, bases: list[str], where: str) -> str:
 
 
 def _inside(place: Any, root: Path) -> str | None:
-    """A path below root, which need not be there; None for what is no such path."""
+    """A path below root, which need not be there; None for an absolute one elsewhere, and for what is no path."""
     if not is_text(place):
         return None
     place = place.replace("\\", "/")
-    if os.path.isabs(place):
+    if os.path.isabs(place) or place[1:3] == ":/":
         return relative_inside(place, root)
     parts = os.path.normpath(place).split("/")
     return "/".join(part for part in parts if part != "..")
