@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
-from tests.data.exports import BOXES, EXPORTS, VALID, auto, boxes_by_file, coco_json
+from tests.data.exports import BOXES, EXPORTS, VALID, auto, boxes_by_file, coco_json, voc_xml
 from tests.data.files import coco_content, write_coco, write_jpeg
 
 from msil.data.fingerprint import fingerprint
@@ -14,6 +15,7 @@ from msil.data.module import build_split
 from msil.data.readers.layouts import auto_settings, splits_of
 from msil.errors import DataError
 from msil.finished import title
+from msil.inference.predict import FORMATS
 from msil.runs import CONFIG, DETECTIONS
 
 
@@ -94,3 +96,57 @@ def test_of_several_yamls_none_is_guessed(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "pets.yaml", tmp_path / "other.yml")
     with pytest.raises(DataError, match="not one other yaml that alone names classes and splits"):
         build_split({"name": "yolo", "root": tmp_path}, "train")
+
+
+def warned(root: Path) -> list[str]:
+    """What reading the training split says, without the source's name."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build_split(auto(root), "train")
+    return [str(one.message).partition(": ")[2] for one in caught]
+
+
+def test_labels_that_yolos_layout_does_not_read_are_counted(tmp_path: Path) -> None:
+    EXPORTS["label_studio_yolo"][0](tmp_path)
+    assert warned(tmp_path) == []
+    (tmp_path / "labels/img 11.txt").rename(tmp_path / "labels/notes.txt")  # no boxes are in it
+    (tmp_path / "images/img 05.jpg").unlink()
+    (tmp_path / "labels/img 06.txt").unlink()
+    voc_xml(tmp_path / "Annotations/img 06.xml", "img 06.jpg")
+    voc_xml(tmp_path / "Annotations/img 07.xml", "img 07.jpg")  # its txt is read
+    assert warned(tmp_path) == [
+        f"1 label file has no image, such as {tmp_path / 'labels/img 05.txt'}",
+        f"1 xml file is not read, such as {tmp_path / 'Annotations/img 06.xml'}: the labels are YOLO's, of classes.txt",
+    ]
+    shutil.rmtree(tmp_path)
+    EXPORTS["label_img_yolo"][0](tmp_path)
+    (tmp_path / "readme.txt").write_text("pets of 2024\n")
+    for name in ("img 02", "img 03"):
+        (tmp_path / f"{name}.jpg").unlink()
+    assert warned(tmp_path) == [f"2 label files have no image, such as {tmp_path / 'img 02.txt'}"]
+
+
+def test_a_list_of_some_images_leaves_the_labels_of_the_others_unsaid(tmp_path: Path) -> None:
+    EXPORTS["cvat_yolo"][0](tmp_path)
+    (tmp_path / "train.txt").write_text("data/images/train/img 00.jpg\n")
+    assert warned(tmp_path) == []
+
+
+def test_images_below_the_folder_of_xml_files_are_counted(tmp_path: Path) -> None:
+    EXPORTS["label_img"][0](tmp_path)
+    for name in ("img 00", "img 01"):
+        for ending in ("jpg", "xml"):
+            (tmp_path / "more").mkdir(exist_ok=True)
+            (tmp_path / f"{name}.{ending}").rename(tmp_path / f"more/{name}.{ending}")
+    assert warned(tmp_path) == [
+        "folders below are not read, 2 images in more/: put them, and their xml files, beside the others"
+    ]
+
+
+@pytest.mark.parametrize("name", ["label_img", "label_studio_yolo"])
+def test_jfif_is_an_image(tmp_path: Path, name: str) -> None:
+    EXPORTS[name][0](tmp_path)
+    (image,) = tmp_path.rglob("img 00.jpg")
+    image.rename(image.with_suffix(".JFIF"))
+    assert len(build_split(auto(tmp_path), "train")) == len(BOXES)
+    assert warned(tmp_path) == [] and FORMATS[".jfif"] == "JPEG"

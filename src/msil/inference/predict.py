@@ -28,8 +28,8 @@ from msil.runs import DETECTIONS, write_bytes, write_json
 SMALLEST_DRAWN = 640  # pixels of the long side: what is at most half of it is enlarged, or labels would hide it
 # By the ending of the name: what is taken for an image, and what its drawn copy is written as.
 FORMATS = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
-    ".gif": "GIF",
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".tif": "TIFF",
+    ".tiff": "TIFF", ".gif": "GIF",
 }  # fmt: skip
 TAKEN = (*FORMATS, *VIDEOS)
 

@@ -11,7 +11,7 @@ from msil.data.annotations import Annotations
 from msil.errors import DataError
 from msil.runs import CONFIG, DETECTIONS, SETTINGS
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 LARGEST_TEXT = 8 * 2**20  # bytes of one image's xml or txt, some 40,000 objects; parsed, it takes ten times as much
 
 

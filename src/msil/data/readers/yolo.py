@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy as np
 import yaml
 
 from msil.data.annotations import Annotations
-from msil.data.audit import check_images, check_inside, finite_number, is_text, relative_inside, short
-from msil.data.readers.files import LARGEST_TEXT, MissingSplit, Split, images_below, names_in
+from msil.data.audit import DataWarning, check_images, check_inside, finite_number, is_text, relative_inside, short
+from msil.data.readers.files import IMAGES, LARGEST_TEXT, Listings, MissingSplit, Split, images_below, names_in
 from msil.errors import DataError
 
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -48,6 +49,7 @@ class YoloSplit:
                 "beside images/"
             )
         check_inside(labels, self.root, self.root)
+        self._warn_of_lost(labels)
         rows = [_read_labels(file, len(self.names)) for file in labels]
         paths = [self.root / name for name in self.images]
         sizes, orientations = check_images(paths, self.root, self.root, [None] * len(paths), [str(p) for p in paths])
@@ -79,6 +81,33 @@ class YoloSplit:
 
     def _labels(self) -> list[Path]:
         return [_label_file(self.root, name) for name in self.images]
+
+    def _warn_of_lost(self, labels: list[Path]) -> None:
+        """Of label files without an image, and of xml files of images without a label file."""
+        listings, images = Listings(), [self.root / name for name in self.images]
+        places = {file.parent: image.parent for file, image in zip(labels, images, strict=True)}
+        stray = [
+            file
+            for folder, beside in places.items()
+            for file in map(folder.joinpath, names_in(folder, (".txt",)))
+            if listings.find(beside, file.stem, IMAGES) is None and _holds_boxes(file)
+        ]
+        if stray:
+            count = "1 label file has" if len(stray) == 1 else f"{len(stray)} label files have"
+            warnings.warn(f"{self.source}: {count} no image, such as {stray[0]}", DataWarning, stacklevel=3)
+        xmls = [
+            folder / name
+            for file, image in zip(labels, images, strict=True)
+            if not file.is_file()
+            for folder in dict.fromkeys(
+                (image.parent, file.parent, self.root / "Annotations", self.root / "annotations")
+            )
+            if (name := listings.find(folder, file.stem, (".xml",)))
+        ]
+        if xmls:
+            count = "1 xml file is" if len(xmls) == 1 else f"{len(xmls)} xml files are"
+            what = f"{count} not read, such as {xmls[0]}: the labels are YOLO's, of {self.source.name}"
+            warnings.warn(f"{self.source}: {what}", DataWarning, stacklevel=3)
 
 
 def yolo_splits(root: Path) -> list[str]:
@@ -285,6 +314,14 @@ def _read_labels(file: Path, count: int) -> list[tuple[int, int, list[float]]]:
             box = [cx - width / 2, cy - height / 2, width, height]
         rows.append((number, int(label), box))
     return rows
+
+
+def _holds_boxes(file: Path) -> bool:
+    try:
+        words = _text(file, "file of labels").partition("\n")[0].split()
+    except DataError:
+        return False
+    return len(words) >= 5 and all(finite_number(word) is not None for word in words)
 
 
 def _number(word: str, where: str) -> float:
