@@ -92,8 +92,9 @@ def images_below(root: Path, folder: str = ".") -> list[str]:
 
 
 def _written_here(folder: Path) -> bool:
-    """Whether a folder is of `msil predict`, of a run, or of `msil data show`."""
-    if (folder / DETECTIONS).is_file() or (folder.name == "figures" and (folder / "data.png").is_file()):
+    """Whether a folder is of `msil predict`, of a run, or figures/ of `msil data show` or `msil figure`."""
+    figures = ("data.png", "heatmap.png", "centers.png") if folder.name == "figures" else ()
+    if any((folder / name).is_file() for name in (DETECTIONS, *figures)):
         return True
     try:
         with open(folder / CONFIG, "rb") as file:
