@@ -11,7 +11,7 @@ import yaml
 from msil.config import Config, Mode, Resume, changes, config_hash, plain
 from msil.errors import ConfigError, DataError, listed
 from msil.reporting.tables import short
-from msil.runs import CHECKPOINTS, CONFIG, LAST, is_empty, read_result
+from msil.runs import CHECKPOINTS, CONFIG, LAST, SETTINGS, is_empty, read_result
 
 # What a run that goes on for more epochs may change besides schedule.epochs; schedule.name: of 2x in the place of 1x.
 LONGER = {"schedule.epochs", "schedule.milestones", "schedule.name"}
@@ -19,7 +19,7 @@ LONGER = {"schedule.epochs", "schedule.milestones", "schedule.name"}
 
 def title(values: Mapping[str, Any]) -> str:
     """The first line of config.yaml."""
-    return f"# settings {config_hash(values)}"
+    return f"{SETTINGS}{config_hash(values)}"
 
 
 def stored_settings(run_dir: Path) -> dict[str, Any] | None:

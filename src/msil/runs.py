@@ -28,6 +28,8 @@ CURVES = "curves.png"
 PREDICTIONS = "predictions.png"
 CONSOLE = "console.log"
 LOCK = ".lock"
+DETECTIONS = "detections.json"  # in the folder that msil predict writes to
+SETTINGS = "# settings "  # the first line of a run's CONFIG begins so
 CHECKPOINTS = "checkpoints"
 # In checkpoints/.
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from msil.data.annotations import AnnotatedImages
 
 WIDTH, HEIGHT = 64, 48
 NAMES = ("cat", "dog")
@@ -19,6 +22,18 @@ BOXES: dict[str, list[Box]] = {
     for number in range(11)
 } | {"img 11.jpg": []}
 TRAIN, VALID = list(BOXES)[:9], list(BOXES)[9:]
+
+
+def auto(root: Path, **more: Any) -> dict[str, Any]:
+    return {"name": "auto", "root": str(root), "train_split": "train", "val_split": "val", **more}
+
+
+def boxes_by_file(dataset: AnnotatedImages) -> dict[str, list[tuple[Any, ...]]]:
+    truth = dataset.annotations
+    found: dict[str, list[tuple[Any, ...]]] = {Path(name).name: [] for name in truth.file_names}
+    for owner, label, box in zip(truth.truth_images, truth.truth_labels, truth.truth_boxes, strict=True):
+        found[Path(truth.file_names[owner]).name].append((truth.classes[label], *(round(float(x), 2) for x in box)))
+    return found
 
 
 def write_image(path: Path, boxes: list[Box]) -> None:
@@ -168,6 +183,17 @@ def ultralytics_yolo(root: Path) -> None:
     write_text(root / "data.yaml", text + "names:\n  0: cat\n  1: dog\n")
 
 
+def darknet_yolo(root: Path) -> None:
+    """A yaml of the user's own name, and lists of absolute paths of another machine."""
+    ultralytics_yolo(root)
+    (root / "data.yaml").unlink()
+    text = "path: /home/me/pets\ntrain: train.txt\nval: /home/me/pets/val.txt\nnames: [cat, dog]\n"
+    write_text(root / "pets.yaml", text)
+    write_text(root / "hyp.yaml", "lr0: 0.01\n")
+    for split, names, top in (("train", TRAIN, "/home/me/pets/"), ("val", VALID, "C:\\me\\pets\\")):
+        write_text(root / f"{split}.txt", "".join(f"{top}images/{split}/{name}\n" for name in names))
+
+
 def cvat_yolo(root: Path) -> None:
     """CVAT's "Ultralytics YOLO Detection": lists of images."""
     write_images(root / "images" / "train", list(BOXES))
@@ -175,6 +201,25 @@ def cvat_yolo(root: Path) -> None:
         yolo_txt(root / "labels" / "train" / f"{stem(name)}.txt", name)
     write_text(root / "train.txt", "".join(f"data/images/train/{name}\n" for name in BOXES))
     write_text(root / "data.yaml", "names:\n  0: cat\n  1: dog\npath: .\ntrain: train.txt\n")
+
+
+def cvat_coco_splits(root: Path) -> None:
+    """CVAT's own names of subsets."""
+    for split, names in (("Train", TRAIN), ("Validation", VALID)):
+        write_images(root / "images" / split, names)
+        coco_json(root / "annotations" / f"instances_{split}.json", names)
+
+
+def cvat_yolo_splits(root: Path) -> None:
+    for split, names in (("Train", TRAIN), ("Validation", VALID)):
+        write_images(root / "images" / split, names)
+        for name in names:
+            yolo_txt(root / "labels" / split / f"{stem(name)}.txt", name)
+        write_text(root / f"{split}.txt", "".join(f"data/images/{split}/{name}\n" for name in names))
+    write_text(
+        root / "data.yaml",
+        "Train: Train.txt\nValidation: Validation.txt\nnames:\n  0: cat\n  1: dog\npath: .\n",
+    )
 
 
 def cvat_yolo_old(root: Path) -> None:
@@ -211,8 +256,10 @@ def kaggle_voc(root: Path) -> None:
 EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
     "cvat_coco": (cvat_coco, False),
     "cvat_coco_old": (cvat_coco_old, False),
+    "cvat_coco_splits": (cvat_coco_splits, True),
     "cvat_voc": (cvat_voc, False),
     "cvat_yolo": (cvat_yolo, False),
+    "cvat_yolo_splits": (cvat_yolo_splits, True),
     "cvat_yolo_old": (cvat_yolo_old, False),
     "label_studio_coco": (label_studio_coco, False),
     "plain_coco": (plain_coco, False),
@@ -222,6 +269,7 @@ EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
     "roboflow_voc": (roboflow_voc, True),
     "roboflow_yolo": (roboflow_yolo, True),
     "ultralytics_yolo": (ultralytics_yolo, True),
+    "darknet_yolo": (darknet_yolo, True),
     "label_img": (label_img, False),
     "label_img_yolo": (label_img_yolo, False),
     "kaggle_voc": (kaggle_voc, False),

@@ -17,6 +17,8 @@ from tests.data.exports import (
     EXPORTS,
     NAMES,
     VALID,
+    auto,
+    boxes_by_file,
     label_studio_coco,
     plain_coco,
     ultralytics_yolo,
@@ -27,7 +29,6 @@ from tests.data.files import coco_content, write_coco, write_jpeg
 from tests.metrics.cases import random_record
 
 from msil.config import Config
-from msil.data.annotations import AnnotatedImages
 from msil.data.audit import DataWarning
 from msil.data.fingerprint import differing, fingerprint
 from msil.data.module import build_datasets, build_split
@@ -36,18 +37,6 @@ from msil.data.readers.holdout import hold_out
 from msil.errors import DataError
 from msil.metrics.upload import upload_entries
 from msil.training.build import metrics
-
-
-def auto(root: Path, **more: Any) -> dict[str, Any]:
-    return {"name": "auto", "root": str(root), "train_split": "train", "val_split": "val", **more}
-
-
-def boxes_by_file(dataset: AnnotatedImages) -> dict[str, list[tuple[Any, ...]]]:
-    truth = dataset.annotations
-    found: dict[str, list[tuple[Any, ...]]] = {Path(name).name: [] for name in truth.file_names}
-    for owner, label, box in zip(truth.truth_images, truth.truth_labels, truth.truth_boxes, strict=True):
-        found[Path(truth.file_names[owner]).name].append((truth.classes[label], *(round(float(x), 2) for x in box)))
-    return found
 
 
 @pytest.mark.parametrize("name", EXPORTS)
@@ -69,7 +58,7 @@ def test_every_tools_export_reads_to_the_same_boxes(tmp_path: Path, name: str) -
     assert "the images of train" in differing(before, fingerprint(data, ["train", "val"]))
     if not has_val:
         with pytest.raises(
-            DataError, match=r"has no split 'val'; there: (all|default|train)\. .*data\.val_fraction=0\.2"
+            DataError, match=r"has no split 'val'; there: (all|default|train): .*data\.val_fraction=0\.2"
         ):
             build_split({**data, "val_fraction": None}, "val")
 
@@ -258,7 +247,8 @@ def test_malformed_labels_are_refused_by_file_and_line(tmp_path: Path, line: str
         ({"train": None}, r"names no split train \(there: val\)"),
         ({"train": "images/lost"}, "train is 'images/lost', which is not in"),
         ({"train": 5}, "train must name a folder or file of the data set, but is 5"),
-        ({"train": "/etc"}, "train must name a folder or file of the data set, but is '/etc'"),
+        ({"train": "/etc"}, "train is '/etc', which is not in"),
+        ({"train": "/"}, "train is '/', which is not in"),
         ({"train": "empty"}, "empty has no images"),
     ],
 )

@@ -134,6 +134,11 @@ def test_a_split_that_is_refused_ends_the_command_after_the_others(
     said = capsys.readouterr()
     assert "a.jpg is 41 x 30" in said.err and len(said.err.splitlines()) == 1
     assert "a.png: 3 images with their boxes" in said.out
+    assert "msil train" not in said.out
+    (coco / "val/a.jpg").write_bytes(b"")
+    write_jpeg(coco / "train/a.jpg", 40, 30)
+    assert main(["data", "show", str(coco), "--out", str(tmp_path / "a.png")]) == 2
+    assert f"msil train data=auto data.root={coco} data.val_fraction=0.2, or" in capsys.readouterr().out
 
 
 def test_refusals(coco: Path, tmp_path: Path) -> None:
@@ -170,7 +175,7 @@ def test_the_command_to_train_holds_images_out_where_none_are_to_validate_on(tmp
         root = tmp_path / "-".join(splits)
         for split in splits:
             write_coco(root, coco_content(), split)
-        assert auto_settings(root) == f"data=auto data.root={root}{more}"
+        assert auto_settings(root, ["test"]) == f"data=auto data.root={root}{more}"
         fraction = 0.5 if more else None
         data = {"name": "auto", "root": root, "train_split": "train", "val_split": "val", "val_fraction": fraction}
         with warnings.catch_warnings():

@@ -23,14 +23,13 @@ from msil.errors import ConfigError, DataError
 from msil.inference import formats
 from msil.inference.video import VIDEOS, describe, drawn_video, read_frames
 from msil.reporting.figures.pictures import above, draw_boxes, image_bytes, readable_font_size
-from msil.runs import write_bytes, write_json
+from msil.runs import DETECTIONS, write_bytes, write_json
 
 SMALLEST_DRAWN = 640  # pixels of the long side: what is at most half of it is enlarged, or labels would hide it
-RESULT = "detections.json"
 # By the ending of the name: what is taken for an image, and what its drawn copy is written as.
 FORMATS = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
-    ".gif": "GIF",
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".tif": "TIFF",
+    ".tiff": "TIFF", ".gif": "GIF",
 }  # fmt: skip
 TAKEN = (*FORMATS, *VIDEOS)
 
@@ -118,7 +117,7 @@ def predict_files(
                         images.append(_record(picture, found, classes))
         finally:
             if images or failed:
-                write_json(out / RESULT, content)
+                write_json(out / DETECTIONS, content)
                 if form is not None:
                     formats.write(form, out, content, category_ids or range(1, len(classes) + 1))
     except OSError as error:
@@ -178,7 +177,7 @@ def _check_out(out: Path, files: Mapping[str, Path], form: str | None) -> None:
     """Raises ConfigError if what is written would take the place of an image, of another's file, or of each other."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, not a folder to write to: choose another.")
-    ours = (out / RESULT).is_file()
+    ours = (out / DETECTIONS).is_file()
     owners = {out / name: "" for name in formats.written(form)}
     for target in owners:
         if target.exists() and not ours:

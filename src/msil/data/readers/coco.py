@@ -25,7 +25,7 @@ from msil.data.audit import (
     short,
     whole_number,
 )  # fmt: skip
-from msil.data.readers.files import Listings
+from msil.data.readers.files import Listings, MissingSplit
 from msil.errors import DataError
 
 Entry = dict[str, Any]
@@ -129,6 +129,9 @@ class JsonSplit:
         found = []
         for name, image in zip(names, where, strict=True):
             placed = relative_inside(name, self.root)
+            if isinstance(name, str) and name.startswith("/data/upload/"):  # Label Studio's own place of images/
+                uploaded = f"{prefix}images/{name.rpartition('/')[2]}"
+                placed = uploaded if listings.has(self.root, uploaded) else placed
             placed = prefix + inner_name(name, f"{image}: file_name") if placed is None else placed
             if not listings.has(self.root, placed):
                 stem, ending = os.path.splitext(placed.replace("\\", "/"))  # Label Studio writes so on Windows
@@ -170,9 +173,8 @@ def _locate(root: Path, split: str) -> tuple[Path, Path, bool]:
         if not source.is_file():
             splits = coco_splits(root)
             there = f"the splits there are {', '.join(splits)}" if splits else "there is no instances_*.json at all"
-            raise DataError(
-                f"annotation file {missing} is missing ({there}): put it there, name another split, or hold out "
-                f"training images by data.val_fraction=0.2; {layout}"
+            raise MissingSplit(
+                f"annotation file {missing} is missing ({there}): put it there, or name another split; {layout}"
             )
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:

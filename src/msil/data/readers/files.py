@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Protocol
 
 from msil.data.annotations import Annotations
+from msil.errors import DataError
+from msil.runs import CONFIG, DETECTIONS, SETTINGS
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 LARGEST_TEXT = 8 * 2**20  # bytes of one image's xml or txt, some 40,000 objects; parsed, it takes ten times as much
+
+
+class MissingSplit(DataError):
+    """A data set has no such split."""
 
 
 class Split(Protocol):
@@ -67,3 +73,31 @@ def names_in(folder: Path, endings: Sequence[str]) -> list[str]:
     except OSError:
         return []
     return [name for name in names if not name.startswith(".") and os.path.splitext(name)[1].lower() in endings]
+
+
+def images_below(root: Path, folder: str = ".") -> list[str]:
+    """Image files of a folder and those below it, in order, as names below root; hidden ones, and the pictures that
+    this program has written below it, are left out."""
+    found = []
+    for place, folders, names in os.walk(root / folder):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith((".", "__MACOSX")) and not _written_here(Path(place, name))
+        )
+        found += [
+            Path(os.path.relpath(os.path.join(place, name), root)).as_posix()
+            for name in sorted(names)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGES
+        ]
+    return found
+
+
+def _written_here(folder: Path) -> bool:
+    """Whether a folder is of `msil predict`, of a run, or figures/ of `msil data show` or `msil figure`."""
+    figures = ("data.png", "heatmap.png", "centers.png") if folder.name == "figures" else ()
+    if any((folder / name).is_file() for name in (DETECTIONS, *figures)):
+        return True
+    try:
+        with open(folder / CONFIG, "rb") as file:
+            return file.read(len(SETTINGS)) == SETTINGS.encode()
+    except OSError:
+        return False

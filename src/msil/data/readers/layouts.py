@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from msil.data.readers.coco import FILE_NAME, JsonSplit, coco_splits, locate_coco
-from msil.data.readers.files import Split, names_in
+from msil.data.readers.files import MissingSplit, Split, names_in
 from msil.data.readers.voc import VOC_CLASSES, locate_voc, locate_xml, voc_splits, xml_splits
 from msil.data.readers.yolo import locate_yolo, yolo_splits
 from msil.errors import ConfigError, DataError, listed, typed
@@ -33,8 +33,20 @@ def located(data: Mapping[str, Any], split: str) -> Split:
 
     Raises DataError for what is missing, ConfigError for an unknown name.
     """
-    if data.get("val_fraction") is not None and split == data["val_split"]:
+    fraction = data.get("val_fraction")
+    if fraction is not None and split == data["val_split"]:
         split = data["train_split"]
+    try:
+        return _located(data, split)
+    except MissingSplit as error:
+        if fraction is not None or split == data.get("train_split", "train"):
+            raise
+        raise DataError(
+            f"{error}; where none is to validate on, hold out training images by data.val_fraction=0.2"
+        ) from None
+
+
+def _located(data: Mapping[str, Any], split: str) -> Split:
     root, name = Path(data["root"]), data["name"]
     if data.get("annotations") is not None:
         return _given(root, data["annotations"], split)
@@ -50,16 +62,15 @@ def located(data: Mapping[str, Any], split: str) -> Split:
 
 
 def locate_auto(root: Path, split: str) -> Split:
-    """A split of whichever layout the folder has: that of the name, the only one whose name begins so (valid, val2017
-    for val), or to train on the only one that there is."""
+    """A split of whichever layout the folder has: that of the name, the only one whose name begins so (valid, val2017,
+    Validation for val), or to train on the only one that there is."""
     if not root.is_dir():
         raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root")
     layout, there = _layout_of(root)
     begin = _fitting(split, there)
     if len(begin) != 1:
-        raise DataError(
-            f"{root} ({layout.signs}) has no split {split!r}; there: {listed(there, 10)}. Name another one, or where "
-            "none is to validate on, hold out training images by data.val_fraction=0.2"
+        raise MissingSplit(
+            f"{root} ({layout.signs}) has no split {split!r}; there: {listed(there, 10)}: name another one"
         )
     return layout.locate(root, begin[0])
 
@@ -74,21 +85,27 @@ def splits_of(root: Path) -> list[str]:
         raise DataError(f"there is no folder {root}: give that of a data set.")
     names = {*_layout_of(root)[1]}
     names -= {"trainval"} if {"train", "val"} <= names else set()
-    return sorted(names, key=lambda name: (not name.startswith("train"), not name.startswith("val"), name))
+    return sorted(names, key=lambda name: (*(not name.lower().startswith(kind) for kind in ("train", "val")), name))
 
 
-def auto_settings(root: Path) -> str:
-    """What to type to train on a folder of data, validation images held out where none are there."""
-    held_out = [] if len(_fitting("val", _layout_of(root)[1])) == 1 else [typed("data.val_fraction", "0.2")]
+def auto_settings(root: Path, refused: Collection[str] = ()) -> str | None:
+    """What to type to train on a folder of data, validation images held out where none are there; None where there is
+    nothing to train on. refused: splits that the audit refuses."""
+    train, val = (_fitting(split, _layout_of(root)[1]) for split in ("train", "val"))
+    if len(train) != 1 or train[0] in refused:
+        return None
+    held_out = [] if len(val) == 1 and val[0] not in refused else [typed("data.val_fraction", "0.2")]
     return " ".join(["data=auto", typed("data.root", str(root)), *held_out])
 
 
 def _fitting(split: str, there: list[str]) -> list[str]:
-    """Of the splits that are there those that a name may mean."""
-    begin = [name for name in there if name.startswith(split)]
+    """Of the splits that are there those that a name may mean, in capitals or not."""
     if split in there:
         return [split]
-    alone = not begin and split.startswith("train") and not there[0].startswith(("val", "test"))
+    split = split.lower()
+    begin = [name for name in there if name.lower().startswith(split)]
+    begin = [name for name in begin if name.lower() == split] or begin
+    alone = not begin and split.startswith("train") and not there[0].lower().startswith(("val", "test"))
     return there if alone else begin
 
 
@@ -136,7 +153,7 @@ def _plain_jsons(root: Path) -> dict[str, Path]:
     for folder in (root, root / "annotations"):
         files = {Path(name).stem.removeprefix("instances_"): folder / name for name in names_in(folder, (".json",))}
         found = found or {name: file for name, file in files.items() if _is_coco(file)}
-    alone = len(found) == 1 and not next(iter(found)).startswith(("train", "val", "test"))
+    alone = len(found) == 1 and not next(iter(found)).lower().startswith(("train", "val", "test"))
     return {"all": next(iter(found.values()))} if alone else found
 
 
@@ -173,9 +190,8 @@ def _given(root: Path, annotations: str | Mapping[str, str], split: str) -> Spli
         )
     source = annotations if isinstance(annotations, str) else annotations.get(split)
     if source is None:
-        raise DataError(
-            f"data.annotations names no file for the split {split!r}, only for {listed(list(annotations), 5)}: add it, "
-            "or hold out training images by data.val_fraction=0.2"
+        raise MissingSplit(
+            f"data.annotations names no file for the split {split!r}, only for {listed(list(annotations), 5)}: add it"
         )
     if not Path(source).is_file():
         raise DataError(
@@ -187,7 +203,7 @@ def _given(root: Path, annotations: str | Mapping[str, str], split: str) -> Spli
 
 # The first that fits is taken.
 LAYOUTS: Sequence[Layout] = (
-    Layout("YOLO's data.yaml, classes.txt or obj.data", yolo_splits, locate_yolo),
+    Layout("YOLO's data.yaml, obj.data, or classes.txt with labels", yolo_splits, locate_yolo),
     Layout(f"Roboflow's train/{ROBOFLOW}", _roboflow_splits, _locate_roboflow),
     Layout(f"Label Studio's {LABEL_STUDIO}", _label_studio_splits, _locate_label_studio),
     Layout("COCO's or CVAT's annotations/instances_*.json", coco_splits, locate_coco),

@@ -26,7 +26,7 @@ from msil.data.audit import (
     is_text,
     short,
 )  # fmt: skip
-from msil.data.readers.files import IMAGES, LARGEST_TEXT, Listings, names_in
+from msil.data.readers.files import IMAGES, LARGEST_TEXT, Listings, MissingSplit, images_below, names_in
 from msil.errors import DataError, listed, typed
 
 VOC_CLASSES = (
@@ -82,7 +82,7 @@ class _Record(NamedTuple):
 class XmlSplit:
     """A split of one xml file an image. source: the list of names, or the folder of the xml files.
     xmls, images: of each image, below xml_folder and image_folder. names: all classes that there may be, or None.
-    left_out: images without an xml file, for a warning."""
+    left_out: images without an xml file, or in a folder of image_folder, for a warning."""
 
     layout: str
     root: Path
@@ -96,12 +96,16 @@ class XmlSplit:
 
     def read(self) -> Annotations:
         """See VOCDataset."""
-        if self.left_out:
-            number = len(self.left_out)
+        deeper = [name for name in self.left_out if "/" in name]
+        if deeper:
+            count = "1 image" if len(deeper) == 1 else f"{len(deeper)} images"
+            folders = listed(sorted({name.partition("/")[0] + "/" for name in deeper}), 3)
+            what = f"folders below are not read, {count} in {folders}: put them, and their xml files, beside the others"
+            warnings.warn(f"{self.image_folder}: {what}", DataWarning, stacklevel=2)
+        if beside := [name for name in self.left_out if "/" not in name]:
+            number = len(beside)
             count = "1 image without an xml file is" if number == 1 else f"{number} images without an xml file are"
-            warnings.warn(
-                f"{self.image_folder}: {count} left out: {listed(self.left_out, 3)}", DataWarning, stacklevel=2
-            )
+            warnings.warn(f"{self.image_folder}: {count} left out: {listed(beside, 3)}", DataWarning, stacklevel=2)
         check_inside(self.xmls, self.xml_folder, self.root)
         records = [_read_xml(file) for file in self.xmls]
         if self.names is not None:
@@ -162,7 +166,8 @@ def xml_splits(root: Path) -> list[str]:
     """Folders train, valid, ... with xml files beside images, as Roboflow's VOC export has; else "all", where root
     itself, or its folder Annotations or annotations, has xml files."""
     folders = sorted(path.name for path in root.glob("*/") if names_in(path, (".xml",)))
-    beside = [name for name in folders if name.startswith(("train", "val", "test")) and names_in(root / name, IMAGES)]
+    splits = [name for name in folders if name.lower().startswith(("train", "val", "test"))]
+    beside = [name for name in splits if names_in(root / name, IMAGES)]
     return beside or (["all"] if names_in(root, (".xml",)) or {"Annotations", "annotations"} & {*folders} else [])
 
 
@@ -184,7 +189,7 @@ def locate_xml(root: Path, split: str) -> XmlSplit:
         image_folder,
         [xml_folder / name for name in names],
         [image_folder / name for name in images],
-        left_out=sorted({*names_in(image_folder, IMAGES)} - {*images}),
+        left_out=sorted({*images_below(image_folder)} - {*images}),
     )
 
 
@@ -202,9 +207,8 @@ def _locate(root: Path, split: str) -> Path:
             )
     if not source.is_file():
         there = ", ".join(sorted(path.stem for path in source.parent.glob("*.txt"))[:10]) or "none"
-        raise DataError(
-            f"split file {source} is missing (there: {there}): name another split, put it there, or hold out training "
-            f"images by data.val_fraction=0.2; {layout}"
+        raise MissingSplit(
+            f"split file {source} is missing (there: {there}): name another split, or put it there; {layout}"
         )
     return source
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy as np
 import yaml
 
 from msil.data.annotations import Annotations
-from msil.data.audit import check_images, check_inside, finite_number, is_text, relative_inside, short
-from msil.data.readers.files import IMAGES, LARGEST_TEXT, Split
+from msil.data.audit import DataWarning, check_images, check_inside, finite_number, is_text, relative_inside, short
+from msil.data.readers.files import IMAGES, LARGEST_TEXT, Listings, MissingSplit, Split, images_below, names_in
 from msil.errors import DataError
 
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -48,6 +49,7 @@ class YoloSplit:
                 "beside images/"
             )
         check_inside(labels, self.root, self.root)
+        self._warn_of_lost(labels)
         rows = [_read_labels(file, len(self.names)) for file in labels]
         paths = [self.root / name for name in self.images]
         sizes, orientations = check_images(paths, self.root, self.root, [None] * len(paths), [str(p) for p in paths])
@@ -78,24 +80,45 @@ class YoloSplit:
         return [self.source, *labels], [self.root / name for name in self.images]
 
     def _labels(self) -> list[Path]:
-        """Each image's txt: in labels/ in the place of the last images/, or beside it."""
-        found = []
-        for name in self.images:
-            folder, file = os.path.split(os.path.splitext(name)[0])
-            parts = folder.split("/")
-            if "images" in parts:
-                parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-            own, beside = self.root.joinpath(*parts, f"{file}.txt"), self.root / folder / f"{file}.txt"
-            found.append(beside if beside.is_file() and not own.is_file() else own)
-        return found
+        return [_label_file(self.root, name) for name in self.images]
+
+    def _warn_of_lost(self, labels: list[Path]) -> None:
+        """Of label files without an image, and of xml files of images without a label file."""
+        listings, images = Listings(), [self.root / name for name in self.images]
+        places = {file.parent: image.parent for file, image in zip(labels, images, strict=True)}
+        stray = [
+            file
+            for folder, beside in places.items()
+            for file in map(folder.joinpath, names_in(folder, (".txt",)))
+            if listings.find(beside, file.stem, IMAGES) is None and _holds_boxes(file)
+        ]
+        if stray:
+            count = "1 label file has" if len(stray) == 1 else f"{len(stray)} label files have"
+            warnings.warn(f"{self.source}: {count} no image, such as {stray[0]}", DataWarning, stacklevel=3)
+        xmls = [
+            folder / name
+            for file, image in zip(labels, images, strict=True)
+            if not file.is_file()
+            for folder in dict.fromkeys(
+                (image.parent, file.parent, self.root / "Annotations", self.root / "annotations")
+            )
+            if (name := listings.find(folder, file.stem, (".xml",)))
+        ]
+        if xmls:
+            count = "1 xml file is" if len(xmls) == 1 else f"{len(xmls)} xml files are"
+            what = f"{count} not read, such as {xmls[0]}: the labels are YOLO's, of {self.source.name}"
+            warnings.warn(f"{self.source}: {what}", DataWarning, stacklevel=3)
 
 
 def yolo_splits(root: Path) -> list[str]:
-    """Those that data.yaml names; "all" for a classes.txt alone."""
+    """Those that data.yaml names; "all" for a classes.txt alone, which labelImg leaves beside xml files too, and an
+    image with its txt."""
     if (source := _yaml_of(root)) is not None:
         content = _read_source(source, root)
         return [name for name in SPLITS if content.get(name)]
-    return ["all"] if _classes_of(root) is not None else []
+    if _classes_of(root) is None:
+        return []
+    return ["all"] if any(_label_file(root, name).is_file() for name in _images_of_classes(root)) else []
 
 
 def locate_yolo(root: Path, split: str) -> Split:
@@ -104,45 +127,59 @@ def locate_yolo(root: Path, split: str) -> Split:
     if source is None:
         source = _classes_of(root)
         if source is None:
-            raise DataError(f"{root} has no data.yaml and no classes.txt: set data.root to YOLO's folder")
-        images = images_below(root)
+            raise DataError(
+                f"{root} has no data.yaml, not one other yaml that alone names classes and splits, and no classes.txt: "
+                "set data.root to YOLO's folder"
+            )
+        images = _images_of_classes(root)
         if not images:
             raise DataError(f"{root} has no images beside {source.name}: put them into {root / 'images'}")
         return YoloSplit("YOLO txt with classes.txt", root, source, _names(_class_names(source), source), images)
     content = _read_source(source, root)
+    split = split.lower()
     same = SPLITS[1:4] if split in SPLITS[1:4] else (split,)
     places = next((content[name] for name in same if content.get(name)), None)
     if places is None:
         there = ", ".join(name for name in SPLITS if content.get(name)) or "none"
-        raise DataError(
-            f"{source} names no split {split} (there: {there}): add it, name another split, or hold out training "
-            "images by data.val_fraction=0.2"
-        )
+        raise MissingSplit(f"{source} names no split {split} (there: {there}): add it, or name another split")
     images = []
     for place in places if isinstance(places, list) else [places]:
         images += _images_at(place, root, content.get("path"), f"{source}: {split}")
     return YoloSplit(f"YOLO txt with {source.name}", root, source, _names(content.get("names"), source), images)
 
 
-def images_below(root: Path, folder: str = ".") -> list[str]:
-    """Image files of a folder and those below it, in order, as names below root; hidden ones are left out."""
-    found = []
-    for place, folders, names in os.walk(root / folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        found += [
-            Path(os.path.relpath(os.path.join(place, name), root)).as_posix()
-            for name in sorted(names)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGES
-        ]
-    return found
+def _label_file(root: Path, image: str) -> Path:
+    """An image's txt: in labels/ in the place of the last images/, or beside it."""
+    folder, file = os.path.split(os.path.splitext(image)[0])
+    parts = folder.split("/")
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    own, beside = root.joinpath(*parts, f"{file}.txt"), root / folder / f"{file}.txt"
+    return beside if beside.is_file() and not own.is_file() else own
 
 
 def _yaml_of(root: Path) -> Path | None:
-    return next((root / name for name in SOURCES if (root / name).is_file()), None)
+    """data.yaml, or the only yaml of another name that names classes and a split."""
+    known = next((root / name for name in SOURCES if (root / name).is_file()), None)
+    others = [root / name for name in names_in(root, (".yaml", ".yml"))] if known is None else []
+    found = [file for file in others if _names_splits(file)]
+    return found[0] if len(found) == 1 else known
+
+
+def _names_splits(file: Path) -> bool:
+    try:
+        content = yaml.safe_load(_text(file, "file"))
+    except (DataError, yaml.YAMLError, ValueError, RecursionError):  # it is about something else
+        return False
+    return isinstance(content, dict) and "names" in content and any(str(key).lower() in SPLITS for key in content)
 
 
 def _classes_of(root: Path) -> Path | None:
     return next((root / name for name in CLASSES if (root / name).is_file()), None)
+
+
+def _images_of_classes(root: Path) -> list[str]:
+    return images_below(root, "images" if (root / "images").is_dir() else ".")
 
 
 def _images_at(place: Any, root: Path, base: Any, where: str) -> list[str]:
@@ -171,12 +208,16 @@ def _images_at(place: Any, root: Path, base: Any, where: str) -> list[str]:
 
 
 def _found(place: Any, root: Path, bases: list[str], where: str) -> str:
-    """A path of data.yaml or of a list -> below root. Leading ../ and a first folder that is not here are left out:
-    exporters write paths of the machine or the folder that they ran in."""
+    """A path of data.yaml or of a list -> below root. Leading ../ and a first folder that is not here are left out, of
+    an absolute path as many as need be: exporters write paths of the machine or the folder that they ran in."""
+    if not is_text(place):
+        raise DataError(f"{where} must name a folder or file of the data set, but is {short(place)}: correct it")
     inside = _inside(place, root)
     if inside is None:
-        raise DataError(f"{where} must name a folder or file of the data set, but is {short(place)}: correct it")
-    tails = [inside, inside.partition("/")[2]]
+        parts = os.path.normpath(place.replace("\\", "/")).split("/")
+        tails = ["/".join(parts[start:]) for start in range(1, len(parts))]
+    else:
+        tails = [inside, inside.partition("/")[2]]
     for name in (os.path.normpath(os.path.join(base, tail)) for tail in tails if tail for base in bases):
         if os.path.exists(root / name):
             return Path(name).as_posix()
@@ -184,24 +225,25 @@ def _found(place: Any, root: Path, bases: list[str], where: str) -> str:
 
 
 def _inside(place: Any, root: Path) -> str | None:
-    """A path below root, which need not be there; None for what is no such path."""
+    """A path below root, which need not be there; None for an absolute one elsewhere, and for what is no path."""
     if not is_text(place):
         return None
     place = place.replace("\\", "/")
-    if os.path.isabs(place):
+    if os.path.isabs(place) or place[1:3] == ":/":
         return relative_inside(place, root)
     parts = os.path.normpath(place).split("/")
     return "/".join(part for part in parts if part != "..")
 
 
 def _read_source(source: Path, root: Path) -> Mapping[str, Any]:
-    """Of obj.data, lines of key = value, names is a file with a class a line."""
+    """Of obj.data, lines of key = value, names is a file with a class a line. Splits are in lower case."""
     if source.suffix == ".data":
         pairs = [line.partition("=") for line in _text(source, "file").splitlines()]
         content: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
         file = root / _found(content.get("names"), root, [""], f"{source}: names")
         return content | {"names": _class_names(file)}
-    return _read_yaml(source)
+    given = _read_yaml(source)
+    return {**{str(key).lower(): value for key, value in given.items() if str(key).lower() in SPLITS}, **given}
 
 
 def _read_yaml(source: Path) -> Mapping[str, Any]:
@@ -272,6 +314,14 @@ def _read_labels(file: Path, count: int) -> list[tuple[int, int, list[float]]]:
             box = [cx - width / 2, cy - height / 2, width, height]
         rows.append((number, int(label), box))
     return rows
+
+
+def _holds_boxes(file: Path) -> bool:
+    try:
+        words = _text(file, "file of labels").partition("\n")[0].split()
+    except DataError:
+        return False
+    return len(words) >= 5 and all(finite_number(word) is not None for word in words)
 
 
 def _number(word: str, where: str) -> float:

@@ -35,7 +35,7 @@ def show_data(root: str | Path, out: str | Path, split: str | None = None) -> It
     if out.suffix.lower() != ".png":
         raise ConfigError(f"the picture is a PNG, but {out} does not end in .png: name it so.")
     found: dict[str, AnnotatedImages] = {}
-    refused: list[DataError] = []
+    refused: dict[str, DataError] = {}
     for name in [split] if split else splits_of(root):
         yield f"reading split {name} of {root}"
         with warnings.catch_warnings(record=True) as findings:
@@ -43,17 +43,18 @@ def show_data(root: str | Path, out: str | Path, split: str | None = None) -> It
             try:
                 found[name] = build_split({"name": "auto", "root": root}, name)
             except DataError as error:
-                refused.append(error)
+                refused[name] = error
         yield from (f"warning: {finding.message}" for finding in findings)
     if found:
         truths = dict(zip(found, labelled_alike([one.annotations for one in found.values()]), strict=True))
         yield "\n" + to_text(splits_table(truths))
         yield to_text(classes_table(truths))
-        yield f"to train on it: msil train {auto_settings(root)}, or as docs/data.md has it"
+        if settings := auto_settings(root, refused):
+            yield f"to train on it: msil train {settings}, or as docs/data.md has it"
         shown = draw_sheet(found, truths, out)
         yield f"{out}: {shown} images with their boxes, spread over the set"
     if refused:
-        raise refused[0]
+        raise next(iter(refused.values()))
 
 
 def labelled_alike(truths: Sequence[Annotations]) -> list[Annotations]:
