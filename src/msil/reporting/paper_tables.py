@@ -236,10 +236,8 @@ def _rows(index: int, printed: PaperRow, table: PaperTable, group: Sequence[Resu
         return [] if printed.ours else [FilledRow(printed, index)]
     firsts = [runs[0] for runs in lines.values()]
     enhanced = {key(run, "model.msil") for run in group if lookup(run, "model", "msil", "apply") != "none"}
-    with_block = [run for run in firsts if key(run, "model.msil") in enhanced]
-    usual = with_block if printed.apply == "none" and with_block else firsts
-    width = usual_width(group)
-    usual = [run for run in usual if lookup(run, "model", "channels") == width]
+    with_block = [run for run in firsts if printed.apply == "none" and key(run, "model.msil") in enhanced]
+    usual = [run for run in with_block or firsts if lookup(run, "model", "channels") == usual_width(group)]
     rows = [] if usual or printed.ours else [FilledRow(printed, index)]
     for run, runs in zip(firsts, lines.values(), strict=True):
         variant = run not in usual
