@@ -16,6 +16,8 @@ from torch import nn
 from msil.checkpoints import load
 from msil.cli import main
 from msil.errors import ConfigError
+from msil.metrics.matching import match_coco
+from msil.metrics.precision import per_class
 from msil.metrics.record import write_record
 from msil.reporting.evidence import Evidence
 from msil.reporting.groups import Line, detectors, settings
@@ -24,7 +26,7 @@ from msil.reporting.report import setting_tables, write_report
 from msil.reporting.sections import detector_section, gallery_section, heatmap_section
 from msil.runs import read_results
 
-from .made_runs import evaluated, write_runs
+from .made_runs import evaluated, write_run, write_runs
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,21 @@ def test_the_page_has_ap_by_class(made: Path) -> None:
     for column, runs in zip(table.columns[1:], lines.values(), strict=True):
         mean = fmean([row[column.key][0] for row in table.rows])
         assert mean == pytest.approx(fmean([run["metrics"]["AP"] for run in runs]), abs=1e-9)
+
+
+def test_ap_by_class_goes_by_the_classes_names(tmp_path: Path) -> None:
+    """Of runs that have one class in common, which is the first of one and the second of the other."""
+    write_run(tmp_path, tmp_path, 1.0, 0, ("circle", "square"), apply="both")
+    write_run(tmp_path, tmp_path, 2.0, 0, ("dog", "circle"), apply="none")
+    lines, _ = ranked(read_results(tmp_path))
+    table = class_table(lines, Evidence())
+    assert table is not None
+    rows = {row["class"]: [row[column.key] for column in table.columns[1:]] for row in table.rows}
+    circle, square = per_class(match_coco(evaluated(1.0, 1000)))["AP"]
+    dog, other_circle = per_class(match_coco(evaluated(2.0, 2000)))["AP"]
+    assert rows == {
+        "circle": [(circle, None), (other_circle, None)], "square": [(square, None), None], "dog": [None, (dog, None)],
+    }  # fmt: skip
 
 
 def pair(runs: Path) -> tuple[Line, Line]:

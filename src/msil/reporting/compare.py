@@ -25,7 +25,7 @@ def compared(a: Result, b: Result) -> str:
     elif missing:
         notes = (f"No interval: {missing[0]} has no evaluation.npz.",)
     else:
-        notes = ("The two were scored on different images or boxes, so their AP does not compare.",)
+        notes = ("The two were scored on different images, boxes or classes, so their AP does not compare.",)
     numbers = _numbers(a, b, score, None if difference is None else difference[:3])
     columns = (Column("name", "", str, right=False), *_pair(str), Column("gain", "B - A", str, shown=comparable))
     found = [

@@ -18,6 +18,7 @@ from msil.runs import data_folder, net_alone
 Result = Mapping[str, Any]
 
 GROUPS = ("model.head", "model.backbone", "model.msil")
+SCHEDULE = ("schedule.name", "schedule.epochs")
 # A head brings its NMS threshold and its warm-up's start; a backbone its mean and std.
 BROUGHT = ("model.nms_thresh", "model.image_mean", "model.image_std", "schedule.warmup_factor")
 # Channels: a wider plain detector is a row beside MSIL of the same cost.
@@ -29,18 +30,20 @@ PAPER_CHANNELS = 256  # of FPN and head, in every published recipe
 
 @dataclass(frozen=True)
 class ScoredOn:
-    """Images that runs were scored on. held_out: by data.val_fraction. seen: whether they were trained on too. digest:
-    of the annotations, where a run has one."""
+    """What runs were scored on. classes: those of a choice, in words. held_out: by data.val_fraction. seen: whether the
+    images were trained on too. digest: of the annotations, where a run has one."""
 
     data: str | None
     split: str | None
     images: int
+    classes: str
     held_out: bool
     seen: bool
     digest: str | None
 
     def __str__(self) -> str:
         words = f"{self.data}, {self.images} " + ("held-out images" if self.held_out else f"images of {self.split}")
+        words += f", classes {self.classes}" if self.classes else ""
         return f"{words}, on which these runs were trained: it says nothing of other images" if self.seen else words
 
 
@@ -95,7 +98,10 @@ def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
         digest = ((run.get("data") or {}).get(split) or {}).get("annotations")
         seen = lookup(run, "data", "train_split") == split
         held_out = lookup(run, "data", "val_fraction") is not None and split == lookup(run, "data", "val_split")
-        groups.setdefault(ScoredOn(data_name(run), split, run["val_images"], held_out, seen, digest), []).append(run)
+        chosen = lookup(run, "data", "classes") is not None
+        classes = ", ".join(sorted(run.get("classes") or ())) if chosen else ""
+        images = ScoredOn(data_name(run), split, run["val_images"], classes, held_out, seen, digest)
+        groups.setdefault(images, []).append(run)
     return dict(sorted(groups.items(), key=lambda item: (item[0].seen, -len(item[1]))))
 
 
@@ -123,7 +129,8 @@ def differing_settings(runs: Sequence[Result]) -> list[str]:
     values = [dict(leaves(computed(run["config"], BROUGHT))) for run in runs]
     paths = dict.fromkeys(path for one in values for path in one)
     differing = [path for path in paths if len({str(one.get(path)) for one in values}) > 1 and _shown(path)]
-    groups = [next((group for group in GROUPS if path.startswith(f"{group}.")), path) for path in differing]
+    whole = (*GROUPS, "data.classes")
+    groups = [next((group for group in whole if path.startswith(f"{group}.")), path) for path in differing]
     return list(dict.fromkeys(groups))
 
 
@@ -161,7 +168,9 @@ def key(run: Result, *without: str) -> str:
 def _computed(run: Result, *without: str) -> dict[str, Any]:
     """Also where the training was continued for more epochs: its lr took another way."""
     before = [one["epochs"] for one in run.get("continued") or ()]
-    return dict(leaves(computed(run["config"], without))) | dict(leaves({"continued": before or None}))
+    classes = lookup(run, "data", "classes")  # new names are one setting too
+    found = dict(leaves(computed(run["config"], (*without, "data.classes"))))
+    return found | dict(leaves({"data.classes": classes and setting(classes), "continued": before or None}))
 
 
 def block_label(run: Result) -> str:
@@ -204,7 +213,9 @@ def distinct_names(names: Sequence[str], runs: Sequence[Result], without: Sequen
         alike = [other for other_name, other in zip(names, values, strict=True) if other_name == name]
         paths = dict.fromkeys(path for other in alike for path in other)
         differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1 and _shown(path)]
-        words = [f"{path.rpartition('.')[2]}={setting(own.get(path))}" for path in differing]
+        if "schedule.name" in differing:  # and what the schedule brings
+            differing = [path for path in differing if path in SCHEDULE or not path.startswith("schedule.")]
+        words = [f"{path.removesuffix('.name').rpartition('.')[2]}={setting(own.get(path))}" for path in differing]
         apart.append(", ".join(part for part in (name, *words) if part))
     return apart
 

@@ -62,7 +62,7 @@ def answer(lines: Lines, metric: str, evidence: Evidence) -> str:
     difference = evidence.difference(ours, theirs, metric)
     start = f"Best of {len(lines)}: {best}, {words}"
     if difference is None:
-        return f"{start}, before {second}; no interval can be had (other images, or no evaluation.npz)."
+        return f"{start}, before {second}; no interval can be had (other images or classes, or no evaluation.npz)."
     luck = "more than luck" if difference.low > 0 else "luck may give as much"
     luck += "" if min(len(ours), len(theirs)) > 1 else ", of one seed"
     luck += "" if len(lines) == 2 else f", not corrected for the choice among {len(lines)}"
@@ -70,23 +70,22 @@ def answer(lines: Lines, metric: str, evidence: Evidence) -> str:
 
 
 def class_table(lines: Lines, evidence: Evidence) -> Table | None:
-    """AP of each class, a column a line; None where no run kept its detections."""
-    found = {
-        name: [evidence.matches(run, "AP") for run in runs if evidence.record(run)] for name, runs in lines.items()
-    }
-    values = {name: [per_class(one)["AP"].tolist() for one in judged] for name, judged in found.items() if judged}
+    """AP of each class by its name, a column a line; None where no run kept its detections."""
+    values: dict[str, list[dict[str, float]]] = {}  # of each line one a seed
+    for name, runs in lines.items():
+        for run in runs:
+            if (record := evidence.record(run)) is not None:
+                found = per_class(evidence.matches(run, "AP"))["AP"].tolist()
+                values.setdefault(name, []).append(dict(zip(record.classes.tolist(), found, strict=True)))
     if not values:
         return None
     columns = [Column(f"line{i}", name, spread) for i, name in enumerate(values)]
-    classes = next(one for run in next(runs for name, runs in lines.items() if name in values)
-                   if (one := evidence.record(run))).classes.tolist()  # fmt: skip
-    rows = tuple(
-        {"class": name}
-        | {f"line{i}": over_seeds([one[label] for one in seeds]) for i, seeds in enumerate(values.values())}
-        for label, name in enumerate(classes)
-    )
+    rows = []
+    for name in dict.fromkeys(name for seeds in values.values() for one in seeds for name in one):
+        scores = {f"line{i}": over_seeds([one.get(name) for one in seeds]) for i, seeds in enumerate(values.values())}
+        rows.append({"class": name} | scores)
     caption = "COCO's AP in percent, mean ± deviation over the seeds."
-    return Table(caption, (Column("class", "class", str, right=False), *columns), rows)
+    return Table(caption, (Column("class", "class", str, right=False), *columns), tuple(rows))
 
 
 def over_seeds(values: Sequence[float | None]) -> tuple[float, float | None] | None:

@@ -126,11 +126,10 @@ def _setting_section(setting: SettingTables, evidence: Evidence, say: Callable[[
     tables = [replace(table, notes=tuple(note for note in table.notes if note not in shared)) for table in tables]
     parts = []
     for detector in detectors(setting.runs):
-        say(f"{detector.name}: {', '.join(line.label for line in detector.lines)}")
         parts.append(detector_section(detector, evidence))
         pair = detector.pair()
         for section in (gallery_section(*pair, evidence), heatmap_section(*pair, evidence)) if pair else ():
-            say(f"  {section.title}" if section.pictures else f"  {section.paragraphs[0]}")
+            say(f"{detector.name}: {section.title if section.pictures else section.paragraphs[0]}")
             parts.append(replace(section, title=f"{detector.name}: {section.title}", folded=True))
     title = f"The paper's tables: {setting.name}" if tables else setting.name
     return Section(title, tuple(shared), tuple(tables), subsections=tuple(parts))
