@@ -44,8 +44,9 @@ def checked(composed: DictConfig, typed: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{error.full_key} must be given, as {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise raised_inside(error) or ConfigError(one_line(error)) from error
+    idle = _idle(config)
     for key in typed:
-        for name, reason in _idle(config).items():
+        for name, reason in idle.items():
             if f"{key.replace('/', '.')}.".startswith(f"{name}."):
                 raise ConfigError(f"{key} has no effect with {reason}: leave out one of them.")
     if config.model.weights is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from msil.config import STAND_INS
@@ -101,10 +100,8 @@ class FilledRow:
     def value(self, name: str) -> Value | None:
         """Over seeds: a metric ("AP"), or a number of result.json ("parameters", "flops", "images_per_second")."""
         found = [run["metrics"][name] if name in run["metrics"] else run.get(name) for run in self.runs]
-        numbers = [float(one) for one in found if one is not None]
-        if not numbers:
-            return None
-        return Value(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None)
+        value = tables.over_seeds(found)
+        return None if value is None else Value(*value)
 
 
 @dataclass(frozen=True)

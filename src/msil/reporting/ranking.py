@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from msil.metrics.precision import per_class
 from msil.reporting.evidence import Evidence
 from msil.reporting.groups import Result, line_names, one_a_seed, own_score
-from msil.reporting.tables import Column, Table, amount, duration, interval, percent, spread
+from msil.reporting.tables import Column, Table, amount, duration, interval, over_seeds, percent, spread
 
 Lines = Mapping[str, tuple[Result, ...]]  # "VFNet ResNet-10 MSIL": its runs, one a seed; the best first
 
@@ -86,9 +85,3 @@ def class_table(lines: Lines, evidence: Evidence) -> Table | None:
         rows.append({"class": name} | scores)
     caption = "COCO's AP in percent, mean ± deviation over the seeds."
     return Table(caption, (Column("class", "class", str, right=False), *columns), tuple(rows))
-
-
-def over_seeds(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    """Mean and sample deviation (None with one) of the numbers that are there; None of none."""
-    numbers = [one for one in values if one is not None and not math.isnan(one)]
-    return (fmean(numbers), stdev(numbers) if len(numbers) > 1 else None) if numbers else None

@@ -57,6 +57,7 @@ def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[st
     with tqdm(desc="resampling the detections of each run", unit="", leave=False, disable=None) as bar:
         evidence = Evidence(progress=bar.update)
         found = setting_tables(results, evidence)
+    evidence.progress = lambda: None  # what follows prints lines of its own
     written = write_tables(out_dir, found)
     say(f"tables: {', '.join(path.name for path in written if path.suffix == '.md')} (and .csv, .tex) in {out_dir}")
     sections = [

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from msil.runs import write_bytes
@@ -55,6 +56,12 @@ def spread(value: Sequence[float | None] | None) -> str:
         return MISSING if value is None else ""
     mean, deviation = value
     return percent(mean) if deviation is None else f"{percent(mean)} ± {percent(deviation)}"
+
+
+def over_seeds(values: Iterable[float | None]) -> tuple[float, float | None] | None:
+    """Mean and sample standard deviation (None for one value), missing values left out; None if all are missing."""
+    numbers = [float(value) for value in values if value is not None and not is_missing(value)]
+    return (fmean(numbers), stdev(numbers) if len(numbers) > 1 else None) if numbers else None
 
 
 def rate(value: float | None) -> str:

@@ -99,7 +99,7 @@ def auto_settings(root: Path, refused: Collection[str] = ()) -> str | None:
 
 
 def _fitting(split: str, there: list[str]) -> list[str]:
-    """Of the splits that are there those that a name may mean, in capitals or not."""
+    """The splits that match a name, case ignored: the same name, else those that begin with it."""
     if split in there:
         return [split]
     split = split.lower()

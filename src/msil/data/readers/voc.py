@@ -202,8 +202,8 @@ def _locate(root: Path, split: str) -> Path:
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         if not (root / part).is_dir():
             raise DataError(
-                f"folder {root / part} is missing: put it there, or set data.root to the folder that holds it "
-                f"(such as VOCdevkit/VOC2012); {layout}"
+                f"folder {root / part} is missing: put it there, set data.root to the folder that holds it (such as "
+                f"VOCdevkit/VOC2012), or data=auto, which reads xml files without lists of splits; {layout}"
             )
     if not source.is_file():
         there = ", ".join(sorted(path.stem for path in source.parent.glob("*.txt"))[:10]) or "none"
