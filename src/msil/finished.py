@@ -11,7 +11,7 @@ import yaml
 from msil.config import Config, Mode, Resume, changes, config_hash, plain
 from msil.errors import ConfigError, DataError, listed
 from msil.reporting.tables import short
-from msil.runs import CHECKPOINTS, CONFIG, LAST, SETTINGS, is_empty, read_result
+from msil.runs import CHECKPOINTS, CONFIG, LAST, RESULT, SETTINGS, earlier_result, is_empty, read_result
 
 # What a run that goes on for more epochs may change besides schedule.epochs; schedule.name: of 2x in the place of 1x.
 LONGER = {"schedule.epochs", "schedule.milestones", "schedule.name"}
@@ -44,6 +44,8 @@ def continues(config: Config, run_dir: Path) -> bool:
         # In place of the YAML, which anybody may have edited.
         if head.read(len(title(values))) == title(values).encode():
             return False
+    if _own_result(config, run_dir) is not None:  # it has gone on since
+        return False
     before = stored_settings(run_dir)
     if before is None:
         raise ConfigError(
@@ -80,8 +82,8 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     Data that are no longer there are not compared.
     """
     run_dir = Path(config.runs_dir) / config.run_name
-    result = read_result(run_dir)
-    if result is None or result["config_hash"] != config_hash(plain(config)):
+    result = _own_result(config, run_dir)
+    if result is None:
         return None
     if changed := _changed(config, result.get("data") or {}):
         if config.resume is Resume.never:
@@ -91,6 +93,12 @@ def finished_result(config: Config) -> dict[str, Any] | None:
             "or another run_name to keep both."
         )
     return result
+
+
+def _own_result(config: Config, run_dir: Path) -> dict[str, Any] | None:
+    """The folder's result of these very settings, also where the run has gone on for more epochs since."""
+    found = (read_result(run_dir, name) for name in (RESULT, earlier_result(config.schedule.epochs)))
+    return next((one for one in found if one is not None and one["config_hash"] == config_hash(plain(config))), None)
 
 
 def splits_of(config: Config) -> tuple[str, ...]:

@@ -241,10 +241,15 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
-def read_result(run_dir: str | Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None if result.json is missing, unreadable or incomplete."""
+def earlier_result(epochs: int) -> str:
+    """What the result of so many epochs is called once its run has gone on for more."""
+    return f"result-{epochs}-epochs.json"
+
+
+def read_result(run_dir: str | Path, name: str = RESULT) -> dict[str, Any] | None:
+    """The result of a finished run, or None if the file is missing, unreadable or incomplete."""
     try:
-        result = json.loads((Path(run_dir) / RESULT).read_text(encoding="utf-8"))
+        result = json.loads((Path(run_dir) / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # ValueError: broken JSON or broken UTF-8
         return None
     if not isinstance(result, dict) or result.get("status") != "finished":

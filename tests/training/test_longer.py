@@ -37,6 +37,12 @@ def test_more_epochs_go_on_as_if_they_had_been_set_at_once(tmp_path: Path, shape
     before = json.loads((folder(long) / "result-1-epochs.json").read_text())
     assert (before["epochs"], before["metrics"]["AP"]) == (1, first["metrics"]["AP"])
     assert run(long)["skipped"]
+    again = run(short)  # as a sweep of it does
+    assert again["skipped"] and (again["epochs"], again["steps"], again["metrics"]["AP"]) == (
+        1,
+        4,
+        first["metrics"]["AP"],
+    )
     # It is no row of runs that had all of their epochs planned from the start.
     own, other = (read_result(folder(config)) for config in (long, whole))
     assert own is not None and other is not None and key(own) != key(other)

@@ -18,7 +18,7 @@ from msil.errors import ConfigError, RunError, UserError
 from msil.finished import continues, finished_result, title
 from msil.interruption import Interruption
 from msil.lock import locked
-from msil.runs import CONFIG, RESULT, read_result, remove_if_empty, remove_leftovers, write_bytes
+from msil.runs import CONFIG, RESULT, earlier_result, read_result, remove_if_empty, remove_leftovers, write_bytes
 from msil.training.build import Parts, build
 from msil.training.faults import FiniteSteps, explained
 from msil.training.loggers import finish_dashboards
@@ -74,7 +74,7 @@ def claim(config: Config, run_dir: Path) -> None:
     remove_leftovers(run_dir)
     before = read_result(run_dir)
     if before is not None and before["config_hash"] != config_hash(values):
-        (run_dir / RESULT).replace(run_dir / f"result-{before['epochs']}-epochs.json")
+        (run_dir / RESULT).replace(run_dir / earlier_result(before["epochs"]))
     (run_dir / RESULT).unlink(missing_ok=True)
     write_bytes(run_dir / CONFIG, f"{title(values)}\n{yaml.safe_dump(values, sort_keys=False)}".encode())
 
