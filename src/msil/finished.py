@@ -44,7 +44,8 @@ def continues(config: Config, run_dir: Path) -> bool:
         # In place of the YAML, which anybody may have edited.
         if head.read(len(title(values))) == title(values).encode():
             return False
-    if _own_result(config, run_dir) is not None:  # it has gone on since
+    # resume=never could train over the longer run.
+    if config.resume is Resume.auto and _result(config, run_dir, earlier_result(config.schedule.epochs)) is not None:
         return False
     before = stored_settings(run_dir)
     if before is None:
@@ -82,7 +83,7 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     Data that are no longer there are not compared.
     """
     run_dir = Path(config.runs_dir) / config.run_name
-    result = _own_result(config, run_dir)
+    result = _result(config, run_dir, RESULT) or _result(config, run_dir, earlier_result(config.schedule.epochs))
     if result is None:
         return None
     if changed := _changed(config, result.get("data") or {}):
@@ -95,10 +96,10 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     return result
 
 
-def _own_result(config: Config, run_dir: Path) -> dict[str, Any] | None:
-    """The folder's result of these very settings, also where the run has gone on for more epochs since."""
-    found = (read_result(run_dir, name) for name in (RESULT, earlier_result(config.schedule.epochs)))
-    return next((one for one in found if one is not None and one["config_hash"] == config_hash(plain(config))), None)
+def _result(config: Config, run_dir: Path, name: str) -> dict[str, Any] | None:
+    """The folder's result of that name where it is of these very settings."""
+    result = read_result(run_dir, name)
+    return result if result is not None and result["config_hash"] == config_hash(plain(config)) else None
 
 
 def splits_of(config: Config) -> tuple[str, ...]:
