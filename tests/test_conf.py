@@ -262,10 +262,11 @@ def test_the_run_name_ends_in_the_hash_and_names_the_folder() -> None:
 def test_help_begins_with_ten_commands_that_all_work(tmp_path: Path) -> None:
     torch.save({"anything": torch.zeros(1)}, tmp_path / "FILE")
     text = OmegaConf.load(CONF / "hydra" / "help" / "msil.yaml").template
-    commands = [line.strip() for line in text.splitlines() if line.startswith("  python run.py")]
+    commands = [line for line in text.splitlines() if line.startswith("python run.py")]
     assert len(commands) == 10
+    assert max(map(len, text.splitlines())) <= 80
     for command in commands:
-        words = command.split("   ")[0].replace("'", "").replace("FILE", str(tmp_path / "FILE")).split()[2:]
+        words = command.replace("FILE", str(tmp_path / "FILE")).split()[2:]
         typed = [word for word in words if "=" in word]
         parsed = OverridesParser.create().parse_overrides(typed)
         config(*(word for word, override in zip(typed, parsed, strict=True) if not override.is_sweep_override()))

@@ -185,6 +185,20 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def check_own(path: Path, *beside: Path) -> None:
+    """Raises ConfigError where writing `path` and the files beside it would replace one that msil did not write.
+
+    msil's own files have its name in their first bytes; those beside it are msil's where `path` is.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            if b"msil" in file.read(4096):
+                return
+    for one in (path, *beside):
+        if one.exists():
+            raise ConfigError(f"{one} is already there, and not by this command: choose another name.")
+
+
 class DiskFull(UserError):
     """There is no room for what is to be written."""
 

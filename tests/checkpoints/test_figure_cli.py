@@ -91,6 +91,9 @@ def test_heatmap_of_one_imported_file_on_images(tmp_path: Path, root: Path, caps
 def test_heatmap_refuses_in_one_sentence(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     described_file(tmp_path / "net.safetensors")
     (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "photo.png").write_bytes(b"a photo")
+    (tmp_path / "mine.json").write_text("[]")
+    coco = ["--data", "coco", "--root", str(root), "--split", "val"]
     base = ["figure", "heatmap", "--checkpoint", str(tmp_path / "net.safetensors"), "--out", str(tmp_path / "a.png")]
     image = ["--image", str(root / "val" / "0.png")]
     for arguments, words in (
@@ -99,6 +102,8 @@ def test_heatmap_refuses_in_one_sentence(tmp_path: Path, root: Path, capsys: pyt
         (["--image", str(tmp_path / "no.jpg")], "there is no image"),
         ([*image, "--out", "a.jpg"], "does not end in .png"),
         ([*image, "--out", str(tmp_path / "text.jpg" / "a.png")], "cannot be written"),
+        ([*image, "--out", str(tmp_path / "photo.png")], "photo.png is already there, and not by this command"),
+        ([*coco, "--out", str(tmp_path / "mine.png")], "mine.json is already there, and not by this command"),
         ([*image, "--checkpoint", str(tmp_path / "no.ckpt")], "there is no weights file"),
     ):
         assert main([*base, *arguments]) == 2, arguments

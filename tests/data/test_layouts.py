@@ -308,9 +308,13 @@ def test_validation_images_are_the_same_ones_whatever_else_changes(tmp_path: Pat
     held = set(boxes_by_file(val))
     assert (len(train), len(val)) == (32, 8) and not held & set(boxes_by_file(train))
     assert [sum(name.startswith(kind) for name in held) for kind in NAMES] == [4, 2]
+    source = root / "annotations/instances_train.json"
+    with pytest.warns(DataWarning) as said:
+        build_datasets({**data, "classes": ["dog"]}, "train", "held")
+    left = "boxes of classes other than dog are left out: cat"
+    assert [str(one.message) for one in said] == [f"{source}: {left} 16", f"{source}, images held out: {left} 4"]
     chosen = build_split({**data, "classes": ["dog", "cat"]}, "held")
     assert set(boxes_by_file(chosen)) == held and chosen.classes == ("dog", "cat")
-    source = root / "annotations/instances_train.json"
     content = json.loads(source.read_text())
     content["images"].reverse()
     source.write_text(json.dumps(content))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from msil.detection import Detections, Detector, build_detector
 from msil.detection.detector import FULL_MSIL
 from msil.detection.heads import head_class
+from msil.errors import ConfigError
 from msil.inference import export
 from msil.inference.export import export_onnx
 from msil.inference.export_check import ExportError, difference, made_up_image
@@ -187,10 +188,11 @@ def test_a_file_that_differs_is_not_kept(
     change(model)
     monkeypatch.setattr(export, "write_graph", lambda detector, path, *rest: onnx.save(model, path))
     path = tmp_path / "x.onnx"
-    path.write_text("an older export")
+    older = any_size[1].read_bytes()
+    path.write_bytes(older)
     with pytest.raises(ExportError, match=message):
         export_onnx(any_size[0], path, classes=CLASSES, image_size=(96, 128))
-    assert [file.name for file in tmp_path.iterdir()] == ["x.onnx"] and path.read_text() == "an older export"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.onnx"] and path.read_bytes() == older
 
 
 def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +201,8 @@ def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for path in (tmp_path / "file" / "x.onnx", tmp_path):
         with pytest.raises(ExportError, match=f"{path} cannot be written"):
             export_onnx(detector, path, classes=CLASSES)
+    with pytest.raises(ConfigError, match="file is already there, and not by this command"):
+        export_onnx(detector, tmp_path / "file", classes=CLASSES)
     with pytest.raises(ExportError, match="31 x 64 pixels"):
         export_onnx(detector, tmp_path / "x.onnx", classes=CLASSES, image_size=(31, 64))
     failing = Mock(side_effect=RuntimeError("no such operator\nand much more"))

@@ -110,6 +110,10 @@ def test_classes_of_ones_own_in_vocs_layout(tmp_path: Path, capsys: pytest.Captu
     assert main(["data", "show", str(root), "--out", str(tmp_path / "a.png")]) == 0
     out = capsys.readouterr().out
     assert "\nred cell " in out and "\nwhite " in out and f"data=auto data.root={root}" in out
+    assert "share" not in out
+    (root / "ImageSets/Main/val.txt").write_text("b\na\nc\n")
+    assert main(["data", "show", str(root), "--out", str(tmp_path / "a.png")]) == 0
+    assert "warning: train and val share 1 image, such as JPEGImages/a.jpg" in capsys.readouterr().out
 
 
 def test_pictures_are_spread_over_the_set_and_none_is_drawn_twice(
@@ -148,6 +152,12 @@ def test_refusals(coco: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     with pytest.raises(ConfigError, match="cannot be written"):
         list(show_data(coco, tmp_path / "file/a.png"))
+    photo = coco / "train/a.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    before = photo.read_bytes()
+    with pytest.raises(ConfigError, match=r"a\.png is already there, and not by this command"):
+        list(show_data(coco, photo))
+    assert photo.read_bytes() == before
     with pytest.raises(DataError, match="there is no folder"):
         splits_of(tmp_path / "none")
     with pytest.raises(DataError, match=r"no data set is in \S+runs: looked for YOLO's .* json of COCO's form"):

@@ -50,6 +50,15 @@ def test_runs_are_listed_best_first_by_what_they_were_scored_on(tmp_path: Path) 
     assert max(map(len, to_text(shapes).splitlines())) <= 80
 
 
+def test_long_names_go_below_their_numbers(tmp_path: Path) -> None:
+    for name, ap in (("a" * 60, 0.5), ("b" * 60, 0.4)):
+        write(tmp_path, name, ap)
+    lines = to_text(runs_tables(tmp_path)[0]).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.strip() for line in lines[5:8:2]] == ["a" * 60, "b" * 60]
+    assert lines[4].startswith("50.0") and lines[6].startswith("40.0")
+
+
 def test_images_that_were_held_out_are_of_no_split(tmp_path: Path) -> None:
     fraction = {"name": "coco", "root": "/a/pets", "train_split": "train", "val_split": "val2017", "val_fraction": 0.2}
     write(tmp_path, "held", 0.5, of_data=fraction)

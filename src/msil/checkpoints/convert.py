@@ -19,7 +19,7 @@ from msil.checkpoints.layouts import COCO_CATEGORY_IDS, COCO_CLASSES, NORM_EPS, 
 from msil.detection.backbone import DEPTHS
 from msil.detection.weights import differences, from_mmdet, from_torchvision, load_file, state_dict_of
 from msil.errors import ConfigError, WeightsError, listed
-from msil.runs import write_bytes
+from msil.runs import check_own, write_bytes
 
 CLASSIFIER = ("head.cls_logits.weight", "head.cls_logits.bias")
 TOWERS = ("head.cls_tower.", "head.inter_convs.")  # two towers' first, or TOOD's one
@@ -57,14 +57,15 @@ def import_checkpoint(
 
     Returns what was done, as lines to print. The file is written atomically. Code is never unpickled.
 
-    Raises ConfigError for an option that is needed or wrong; WeightsError for a checkpoint that cannot be read, is of
-    another net, or is incomplete. Nothing is written then.
+    Raises ConfigError for an option that is needed or wrong, or another's file at `out`; WeightsError for a
+    checkpoint that cannot be read, is of another net, or is incomplete. Nothing is written then.
     """
     path, out = Path(path), Path(out)
     if source not in SOURCES:
         raise ConfigError(f"--from must be {' or '.join(SOURCES)}, not {source!r}.")
     if out.suffix != ".safetensors":
         raise ConfigError(f"the output {out} must be named FILE.safetensors: give such a name to -o.")
+    check_own(out)
     content, meta = _read(path)
     prefix = "module." if all(key.startswith("module.") for key in content) else ""  # of DataParallel
     state = {key.removeprefix(prefix): value for key, value in content.items()}

@@ -53,7 +53,7 @@ class Annotations:
     """
 
     root: Path
-    source: Path
+    source: Path | str
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     image_ids: Array
@@ -77,6 +77,10 @@ class Annotations:
         """'annotation 7 of train/a.jpg'."""
         (own,) = self.truth_ids[[box]].tolist()
         return f"{self.unit} {short(own)} of {self.file_names[self.truth_images[box]]}"
+
+    def shared_with(self, other: Annotations) -> list[str]:
+        """The images, by their names, that both hold."""
+        return sorted({*self.file_names}.intersection(other.file_names))
 
     def of_images(self, images: Array) -> Annotations:
         """The images at these positions alone, in this order, with their boxes."""

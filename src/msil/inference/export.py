@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from msil.detection import Detector
 from msil.detection.preprocess import normalize
 from msil.inference.export_check import ExportError, compare_with_pytorch
-from msil.runs import replacing
+from msil.runs import check_own, replacing
 
 STRIDE = 32  # of the deepest feature map of the backbone: images are padded to a multiple of it
 SMALLEST, LARGEST = STRIDE, 16384  # pixels a side
@@ -57,7 +57,8 @@ def export_onnx(
     only once the check has passed, on made-up images of image_size and, if dynamic, of a second size: boxes within
     1e-2 px, scores within 1e-4. Returns what was done, as lines.
 
-    Raises ExportError if a package is missing, the file cannot be written, the export fails, or the check does.
+    Raises ExportError if a package is missing, the file cannot be written, the export fails, or the check does;
+    ConfigError for another's file at `path`.
     """
     if len(classes) != detector.head.num_classes:
         raise ValueError(f"the detector has {detector.head.num_classes} classes, not {len(classes)}.")
@@ -84,6 +85,7 @@ def export_onnx(
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
+        check_own(path)
         with replacing(path) as partial:
             partial.touch()  # fails before the minutes that an export takes
             progress(f"exporting to {path}: this takes a minute or so")
@@ -180,6 +182,7 @@ def _describe(model: Any, metadata: Mapping[str, str]) -> None:
     """Say what the file is for, in place of how it was made (lines of Python on the machine that made it)."""
     from onnxscript import ir
 
+    model.producer_name = "msil"  # see runs.check_own
     for part in (model, model.graph, *model.graph.all_nodes()):
         part.metadata_props.clear()
     model.metadata_props.update(metadata)

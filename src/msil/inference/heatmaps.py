@@ -26,7 +26,7 @@ from msil.reporting.figures.heatmaps import (
 )
 from msil.reporting.figures.pictures import above, image_bytes
 from msil.reporting.tables import to_text
-from msil.runs import write_bytes, write_json
+from msil.runs import check_own, write_bytes, write_json
 
 SCORE_THRESH = 0.3
 ROWS = 4  # images of a split, where none are named
@@ -50,8 +50,8 @@ def heatmap_figure(
     what the first detector finds there. bits: see read_image. out: a .png; the numbers go beside it with the ending
     .json, with `about`. Returns what to print.
 
-    Raises ConfigError for an unknown level, another ending, nothing to draw, or a place that cannot be written to,
-    DataError for an image that cannot be read or a data set without boxes.
+    Raises ConfigError for an unknown level, another ending, nothing to draw, a place that cannot be written to, or
+    another's file there; DataError for an image that cannot be read or a data set without boxes.
     """
     out = Path(out)
     for file in images:
@@ -59,6 +59,7 @@ def heatmap_figure(
             raise DataError(f"there is no image {file}: give the path of one.")
     if out.suffix.lower() != ".png":
         raise ConfigError(f"the picture is a PNG, but {out} does not end in .png: name it so.")
+    check_own(out, *([] if dataset is None else [out.with_suffix(".json")]))
     if not images and dataset is None:
         raise ConfigError("there is nothing to draw: name images (--image), or a split to take some of (--split).")
     rows = [_row(detectors, classes, file, dataset, index, bits) for file, index in _indices(images, dataset)]

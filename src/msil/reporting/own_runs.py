@@ -47,8 +47,8 @@ def _finished(runs: Sequence[Result], images: ScoredOn) -> Table:
         Column("parameters", "params", tables.amount),
         Column("flops", "FLOPs", tables.amount),
         Column("total_seconds", "time", tables.duration),
-        Column("run", "run", str, right=False),
-        Column("also", "", str, right=False, shown=any(row["also"] for row in rows)),
+        Column("run", "run", str, right=False, below=True),
+        Column("also", "", str, right=False, shown=any(row["also"] for row in rows), below=True),
     ]  # fmt: skip
     notes = (LONGER_NOTE,) if any(run.get("continued") for run in runs) else ()
     notes += ("Luck or better: msil compare A B, and over seeds msil report.",) if len(runs) > 1 else ()
@@ -71,7 +71,7 @@ def _unfinished(folders: Sequence[Path]) -> Table:
         Column("step", "step"),
         Column("epoch", "epoch", str),
         Column("state", "state", str, right=False),
-        Column("run", "run", str, right=False),
+        Column("run", "run", str, right=False, below=True),
     )
     note = "The command that started a run continues it. step: the last that metrics.csv has."
     return Table("Not finished.", columns, tuple(rows), (note,))

@@ -124,7 +124,8 @@ def short(value: Any) -> str:
 class Column:
     """key: the CSV header; values stand under it as measured (AP as a fraction, seconds, counts).
     title: the header people read. form: value -> text. shown: False for columns of the CSV alone. parts: endings of the
-    CSV headers of a value with several numbers, such as an interval."""
+    CSV headers of a value with several numbers, such as an interval. below: where a terminal's table is wider than 80,
+    in a line of its own."""
 
     key: str
     title: str = ""
@@ -132,6 +133,7 @@ class Column:
     right: bool = True
     shown: bool = True
     parts: tuple[str, ...] = ("",)
+    below: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,10 +157,14 @@ def cell(row: Mapping[str, Any], column: Column) -> str:
 
 def to_text(table: Table) -> str:
     """For a terminal: aligned, with rules; the caption above and the notes below, wrapped to the table's width."""
-    columns = table.shown
-    cells = [[column.title for column in columns], *([cell(row, column) for column in columns] for row in table.rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    columns, below = table.shown, []
+    widths = _widths(table, columns)
+    if sum(widths) + 2 * (len(widths) - 1) > 80:
+        below = [column for column in columns if column.below]
+        columns = [column for column in columns if not column.below]
+        widths = _widths(table, columns)
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    cells = [[column.title for column in columns], *([cell(row, column) for column in columns] for row in table.rows)]
     body = [
         "  ".join(
             text.rjust(width) if column.right else text.ljust(width)
@@ -166,10 +172,16 @@ def to_text(table: Table) -> str:
         ).rstrip()
         for line in cells
     ]
+    for place, row in enumerate(table.rows if below else (), start=1):
+        body[place] += "\n  " + "  ".join(cell(row, column) for column in below).rstrip()
     width = max(len(rule), 80)
     above = textwrap.wrap(table.caption, width)
-    below = [textwrap.fill(note, width, initial_indent="- ", subsequent_indent="  ") for note in table.notes]
-    return "\n".join([*above, rule, body[0], rule, *body[1:], rule, *below]) + "\n"
+    notes = [textwrap.fill(note, width, initial_indent="- ", subsequent_indent="  ") for note in table.notes]
+    return "\n".join([*above, rule, body[0], rule, *body[1:], rule, *notes]) + "\n"
+
+
+def _widths(table: Table, columns: Sequence[Column]) -> list[int]:
+    return [max(len(text) for text in (one.title, *(cell(row, one) for row in table.rows))) for one in columns]
 
 
 def to_markdown(table: Table) -> str:

@@ -91,12 +91,12 @@ def warn(parts: Parts) -> None:
     """Of settings under which a number is not what it seems."""
     data, settings = parts.data, parts.config.data
     if data.train is not None:
-        trained = {*data.train.annotations.file_names}.intersection(data.val.annotations.file_names)
+        trained = data.train.annotations.shared_with(data.val.annotations)
         if settings.train_split == settings.val_split:
             _warn(f"trained and evaluated on the same split, {settings.val_split}: its AP says nothing of other images")
         elif trained:
             _warn(
-                f"{len(trained)} of {len(data.val)} validation images are trained on too, such as {min(trained)}: the "
+                f"{len(trained)} of {len(data.val)} validation images are trained on too, such as {trained[0]}: the "
                 "AP says little of other images"
             )
     shown = data.val if data.train is None else data.train

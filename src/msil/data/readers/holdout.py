@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import PurePath
 
 import numpy as np
@@ -31,7 +32,8 @@ def hold_out(annotations: Annotations, fraction: float, *, held: bool) -> Annota
             f"{annotations.source}: data.val_fraction={fraction} of {count} images leaves a part without any: set "
             "another one, or add images"
         )
-    return annotations.of_images(np.flatnonzero(chosen == held))
+    part = annotations.of_images(np.flatnonzero(chosen == held))
+    return replace(part, source=f"{annotations.source}, images held out") if held else part
 
 
 def _strata(annotations: Annotations) -> np.ndarray:

@@ -22,7 +22,7 @@ from msil.metrics.centers import QUADRANTS, Centers, object_centers, shown_class
 from msil.metrics.record import AnnotatedSplit
 from msil.reporting.figures.pictures import plain, png
 from msil.reporting.tables import Column, Table, percent, to_csv
-from msil.runs import write_bytes
+from msil.runs import check_own, write_bytes
 
 COLUMNS = 3
 DOTS = 1000  # of a class
@@ -71,11 +71,13 @@ def write_centers(truth: AnnotatedSplit, out: str | Path, names: Sequence[str] |
     """Write Figure 5 and, beside it with the ending .csv, the table of all classes; returns what to print.
 
     truth: a split's annotations. out: a .png. names: of the classes to draw; None: see `shown_classes`.
-    Raises ConfigError for an unknown class, another ending, no object, or a place that cannot be written to.
+    Raises ConfigError for an unknown class, another ending, no object, a place that cannot be written to,
+    or files of others there.
     """
     out = Path(out)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"the picture is a PNG, but {out} does not end in .png: name it so.")
+    check_own(out, out.with_suffix(".csv"))
     centers = object_centers(truth)
     shown = shown_classes(centers) if names is None else tuple(names)
     picture = draw_centers(centers, shown)

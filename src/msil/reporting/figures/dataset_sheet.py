@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from msil.errors import ConfigError, DataError, listed
 from msil.reporting.figures.gallery import truth_picture
 from msil.reporting.figures.pictures import draw_grid, plain
 from msil.reporting.tables import Column, Table, to_text
+from msil.runs import check_own
 
 PICTURES = 12
 CLASSES = 20  # rows of the table of classes
@@ -29,11 +31,12 @@ def show_data(root: str | Path, out: str | Path, split: str | None = None) -> It
 
     root: of any layout that data=auto reads. split: one of its splits; None: all.
     Raises DataError for what the audit refuses, once the other splits have been shown; ConfigError for another ending
-    of `out`, or a place that cannot be written to.
+    of `out`, a place that cannot be written to, or another's file there.
     """
     root, out = Path(root), Path(out)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"the picture is a PNG, but {out} does not end in .png: name it so.")
+    check_own(out)
     found: dict[str, AnnotatedImages] = {}
     refused: dict[str, DataError] = {}
     for name in [split] if split else splits_of(root):
@@ -45,6 +48,9 @@ def show_data(root: str | Path, out: str | Path, split: str | None = None) -> It
             except DataError as error:
                 refused[name] = error
         yield from (f"warning: {finding.message}" for finding in findings)
+    for one, other in combinations(found, 2):
+        if shared := found[one].annotations.shared_with(found[other].annotations):
+            yield f"warning: {one} and {other} share {_images(len(shared))}, such as {shared[0]}"
     if found:
         truths = dict(zip(found, labelled_alike([one.annotations for one in found.values()]), strict=True))
         yield "\n" + to_text(splits_table(truths))
@@ -148,6 +154,10 @@ def draw_sheet(found: Mapping[str, AnnotatedImages], truths: Mapping[str, Annota
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror or error}): choose another place.") from error
     return len(cells)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _count(number: int) -> str:

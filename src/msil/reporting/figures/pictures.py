@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from msil.reporting.figures.charts import plot_curves
 from msil.runs import write_bytes
@@ -198,8 +199,10 @@ def series(rows: Sequence[Mapping[str, str]], x: str, y: str) -> tuple[np.ndarra
 
 def image_bytes(picture: np.ndarray, kind: str = "PNG", quality: int = 85) -> bytes:
     """uint8 (H, W, 3) as a file of one of Pillow's formats; thin lines keep their colour in a JPEG of this quality."""
-    content, lossy = io.BytesIO(), {"quality": quality, "subsampling": 0} if kind == "JPEG" else {}
-    Image.fromarray(picture).save(content, kind, **lossy)
+    content, about = io.BytesIO(), PngInfo()
+    about.add_text("Software", "msil")  # see runs.check_own
+    options = {"JPEG": {"quality": quality, "subsampling": 0}, "PNG": {"pnginfo": about}}
+    Image.fromarray(picture).save(content, kind, **options.get(kind, {}))
     return content.getvalue()
 
 
@@ -207,7 +210,7 @@ def png(figure: Figure) -> bytes:
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name is drawn as far as the font goes
-        FigureCanvasAgg(figure).print_png(content)
+        FigureCanvasAgg(figure).print_png(content, metadata={"Software": "msil"})
     return content.getvalue()
 
 
