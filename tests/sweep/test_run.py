@@ -36,8 +36,9 @@ def jobs_of(folder: Path, *programs: str) -> list[Job]:
 
 def run(jobs: list[Job], n_jobs: int = 1, grace_seconds: float = 20.0) -> tuple[list[Outcome], int | None]:
     outcomes = [Outcome(job, "skipped" if is_finished(job.run_dir, job.config_hash) else "waiting") for job in jobs]
-    # A shell that starts the tests in the background has them ignore SIGINT.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell that starts the tests in the background has them ignore SIGINT, nohup SIGHUP.
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
     try:
         stopped_by = run_jobs(
             outcomes,
@@ -47,7 +48,8 @@ def run(jobs: list[Job], n_jobs: int = 1, grace_seconds: float = 20.0) -> tuple[
             grace_seconds=grace_seconds,
         )
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return outcomes, stopped_by
 
 
