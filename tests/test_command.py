@@ -134,7 +134,7 @@ def test_what_hydra_refuses_is_one_sentence(typed: str, parts: list[str]) -> Non
         ("model.backbone.frozen_stages=5", "model.backbone.frozen_stages=5 must be"),
         ("trainer.devices=zero", "a number of devices"),
         ("trainer.precision=16", "one of 32-true"),
-        ("trainer.accumulate=3", "must divide data.batch_size=8"),
+        ("trainer.accumulate=3", "must divide data.batch_size=4"),
         ("schedule.ema=1", "schedule.ema=1.0 must be a number above 0 and below 1"),
         ("model.test_scales=[480,16]", "short sides of at least 32 pixels"),
         ("run_name=a/b", "a plain folder name"),

@@ -116,7 +116,7 @@ def test_a_head_brings_its_published_recipe(head: str, recipe: tuple[float, floa
 @pytest.mark.parametrize("choice", ["fcos", "fcos_plain", "vfnet", "atss", "gfl", "tood", "retinanet"])
 def test_a_heads_file_has_the_heads_own_settings(choice: str) -> None:
     """By the defaults of its options, but for the original FCOS."""
-    values = config(f"model/head={choice}").model.head
+    values = config(f"model/head={choice}", "schedule=1x").model.head
     kind = HEADS[choice.removesuffix("_plain")]
     assert head_options(values) == kind.Options(**(PLAIN if choice == "fcos_plain" else {}))
     assert values["name"] == choice.removesuffix("_plain")

@@ -26,11 +26,17 @@ CASES = [("head_atss", ""), ("head_gfl", ""), ("head_tood", "0"), ("head_tood", 
 FORMS = [*((name, "") for name in HEADS if name not in dict(CASES)), *CASES]
 
 
-def build(name: str, msil: nn.Module | dict[str, Any] | None = None, num_convs: int = 1, epoch: str = "") -> DenseHead:
+def build(
+    name: str,
+    msil: nn.Module | dict[str, Any] | None = None,
+    num_convs: int = 1,
+    epoch: str = "",
+    fast_start: bool = False,
+) -> DenseHead:
     """A head of 5 classes and 32 channels, at the start of an epoch."""
     torch.manual_seed(0)
     kind, options = HEADS[name]
-    head = kind(5, 32, msil=msil, **{"num_convs": num_convs, "norm_groups": 8, **options})
+    head = kind(5, 32, msil=msil, **{"num_convs": num_convs, "norm_groups": 8, "fast_start": fast_start, **options})
     head.set_epoch(int(epoch or 0))
     return head
 

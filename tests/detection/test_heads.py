@@ -32,16 +32,39 @@ def outputs(head: DenseHead, pyramid: list[Tensor]) -> dict[str, Tensor]:
 
 
 @heads
-def test_the_block_draws_no_random_number_of_the_others_and_apply_none_is_no_block(name: str) -> None:
-    plain = build(name).state_dict()
+@pytest.mark.parametrize("fast_start", [False, True])
+def test_the_block_draws_no_random_number_of_the_others_and_apply_none_is_no_block(name: str, fast_start: bool) -> None:
+    plain = build(name, fast_start=fast_start).state_dict()
     for switches in SWITCHES:
-        state = build(name, switches).state_dict()
+        state = build(name, switches, fast_start=fast_start).state_dict()
         assert {key for key in state if not key.startswith("msil.")} == plain.keys() != state.keys()
         assert all(torch.equal(state[key], value) for key, value in plain.items()), switches
-    none = build(name, {"apply": "none"})
+    none = build(name, {"apply": "none"}, fast_start=fast_start)
     assert none.msil is None and none.state_dict().keys() == plain.keys()
     block = nn.Identity()
     assert build(name, block).msil is block
+
+
+@heads
+def test_a_fast_start_is_by_he_s_rule_where_a_norm_or_a_relu_follows(name: str) -> None:
+    """std sqrt(2 / fan in). 5 % of it is seven standard errors of the fewest draws, 32 * 32 * 9."""
+    state = build(name, SWITCHES[0], fast_start=True).state_dict()
+    he = (*(f"msil.{conv}.0.weight" for conv in ("enc", "enc2", "fusion")), "cls_star.weight", "reg_star.weight")
+    layers = {key: value for key, value in state.items() if value.dim() == 4}
+    chosen = {key for key in layers if key in he or (key.endswith(".conv.weight") and key != "msil.conv.weight")}
+    assert len(chosen) >= 5
+    for key in chosen:
+        assert layers[key].std().item() == pytest.approx((2 / layers[key][0].numel()) ** 0.5, rel=0.05), key
+    predictors = {"cls_logits.weight", "bbox_reg.weight", "msil.conv.weight", "msil.separate_cls.dec.weight"}
+    assert all(layers[key].std().item() == pytest.approx(0.01, rel=0.1) for key in predictors)
+
+
+def test_a_fast_start_of_fcos_has_distances_of_one_stride() -> None:
+    head = build("head_fcos_tricks", fast_start=True)
+    with torch.no_grad():
+        predictions = head([torch.zeros(1, 32, *size) for size in SMALL_MAPS])
+    # The towers' norms shift zeros to zeros, so the bias is all that is left.
+    assert torch.equal(predictions.box, torch.ones_like(predictions.box))
 
 
 # What the gate of one branch alone changes. VFNet's star convolution classifies where the regression points to.

@@ -191,6 +191,7 @@ def test_every_model_setting_reaches_the_detector() -> None:
     of_head = {
         "num_convs": 3, "norm_groups": 8, "conv_bias": False, "center_sampling": False, "center_sample_radius": 1.25,
         "centerness_on_reg": False, "norm_on_bbox": False, "loss_bbox": "iou", "point_offset": 0.25,
+        "fast_start": False,
     }  # fmt: skip
     of_block = {"align": False, "separate": False, "apply": "cls", "kernel_size": 1, "reduction": 2}
     others = {"channels": 32, "image_mean": [1, 2, 3], "image_std": [4, 5, 6], "test_scales": [48, 64]}

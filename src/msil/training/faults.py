@@ -53,7 +53,7 @@ class FiniteSteps(Callback):
     """Raises TrainingDiverged where a loss or gradient of a step is NaN or infinite on any rank, before the step is
     taken. Under 16-mixed infinite gradients are the loss scaler's to deal with: only losses are checked.
 
-    With a fused optimizer (a GPU's) the device itself leaves out that step and all that follow; the host reads the flag
+    With a fused optimizer the device itself leaves out that step and all that follow; the host reads the flag
     one step later, so that it need not wait for the device, and before every save.
 
     current: the step that is being computed, training or evaluation, for the sentence of `explained`.

@@ -146,10 +146,11 @@ class DetectionModule(L.LightningModule):
 
     @property
     def fused(self) -> bool | None:
-        """Of the optimizer. A GPU's leaves a step out without the host: see FiniteSteps. Under 16-mixed the loss scaler
-        does."""
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        return True if on_gpu and self.trainer.precision != "16-mixed" else None
+        """Of the optimizer, which then can leave a step out: see FiniteSteps. Under 16-mixed the loss scaler does."""
+        device = self.trainer.strategy.root_device.type
+        # On a CPU it takes a gradient for one of its weight's strides, unlooked; those of DDP can have others.
+        known = device == "cuda" or (device == "cpu" and self.trainer.world_size == 1)
+        return True if known and self.trainer.precision != "16-mixed" else None
 
     @property
     def lr(self) -> float:

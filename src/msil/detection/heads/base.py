@@ -43,6 +43,7 @@ class HeadOptions:
     """What every head has.
 
     num_convs: convolutions a tower. norm_groups: of their GroupNorms; None: no norm. strides: of the levels, pixels.
+    fast_start: for short trainings, in the place of the references' N(0, 0.01): see start_fast of the head.
     extra_convs: what P6 is made of: "on_output", P5, or "on_input", C5. relu_before_extra_convs: P7 is made of
     ReLU(P6), else of P6 (both as in MMDetection).
 
@@ -51,6 +52,7 @@ class HeadOptions:
 
     num_convs: int = 4
     norm_groups: int | None = 32
+    fast_start: bool = False
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     extra_convs: str = "on_output"
     relu_before_extra_convs: bool = True
@@ -147,12 +149,22 @@ class DenseHead(nn.Module, ABC):
         if groups is not None and channels % groups:
             raise ValueError(f"channels ({channels}) must be a multiple of norm_groups ({groups}).")
         self.build()
+        if self.options.fast_start:
+            self.start_fast()
         # Last, so that with one seed the plain head and every MSIL variant start from the same weights.
         self.msil = build_interaction(channels, msil)
+        if self.options.fast_start and self.msil is not None:
+            init_he(self.msil)
+            if isinstance(self.msil, MSIL) and self.msil.init_gate is None:
+                self.msil.open_gates()
 
     @abstractmethod
     def build(self) -> None:
         """Layers with their initial weights, and priors, assigner and coder, from `self.options`."""
+
+    def start_fast(self) -> None:
+        """The towers' weights by `init_he`; the block's follow, and its gates open."""
+        init_he(self)
 
     @abstractmethod
     def predict(self, level: int, cls_feat: Tensor, reg_feat: Tensor, *shared: Tensor) -> Level:
@@ -333,6 +345,19 @@ def init_normal(module: nn.Module, std: float = 0.01) -> None:
             nn.init.normal_(child.weight, std=std)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
+
+
+def init_he(module: nn.Module) -> None:
+    """He's rule for ReLU (arXiv 1502.01852) for every convolution below `module` with a norm behind it, or the place of
+    one.
+
+    The norm makes its output the same for weights of any scale, but a step of Adam's, about as large as the learning
+    rate, turns small weights much further than large ones.
+    """
+    for child in module.modules():
+        layers = list(child.children())[:2]
+        if len(layers) == 2 and isinstance(layers[0], nn.Conv2d) and isinstance(layers[1], nn.GroupNorm | nn.Identity):
+            nn.init.kaiming_normal_(layers[0].weight, nonlinearity="relu")
 
 
 def init_prior(classifier: nn.Module) -> None:

@@ -69,6 +69,13 @@ class FCOSHead(DenseHead):
         init_normal(self)
         init_prior(self.cls_logits)
 
+    def start_fast(self) -> None:
+        """Also distances of one stride, where those near 0 have no gradient through their ReLU."""
+        super().start_fast()
+        if self.options.norm_on_bbox:
+            assert self.bbox_reg.bias is not None
+            nn.init.ones_(self.bbox_reg.bias)
+
     def predict(self, level: int, cls_feat: Tensor, reg_feat: Tensor) -> Level:
         raw = (self.bbox_reg(reg_feat) * self.scales[level]).float()
         distances = raw.clamp(min=0) if self.options.norm_on_bbox else raw.exp()

@@ -77,6 +77,12 @@ class VFNetHead(DenseHead):
         else:  # a star convolution starts as MMDetection's
             nn.init.kaiming_normal_(self.reg_conv.conv.weight, mode="fan_out", nonlinearity="relu")
 
+    def start_fast(self) -> None:
+        """Also the star convolutions, which have a ReLU and no norm behind them."""
+        super().start_fast()
+        for star in (self.reg_star, self.cls_star):
+            nn.init.kaiming_normal_(star.weight, nonlinearity="relu")
+
     def predict(self, level: int, cls_feat: Tensor, reg_feat: Tensor) -> Level:
         """Both boxes are distances in pixels. The refined one passes no gradient to the first one."""
         raw = self.bbox_reg(self.reg_conv(reg_feat)).float() * self.scales[level]
