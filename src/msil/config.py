@@ -99,9 +99,7 @@ class MSILConfig:
     apply: Apply = setting(Apply.both, "branches that get the gated feature (eq. 6); none: the plain detector")
     kernel_size: int = setting(3, "of the block's convolutions", choices=(1, 3))
     reduction: int = setting(16, "of the channel attention's hidden layer; at most model.channels", low=1)
-    init_gate: float | None = setting(
-        None, "of the gates at the start; null: 0.5, in a fast start 0.99", above=0, below=1
-    )
+    init_gate: float | None = setting(None, "gates at the start; null: 0.5, in a fast start 0.99", above=0, below=1)
     block: str | None = setting(None, "another block in its place, package.module.Class(channels, **options)")
     # Any: under a type of dict no key could be given on the command line.
     options: Any = setting(None, "arguments of model.msil.block, a dict")
