@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from msil.detection.assign import ATSSAssigner, GroundTruth
 from msil.detection.coders import Deltas, Distances
-from msil.detection.heads.base import DenseHead, HeadOptions, LossTerm, init_normal, init_prior, predictor, register
+from msil.detection.heads.base import DenseHead, HeadOptions, LossTerm, register
+from msil.detection.heads.layers import init_normal, init_prior, predictor
 from msil.detection.losses import box_loss, centerness_loss, centerness_targets, sigmoid_focal_loss
 from msil.detection.priors import PriorGenerator, Priors
 from msil.detection.structures import Level, Predictions, edges

@@ -5,7 +5,6 @@ N images, P priors over L levels, K classes, C channels, D channels of the box c
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from msil.detection.assign import Assigner, GroundTruth, Match, ground_truth
 from msil.detection.assign.base import IGNORED
 from msil.detection.coders import BoxCoder
+from msil.detection.heads.layers import ConvNormAct, init_he
 from msil.detection.losses import EPSILON, mean_across_ranks
 from msil.detection.postprocess import detections_from_candidates, select_candidates
 from msil.detection.priors import PriorGenerator, Priors
@@ -294,19 +294,6 @@ class DenseHead(nn.Module, ABC):
         """For heads whose assignment changes during training; epoch counts from 0."""
 
 
-class ConvNormAct(nn.Module):
-    """conv 3x3 + GroupNorm + ReLU, C -> C; norm_groups None: without norm."""
-
-    def __init__(self, channels: int, norm_groups: int | None, bias: bool) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
-        self.norm = nn.Identity() if norm_groups is None else nn.GroupNorm(norm_groups, channels)
-        self.act = nn.ReLU()
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(features)))
-
-
 def build_interaction(channels: int, msil: nn.Module | Mapping[str, Any] | None) -> nn.Module | None:
     """The seam's module: as given, made of MSIL's keyword arguments, or None where nothing is to be enhanced."""
     if isinstance(msil, Mapping):
@@ -327,40 +314,7 @@ def take(values: Tensor, rows: Tensor) -> Tensor:
     return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def predictor(channels: int, out_channels: int) -> nn.Conv2d:
-    """A 3x3 convolution with bias."""
-    return nn.Conv2d(channels, out_channels, 3, padding=1)
-
-
 def flatten_levels(maps: Sequence[Tensor], per_cell: int = 1) -> Tensor:
     """Maps (N, A C, H, W) of all levels -> (N, P, C), level by level, row-major, a cell's A priors side by side."""
     flat = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in maps], dim=1)
     return flat if per_cell == 1 else flat.unflatten(-1, (per_cell, -1)).flatten(1, 2)
-
-
-def init_normal(module: nn.Module, std: float = 0.01) -> None:
-    """N(0, std) weights and zero biases for every convolution below `module`."""
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d):
-            nn.init.normal_(child.weight, std=std)
-            if child.bias is not None:
-                nn.init.zeros_(child.bias)
-
-
-def init_he(module: nn.Module) -> None:
-    """He's rule for ReLU (arXiv 1502.01852) for every convolution below `module` with a norm behind it, or the place of
-    one.
-
-    The norm makes its output the same for weights of any scale, but a step of Adam's, about as large as the learning
-    rate, turns small weights much further than large ones.
-    """
-    for child in module.modules():
-        layers = list(child.children())[:2]
-        if len(layers) == 2 and isinstance(layers[0], nn.Conv2d) and isinstance(layers[1], nn.GroupNorm | nn.Identity):
-            nn.init.kaiming_normal_(layers[0].weight, nonlinearity="relu")
-
-
-def init_prior(classifier: nn.Module) -> None:
-    """The bias that makes every class's probability 0.01 at the start (arXiv 1708.02002, section 4.1)."""
-    assert isinstance(classifier, nn.Conv2d) and classifier.bias is not None
-    nn.init.constant_(classifier.bias, -math.log((1 - 0.01) / 0.01))

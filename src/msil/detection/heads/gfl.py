@@ -9,16 +9,8 @@ from torch import Tensor, nn
 
 from msil.detection.assign import ATSSAssigner, GroundTruth
 from msil.detection.coders import Integral
-from msil.detection.heads.base import (
-    DenseHead,
-    HeadOptions,
-    LossTerm,
-    init_normal,
-    init_prior,
-    predictor,
-    register,
-    take,
-)
+from msil.detection.heads.base import DenseHead, HeadOptions, LossTerm, register, take
+from msil.detection.heads.layers import init_normal, init_prior, predictor
 from msil.detection.losses import box_loss, box_quality, distribution_focal_loss, quality_focal_loss
 from msil.detection.priors import PriorGenerator, Priors
 from msil.detection.structures import Level, Predictions

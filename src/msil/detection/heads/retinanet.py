@@ -8,7 +8,8 @@ from torch import Tensor
 
 from msil.detection.assign import GroundTruth, MaxIoUAssigner
 from msil.detection.coders import Deltas
-from msil.detection.heads.base import DenseHead, HeadOptions, LossTerm, init_normal, init_prior, predictor, register
+from msil.detection.heads.base import DenseHead, HeadOptions, LossTerm, register
+from msil.detection.heads.layers import init_normal, init_prior, predictor
 from msil.detection.losses import l1_loss, sigmoid_focal_loss
 from msil.detection.priors import PriorGenerator, Priors
 from msil.detection.structures import Level, Predictions

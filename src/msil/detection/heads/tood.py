@@ -11,17 +11,8 @@ from torchvision.ops import deform_conv2d
 
 from msil.detection.assign import ATSSAssigner, GroundTruth, Match, TaskAlignedAssigner
 from msil.detection.coders import Corners, Distances
-from msil.detection.heads.base import (
-    ConvNormAct,
-    DenseHead,
-    HeadOptions,
-    LossTerm,
-    init_normal,
-    init_prior,
-    predictor,
-    register,
-    take,
-)
+from msil.detection.heads.base import DenseHead, HeadOptions, LossTerm, register, take
+from msil.detection.heads.layers import ConvNormAct, init_normal, init_prior, predictor
 from msil.detection.losses import box_loss, centerness_targets, quality_focal_loss, sigmoid_focal_loss
 from msil.detection.priors import PriorGenerator, Priors
 from msil.detection.structures import Level, Predictions, distances_to_boxes, edges

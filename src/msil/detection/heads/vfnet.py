@@ -10,16 +10,8 @@ from torch import Tensor, nn
 
 from msil.detection.assign import ATSSAssigner, GroundTruth
 from msil.detection.coders import Distances
-from msil.detection.heads.base import (
-    ConvNormAct,
-    DenseHead,
-    HeadOptions,
-    LossTerm,
-    init_normal,
-    init_prior,
-    predictor,
-    register,
-)
+from msil.detection.heads.base import DenseHead, HeadOptions, LossTerm, register
+from msil.detection.heads.layers import ConvNormAct, init_normal, init_prior, predictor
 from msil.detection.losses import box_loss, box_quality, varifocal_loss
 from msil.detection.priors import PriorGenerator, Priors
 from msil.detection.starconv import StarConv, star_offsets
