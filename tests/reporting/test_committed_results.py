@@ -60,6 +60,17 @@ def test_the_page_of_results_shows_the_committed_tables() -> None:
         assert any([{title: row.get(title) for title in titles} for row in other] == one for other in committed), one
 
 
+def test_the_page_of_results_shows_the_trials() -> None:
+    (shown,) = (one for one in tables(PAGE) if {"start", "change"} <= set(one[0]))
+    for row, trial in zip(
+        shown, csv.DictReader((RESULTS / "trials" / "shapes.csv").open(encoding="utf-8")), strict=True
+    ):
+        assert (row["start"], row["change"]) == (trial["start"], trial["change"] or "-")
+        assert int(row["steps"].replace(",", "")) == int(trial["steps"])
+        for name in ("AP", "AP50", "AP75"):
+            assert row[name] == f"{100 * float(trial[name]):.1f}"
+
+
 def tables(path: Path) -> list[list[dict[str, str]]]:
     """The Markdown tables of a file, each as its rows by column title."""
     found: list[list[list[str]]] = [[]]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from msil.errors import ConfigError, DataError
 
@@ -153,7 +154,7 @@ def _is_made(root: Path, wanted: dict[str, int]) -> bool:
 def _write_split(root: Path, split: str, count: int, image_size: int, seed: int) -> None:
     (root / split).mkdir()
     images, annotations = [], []
-    for index in range(count):
+    for index in tqdm(range(count), f"making {split} of shapes", unit=" images", ncols=80, leave=False, disable=None):
         pixels, objects = draw_image(split, index, image_size, seed)
         image_id = 2 * index + (1 if split == "train" else 2)  # unique over both splits
         file_name = f"{image_id:06d}.png"
