@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
 from msil.reporting.evidence import Evidence
 from msil.reporting.report import setting_tables, write_tables
+from msil.reporting.sweep_table import result_line
 from msil.runs import read_results
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -58,6 +60,16 @@ def test_the_page_of_results_shows_the_committed_tables() -> None:
     for one in shown:
         titles = list(one[0])
         assert any([{title: row.get(title) for title in titles} for row in other] == one for other in committed), one
+
+
+def test_the_default_run_over_seeds_and_as_the_readme_prints_it() -> None:
+    runs = read_results(RESULTS / "quickstart" / "runs")
+    (shown,) = (run for run in runs if not run["run_name"].startswith("def_"))
+    assert result_line(shown) in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    scores = [100 * run["metrics"]["AP"] for run in sorted(runs, key=lambda run: run["seed"]) if run is not shown]
+    each = ", ".join(f"{score:.1f}" for score in scores)
+    over = f"AP {mean(scores):.1f} ± {stdev(scores):.1f} over seeds 0 to {len(scores) - 1} ({each})"
+    assert over in " ".join(PAGE.read_text(encoding="utf-8").split())
 
 
 def test_the_page_of_results_shows_the_trials() -> None:
