@@ -55,6 +55,12 @@ def test_a_fast_start_is_by_he_s_rule_where_a_norm_or_a_relu_follows(name: str) 
     assert len(chosen) >= 5
     for key in chosen:
         assert layers[key].std().item() == pytest.approx((2 / layers[key][0].numel()) ** 0.5, rel=0.05), key
+    gate = state["msil.separate_cls.dec.bias"].sigmoid()
+    torch.testing.assert_close(gate, torch.full_like(gate, 0.99))
+    conv = nn.Conv2d(32, 32, 3)
+    before = conv.weight.clone()
+    build(name, nn.Sequential(conv, nn.GroupNorm(8, 32)), fast_start=True)
+    assert torch.equal(conv.weight, before)  # a block of the user's own starts as it was made
     predictors = {"cls_logits.weight", "bbox_reg.weight", "msil.conv.weight", "msil.separate_cls.dec.weight"}
     assert all(layers[key].std().item() == pytest.approx(0.01, rel=0.1) for key in predictors)
 

@@ -23,7 +23,7 @@ from msil.detection.losses import EPSILON, mean_across_ranks
 from msil.detection.postprocess import detections_from_candidates, select_candidates
 from msil.detection.priors import PriorGenerator, Priors
 from msil.detection.structures import Detections, Level, Predictions, Target
-from msil.interaction import MSIL
+from msil.interaction import MSIL, Deeper
 
 HEADS: dict[str, type[DenseHead]] = {}
 
@@ -153,10 +153,10 @@ class DenseHead(nn.Module, ABC):
             self.start_fast()
         # Last, so that with one seed the plain head and every MSIL variant start from the same weights.
         self.msil = build_interaction(channels, msil)
-        if self.options.fast_start and self.msil is not None:
+        if self.options.fast_start and isinstance(self.msil, MSIL | Deeper):  # not the user's own block
             init_he(self.msil)
-            if isinstance(self.msil, MSIL) and self.msil.init_gate is None:
-                self.msil.open_gates()
+        if self.options.fast_start and isinstance(self.msil, MSIL) and self.msil.init_gate is None:
+            self.msil.open_gates()
 
     @abstractmethod
     def build(self) -> None:
