@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 timm = pytest.importorskip("timm", reason='needs timm: pip install -e ".[timm]" -c constraints.txt')
 
+from msil.detection.backbone import FoldedConv2d  # noqa: E402
 from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from msil.detection.timm_backbone import TimmBackbone  # noqa: E402
 from msil.errors import ConfigError, WeightsError  # noqa: E402
@@ -57,6 +58,33 @@ def test_maps_of_a_classifiers_file_are_timms(
     with torch.no_grad():
         for level, reference in zip(net(images), expected, strict=True):
             torch.testing.assert_close(level, reference, rtol=1e-5, atol=1e-5 * float(reference.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "folded", "norms"),
+    [
+        ("tf_efficientnet_lite0", 48, 48),  # whose strided convolutions pad by the input's size
+        ("mixnet_s", 14, 48),  # most norms take several convolutions' outputs, concatenated
+        ("test_resnet", 15, 15),  # whose outputs two layers take, behind the norm
+    ],
+)
+def test_folded_norms_change_neither_maps_nor_gradients(name: str, folded: int, norms: int) -> None:
+    """Of the same net with its norms as timm computes them."""
+    torch.manual_seed(0)
+    theirs = with_statistics(TimmBackbone(name, norm="eval_bn")).double()
+    ours = TimmBackbone(name, norm="frozen_bn").double()
+    ours.load_state_dict(theirs.state_dict())
+    found = [module for module in ours.modules() if isinstance(module, FoldedConv2d)]
+    assert (len(found), sum(isinstance(m, nn.BatchNorm2d) for m in theirs.modules())) == (folded, norms)
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    trained = [key for key, parameter in ours.named_parameters() if parameter.requires_grad]
+    results = []
+    for net in (ours, theirs):
+        maps = net(images)
+        loss = torch.stack([level.square().mean() for level in maps]).sum()
+        results.append([*maps, *torch.autograd.grad(loss, [net.get_parameter(key) for key in trained])])
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11 * float(other.detach().abs().max()))
 
 
 HALF = (127.5, 127.5, 127.5)  # 0..255 to -1..1

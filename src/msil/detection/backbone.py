@@ -247,12 +247,14 @@ class FoldedConv2d(nn.Conv2d):
     and averaged under its own name.
     """
 
-    norm: tuple[FoldedNorm]  # a tuple, so that it is not registered a second time
+    norm: tuple[FoldedNorm | FoldedBatchNorm2d]  # a tuple, so that it is not registered a second time
+    pad: Callable[[Tensor], Tensor] | None = None  # before it, if its padding depends on the input's size
 
     def forward(self, features: Tensor) -> Tensor:
         (norm,) = self.norm
-        scale, bias = norm.scale_and_bias()
-        weight = self.weight * scale[:, None, None, None]
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight, bias = self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        features = features if self.pad is None else self.pad(features)
         return F.conv2d(features, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -264,12 +266,25 @@ class FoldedNorm(FrozenBatchNorm2d):
     running_mean: Tensor
     running_var: Tensor
 
-    def scale_and_bias(self) -> tuple[Tensor, Tensor]:
-        """Factor and offset of each channel, (C,) each."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+class FoldedBatchNorm2d(nn.Module):
+    """As FoldedNorm, for a BatchNorm2d, and for one of timm's with layers (dropout, activation) behind it.
+
+    No BatchNorm, so that nothing that converts BatchNorms (SyncBatchNorm) takes it for one.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    eps: float
 
     def forward(self, features: Tensor) -> Tensor:
+        for layer in self.children():
+            features = layer(features)
         return features
 
 
@@ -278,15 +293,17 @@ def fold_norms(net: resnet.ResNet) -> None:
     for block in [net, *(m for m in net.modules() if isinstance(m, resnet.BasicBlock | resnet.Bottleneck))]:
         for number in (1, 2, 3):
             if hasattr(block, f"conv{number}"):
-                _fold(getattr(block, f"conv{number}"), getattr(block, f"bn{number}"))
+                fold(getattr(block, f"conv{number}"), getattr(block, f"bn{number}"))
         if getattr(block, "downsample", None) is not None:
-            _fold(*block.downsample)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            fold(*block.downsample)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
+def fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> None:
+    """Let `conv` apply the frozen norm behind it. In place; the state dict stays the same."""
     # The same objects under new classes: weights, buffers and hooks stay what they are.
-    conv.__class__, norm.__class__ = FoldedConv2d, FoldedNorm
-    conv.norm = (norm,)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    conv.__class__, conv.norm = FoldedConv2d, (norm,)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    folded: Any = FoldedNorm if isinstance(norm, FrozenBatchNorm2d) else FoldedBatchNorm2d
+    norm.__class__ = folded
 
 
 def _check(field: str, value: Any, known: Sequence[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from msil.detection.backbone import PartlyFrozen, TimmOptions, default_stages
+from msil.detection.backbone import PartlyFrozen, TimmOptions, default_stages, fold
 from msil.detection.weights import differences, load_state_dict_file
 from msil.errors import ConfigError, WeightsError
 
@@ -26,7 +27,8 @@ class TimmBackbone(PartlyFrozen):
     weights: None; "imagenet" (timm's own for that name and tag, downloaded once); or the path of a file with the state
         dict of timm's classifier of that name, of any number of classes.
     norm: of BatchNorm layers: "bn", trained; "eval_bn", fixed statistics, trainable scale and shift; "frozen_bn", all
-        of it fixed. Default: "frozen_bn" with weights, "bn" without. Only None for a net without BatchNorm.
+        of it fixed, computed inside the convolution before it where that has no other use. Default: "frozen_bn" with
+        weights, "bn" without. Only None for a net without BatchNorm.
     frozen_stages: 0, none; 1, every parameter that the map of stride 4 depends on (the stem included); 2, also those
         of stride 8; 3, of stride 16; 4, everything. In HRNet, with its parallel branches, the map of stride 4 depends
         on almost all of the net. Default: 1 with weights, 0 without.
@@ -75,6 +77,7 @@ class TimmBackbone(PartlyFrozen):
         if norm == "frozen_bn":
             for module in norms:
                 module.requires_grad_(False)
+            _fold(timm, self.net, layout.pairs)
         fixed_norms = [] if norm == "bn" else norms
         self.keep_in_eval([*fixed_norms, *filter(_is_frozen, self.net.modules())])
 
@@ -105,6 +108,7 @@ class _Layout(NamedTuple):
     nhwc: bool
     used: frozenset[str]  # parameters that C3, C4 or C5 depends on
     frozen: frozenset[str]  # parameters of the frozen stages
+    pairs: list[tuple[str, str]]  # a convolution, and the BatchNorm that alone takes its output
 
 
 def _layout(timm: Any, name: str, frozen_stages: int) -> _Layout:
@@ -139,6 +143,7 @@ def _layout_with(timm: Any, name: str, frozen_stages: int, options: dict[str, bo
         # Stride 4 for the frozen stages; a net without it freezes its first map's part.
         indices = [max((i for i, own in enumerate(strides) if own <= stride), default=0) for stride in (4, 8, 16, 32)]
         net = timm.create_model(name, features_only=True, out_indices=tuple(sorted(set(indices))), **options).eval()
+        calls = _watch(net)
         maps = dict(zip(sorted(set(indices)), net(torch.zeros(1, 3, height, width)), strict=True))
         levels = [maps[index] for index in indices]
 
@@ -154,7 +159,60 @@ def _layout_with(timm: Any, name: str, frozen_stages: int, options: dict[str, bo
         every = frozenset(key for key, _ in net.named_parameters())
         frozen = every if frozen_stages == 4 else _sources(net, levels[:frozen_stages])
         used = _sources(net, levels[1:])
-    return _Layout({**options, "out_indices": tuple(indices[1:])}, channels, nhwc, used, frozen)
+    arguments = {**options, "out_indices": tuple(indices[1:])}
+    return _Layout(arguments, channels, nhwc, used, frozen, _pairs(calls, [*maps.values()]))
+
+
+def _watch(net: nn.Module) -> list[tuple[str, nn.Module, Any]]:
+    """Fills, in the next forward pass, with each convolution and the node of the graph that its output is of, and each
+    BatchNorm and the node that its input is of."""
+    calls: list[tuple[str, nn.Module, Any]] = []
+
+    def after(key: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        calls.append((key, module, output.grad_fn))
+
+    def before(key: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        calls.append((key, module, inputs[0].grad_fn))
+
+    for key, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(partial(after, key))
+        elif isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(partial(before, key))
+    return calls
+
+
+def _pairs(calls: list[tuple[str, nn.Module, Any]], maps: list[Tensor]) -> list[tuple[str, str]]:
+    """Of `calls`, each convolution with the BatchNorm that alone takes its output on the way to the maps."""
+    takers: Counter[Any] = Counter(level.grad_fn for level in maps)
+    waiting, seen = list(takers), set(takers)
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            takers[node] += 1
+            if node is not None and node not in seen:
+                seen.add(node)
+                waiting.append(node)
+    times = Counter(key for key, _, _ in calls)  # a module that is called twice is no pair
+    convs = {node: key for key, module, node in calls if isinstance(module, nn.Conv2d) and times[key] == 1}
+    norms = [(node, key) for key, module, node in calls if isinstance(module, nn.BatchNorm2d) and times[key] == 1]
+    return [(convs[node], key) for node, key in norms if node in convs and takers[node] == 1]
+
+
+def _fold(timm: Any, net: nn.Module, pairs: list[tuple[str, str]]) -> None:
+    """Fold the norms of `pairs` into their convolutions, of those classes whose forward pass is known."""
+    for conv_key, norm_key in pairs:
+        conv: Any = net.get_submodule(conv_key)
+        norm: Any = net.get_submodule(norm_key)
+        known = type(conv) in (nn.Conv2d, timm.layers.Conv2dSame) and conv.bias is None
+        if known and type(norm) in (nn.BatchNorm2d, timm.layers.BatchNormAct2d) and norm.affine:
+            if isinstance(conv, timm.layers.Conv2dSame):
+                conv.pad = partial(
+                    timm.layers.pad_same,
+                    kernel_size=conv.kernel_size,
+                    stride=conv.stride,
+                    dilation=conv.dilation,
+                )
+            fold(conv, norm)
 
 
 def _sources(net: nn.Module, maps: list[Tensor]) -> frozenset[str]:
