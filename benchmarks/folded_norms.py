@@ -1,0 +1,71 @@
+"""P17: EfficientNet-Lite0 of timm with its frozen BatchNorms computed inside the convolutions before them, as
+TimmBackbone does, against the norms as layers of their own.
+
+    python -m benchmarks.folded_norms
+
+A training step's forward and backward of FCOS (64 channels, two convolutions a tower, two frozen stages, 8 images of
+192x256), and the evaluation forward of the backbone alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.compare import Row, faster, interleaved, relative_difference, run
+from benchmarks.scenes import ground_truth
+from msil.detection import Detector, build_detector
+from msil.detection.backbone import TimmOptions
+from msil.detection.heads.fcos import FCOSHead
+
+NET, SIZE, IMAGES, CLASSES = "tf_efficientnet_lite0", (192, 256), 8, 20
+
+
+def detector(norm: str) -> Detector:
+    torch.manual_seed(0)
+    backbone = TimmOptions(NET, norm=norm, frozen_stages=2)
+    made = build_detector(FCOSHead.Options(num_convs=2), backbone, CLASSES, msil=None, channels=64)
+    for key, parameter in made.backbone.named_parameters():
+        if ".bn" in key:
+            parameter.requires_grad_(False)
+    made.lay_out(channels_last=True)
+    return made.train()
+
+
+def measure() -> Iterator[Row]:
+    images = [torch.randint(256, (3, *SIZE), dtype=torch.uint8) for _ in range(IMAGES)]
+    targets = ground_truth(images=IMAGES, boxes=3, classes=CLASSES, size=SIZE)
+    batch = torch.rand(IMAGES, 3, *SIZE).contiguous(memory_format=torch.channels_last)
+
+    def step(net: Detector) -> None:
+        torch.stack(list(net.loss(images, targets).values())).sum().backward()
+        net.zero_grad()
+
+    @torch.no_grad()
+    def forward(net: Detector) -> list[Tensor]:
+        return net.backbone(batch)
+
+    folded, apart = detector("frozen_bn"), detector("eval_bn")
+    difference = max(map(relative_difference, forward(folded), forward(apart)))
+    assert difference < 1e-4, difference
+    ways: dict[str, Callable[[], object]] = {
+        f"{way.__name__} {net}": partial(way, made)
+        for way in (step, forward)
+        for net, made in (("folded", folded), ("apart", apart))
+    }
+    seconds = interleaved(ways, repeats=21)
+    for way, name in (("step", "FCOS Lite0 step"), ("forward", "Lite0 evaluation forward")):
+        yield faster(
+            f"P17 folded norms, {name}",
+            seconds[f"{way} folded"],
+            seconds[f"{way} apart"],
+            1.05,
+            f"maps to {difference:.0e}",
+        )
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)
