@@ -2,8 +2,8 @@
 
     python -m benchmarks.ways_not_taken
 
-1. The first layers of both towers, here of two, as one convolution of double width. 2. All pyramid levels in one canvas,
-a row of zeros between them. 3. An evaluation's folded weights kept from batch to batch. 4. Kept weights in oneDNN's own
+1. The first layers of both towers, here of two, as one convolution of double width. 2. All pyramid levels in one
+canvas, a row of zeros between them. 3. An evaluation's folded weights kept from batch to batch. 4. Kept weights in oneDNN's own
 layout.
 """
 
@@ -99,9 +99,12 @@ def weights_rows(name: str, net: nn.Module, images: Tensor) -> Iterator[Row]:
             pad(features), ours, bias, *how, "none", [], ""
         )
 
+    def note(key: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
+        taken[key] = inputs[0].shape
+
     for key, module in net.named_modules():
         if isinstance(module, FoldedConv2d):
-            module.register_forward_pre_hook(lambda _, inputs, key=key: taken.__setitem__(key, inputs[0].shape))
+            module.register_forward_pre_hook(partial(note, key))
     with torch.no_grad():
         expected = net(images)
         for module in net.modules():
