@@ -3,8 +3,8 @@
     python -m benchmarks.ways_not_taken
 
 1. The first layers of both towers, here of two, as one convolution of double width. 2. All pyramid levels in one
-canvas, a row of zeros between them. 3. An evaluation's folded weights kept from batch to batch. 4. Kept weights in oneDNN's own
-layout.
+canvas, a row of zeros between them. 3. An evaluation's folded weights kept from batch to batch. 4. Kept weights in
+oneDNN's own layout.
 """
 
 from __future__ import annotations
