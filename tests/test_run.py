@@ -58,9 +58,10 @@ def only_run(tmp_path: Path) -> Path:
 
 
 SUMMARY = re.compile(
-    r"AP [\d.]+  AP50 [\d.]+  AP75 [\d.]+  APs [\d.-]+  APm [\d.-]+  APl [\d.-]+   \(percent, \d+ validation images of"
-    r" shapes\)\nAP by class: circle [\d.-]+, square [\d.-]+, triangle [\d.-]+, cross [\d.-]+\n"
-    r"[\d.]+ M parameters, [\d.]+ M FLOPs for one 64x64 image, 2 training steps in .*\nfiles in (.*)\n"
+    r"AP [\d.]+  AP50 [\d.]+  AP75 [\d.]+  APs [\d.-]+  APm [\d.-]+  APl [\d.-]+\n"
+    r"percent, on \d+ validation images of shapes\n"
+    r"AP by class: circle [\d.-]+, square [\d.-]+, triangle [\d.-]+, cross [\d.-]+\n"
+    r"[\d.]+ M parameters, [\d.]+ M FLOPs for one 64x64 image\n2 training steps in .*\nfiles in (.*)\n"
 )
 
 

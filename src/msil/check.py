@@ -239,8 +239,8 @@ def _check_model(model: ModelConfig) -> None:
     frozen = model.backbone.get("frozen_stages")
     if frozen and model.backbone.get("weights") is None and model.weights is None:
         raise ConfigError(
-            f"model.backbone.frozen_stages={frozen} would freeze random weights: give model.backbone.weights too, or "
-            "leave frozen_stages at null."
+            f"model.backbone.frozen_stages={frozen} would freeze random weights: set model.backbone.weights=imagenet "
+            "or to a file, or model.backbone.frozen_stages=null."
         )
 
 

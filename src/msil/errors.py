@@ -40,6 +40,12 @@ def listed(names: Sequence[str], count: int) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `2,500 images`."""
+    plural = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{plural}"
+
+
 def quoted(value: Any) -> str:
     """A value as Hydra's grammar reads it."""
     if isinstance(value, list | tuple):

@@ -50,6 +50,16 @@ def test_a_test_takes_the_classes_of_the_file(file: Path) -> None:
     assert settled(composed("data=voc", f"model.weights={file}", "model.msil.apply=cls")).data.classes is None
 
 
+def test_a_test_renames_as_the_file_s_run_did(tmp_path: Path) -> None:
+    run = plain(composed("data=voc", "data.classes={car: vehicle, bus: vehicle, dog: dog}"))
+    own = {"config": run, "classes": ["vehicle", "dog"], "category_ids": [1, 2]}
+    torch.save({"msil": own}, tmp_path / "last.ckpt")
+    words = ("mode=test", "data=coco", f"model.weights={tmp_path / 'last.ckpt'}")
+    renamed = {"car": "vehicle", "bus": "vehicle", "dog": "dog", "vehicle": "vehicle"}
+    assert settled(composed(*words)).data.classes == renamed
+    assert settled(composed(*words, "data.classes=[dog]")).data.classes == ["dog"]
+
+
 def test_training_takes_msil_and_what_is_frozen_from_the_command(file: Path) -> None:
     config = composed(f"model.weights={file}", "model.msil.apply=reg", "model.backbone.frozen_stages=2")
     model = settled(config).model

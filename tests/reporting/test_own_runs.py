@@ -40,7 +40,10 @@ def test_runs_are_listed_best_first_by_what_they_were_scored_on(tmp_path: Path) 
     of_voc = {**METRICS, "AP": 0.9, "VOC_AP": 0.1}
     write(tmp_path, "voc", 0.9, metrics=of_voc, of_data={"name": "voc", "root": "/a/cells"})
     write(tmp_path, "voc2", 0.1, metrics={**of_voc, "VOC_AP": 0.2}, of_data={"name": "voc", "root": "/a/cells"})
-    shapes, voc, own = runs_tables(tmp_path)
+    # A split of the name that its detector was trained on, of other data.
+    write(tmp_path, "other", 0.3, seen=False, of_data={"val_split": "train", "root": "/a/other"})
+    shapes, voc, other, own = runs_tables(tmp_path)
+    assert other.caption == "shapes, 100 images of train."
     assert [row["run"] for row in shapes.rows] == ["best", "second", "none"]
     assert [row["epochs"] for row in shapes.rows] == ["12->24", "12", "12"] and shapes.notes
     assert shapes.caption == "shapes, 100 images of val."

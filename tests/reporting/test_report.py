@@ -21,7 +21,7 @@ from msil.metrics.precision import per_class
 from msil.metrics.record import write_record
 from msil.reporting.evidence import Evidence
 from msil.reporting.groups import Line, detectors, settings
-from msil.reporting.ranking import class_table, ranked
+from msil.reporting.ranking import answer, class_table, ranked
 from msil.reporting.report import setting_tables, write_report
 from msil.reporting.sections import detector_section, gallery_section, heatmap_section
 from msil.runs import read_results
@@ -105,6 +105,8 @@ def test_the_page_opens_with_the_best_run(made: Path) -> None:
     # cls has one seed
     luck = "on the second, VFNet ResNet-10 MSIL cls: more than luck, of one seed, not corrected for the choice among 3."
     assert luck in page.text
+    few = [{**run, "val_images": 29} for run in results]
+    assert answer(*ranked(few), Evidence()).endswith("MSIL cls: 29 images are too few to tell luck.")
     assert page.text.index(start) < page.text.index("5 finished runs, best first") < page.text.index("Table 1. ")
 
 

@@ -152,16 +152,16 @@ def test_a_varied_seed_and_null() -> None:
 
 
 def test_the_line_of_a_single_run() -> None:
-    scores, price, files = result_line(result()).split("\n")
-    assert scores.split("   ")[0] == "AP 42.0  AP50 60.0  AP75 40.0  APs -  APm 30.0  APl 50.0"
-    assert "percent" in scores and "100 validation images of shapes" in scores
-    assert price == (
-        "4.15 M parameters, 2.35 G FLOPs for one 128x128 image, 600 training steps in 3m 20s (3m 35s with evaluation)"
-    )
+    scores, where, price, took, files = result_line(result()).split("\n")
+    assert scores == "AP 42.0  AP50 60.0  AP75 40.0  APs -  APm 30.0  APl 50.0"
+    assert where == "percent, on 100 validation images of shapes"
+    assert price == "4.15 M parameters, 2.35 G FLOPs for one 128x128 image"
+    assert took == "600 training steps in 3m 20s (3m 35s with evaluation)"
     assert files == f"files in {Path('runs') / 'one'}"
     by_class = {f"c{i}": i / 100 for i in range(20)}
     voc = result(metrics={"AP": 0.4, "VOC_AP": 0.5}, per_class=by_class | {"c1": None})
-    assert result_line(voc).split("\n")[1].startswith("VOC AP by class: c0 0.0, c1 -, c2 2.0, ")
+    assert result_line(voc).split("\n")[2].startswith("VOC AP by class: c0 0.0, c1 -, c2 2.0, ")
+    assert max(map(len, result_line(voc).split("\n"))) <= 80
     assert "by class" not in result_line(result(per_class=by_class | {"c20": 0.2}))
 
 

@@ -41,6 +41,7 @@ def test_a_run_s_checkpoint_gives_the_run_s_numbers(
     folder, result = evaluated(tiny_config(tmp_path, shapes, "mode=test", checkpoint(finished)))
     assert result["metrics"] == pytest.approx(finished[2]["metrics"], nan_ok=True, abs=1e-9)
     assert (result["split"], result["val_images"], result["epochs"], result["steps"]) == ("val", 8, 0, 0)
+    assert result["seen"] is False
     assert read_result(folder) is not None
     assert result["config"]["model"]["weights"].endswith("last.ckpt")
 
@@ -57,7 +58,7 @@ def test_a_run_s_checkpoint_gives_the_run_s_numbers(
 
     name = f"detections_val_{finished[0].run_name}_results.json"
     assert result["detections"] == [name, name.replace(".json", ".zip")]
-    assert "(percent, 8 val images of shapes)" in result_line(result)
+    assert "\npercent, on 8 val images of shapes\n" in result_line(result)
 
 
 def test_nothing_is_gathered_once_the_trainer_has_taken_it_to_the_cpu(
@@ -105,6 +106,7 @@ def test_the_split_can_be_named_and_classes_left_out(
     settings = ("mode=test", checkpoint(finished), "data.split=train", "data.classes=[cross,circle]")
     folder, result = evaluated(tiny_config(tmp_path, shapes, *settings))
     assert (result["split"], result["val_images"], result["classes"]) == ("train", 16, ["cross", "circle"])
+    assert result["seen"] is True
     found = json.loads(next(folder.glob("detections_train_*.json")).read_text())
     listed = json.loads((shapes / "annotations" / "instances_train.json").read_text())["categories"]
     ids = {category["name"]: category["id"] for category in listed}

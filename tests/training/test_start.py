@@ -25,7 +25,8 @@ def test_four_lines_and_what_may_not_be_meant(tmp_path: Path, shapes: Path) -> N
     config = tiny_config(tmp_path, shapes, *settings, "schedule.lr=0.01", "schedule.warmup_factor=0.1", "run_name=it")
     parts = build(config, tmp_path / "it", Interruption(), FiniteSteps())
     net, data, steps, folder = start_lines(parts)
-    assert net.startswith("net     FCOS ResNet-10, MSIL reduction=4, ") and net.endswith(" parameters, on cpu")
+    assert net.startswith("net     FCOS ResNet-10, MSIL reduction=4, ")
+    assert net.endswith(" M parameters, from scratch, on cpu")
     assert data == "data    shapes, 16 training images, 16 validation images, 4 classes"
     # Of 8 steps 2: 0.1 of the lr, then all of it but for half a cosine's first eighth, (1 + cos(pi / 8)) / 2 = 0.96.
     assert steps == "steps   8 of 4 images, warm-up 2 (a quarter, not 50), peak lr 0.0096"

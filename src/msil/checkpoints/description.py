@@ -92,6 +92,14 @@ def run_settings(path: str | Path) -> Mapping[str, Any] | None:
     return None if own is None else own.get("config")
 
 
+def trained_images(path: str | Path) -> str | None:
+    """The digest of the images that a run's checkpoint was trained on (see msil.data.fingerprint); None where it has
+    none."""
+    own = _saved_by_run(weights_file(path)) or {}
+    split = own["config"]["data"]["train_split"] if own else None
+    return own.get("data", {}).get(split, {}).get("images")
+
+
 def _saved_by_run(path: Path) -> Mapping[str, Any] | None:
     """What a run saves under "msil" in its checkpoints; None in other files."""
     content = load_file(path, mmap=True)

@@ -66,8 +66,8 @@ def load_weights(detector: AnyDetector, path: str | Path, classes: Sequence[str]
         new = [name for name in classes if name not in found.classes]
         if new and not to_train:
             raise WeightsError(
-                f"{path} has no class {new[0]!r}; it knows {known}: set data.classes to those of the data that it "
-                "knows."
+                f"{path} has no class {new[0]!r}; it knows {known}: leave data.classes out, or rename the data's, "
+                f"as in 'data.classes={{{new[0]}: {found.classes[0]}}}'."
             )
         _take_rows(classes, found.classes, state, own)
         notes.append(f"of {len(classes)} classes {len(new)} start anew: {listed(new, 5)}" if new else

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from msil.checkpoints.assemble import DETECTION
-from msil.checkpoints.description import explicit, read_description
+from msil.checkpoints.description import explicit, read_description, run_settings
 from msil.config import Config, Mode, ModelConfig
 from msil.errors import ConfigError
 
@@ -26,7 +26,7 @@ def settled(config: Config) -> Config:
 
     From the command come the settings of detection, and in training the MSIL switches and the backbone's norm and
     frozen_stages; of these the MSIL switches always, the others where they are not null. No backbone weights are read
-    besides. A test scores the file's classes unless data.classes is given.
+    besides. A test scores the file's classes, renamed as its run had them, unless data.classes is given.
 
     Raises WeightsError for a file that is missing or unreadable.
     """
@@ -41,7 +41,9 @@ def settled(config: Config) -> Config:
         backbone |= {name: value for name in names if (value := typed.backbone.get(name)) is not None}
         msil = typed.msil
     if config.mode == Mode.test and description is not None and data.classes is None:
-        data = dataclasses.replace(data, classes=list(description.classes))
+        own = (run_settings(typed.weights) or {}).get("data", {}).get("classes")
+        names = {name: name for name in description.classes}
+        data = dataclasses.replace(data, classes={**own, **names} if isinstance(own, dict) else [*names])
     model = dataclasses.replace(
         model,
         weights=typed.weights,

@@ -131,7 +131,8 @@ class Annotations:
         if (label_of < 0).all():
             raise DataError(
                 f"{self.source} has none of the classes {listed(list(new_names), 5)}; it has "
-                f"{listed(self.classes, 5)}: name some of those in data.classes"
+                f"{listed(self.classes, 5)}: choose some of those, or rename them, as in "
+                f"'data.classes={{{self.classes[0]}: {next(iter(new_names))}}}'"
             )
         labels = label_of[self.truth_labels]
         left = np.bincount(self.truth_labels[labels < 0], minlength=len(self.classes))

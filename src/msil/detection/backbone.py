@@ -22,7 +22,7 @@ from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
 from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from msil.detection.weights import differences, imagenet_state_dict, load_state_dict_file
+from msil.detection.weights import FROM_SCRATCH, differences, imagenet_state_dict, load_state_dict_file
 from msil.errors import WeightsError
 
 DEPTHS: dict[str, tuple[type[resnet.BasicBlock] | type[resnet.Bottleneck], list[int]]] = {
@@ -225,7 +225,7 @@ class ResNet(PartlyFrozen):
             if norm == "gn":
                 raise WeightsError(
                     "ImageNet weights come with BatchNorm and do not fit norm=gn: set model.backbone.norm to "
-                    "frozen_bn, eval_bn or bn, or model.backbone.weights=null to train from scratch."
+                    f"frozen_bn, eval_bn or bn, or {FROM_SCRATCH}."
                 )
             state = imagenet_state_dict(name)
         else:

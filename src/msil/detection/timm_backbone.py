@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from msil.detection.backbone import PartlyFrozen, TimmOptions, default_stages, fold
-from msil.detection.weights import differences, load_state_dict_file
+from msil.detection.weights import FROM_SCRATCH, differences, load_state_dict_file
 from msil.errors import ConfigError, WeightsError
 
 # Options by which nets with position embeddings or windows take images of any size; a class has one of them or none.
@@ -242,7 +242,7 @@ def check_name(timm: Any, name: str) -> None:
 def _with_imagenet(timm: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
     source = timm.get_pretrained_cfg(name).hf_hub_id
     file = f"model.safetensors of https://huggingface.co/{source}" if source else "the file of that net"
-    remedy = f"set model.backbone.weights=<path> to {file}, or model.backbone.weights=null to train from scratch."
+    remedy = f"set model.backbone.weights=<path> to {file}, or {FROM_SCRATCH}."
     if not timm.is_model_pretrained(name):
         raise WeightsError(f"timm has no ImageNet weights for {name}: {remedy}")
     try:

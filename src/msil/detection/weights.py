@@ -87,7 +87,9 @@ def load_file(path: str | Path, *, mmap: bool = False) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}: give the path of a file with a state dict.")
+        raise WeightsError(
+            f"there is no weights file {path}: give the path of a file with a state dict, or a run's folder."
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file as load_safetensors  # late: .pth files need torch alone
@@ -143,15 +145,20 @@ def differences(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], cou
     return ", and ".join(f"{what} {listed(keys, count)}" for what, keys in found.items() if keys)
 
 
+# The schedule may have set frozen_stages.
+FROM_SCRATCH = "model.backbone.weights=null model.backbone.frozen_stages=null to train from scratch"
+
+
 def imagenet_state_dict(name: str) -> dict[str, Tensor]:
     """torchvision's ImageNet weights (IMAGENET1K_V1) of a ResNet, fc included; downloaded once, its hash checked.
 
     Raises WeightsError if there are none for that depth, or if they can be neither downloaded nor read.
     """
-    scratch = "model.backbone.weights=null to train from scratch"
     if name not in _IMAGENET:
-        raise WeightsError(f"there are no ImageNet weights for {name}, only for {', '.join(_IMAGENET)}: set {scratch}.")
-    instead = f"model.backbone.weights=<path> to a torchvision {name} file, or {scratch}"
+        raise WeightsError(
+            f"there are no ImageNet weights for {name}, only for {', '.join(_IMAGENET)}: set {FROM_SCRATCH}."
+        )
+    instead = f"model.backbone.weights=<path> to a torchvision {name} file, or {FROM_SCRATCH}"
     return torchvision_state_dict(get_model_weights(name)["IMAGENET1K_V1"], name, instead)
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from msil.data.annotations import AnnotatedImages
 from msil.data.images import read_image
 from msil.detection import Detector
-from msil.errors import ConfigError, DataError
+from msil.errors import ConfigError, DataError, counted
 from msil.inference.predict import detect
 from msil.reporting.figures.heatmaps import (
     MERGED,
@@ -63,7 +63,7 @@ def heatmap_figure(
     if not images and dataset is None:
         raise ConfigError("there is nothing to draw: name images (--image), or a split to take some of (--split).")
     rows = [_row(detectors, classes, file, dataset, index, bits) for file, index in _indices(images, dataset)]
-    lines = [f"{out}: {len(rows)} image{'' if len(rows) == 1 else 's'}, {level}"]
+    lines = [f"{out}: {counted(len(rows), 'image')}, {level}"]
     try:
         write_bytes(out, image_bytes(draw_heatmaps(rows, tuple(detectors), level)))
         if dataset is not None:

@@ -96,6 +96,7 @@ def _predict(options: argparse.Namespace) -> int:
     import torch
 
     from msil.checkpoints.load import load_detector
+    from msil.errors import counted
     from msil.inference.formats import written
     from msil.inference.predict import predict_files
 
@@ -118,9 +119,8 @@ def _predict(options: argparse.Namespace) -> int:
         print(f"error: {failure['error']}", file=sys.stderr)
     images = content["images"]
     count = sum(len(image["detections"]) for image in images)
-    plural = "" if len(images) == 1 else "s"
     names = ", ".join(("detections.json", *written(options.format)))
-    print(f"{count} detections on {len(images)} image{plural} in {options.out}, {names}")
+    print(f"{counted(count, 'detection')} on {counted(len(images), 'image')} in {options.out}, {names}")
     if images and not count:
         highest = content["highest_score"]
         print(

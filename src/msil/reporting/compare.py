@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from msil.config import changes
+from msil.metrics.bootstrap import FEW_IMAGES
 from msil.metrics.precision import per_class
 from msil.reporting import tables
 from msil.reporting.evidence import Evidence
 from msil.reporting.groups import Result, lookup, own_score
+from msil.reporting.ranking import too_few
 from msil.reporting.tables import AP_NAMES, Column, Table
 
 
@@ -21,7 +23,7 @@ def compared(a: Result, b: Result) -> str:
     difference = evidence.difference([b], [a], score)
     comparable = difference is not None or bool(missing)
     if difference is not None:
-        notes = _luck(difference.low, difference.high)
+        notes = _luck(difference.low, difference.high, a["val_images"])
     elif missing:
         notes = (f"No interval: {missing[0]} has no evaluation.npz.",)
     else:
@@ -46,8 +48,10 @@ def _settings(a: Result, b: Result) -> Table:
     return Table("Settings that differ." if rows else "No setting differs.", columns, tuple(rows))
 
 
-def _luck(low: float, high: float) -> tuple[str, str]:
-    if low <= 0 <= high:
+def _luck(low: float, high: float, images: int) -> tuple[str, str]:
+    if images < FEW_IMAGES:
+        note = f"{too_few(images).capitalize()}."
+    elif low <= 0 <= high:
         note = "The interval holds 0: these images do not tell the two apart."
     else:
         note = f"The interval leaves out 0: on such images {'B' if low > 0 else 'A'} is better, with these seeds."

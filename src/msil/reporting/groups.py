@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from msil.config import MSILConfig, computed, leaves
+from msil.errors import counted
 from msil.reporting.paper import TITLES, PaperTable, Recipe
 from msil.reporting.tables import setting
 from msil.runs import data_folder, net_alone
@@ -96,7 +97,7 @@ def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
     for run in results:
         split = lookup(run, "data", "split") or lookup(run, "data", "val_split")
         digest = ((run.get("data") or {}).get(split) or {}).get("annotations")
-        seen = lookup(run, "data", "train_split") == split
+        seen = run.get("seen", lookup(run, "data", "train_split") == split)  # a test says it itself
         held_out = lookup(run, "data", "val_fraction") is not None and split == lookup(run, "data", "val_split")
         chosen = lookup(run, "data", "classes") is not None
         classes = ", ".join(sorted(run.get("classes") or ())) if chosen else ""
@@ -270,7 +271,8 @@ def schedule_name(row: Result) -> str | None:
     if epochs == 0:  # mode=test
         return "no training"
     steps = lookup(row, "schedule", "max_steps")
-    length = f"at most {steps} steps" if steps is not None else None if epochs is None else _epochs(epochs)
+    most = None if steps is None else f"at most {counted(steps, 'step')}"
+    length = most or (None if epochs is None else counted(epochs, "epoch"))
     return f"schedule {name}" + (f" ({length})" if length else "")
 
 
@@ -312,15 +314,11 @@ def departures(row: Result, recipe: Recipe) -> list[str]:
         f"{row['val_images']} validation images": not test_dev and row["val_images"] < recipe.val_images,
         "a choice of classes": data.get("classes") is not None,
         f"{model.get('channels')} channels": model.get("channels") != PAPER_CHANNELS,
-        _epochs(row["epochs"]): row["epochs"] != recipe.epochs,
+        counted(row["epochs"], "epoch"): row["epochs"] != recipe.epochs,
         _pixels(*size): size != (recipe.min_size, recipe.max_size),
         "no ImageNet weights": not (weights or model.get("detector_weights")),
     }
     return [difference for difference, found in differs.items() if found]
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'' if count == 1 else 's'}"
 
 
 def _pixels(short: int, long: int) -> str:

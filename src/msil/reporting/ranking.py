@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from msil.metrics.bootstrap import FEW_IMAGES
 from msil.metrics.precision import per_class
 from msil.reporting.evidence import Evidence
 from msil.reporting.groups import Result, line_names, one_a_seed, own_score
@@ -63,9 +64,15 @@ def answer(lines: Lines, metric: str, evidence: Evidence) -> str:
     if difference is None:
         return f"{start}, before {second}; no interval can be had (other images or classes, or no evaluation.npz)."
     luck = "more than luck" if difference.low > 0 else "luck may give as much"
+    if ours[0]["val_images"] < FEW_IMAGES:
+        return f"{start}, {interval(difference)} (95 %) on the second, {second}: {too_few(ours[0]['val_images'])}."
     luck += "" if min(len(ours), len(theirs)) > 1 else ", of one seed"
     luck += "" if len(lines) == 2 else f", not corrected for the choice among {len(lines)}"
     return f"{start}, {interval(difference)} (95 %) on the second, {second}: {luck}."
+
+
+def too_few(images: int) -> str:
+    return f"{images} images are too few to tell luck"
 
 
 def class_table(lines: Lines, evidence: Evidence) -> Table | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import msil
+from msil.errors import counted
 from msil.reporting.evidence import Evidence
 from msil.reporting.groups import (
     ROW,
@@ -20,6 +21,7 @@ from msil.reporting.groups import (
     differing_settings,
     distinct_names,
     lookup,
+    own_score,
     setting_name,
     settings,
 )
@@ -53,7 +55,7 @@ def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[st
     Raises ConfigError where runs_dir holds no finished run.
     """
     results = read_results(runs_dir)
-    say(f"{len(results)} finished run{'' if len(results) == 1 else 's'} in {runs_dir}")
+    say(f"{counted(len(results), 'finished run')} in {runs_dir}")
     with tqdm(desc="resampling the detections of each run", unit="", leave=False, disable=None) as bar:
         evidence = Evidence(progress=bar.update)
         found = setting_tables(results, evidence)
@@ -113,8 +115,8 @@ def _runs_section(
         tables, curves = [ranking(lines, metric, evidence)], learning_curves(number, lines)
         if (by_class := class_table(lines, evidence)) is not None:
             parts.append(Section("AP of each class", tables=(by_class,), folded=True))
-    best_first = sorted(runs, key=lambda run: -(run["metrics"].get("AP") or 0.0))
-    caption = f"{len(runs)} finished runs, best first."
+    best_first = sorted(runs, key=lambda run: -(run["metrics"].get(own_score(run["metrics"])) or 0.0))
+    caption = f"{counted(len(runs), 'finished run')}, best first."
     every = sweep_table(best_first, differing_settings(trained or runs), caption=caption)
     parts.append(Section("Each run", tables=(every,), folded=True))
     return Section(str(images), tuple(words), tuple(tables), curves, subsections=tuple(parts))
@@ -140,5 +142,5 @@ def _with_ours(table: Table) -> Table:
     """The rows that runs of ours stand in."""
     rows = tuple(row for row in table.rows if row.get("runs"))
     left_out = len(table.rows) - len(rows)
-    note = f"{left_out} row{'' if left_out == 1 else 's'} without a run of ours: in the table's .md."
+    note = f"{counted(left_out, 'row')} without a run of ours: in the table's .md."
     return replace(table, rows=rows, notes=table.notes + ((note,) if left_out else ()))

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from msil.checkpoints.load import load_dense_detector
-from msil.errors import ConfigError, DataError, WeightsError
+from msil.errors import ConfigError, DataError, WeightsError, counted
 from msil.metrics.breakdown import breakdown, confusion
 from msil.metrics.matching import Matches
 from msil.metrics.precision import nan_mean, precision_recall, scores
@@ -49,7 +49,7 @@ def detector_section(detector: DetectorLines, evidence: Evidence) -> Section:
     if not kept:
         missing = "These runs kept no detections (evaluation.npz), so there are no charts of them."
         return Section(title, (missing,), pictures=tuple(pictures), folded=True)
-    names = " and ".join(f"{line.label} ({len(line.runs)} seed{'' if len(line.runs) == 1 else 's'})" for line in kept)
+    names = " and ".join(f"{line.label} ({counted(len(line.runs), 'seed')})" for line in kept)
     compared = (
         f"Charts of {names}; curves and bars are means over the seeds. AP by size is COCO's; precision and "
         "recall, errors and the confusion matrix are at IoU 0.5. Types of errors, and what each costs in AP50, are "

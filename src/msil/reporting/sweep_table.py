@@ -5,11 +5,13 @@ Parameters and FLOPs stand beside AP, so that a gain is read next to its price.
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msil.errors import counted
 from msil.reporting import tables
 from msil.reporting.groups import Result, detector_name, distinct, joined, lookup, own_score, setting_name
 from msil.reporting.tables import AP_NAMES, Column, Table
@@ -23,6 +25,7 @@ FORMS = {
     "model.msil.block": lambda name: name.rpartition(".")[2] if name else "MSIL",
 }
 MOST_CLASSES = 20  # in the last lines of a run: VOC's
+LINE = 80  # columns
 _CSV_ALONE = (
     "exit_code", "seed", "config_hash", "trainable_parameters", "images_per_second", "train_seconds", "epochs",
     "train_images", "val_images",
@@ -71,6 +74,7 @@ def result_line(result: Result) -> str:
     scores = "  ".join(f"{name.replace('_', ' ')} {tables.percent(metrics[name])}" for name in names)
     score = own_score(metrics)
     by_class = [f"{name} {tables.percent(value)}" for name, value in (result.get("per_class") or {}).items()]
+    classes = f"{score.replace('_', ' ')} by class: {joined(by_class)}"
     height, width = result["flops_image_size"]
     config = result["config"]
     folder = Path(str(config.get("runs_dir", "runs"))) / result["run_name"]
@@ -79,14 +83,15 @@ def result_line(result: Result) -> str:
     took = (
         f"tested in {tables.duration(result['total_seconds'])}"
         if split
-        else f"{result['steps']} training steps in {tables.duration(result['train_seconds'])} "
+        else f"{counted(result['steps'], 'training step')} in {tables.duration(result['train_seconds'])} "
         f"({tables.duration(result['total_seconds'])} with evaluation)"
     )
     return "\n".join((
-        f"{scores}   (percent, {where})" if names else f"{where} without annotations, so no scores",
-        *([f"{score.replace('_', ' ')} by class: {joined(by_class)}"] if 0 < len(by_class) <= MOST_CLASSES else []),
+        *([scores, f"percent, on {where}"] if names else [f"{where} without annotations, so no scores"]),
+        *(textwrap.wrap(classes, LINE) if 0 < len(by_class) <= MOST_CLASSES else []),
         f"{tables.amount(result['parameters'])} parameters, {tables.amount(result['flops'])} FLOPs for one "
-        f"{height}x{width} image, {took}",
+        f"{height}x{width} image",
+        took,
         f"files in {folder}",
         *(f"to upload: {name}" for name in result.get("detections", ()) if name.endswith(".zip") and not names),
     ))  # fmt: skip

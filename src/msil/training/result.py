@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from msil.checkpoints.description import trained_images
 from msil.config import config_hash
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
@@ -88,7 +89,8 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
     if training:
         draw_curves(parts.run_dir / METRICS, parts.run_dir / CURVES)
     else:
-        result["split"] = config.data.split or config.data.val_split
+        split = result["split"] = config.data.split or config.data.val_split
+        result["seen"] = trained_images(str(config.model.weights)) == result["data"][split]["images"]
         # Whatever they are called on disk, the files have plain names.
         names = (_UNSAFE.sub("-", word) for word in (result["split"], weights_name(config.model.weights)))
         truth = data.val.annotations

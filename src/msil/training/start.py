@@ -9,6 +9,7 @@ import numpy as np
 from msil.config import DataName, Decay
 from msil.data.annotations import AnnotatedImages
 from msil.data.images import is_16_bit
+from msil.errors import counted
 from msil.finished import goes_on, stored_settings
 from msil.metrics.coco import MAX_DETS
 from msil.reporting.groups import block_label, detector_name
@@ -34,22 +35,23 @@ def start_lines(parts: Parts) -> list[str]:
     else:
         without = len(data.train) - len(data.train_indices)
         left_out = f" ({without} without a box left out)" if without else ""
-        images = f"{len(data.train_indices)} training images{left_out}, {data.num_eval} validation images"
+        held = counted(data.num_eval, "validation image")
+        images = f"{counted(len(data.train_indices), 'training image')}{left_out}, {held}"
         warmup, wanted, last = module.warmup_steps, config.schedule.warmup_steps, module.total_steps - 1
         cut = f" (a quarter, not {wanted})" if warmup < wanted else ""
         ended = " (schedule.max_steps)" if last + 1 == config.schedule.max_steps else ""
         peak = module.lr * max(module.lr_factor(step) for step in (0, max(warmup - 1, 0), min(warmup, last)))
-        steps = [
-            f"steps   {last + 1}{ended} of {config.data.batch_size} images, warm-up {warmup}{cut}, peak lr {peak:.2g}"
-        ]
-    number = len(data.val.classes)
-    classes = f"{number} class" + ("" if number == 1 else "es")
+        batch = counted(config.data.batch_size, "image")
+        steps = [f"steps   {last + 1}{ended} of {batch}, warm-up {warmup}{cut}, peak lr {peak:.2g}"]
     resumed = "" if parts.resume is None else f", continuing after step {parts.resume_step}"
     truth = (data.train or data.val).annotations
     layout = [f"layout  {truth.layout}: {truth.source}"] if config.data.name is DataName.auto else []
+    model = config.model
+    given = model.detector_weights or model.backbone.get("weights")
+    start = "" if model.weights else "pretrained, " if given else "from scratch, "  # of model.weights a line says it
     return [
-        f"net     {detector_name(row)}, {block_label(row)}, {parameters} parameters, on {place}",
-        f"data    {data_title(parts.values['data'])}, {images}, {classes}",
+        f"net     {detector_name(row)}, {block_label(row)}, {parameters} parameters, {start}on {place}",
+        f"data    {data_title(parts.values['data'])}, {images}, {counted(len(data.val.classes), 'class')}",
         *layout,
         *steps,
         f"folder  {parts.run_dir}{resumed}",
@@ -65,8 +67,8 @@ def _shorter(parts: Parts) -> list[str]:
     for folder in sorted(path.parent for path in parts.run_dir.parent.glob(f"*/{CONFIG}")):
         before = stored_settings(folder)
         if before is not None and goes_on(before, parts.config, folder):
-            epochs = before["schedule"]["epochs"]
-            return [f"hint    {folder.name} has {epochs} epochs of this: run_name={folder.name} continues it"]
+            epochs = counted(before["schedule"]["epochs"], "epoch")
+            return [f"hint    {folder.name} has {epochs} of this: run_name={folder.name} continues it"]
     return []
 
 

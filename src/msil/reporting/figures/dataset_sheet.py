@@ -15,7 +15,7 @@ from msil.data.annotations import AnnotatedImages, Annotations
 from msil.data.audit import DataWarning
 from msil.data.module import build_split
 from msil.data.readers.layouts import auto_settings, splits_of
-from msil.errors import ConfigError, DataError, listed
+from msil.errors import ConfigError, DataError, counted, listed
 from msil.reporting.figures.gallery import truth_picture
 from msil.reporting.figures.pictures import draw_grid, plain
 from msil.reporting.tables import Column, Table, to_text
@@ -157,7 +157,7 @@ def draw_sheet(found: Mapping[str, AnnotatedImages], truths: Mapping[str, Annota
 
 
 def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"
+    return counted(count, "image")
 
 
 def _count(number: int) -> str:
