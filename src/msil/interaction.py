@@ -136,8 +136,9 @@ class MSIL(nn.Module):
         return self.fusion(torch.cat([reg_align, cls_align], dim=1))
 
     @torch.no_grad()
-    def open_gates(self, value: float = 0.99) -> None:
-        """Start with gates close to `value`, in (0, 1), or in [0.5, 1) without separation.
+    def open_gates(self, value: float | None = None) -> None:
+        """Start with gates close to `value`, in (0, 1), or in [0.5, 1) without separation; by default init_gate, and
+        0.99 where that is None.
 
         A gate multiplies its branch's feature, so near 1 the detector behind it is as it would be without the block;
         the gate's own gradient is value * (1 - value) / 0.25 of what it is at 0.5. With separation the biases of f_dec
@@ -146,6 +147,8 @@ class MSIL(nn.Module):
 
         Raises ValueError for a value outside the range.
         """
+        if value is None:
+            value = 0.99 if self.init_gate is None else self.init_gate
         if not 0 < value < 1 or (value < 0.5 and not self.separate):
             low = "above 0" if self.separate else "at least 0.5"
             raise ValueError(f"the gates' value must be {low} and below 1, not {value}.")

@@ -81,7 +81,7 @@ def load_weights(detector: AnyDetector, path: str | Path, classes: Sequence[str]
     if to_train and block and not block & state.keys():
         gated = [module for module in detector.modules() if isinstance(module, MSIL)]
         for module in gated:
-            module.open_gates(module.init_gate or 0.99)
+            module.open_gates()
         state |= {key: value for key, value in detector.state_dict().items() if key in block}
         notes.append("MSIL is new and starts with open gates" if gated else "the block is new")
     _load(detector, state, path, block=None if found is None else found.model.msil.block)

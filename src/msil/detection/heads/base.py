@@ -155,8 +155,8 @@ class DenseHead(nn.Module, ABC):
         self.msil = build_interaction(channels, msil)
         if self.options.fast_start and isinstance(self.msil, MSIL | Deeper):  # not the user's own block
             init_he(self.msil)
-        if self.options.fast_start and isinstance(self.msil, MSIL) and self.msil.init_gate is None:
-            self.msil.open_gates()
+            if isinstance(self.msil, MSIL):
+                self.msil.open_gates()
 
     @abstractmethod
     def build(self) -> None:
