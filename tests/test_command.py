@@ -89,7 +89,9 @@ def test_nearest_prefers_a_whole_tail() -> None:
         ("+model.msil.align=false", ["leave out the +"]),
         ("~model.msil.align", ["cannot be removed"]),
         ("model.head.reg_max=3", ["model.head.reg_max has no meaning for this model/head"]),
-        ("data.classes=[RBC,", ["cannot read 'data.classes=[RBC,': write setting=value"]),
+        ("data.classes=[RBC,", ["cannot read 'data.classes=[RBC,': write setting=value", "'data.classes=[\""]),
+        ("photos", ["cannot read 'photos': write setting=value", "'data.root=\"my photos\"'"]),  # data.root=my photos
+        ("data.images=pets (1)", ["cannot read 'data.images=pets (1)'", "as in 'data.images=\"pets (1)\"'."]),
         ("=3", ["cannot read '=3'"]),
         ("+foo=1", ["foo is not a setting"]),
         ("hydra/launcher=submitit_slurm", ["is for a sweep: add -m"]),
@@ -245,3 +247,13 @@ def test_code_in_settings_is_not_run(tmp_path: Path, arguments: list[str]) -> No
 
 def test_hydras_rerun_of_a_pickle_is_refused(tmp_path: Path) -> None:
     assert "reads a pickle" in refusal("--experimental-rerun", str(tmp_path / "config.pickle"))
+
+
+def test_a_verb_whose_output_is_no_longer_read_ends_quietly() -> None:
+    """As by `| head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "msil.cli", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -18,10 +19,16 @@ def main(arguments: list[str] | None = None) -> int:
     print_anything()
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        if words[:1] == ["train"]:
-            return _train(words[1:])
-        options = _parser().parse_args(words)
-        return options.run(options)
+        try:
+            if words[:1] == ["train"]:
+                return _train(words[1:])
+            options = _parser().parse_args(words)
+            return options.run(options)
+        finally:
+            sys.stdout.flush()  # here, or a closed pipe would be told as Python exits
+    except BrokenPipeError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("msil"):
             raise

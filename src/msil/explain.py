@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import shlex
 import types
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -38,16 +39,29 @@ _INTERNALS = ("full_key:", "object_type=", "reference_type=", "To append to", "C
 
 def parse(line: str) -> Override:
     """One override. Raises ConfigError for what Hydra's grammar does not read."""
+    override = _parsed(line)
+    if override is not None:
+        return override
+    setting, equals, value = line.partition("=")
+    in_quotes = f'{setting}="{value}"'
+    if value and not value.startswith(("[", "{")) and _parsed(in_quotes) is not None:
+        raise ConfigError(f"cannot read {line!r}: quote the value, as in {shlex.quote(in_quotes)}.")
+    if not equals:  # most often the rest of a path
+        raise ConfigError(
+            f"cannot read {line!r}: write setting=value, and a value that holds spaces as in 'data.root=\"my photos\"'."
+        )
+    raise ConfigError(
+        f"cannot read {line!r}: write setting=value, a list as [a,b] without spaces, "
+        "and quote what holds spaces or brackets, as in 'data.classes=[\"traffic light\",cat]'."
+    )
+
+
+def _parsed(line: str) -> Override | None:
     try:
         override = OverridesParser.create().parse_override(line)
     except HydraException:
-        override = None
-    if override is None or not override.key_or_group:
-        raise ConfigError(
-            f"cannot read {line!r}: write setting=value, a list as [a,b] without spaces, "
-            "and quote what holds spaces or brackets, as in 'data.classes=[\"traffic light\",cat]'."
-        )
-    return override
+        return None
+    return override if override.key_or_group else None
 
 
 def flag_as_setting(name: str, value: str | None, folders: Sequence[Path]) -> UserError:
