@@ -130,6 +130,26 @@ def test_mended_boxes_are_told_in_one_warning_and_refused_when_strict(tmp_path: 
         CocoDataset(tmp_path, "train", strict=True)
 
 
+@pytest.mark.parametrize(
+    ("boxes", "told"),
+    [
+        ([[20, 15, 30, 25], [25, 2, 40, 30], [1, 2, 5, 9]], True),  # corners of boxes in 40 x 30 px
+        ([[20, 15, 30, 25], [1, 2, 5, 9], [2, 3, 5, 9]], False),  # most lie inside as they are
+        ([[20, 15, 30, 25], [25, 2, 40, 30], [30, 2, 8, 9]], False),  # as corners one would be inverted
+        ([[20, 15, 30, 25], [25, 2, 41, 30]], False),  # as corners one would leave the image
+    ],
+)
+def test_boxes_written_as_corners_are_told(tmp_path: Path, boxes: list[list[float]], told: bool) -> None:
+    content = coco_content()
+    content["annotations"] = [
+        {"id": key, "image_id": 11, "category_id": 3, "bbox": box} for key, box in enumerate(boxes)
+    ]
+    write_coco(tmp_path, content)
+    with pytest.warns(DataWarning, match="reaching out of the image, clipped") as caught:
+        CocoDataset(tmp_path, "train")
+    assert ("these look like corners x1, y1, x2, y2, but COCO's are" in str(caught[0].message)) == told
+
+
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -167,7 +187,7 @@ ANNOTATION = r"instances_train\.json: annotation 101 of a\.jpg: "
         (in_image(file_name="d.jpg"), r"image file .*d\.jpg is missing"),
         (in_category(id=7), "category id 7 is listed twice"),
         (lambda content: content["images"].clear(), "is empty: it lists no images"),
-        (lambda content: content["annotations"].clear(), "is empty: no image has a usable box"),
+        (lambda content: content["annotations"].clear(), "json lists no annotations, so no image has a box: list them"),
         (lambda content: content.pop("annotations"), "list 'annotations'"),
     ],
 )
@@ -194,7 +214,7 @@ def test_missing_parts_say_the_layout(tmp_path: Path) -> None:
     layout = r"<data\.root>/val/\*\.jpg and <data\.root>/annotations/instances_val\.json"
     with pytest.raises(DataError, match=f"nowhere does not exist.*{layout}"):
         CocoDataset(tmp_path / "nowhere", "val")
-    with pytest.raises(DataError, match=rf"there is no instances_\*\.json at all.*{layout}"):
+    with pytest.raises(DataError, match=rf"there is no instances_\*\.json at all.*set data=auto, .*{layout}"):
         CocoDataset(tmp_path, "val")
     write_coco(tmp_path, coco_content())
     with pytest.raises(DataError, match=rf"instances_val\.json is missing \(the splits there are train\).*{layout}"):

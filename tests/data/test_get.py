@@ -194,7 +194,7 @@ def test_coco_is_fetched_and_what_is_missing_of_it_again(site: Site, coco: dict[
     lines = list(get_data("coco2017", root))
     assert site.asked == [("val2017.zip", None)]
     assert lines[0] == "annotations_trainval2017.zip: its files are there."
-    assert "val2017.zip: 1 files unpacked; 1 of other sizes, which were there, are left as they were." in lines
+    assert "val2017.zip: 1 file unpacked; 1 of other sizes, which were there, are left as they were." in lines
     assert tree(root) == coco | {"val2017/c.jpg": b"the user's own"}
 
 

@@ -60,6 +60,8 @@ def test_every_tools_export_reads_to_the_same_boxes(tmp_path: Path, name: str) -
         with pytest.raises(
             DataError, match=r"has no split 'val'; there: (all|default|train): .*data\.val_fraction=0\.2"
         ):
+            build_split({**data, "val_fraction": None}, "val", by_name=NAMES)
+        with pytest.raises(DataError, match=r"mode=test scores another one by data\.split=(all|default|train)$"):
             build_split({**data, "val_fraction": None}, "val")
 
 
@@ -111,6 +113,21 @@ def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:
     ) as e:
         build_split(auto(tmp_path), "train")
     assert "\n" not in str(e.value)
+    plain_coco(tmp_path)
+    file = (tmp_path / "annotations.json").rename(tmp_path / "instances.json")
+    (tmp_path / "info.json").write_text("{}")  # of something else
+    for text, reason in (
+        ("", "is empty: replace it"),
+        (file.read_text()[:200], r"is not valid json \(.*\): correct it"),
+        ("[1]", "must be a json object with a list 'images', as COCO's instances files are, but is a list"),
+        ('{"images": []}', "must be .* with a list 'annotations', .*, but has none"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DataError, match=rf"^no data set is in {tmp_path}: {file} {reason}"):
+            build_split(auto(tmp_path), "train")
+    for name in ("auto", "coco", "voc"):
+        with pytest.raises(DataError, match=rf"instances\.json is a file: .* data=auto data\.root={tmp_path}$"):
+            build_split({"name": name, "root": file}, "train")
     label_studio_coco(tmp_path / "my export")
     with pytest.raises(DataError, match=r"One is in .*my export: set 'data\.root=.*my export"):
         build_split(auto(tmp_path), "train")
@@ -169,7 +186,7 @@ def test_a_json_of_any_name_with_its_folder_of_images(tmp_path: Path) -> None:
     assert len(build_split(data, "any")) == 3
     assert len(build_split({**data, "annotations": {"train": str(source)}}, "train")) == 3
     with pytest.raises(DataError, match=r"no file for the split 'val', only for train: .*data\.val_fraction=0\.2"):
-        build_split({**data, "annotations": {"train": str(source)}}, "val")
+        build_datasets({**data, "annotations": {"train": str(source)}}, "train", "val")
     with pytest.raises(DataError, match=r"lost\.json is missing: set data\.annotations"):
         build_split({**data, "annotations": "lost.json"}, "train")
 

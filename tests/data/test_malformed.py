@@ -129,7 +129,9 @@ def coco_says(content: dict[str, Any]) -> tuple[list[Box], list[Box]]:
 
 # What is wrong with the file as a whole; every other error must name an entry of it. An image file that is at fault is
 # named by its path.
-COCO_AS_A_WHOLE = re.compile("is not valid json|must be a json object with a list|is empty|lists no categories")
+COCO_AS_A_WHOLE = re.compile(
+    "is not valid json|must be a json object with a list|is empty|lists no (categories|annotations)|holds no usable"
+)
 COCO_ENTRY = re.compile(r"(annotation|image|category|category id) (-?\d+)|(annotations|images|categories)\[(\d+)\]")
 
 
@@ -202,7 +204,7 @@ VOC_AS_A_WHOLE = re.compile(
 
 
 def check_voc_sentence(sentence: str, folder: Path) -> None:
-    if "train.txt is empty" in sentence:  # not a usable box in either file
+    if "train.txt holds no " in sentence:  # not a usable box in either file
         return
     file = next(path for path in folder.iterdir() if str(path) in sentence)
     if VOC_AS_A_WHOLE.search(sentence):

@@ -53,7 +53,7 @@ def test_names_of_splits_are_compared_without_case(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path)
     EXPORTS["cvat_coco_splits"][0](tmp_path)
     assert splits_of(tmp_path) == ["Train", "Validation"]
-    assert auto_settings(tmp_path) == f"data=auto data.root={tmp_path}"
+    assert (auto_settings(tmp_path) or "").startswith(f"data=auto data.root={tmp_path} \\\n")
     with pytest.raises(DataError, match="no split 'test'"):
         build_split(auto(tmp_path), "test")
 
@@ -75,7 +75,7 @@ def test_to_hold_out_images_is_advised_where_it_helps(tmp_path: Path) -> None:
     ):
         data = {**data, "train_split": "learn", "val_split": "lost"}
         with pytest.raises(DataError, match=r"training images by data\.val_fraction=0\.2"):
-            build_split(data, "lost")
+            build_split(data, "lost", by_name=("cat",))
         for split, fraction in (("learn", None), ("learn", 0.2), ("lost", 0.2)):
             with pytest.raises(DataError, match="learn") as error:
                 build_split({**data, "val_fraction": fraction}, split)

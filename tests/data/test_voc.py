@@ -72,6 +72,12 @@ def test_mended_boxes(tmp_path: Path) -> None:
     assert dataset.annotations.truth_boxes.tolist() == [[-1, -1, 11, 11]]  # not clipped
     with pytest.raises(DataError, match=r"1 box reaching out .*data\.strict=false"):
         VOCDataset(tmp_path, "train", strict=True)
+    write_voc(tmp_path, {"a": voc_xml(boxes[1])})
+    with (
+        pytest.warns(DataWarning, match="dropped"),
+        pytest.raises(DataError, match=r"train\.txt holds no usable boxes of aeroplane, "),
+    ):
+        VOCDataset(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,7 @@ def test_mended_boxes(tmp_path: Path) -> None:
         (voc_xml("<object><name>cat</name></object>"), r"object 1 \(cat\) has no bndbox"),
         (voc_xml(voc_object("cat", 1, 1, 2, 3, "<difficult>yes</difficult>")), "difficult must be 0 or 1"),
         (voc_xml(CAT, size="<size><width>30</width><height>40</height></size>"), "says width 30 .* is 40 x 30"),
-        (voc_xml(), "is empty: no image has a usable box"),
+        (voc_xml(), r"train\.txt holds no boxes of aeroplane, .* and 15 more: add some"),
         ("<?xml version='1.0' encoding='martian'?><annotation/>", r"a\.xml is not safe and valid xml"),
         ("<html/>", r"a\.xml must be a VOC file"),
     ],
@@ -103,6 +109,7 @@ def test_refused_always(tmp_path: Path, xml: str, message: str) -> None:
         ("a\nb\na\n", "'a' stands in line 1 and in line 3"),
         ("a\n../JPEGImages/b\n", "line 2 is .* which leaves"),
         ("c\n", r"c\.xml is missing"),
+        ("c\na\nd\n", r"c\.xml is missing.* \(1 more of the 3 xml files fails too\)"),
         ("b\n", r"b\.jpg is missing"),
         ("\udcff\n", "cannot be read"),
     ],

@@ -15,22 +15,23 @@ import os
 import re
 import reprlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msil.data.images import ImageHeader, read_header, read_image
-from msil.errors import DataError
+from msil.errors import DataError, listed
 
 if TYPE_CHECKING:
     from msil.data.annotations import Annotations
 
 Array = NDArray[Any]
+T = TypeVar("T")
 Size = tuple[int, int]
 
 ROUNDING = 0.02  # px: COCO rounds x and width to 0.01 each, so their sum may leave the image by that much
@@ -165,6 +166,25 @@ def check_inside(paths: Iterable[Path], folder: Path, root: Path) -> None:
                 )
 
 
+def refuse(errors: Sequence[DataError], files: str) -> None:
+    """Raises the first, with how many more of the `files` there are."""
+    if errors:
+        more = len(errors) - 1
+        raise DataError(f"{errors[0]}" + (f" ({more} more of the {files} fail{'s' * (more == 1)} too)" if more else ""))
+
+
+def read_all(read: Callable[[Path], T], files: Sequence[Path], kind: str) -> list[T]:
+    """Raises DataError for the first that is refused; the others are read before, to count those too."""
+    found, errors = [], []
+    for file in files:
+        try:
+            found.append(read(file))
+        except DataError as error:
+            errors.append(error)
+    refuse(errors, f"{len(files)} {kind}")
+    return found
+
+
 def check_images(
     paths: Sequence[Path], folder: Path, root: Path, sizes: Sequence[Size | None], where: Sequence[str]
 ) -> tuple[Array, Array]:
@@ -186,10 +206,7 @@ def check_images(
 
     with ThreadPoolExecutor(THREADS) as pool:
         results = [result for results in pool.map(part, range(0, len(paths), PART)) for result in results]
-    errors = [result for result in results if isinstance(result, DataError)]
-    if errors:
-        more = f" ({len(errors) - 1} more of the {len(paths)} images fail too)" if len(errors) > 1 else ""
-        raise DataError(f"{errors[0]}{more}")
+    refuse([result for result in results if isinstance(result, DataError)], f"{len(paths)} images")
     headers = [result for result in results if isinstance(result, ImageHeader)]
     return (
         np.array([header.size for header in headers], dtype=np.int32).reshape(-1, 2),
@@ -212,8 +229,13 @@ def check_boxes(truth: Annotations, strict: bool) -> tuple[Array, Array, Array]:
     kept = np.all(np.concatenate([xywh[:, 2:], inside], axis=1) > 0, axis=1)
     trained = kept & np.all(inside >= MIN_SIDE, axis=1) & (truth.truth_areas > 0)
     leaving = kept & np.any((corners < -ROUNDING) | (corners > limits + ROUNDING), axis=1)
+    clipping = _finding(truth, leaving, "reaching out of the image, clipped")
+    # Of json alone, the one form with a width to mistake. By chance few sets leave their images and fit so as corners.
+    mostly = truth.unit == "annotation" and leaving.sum() > len(xywh) / 2
+    if mostly and np.all((xywh >= 0) & (xywh <= limits + ROUNDING)) and np.all(xywh[:, 2:] > xywh[:, :2]):
+        clipping += ": these look like corners x1, y1, x2, y2, but COCO's are x, y, width, height"
     findings = [
-        _finding(truth, leaving, "reaching out of the image, clipped"),
+        clipping,
         _finding(truth, ~kept, "without any area in the image, dropped"),
         _finding(truth, kept & ~trained, "below 1 pixel or of area 0, not trained on"),
     ]
@@ -223,7 +245,11 @@ def check_boxes(truth: Annotations, strict: bool) -> tuple[Array, Array, Array]:
     if found:
         warnings.warn(f"{truth.source}: {found}", DataWarning, stacklevel=4)
     if truth.annotated and not kept.any():
-        raise DataError(f"{truth.source} is empty: no image has a usable box of the chosen classes")
+        what = "usable boxes" if len(xywh) else "boxes"
+        raise DataError(
+            f"{truth.source} holds no {what} of {listed(truth.classes, 5)}: add some, or choose other classes by "
+            "data.classes"
+        )
     return kept, trained, clipped
 
 

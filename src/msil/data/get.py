@@ -18,7 +18,7 @@ from tqdm import tqdm
 from msil.data.audit import inner_name, short
 from msil.data.download import PIECE, check_room, fetch, file_size, on_disk, progress_bar
 from msil.data.readers.layouts import located
-from msil.errors import DataError, typed
+from msil.errors import DataError, counted, typed
 from msil.lock import Locked, locked
 
 # What reading a damaged archive raises.
@@ -117,7 +117,7 @@ def _get(archive: Archive, root: Path, public: PublicSet) -> Iterator[str]:
         raise DataError(f"{archive.name} is not as published ({error}): {remedy}.") from error
     part.unlink(missing_ok=True)
     kept = f"; {other:,} of other sizes, which were there, are left as they were" if other else ""
-    yield f"{archive.name}: {written:,} files unpacked{kept}."
+    yield f"{archive.name}: {counted(written, 'file')} unpacked{kept}."
 
 
 def _part(root: Path, archive: Archive) -> Path:

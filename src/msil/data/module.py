@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from msil.data.annotations import AnnotatedImages
 from msil.data.audit import DataWarning, check_classes
+from msil.data.readers.files import MissingSplit
 from msil.data.readers.holdout import hold_out
 from msil.data.readers.layouts import located
 from msil.data.sampler import TrainingBatches, image_generator
@@ -24,7 +25,7 @@ from msil.data.transforms import Augmentation, Untransformed, draw_augmentation,
 from msil.data.workers import WatchedLoader, naming_lost_workers, outlive_signals, packed
 from msil.detection.preprocess import common_size, resized_size
 from msil.detection.structures import Target
-from msil.errors import ConfigError, DataError, listed, typed
+from msil.errors import ConfigError, DataError, counted, listed, typed
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -66,7 +67,10 @@ def build_split(
         write_shapes(data["root"], **given)
     classes, fraction = data.get("classes"), data.get("val_fraction")
     check_classes(classes)
-    annotations = located(data, split).read()
+    try:
+        annotations = located(data, split).read()
+    except MissingSplit as error:
+        raise DataError(f"{error}{_in_place(data, split, error.there, training=by_name is not None)}") from None
     if fraction is not None and split in (data["train_split"], data["val_split"]):
         annotations = hold_out(annotations, fraction, held=split == data["val_split"])
     if classes is not None:
@@ -91,8 +95,8 @@ def build_datasets(
     val = build_split(data, val_split, complete=False, by_name=train.classes)
     if data.get("val_fraction") is not None and (count := _own_images({**data, "val_fraction": None}, val_split)):
         warnings.warn(
-            f"{data['root']} has a split {val_split} of {count} images of its own, which is not used: leave out "
-            "data.val_fraction to use it",
+            f"{data['root']} has a split {val_split} of {counted(count, 'image')} of its own, which is not used: "
+            "leave out data.val_fraction to use it",
             DataWarning,
             stacklevel=2,
         )
@@ -103,6 +107,17 @@ def build_datasets(
                 " scored on it: name another split, or detect in this one with mode=test."
             )
     return train, val
+
+
+def _in_place(data: Mapping[str, Any], split: str, there: Sequence[str], *, training: bool) -> str:
+    """What to set where a split is missing: that of a training to learn from or to validate on, or of mode=test."""
+    if training:
+        return "; where none is to validate on, hold out training images by data.val_fraction=0.2"
+    if "train_split" not in data or not there:
+        return ""
+    if split == data["train_split"]:
+        return f"; to train on another one: {typed('data.train_split', there[0])}"
+    return f"; mode=test scores another one by {typed('data.split', there[0])}"
 
 
 def _own_images(data: Mapping[str, Any], val_split: str) -> int:

@@ -75,7 +75,7 @@ class JsonSplit:
     def read(self) -> Annotations:
         """See CocoDataset. Ids of images or categories that are text, or beyond 64 bits, are numbered from 1 on."""
         source, folder = self.source, self.folder
-        content = _read_json(source, ("images", "categories", *(("annotations",) if self.annotated else ())))
+        content = read_json(source, ("images", "categories", *(("annotations",) if self.annotated else ())))
         categories = _read_categories(content["categories"], source)
         image_ids, given, sizes = _read_images(content["images"], source)
         names = self._below_root(given, [f"{source}: image {short(own)}" for own in image_ids])
@@ -84,6 +84,8 @@ class JsonSplit:
 
         position = {own: index for index, own in enumerate(image_ids)}
         entries = content["annotations"] if self.annotated else []
+        if self.annotated and not entries:
+            raise DataError(f"{source} lists no annotations, so no image has a box: list them")
         rows = _read_boxes(entries, position, given, categories, source)
         ids, owners, category_ids, boxes, areas, crowds = zip(*rows, strict=True) if rows else ((),) * 6
         if self.umbrella:
@@ -173,8 +175,9 @@ def _locate(root: Path, split: str) -> tuple[Path, Path, bool]:
         if not source.is_file():
             splits = coco_splits(root)
             there = f"the splits there are {', '.join(splits)}" if splits else "there is no instances_*.json at all"
+            other = "name another split" if splits else "set data=auto, which reads a json of another name or place"
             raise MissingSplit(
-                f"annotation file {missing} is missing ({there}): put it there, or name another split; {layout}"
+                f"annotation file {missing} is missing ({there}): put it there, or {other}; {layout}", splits
             )
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
@@ -186,10 +189,13 @@ def _locate(root: Path, split: str) -> tuple[Path, Path, bool]:
     return source, folder, annotated
 
 
-def _read_json(source: Path, lists: Sequence[str]) -> dict[str, list[Entry]]:
+def read_json(source: Path, lists: Sequence[str]) -> dict[str, list[Entry]]:
     """A COCO file, of which `lists` are lists of objects, polygons and masks left out."""
     try:
-        content = json.loads(source.read_bytes(), object_pairs_hook=_entry)
+        text = source.read_bytes()
+        if not text.strip():
+            raise DataError(f"{source} is empty: replace it with an intact copy")
+        content = json.loads(text, object_pairs_hook=_entry)
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -197,7 +203,10 @@ def _read_json(source: Path, lists: Sequence[str]) -> dict[str, list[Entry]]:
     for key in lists:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             kind = "instances" if "annotations" in lists else "image_info"
-            raise DataError(f"{source} must be a json object with a list {key!r}, as COCO's {kind} files are")
+            found = "has none" if isinstance(content, dict) else f"is a {type(content).__name__}"
+            raise DataError(
+                f"{source} must be a json object with a list {key!r}, as COCO's {kind} files are, but {found}"
+            )
         for index, entry in enumerate(content[key]):
             if not isinstance(entry, dict):
                 raise DataError(f"{source}: {key}[{index}] must be a json object, but is {type(entry).__name__}")

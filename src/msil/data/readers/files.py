@@ -16,7 +16,11 @@ LARGEST_TEXT = 8 * 2**20  # bytes of one image's xml or txt, some 40,000 objects
 
 
 class MissingSplit(DataError):
-    """A data set has no such split."""
+    """A data set has no such split. there: those that it has."""
+
+    def __init__(self, message: str, there: Sequence[str]) -> None:
+        super().__init__(message)
+        self.there = there
 
 
 class Split(Protocol):

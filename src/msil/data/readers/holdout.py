@@ -9,7 +9,7 @@ from pathlib import PurePath
 import numpy as np
 
 from msil.data.annotations import Annotations
-from msil.errors import DataError
+from msil.errors import DataError, counted
 
 
 def hold_out(annotations: Annotations, fraction: float, *, held: bool) -> Annotations:
@@ -29,8 +29,8 @@ def hold_out(annotations: Annotations, fraction: float, *, held: bool) -> Annota
     chosen[order] = np.diff(steps) > 0
     if not 0 < chosen.sum() < count:
         raise DataError(
-            f"{annotations.source}: data.val_fraction={fraction} of {count} images leaves a part without any: set "
-            "another one, or add images"
+            f"{annotations.source}: data.val_fraction={fraction} of {counted(count, 'image')} leaves a part without "
+            "any: set another one, or add images"
         )
     part = annotations.of_images(np.flatnonzero(chosen == held))
     return replace(part, source=f"{annotations.source}, images held out") if held else part

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msil.data.readers.coco import FILE_NAME, JsonSplit, coco_splits, locate_coco
+from msil.data.readers.coco import FILE_NAME, JsonSplit, coco_splits, locate_coco, read_json
 from msil.data.readers.files import MissingSplit, Split, names_in
 from msil.data.readers.voc import VOC_CLASSES, locate_voc, locate_xml, voc_splits, xml_splits
 from msil.data.readers.yolo import locate_yolo, yolo_splits
@@ -33,23 +33,14 @@ def located(data: Mapping[str, Any], split: str) -> Split:
 
     Raises DataError for what is missing, ConfigError for an unknown name.
     """
-    fraction = data.get("val_fraction")
-    if fraction is not None and split == data["val_split"]:
+    if data.get("val_fraction") is not None and split == data["val_split"]:
         split = data["train_split"]
-    try:
-        return _located(data, split)
-    except MissingSplit as error:
-        if fraction is not None or split == data.get("train_split", "train"):
-            raise
-        raise DataError(
-            f"{error}; where none is to validate on, hold out training images by data.val_fraction=0.2"
-        ) from None
-
-
-def _located(data: Mapping[str, Any], split: str) -> Split:
     root, name = Path(data["root"]), data["name"]
     if data.get("annotations") is not None:
         return _given(root, data["annotations"], split)
+    if root.is_file():
+        folder = _folder_of(root)
+        raise DataError(f"{root} is a file: set its folder, as in data=auto {typed('data.root', str(folder))}")
     if name in ("shapes", "coco"):
         return locate_coco(root, split)
     if name == "voc":
@@ -70,7 +61,7 @@ def locate_auto(root: Path, split: str) -> Split:
     begin = _fitting(split, there)
     if len(begin) != 1:
         raise MissingSplit(
-            f"{root} ({layout.signs}) has no split {split!r}; there: {listed(there, 10)}: name another one"
+            f"{root} ({layout.signs}) has no split {split!r}; there: {listed(there, 10)}: name another one", there
         )
     return layout.locate(root, begin[0])
 
@@ -79,8 +70,7 @@ def splits_of(root: Path) -> list[str]:
     """The splits of whichever layout the folder has, train before val before others; trainval beside train and val is
     left out. Raises DataError where there are none."""
     if root.is_file():
-        folder = next((folder for folder in (root.parent.parent, root.parent) if _layout(folder)), root.parent)
-        raise DataError(f"{root} is a file: give the folder that holds it and the images, {folder}")
+        raise DataError(f"{root} is a file: give the folder that holds it and the images, {_folder_of(root)}")
     if not root.is_dir():
         raise DataError(f"there is no folder {root}: give that of a data set.")
     names = {*_layout_of(root)[1]}
@@ -88,14 +78,20 @@ def splits_of(root: Path) -> list[str]:
     return sorted(names, key=lambda name: (*(not name.lower().startswith(kind) for kind in ("train", "val")), name))
 
 
+def _folder_of(file: Path) -> Path:
+    """The data set's, one or two above the file."""
+    return next((folder for folder in (file.parent.parent, file.parent) if _layout(folder)), file.parent)
+
+
 def auto_settings(root: Path, refused: Collection[str] = ()) -> str | None:
-    """What to type to train on a folder of data, validation images held out where none are there; None where there is
-    nothing to train on. refused: splits that the audit refuses."""
+    """What to type to train on a folder of data as the README does, in two lines, validation images held out where none
+    are there; None where there is nothing to train on. refused: splits that the audit refuses."""
     train, val = (_fitting(split, _layout_of(root)[1]) for split in ("train", "val"))
     if len(train) != 1 or train[0] in refused:
         return None
     held_out = [] if len(val) == 1 and val[0] not in refused else [typed("data.val_fraction", "0.2")]
-    return " ".join(["data=auto", typed("data.root", str(root)), *held_out])
+    own_data = " \\\n    data.min_size=256 data.max_size=416 schedule=transfer"
+    return " ".join(["data=auto", typed("data.root", str(root)), *held_out]) + own_data
 
 
 def _fitting(split: str, there: list[str]) -> list[str]:
@@ -115,6 +111,12 @@ def _layout_of(root: Path) -> tuple[Layout, list[str]]:
     if found is None:
         inner = [folder for folder in sorted(root.glob("*/")) if _layout(folder) is not None]
         hint = f" One is in {inner[0]}: set {typed('data.root', str(inner[0]))}." if inner else ""
+        jsons = [] if inner else sorted(itertools.chain(*_jsons(root)), key=lambda file: "instances" not in file.name)
+        for file in jsons:  # what is wrong with the one that is meant
+            try:
+                read_json(file, ("images", "annotations", "categories"))
+            except DataError as error:
+                raise DataError(f"no data set is in {root}: {error}") from None
         raise DataError(
             f"no data set is in {root}: looked for {'; '.join(layout.signs for layout in LAYOUTS)}; other files are "
             f"named by data=coco data.annotations=FILE data.images=FOLDER.{hint}"
@@ -150,11 +152,15 @@ def _plain_json_splits(root: Path) -> list[str]:
 def _plain_jsons(root: Path) -> dict[str, Path]:
     """The files of COCO's form in a folder, or in its annotations/, by their names, or `all` for the only one."""
     found: dict[str, Path] = {}
-    for folder in (root, root / "annotations"):
-        files = {Path(name).stem.removeprefix("instances_"): folder / name for name in names_in(folder, (".json",))}
-        found = found or {name: file for name, file in files.items() if _is_coco(file)}
+    for files in _jsons(root):
+        found = found or {file.stem.removeprefix("instances_"): file for file in files if _is_coco(file)}
     alone = len(found) == 1 and not next(iter(found)).lower().startswith(("train", "val", "test"))
     return {"all": next(iter(found.values()))} if alone else found
+
+
+def _jsons(root: Path) -> list[list[Path]]:
+    """The json files of a folder, and of its annotations/."""
+    return [[folder / name for name in names_in(folder, (".json",))] for folder in (root, root / "annotations")]
 
 
 def _is_coco(file: Path) -> bool:
@@ -191,7 +197,8 @@ def _given(root: Path, annotations: str | Mapping[str, str], split: str) -> Spli
     source = annotations if isinstance(annotations, str) else annotations.get(split)
     if source is None:
         raise MissingSplit(
-            f"data.annotations names no file for the split {split!r}, only for {listed(list(annotations), 5)}: add it"
+            f"data.annotations names no file for the split {split!r}, only for {listed(list(annotations), 5)}: add it",
+            list(annotations),
         )
     if not Path(source).is_file():
         raise DataError(

@@ -24,6 +24,7 @@ from msil.data.audit import (
     finite_number,
     inner_name,
     is_text,
+    read_all,
     short,
 )  # fmt: skip
 from msil.data.readers.files import IMAGES, LARGEST_TEXT, Listings, MissingSplit, images_below, names_in
@@ -107,14 +108,14 @@ class XmlSplit:
             count = "1 image without an xml file is" if number == 1 else f"{number} images without an xml file are"
             warnings.warn(f"{self.image_folder}: {count} left out: {listed(beside, 3)}", DataWarning, stacklevel=2)
         check_inside(self.xmls, self.xml_folder, self.root)
-        records = [_read_xml(file) for file in self.xmls]
+        records = read_all(_read_xml, self.xmls, "xml files")
         if self.names is not None:
             _check_names(records, self.names)
         names = self.names or tuple(sorted({found.name for record in records for found in record.objects}))
         sizes, where = [record.size for record in records], list(map(str, self.xmls))
         read_as = check_images(self.images, self.image_folder, self.root, sizes, where)
         if not names:
-            raise DataError(f"{self.source} is empty: no image has an object")
+            raise DataError(f"{self.source} holds no boxes: not one of the xml files has an object; add some")
 
         label_of = {name: label for label, name in enumerate(names)}
         counts = [len(record.objects) for record in records]
@@ -206,9 +207,11 @@ def _locate(root: Path, split: str) -> Path:
                 f"VOCdevkit/VOC2012), or data=auto, which reads xml files without lists of splits; {layout}"
             )
     if not source.is_file():
-        there = ", ".join(sorted(path.stem for path in source.parent.glob("*.txt"))[:10]) or "none"
+        there = voc_splits(root)
         raise MissingSplit(
-            f"split file {source} is missing (there: {there}): name another split, or put it there; {layout}"
+            f"split file {source} is missing (there: {listed(there, 10) or 'none'}): name another split, or put it "
+            f"there; {layout}",
+            there,
         )
     return source
 

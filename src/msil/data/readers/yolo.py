@@ -140,8 +140,11 @@ def locate_yolo(root: Path, split: str) -> Split:
     same = SPLITS[1:4] if split in SPLITS[1:4] else (split,)
     places = next((content[name] for name in same if content.get(name)), None)
     if places is None:
-        there = ", ".join(name for name in SPLITS if content.get(name)) or "none"
-        raise MissingSplit(f"{source} names no split {split} (there: {there}): add it, or name another split")
+        there = [name for name in SPLITS if content.get(name)]
+        raise MissingSplit(
+            f"{source} names no split {split} (there: {', '.join(there) or 'none'}): add it, or name another split",
+            there,
+        )
     images = []
     for place in places if isinstance(places, list) else [places]:
         images += _images_at(place, root, content.get("path"), f"{source}: {split}")
