@@ -56,7 +56,7 @@ def show_data(root: str | Path, out: str | Path, split: str | None = None) -> It
         yield "\n" + to_text(splits_table(truths))
         yield to_text(classes_table(truths))
         if settings := auto_settings(root, refused):
-            yield f"to train on it: msil train {settings}, or as docs/data.md has it"
+            yield f"to train on it, or as docs/data.md has it:\n  msil train {settings}"
         shown = draw_sheet(found, truths, out)
         yield f"{out}: {shown} images with their boxes, spread over the set"
     if refused:
