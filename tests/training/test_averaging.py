@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from benchmarks.operators import HostSyncs
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from msil.config import Config
 from msil.interruption import Preempted
 from msil.training import build
+from msil.training.callbacks import AveragedWeights
 from msil.training.experiment import run
 
-from .cases import assert_same, assert_same_run, before_reading, last, tiny_config
+from .cases import assert_same, assert_same_run, before_reading, last, module_of, tiny_config
 
 TRAINED = "current_model_state"  # in a checkpoint, where Lightning's WeightAveraging keeps it
 SETTINGS = ("schedule.ema=0.5", "model.backbone.norm=bn")
@@ -57,6 +60,15 @@ def averaged(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Averaged
         patch.setattr(build, "SeedSteps", lambda _seed: watch)
         run(config)
     return config, watch
+
+
+def test_a_step_does_not_wait_for_the_device(tmp_path: Path, shapes: Path) -> None:
+    module = module_of(tiny_config(tmp_path, shapes, *SETTINGS))
+    averaging = AveragedWeights(0.5)
+    averaging.setup(SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"))), module, "fit")  # pyright: ignore
+    with HostSyncs() as syncs:
+        averaging._average_model.update_parameters(module)  # pyright: ignore[reportOptionalMemberAccess]
+    assert syncs.found == []
 
 
 def test_the_average_is_that_of_the_steps(averaged: Averaged) -> None:

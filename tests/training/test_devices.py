@@ -105,13 +105,16 @@ def test_deformable_convolutions_in_graphs_need_a_new_torchvision(monkeypatch: p
     assert "torchvision 0.26.0 computes VFNet's deformable" in refused[1][1]
 
 
-@pytest.mark.parametrize(("norm", "buffers"), [("frozen_bn", False), ("eval_bn", False), ("bn", True)])
+@pytest.mark.parametrize(
+    ("asked", "norm", "buffers"),
+    [("trainer=ddp", "frozen_bn", False), ("trainer=ddp", "eval_bn", False), ("trainer.devices=2", "bn", True)],
+)
 def test_ddp_is_made_on_the_stream_of_the_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str, buffers: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, norm: str, buffers: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", None)
     monkeypatch.setattr("msil.training.devices.DistributedDataParallel", lambda _, **how: SimpleNamespace(**how))
-    config = tiny_config(tmp_path, tmp_path, "trainer=ddp", f"model.backbone.norm={norm}")
+    config = tiny_config(tmp_path, tmp_path, asked, f"model.backbone.norm={norm}")
     strategy = make_trainer(config, tmp_path).strategy
     monkeypatch.setattr(strategy, "determine_ddp_device_ids", lambda: [0])  # a GPU
     made = strategy._setup_model(module_of(config))  # pyright: ignore

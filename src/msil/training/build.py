@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from msil.checkpoints.assemble import detector_from_config
@@ -169,7 +170,7 @@ def make_trainer(config: Config, run_dir: Path, **given: Any) -> L.Trainer:
             accelerator=accelerator,
             devices=devices,
             num_nodes=settings.num_nodes,
-            strategy=OneStreamDDP() if settings.strategy == "ddp" else settings.strategy,
+            strategy=settings.strategy,
             precision=settings.precision,  # pyright: ignore[reportArgumentType]
             accumulate_grad_batches=settings.accumulate,
             plugins=[AtomicCheckpointIO(), *([] if environment is None else [environment])],
@@ -188,5 +189,7 @@ def make_trainer(config: Config, run_dir: Path, **given: Any) -> L.Trainer:
             f"the settings in trainer do not fit this machine ({error}); see trainer.accelerator, trainer.devices,"
             " trainer.num_nodes and trainer.strategy."
         ) from error
+    if type(trainer.strategy) is DDPStrategy:  # by name, or by `auto` of several devices
+        trainer.strategy.__class__ = OneStreamDDP
     check_processes(trainer)
     return trainer

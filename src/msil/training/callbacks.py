@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveragi
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from msil.detection import Detections, Target
 from msil.reporting.figures.pictures import draw_predictions
@@ -52,21 +53,30 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(multi_avg_fn=self._average)
+        super().__init__()
         self.decay = decay
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._device = trainer.strategy.root_device  # the module itself is still on the CPU
         super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            # In the place of torch's, which reads the number of steps from the device twice.
+            self._average_model.update_parameters = self.update
 
     @torch.no_grad()
-    def _average(self, averages: Any, weights: Any, steps: Tensor | int) -> None:
-        decay = torch.as_tensor((1 + steps) / (10 + steps)).clamp(max=self.decay)
-        for average, weight in zip(averages, weights, strict=True):
+    def update(self, model: nn.Module) -> None:
+        """Average the weights and buffers of `model` in, without a wait for the device."""
+        assert self._average_model is not None
+        steps, net = self._average_model.n_averaged, self._average_model.module
+        # The first step's weights are the average.
+        decay = ((1 + steps) / (10 + steps)).clamp(max=self.decay) * (steps > 0)
+        averages = chain(net.parameters(), net.buffers())
+        for average, weight in zip(averages, chain(model.parameters(), model.buffers()), strict=True):
             if average.is_floating_point():
                 average.lerp_(weight, (1 - decay).to(average))
             else:
                 average.copy_(weight)  # the counts of BatchNorm
+        steps += 1
 
 
 class Throughput(Callback):
