@@ -21,10 +21,11 @@ from msil.detection import build_detector
 from msil.detection.heads import HEADS
 from msil.errors import ConfigError
 from msil.interruption import Interruption
-from msil.training.build import make_trainer
+from msil.training.build import build, make_trainer
 from msil.training.checkpoint import SaveLast
 from msil.training.devices import check_graphs, choose_devices, cluster_environment
 from msil.training.experiment import run
+from msil.training.faults import FiniteSteps
 
 from .cases import module_of, tiny_config
 
@@ -103,6 +104,16 @@ def test_deformable_convolutions_in_graphs_need_a_new_torchvision(monkeypatch: p
                     refused.append((name, str(error)))
     assert [name for name, _ in refused] == ["tood", "vfnet"]
     assert "torchvision 0.26.0 computes VFNet's deformable" in refused[1][1]
+
+
+def test_a_run_asks_whether_its_graphs_would_be_whole(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("msil.training.build.check_graphs", lambda mode, _, device: asked.append((mode, device)))
+    config = tiny_config(tmp_path, shapes, "trainer.compile=reduce-overhead")
+    build(config, tmp_path, Interruption(), FiniteSteps())
+    assert asked == [("reduce-overhead", torch.device("cpu"))]
 
 
 @pytest.mark.parametrize(
