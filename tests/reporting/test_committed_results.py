@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -11,6 +12,7 @@ import pytest
 from msil.reporting.evidence import Evidence
 from msil.reporting.report import setting_tables, write_tables
 from msil.reporting.sweep_table import result_line
+from msil.reporting.tables import interval
 from msil.runs import read_results
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -84,6 +86,19 @@ def test_the_page_of_results_shows_the_trials(name: str) -> None:
             if title.removeprefix("VOC ") in ("AP", "AP50", "AP75"):
                 value = f"{100 * float(value):.1f}"
             assert cell.replace(",", "") == (value.replace(",", "") or "-"), (row, title)
+
+
+def test_the_page_of_results_shows_the_energy_on_voc_2007() -> None:
+    content = json.loads((RESULTS / "voc2007-256" / "energy.json").read_text(encoding="utf-8"))
+    inside = {(row["tower"], row["level"]): row for row in content["rows"] if row["region"] == "inside"}
+    (shown,) = (one for one in tables(PAGE) if "uniform" in one[0])
+    assert len(shown) == 8
+    for row in shown:
+        tower, level = row["tower, level"].split(", ")
+        energy = inside[tower[:3] if tower == "regression" else "cls", level]
+        shares = [energy["uniform"], energy["plain"][0], energy["msil-both"][0]]
+        assert [row["uniform"], row["plain"], row["MSIL"]] == [f"{100 * share:.1f}" for share in shares]
+        assert row["MSIL - plain [95 %]"] == interval(energy["msil-both - plain"])
 
 
 def tables(path: Path) -> list[list[dict[str, str]]]:
