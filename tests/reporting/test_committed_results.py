@@ -101,6 +101,16 @@ def test_the_page_of_results_shows_the_energy_on_voc_2007() -> None:
         assert row["MSIL - plain [95 %]"] == interval(energy["msil-both - plain"])
 
 
+def test_the_page_of_results_shows_autotimm() -> None:
+    lines = (RESULTS / "autotimm" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    (shown,) = (one for one in tables(PAGE) if "detector" in one[0])
+    for row, found in zip(shown, map(json.loads, lines), strict=True):
+        assert row.pop("detector") == found["detector"]
+        speed, memory = found["images a CPU second"], found["peak memory in GB"]
+        shares = [f"{100 * found[name]:.1f}" for name in ("AP", "AP50")]
+        assert list(row.values()) == [*shares, f"{speed:.1f}", f"{memory:.1f} GB"]
+
+
 def tables(path: Path) -> list[list[dict[str, str]]]:
     """The Markdown tables of a file, each as its rows by column title."""
     found: list[list[list[str]]] = [[]]
