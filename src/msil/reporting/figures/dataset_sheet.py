@@ -50,7 +50,7 @@ def show_data(root: str | Path, out: str | Path, split: str | None = None) -> It
         yield from (f"warning: {finding.message}" for finding in findings)
     for one, other in combinations(found, 2):
         if shared := found[one].annotations.shared_with(found[other].annotations):
-            yield f"warning: {one} and {other} share {_images(len(shared))}, such as {shared[0]}"
+            yield f"warning: {one} and {other} share {counted(len(shared), 'image')}, such as {shared[0]}"
     if found:
         truths = dict(zip(found, labelled_alike([one.annotations for one in found.values()]), strict=True))
         yield "\n" + to_text(splits_table(truths))
@@ -154,10 +154,6 @@ def draw_sheet(found: Mapping[str, AnnotatedImages], truths: Mapping[str, Annota
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror or error}): choose another place.") from error
     return len(cells)
-
-
-def _images(count: int) -> str:
-    return counted(count, "image")
 
 
 def _count(number: int) -> str:
