@@ -26,7 +26,7 @@ from msil.config import (
     OptimizerName,
     every_setting,
 )
-from msil.errors import ConfigError
+from msil.errors import ConfigError, install
 from msil.explain import one_line, raised_inside
 
 ONLY_SHAPES = ("num_train", "num_val", "image_size", "seed")
@@ -194,8 +194,7 @@ def _check_trainer(config: Config) -> None:
         raise ConfigError(f"trainer.devices={devices} must be a number of devices, auto, or indices such as '0,1'.")
     if config.logger.name == LoggerName.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(
-            'logger=tensorboard needs the package tensorboard: run pip install -e ".[tensorboard]" -c constraints.txt, '
-            "or leave logger out."
+            f"logger=tensorboard needs the package tensorboard: run {install('tensorboard')}, or leave logger out."
         )
 
 

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 from msil import __version__
-from msil.errors import UserError, print_anything
+from msil.errors import UserError, install, print_anything
 from msil.inference.verbs import add_verbs, names
 
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("msil"):
             raise
-        print(f'error: {error.name} is not installed: run pip install "msil[train]".', file=sys.stderr)
+        print(f"error: {error.name} is not installed: run {install('train')}.", file=sys.stderr)
         return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

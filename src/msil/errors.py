@@ -63,6 +63,11 @@ def typed(setting: str, value: Any) -> str:
     return shlex.quote(f"{setting}={quoted(value)}")
 
 
+def install(extra: str) -> str:
+    """How to install what one of pyproject.toml's extras brings."""
+    return f'pip install -e ".[{extra}]" -c constraints.txt'
+
+
 def print_anything() -> None:
     """A sign that the terminal's encoding does not have is printed as -, and ends no command."""
     codecs.register_error("msil.dash", lambda error: ("-" * (error.end - error.start), error.end))  # pyright: ignore

@@ -32,6 +32,12 @@ def stored_settings(run_dir: Path) -> dict[str, Any] | None:
         return None
 
 
+def stored_command(run_dir: Path) -> str:
+    """The command in the second line of config.yaml; empty where there is none, as of an earlier version."""
+    lines = (run_dir / CONFIG).read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[1].removeprefix("# ") if len(lines) > 1 and lines[1].startswith("# ") else ""
+
+
 def continues(config: Config, run_dir: Path) -> bool:
     """Whether the folder's run goes on for more epochs under `config`; False: it is of these very settings, or empty.
 
@@ -63,9 +69,10 @@ def continues(config: Config, run_dir: Path) -> bool:
         longer = f" It ends by schedule.max_steps={max_steps}, so more epochs do not continue it."
     elif "schedule.epochs" in differing:
         longer = f" More epochs alone, schedule.epochs above {before['schedule']['epochs']}, continue it."
+    own = stored_command(run_dir)
     raise ConfigError(
-        f"{run_dir} holds a run with other settings ({what}): give its own to continue it, set another run_name, or "
-        f"delete that folder.{longer}"
+        f"{run_dir} holds a run with other settings ({what}): give its own{own and f' ({own})'} to continue it, set "
+        f"another run_name, or delete that folder.{longer}"
     )
 
 

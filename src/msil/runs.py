@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import math
@@ -304,7 +305,13 @@ def read_run(name: str) -> dict[str, Any]:
         result = read_result(folder)
         if result is not None and _usable(result):
             return {**result, "folder": str(folder)}
-    raise ConfigError(f"{name} is no finished run: give its folder, or its name below runs/; msil runs lists them.")
+    near = difflib.get_close_matches(
+        Path(name).name, [path.parent.name for path in Path("runs").glob(f"*/{RESULT}")], 1
+    )
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(
+        f"{name} is no finished run: give its folder, or its name below runs/; msil runs lists them.{hint}"
+    )
 
 
 def _usable(result: Mapping[str, Any]) -> bool:

@@ -113,9 +113,11 @@ def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:
     ) as e:
         build_split(auto(tmp_path), "train")
     assert "\n" not in str(e.value)
+    (tmp_path / "info.json").write_text("{}")  # of something else
+    with pytest.raises(DataError, match="looked for"):
+        build_split(auto(tmp_path), "train")
     plain_coco(tmp_path)
     file = (tmp_path / "annotations.json").rename(tmp_path / "instances.json")
-    (tmp_path / "info.json").write_text("{}")  # of something else
     for text, reason in (
         ("", "is empty: replace it"),
         (file.read_text()[:200], r"is not valid json \(.*\): correct it"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -95,14 +96,17 @@ def test_a_test_is_of_a_run_and_has_no_epochs(tmp_path: Path) -> None:
 
 
 def test_unfinished_runs_have_their_step(tmp_path: Path) -> None:
-    for name, pid in (("going", os.getpid()), ("stopped", 2**22 + 1)):  # beyond the largest pid there is
+    nobody = 2**22 + 1  # beyond the largest pid there is
+    for name, pid in (("going", os.getpid()), ("nan", nobody), ("stopped", nobody)):
         values = plain(tiny_config(tmp_path, "data", "schedule.epochs=7", f"run_name={name}"))
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(f"{title(values)}\n{yaml.safe_dump(values, sort_keys=False)}")
         (tmp_path / name / ".lock").write_text(f"pid {pid} on host {socket.gethostname()} since 2026-01-01")
     (tmp_path / "going" / "metrics.csv").write_text("epoch,step,loss\n0,3,1.5\n1,9,\n")
+    (tmp_path / "nan" / "metrics.csv").write_text("epoch,step,diverged,loss,loss_cls\n0,3,,1.5,1.5\n0,4,1,,nan\n")
     (table,) = runs_tables(tmp_path)
-    going, stopped = table.rows
+    going, diverged, stopped = table.rows
+    assert diverged == {"step": 5, "epoch": "1 of 7", "state": "diverged", "run": "nan"}
     assert going == {"step": 10, "epoch": "2 of 7", "state": f"running, pid {os.getpid()}", "run": "going"}
     assert stopped == {"step": 0, "epoch": "0 of 7", "state": "stopped", "run": "stopped"}
     with pytest.raises(ConfigError, match="is no folder"):
@@ -125,11 +129,21 @@ def test_two_runs_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     for name, value in zip(("circle", "square"), expected, strict=True):
         (line,) = [line for line in lines if line[:1] == [name]]
         assert line[1] == f"{100 * value:.1f}"
-    assert cli.main(["compare", plain_run["run_name"], plain_run["run_name"]]) == 0
-    text = capsys.readouterr().out
-    assert "No setting differs." in text and "The interval holds 0" in text
+    again = tmp_path / "runs" / "again"
+    shutil.copytree(tmp_path / "runs" / plain_run["run_name"], again)
+    text = (again / "result.json").read_text()
+    longer = {**json.loads(text), "continued": [{"epochs": 1, "steps": 8}, {"epochs": 6, "steps": 48}]}
+    for content, difference in ((text, "No setting differs."), (json.dumps(longer), "from 1 epoch, 6 epochs")):
+        (again / "result.json").write_text(content)
+        assert cli.main(["compare", plain_run["run_name"], "again"]) == 0
+        text = capsys.readouterr().out
+        assert difference in text and "The interval holds 0" in text
+    assert cli.main(["compare", "again", "runs/again/"]) == 2
+    assert capsys.readouterr().err == "error: A and B are one run, runs/again: name another one.\n"
     (tmp_path / "runs" / msil_run["run_name"] / "evaluation.npz").unlink()
     assert cli.main(["compare", plain_run["run_name"], msil_run["run_name"]]) == 0
     assert "No interval: " in capsys.readouterr().out
-    assert cli.main(["compare", plain_run["run_name"], "nosuch"]) == 2
-    assert "error: nosuch is no finished run: give its folder" in capsys.readouterr().err
+    for name, end in (("nosuch", "msil runs lists them.\n"), ("runs/agian", "lists them. Did you mean again?\n")):
+        assert cli.main(["compare", plain_run["run_name"], name]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: {name} is no finished run: give its folder") and told.endswith(end)

@@ -112,6 +112,10 @@ def test_the_grid_has_truth_left_and_prediction_right(size: tuple[int, int], cou
         assert coloured(truth_half, RED) > 0 and coloured(prediction, BLUE) > 0
         assert coloured(truth_half, BLUE) == coloured(prediction, RED) == 0
     assert coloured(picture, class_color(2)) == 0
+    weak = detections((box, 0.01, 1), (box, 0.29, 2))  # no score reaches 0.3: the highest
+    draw_predictions([gray(*size)] * count, [truth] * count, [weak] * count, names, path, max_images=2)
+    picture = np.asarray(Image.open(path))
+    assert (coloured(picture, class_color(2)) > 0) == (count > 0) and coloured(picture, BLUE) == 0
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,11 @@ def test_a_finished_run_is_returned_not_repeated(finished: Finished, shapes: Pat
 
 
 @pytest.mark.parametrize("damage", [None, b"\xff\0["])
-def test_a_folder_with_other_settings_is_refused(tmp_path: Path, shapes: Path, damage: bytes | None) -> None:
+def test_a_folder_with_other_settings_is_refused(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+) -> None:
     first = tiny_config(tmp_path, shapes, "run_name=mine", "schedule.max_steps=1", "schedule.eval_images=1")
+    monkeypatch.setattr("sys.argv", ["/bin/pytest", "run_name=mine"])
     run(first)
     settings = tmp_path / "mine" / "config.yaml"
     other = tiny_config(tmp_path, shapes, "run_name=mine", "schedule.lr=0.001")
@@ -140,7 +143,7 @@ def test_a_folder_with_other_settings_is_refused(tmp_path: Path, shapes: Path, d
         other = first
     before = settings.read_bytes()
     what = (
-        r" \(schedule.max_steps: 1 -> null, "
+        r" \(schedule.max_steps: 1 -> null, .*\): give its own \(python pytest run_name=mine\) to continue"
         if damage is None
         else ", and its config.yaml was damaged or edited: set an"
     )

@@ -22,7 +22,7 @@ from msil.training.experiment import run
 from msil.training.faults import TrainingDiverged
 from msil.training.module import DetectionModule
 
-from .cases import assert_same, folder, last, tiny_config
+from .cases import assert_same, folder, last, rows, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,6 +54,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(
     assert caught.value.exit_code == 70
     named = ", ".join(str(image) for batch in ids[2 * parts :] for image in batch)
     assert f"at step 3 loss_bbox is {value} (images {named})" in str(caught.value)
+    last_row = rows(folder(config))[-1]
+    assert last_row == {"epoch": "0", "step": "2", "diverged": "1", "loss_bbox": str(value)}
     assert len(named.split(", ")) == 4 and len(ids) == 3 * parts
     assert last(config)["global_step"] == 2
     assert all(torch.isfinite(tensor).all() for tensor in last(config)["state_dict"].values())

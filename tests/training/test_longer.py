@@ -70,7 +70,7 @@ def test_the_lr_is_that_of_the_longer_schedule_from_the_first_step_on(
 
 def test_what_does_not_continue_a_run_says_what_differs(finished_once: Path, shapes: Path) -> None:
     before = {path: path.read_bytes() for path in finished_once.rglob("*") if path.is_file() and path.name != ".lock"}
-    fewer = "(schedule.epochs: 2 -> 1): give its own to continue it, set another run_name, or delete that folder. More"
+    fewer = "(schedule.epochs: 2 -> 1): give its own ("
     refused = {
         ("schedule.epochs=1",): fewer,
         ("schedule.epochs=4", "seed=1"): "(schedule.epochs: 2 -> 4, seed: 0 -> 1)",

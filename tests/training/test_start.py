@@ -67,7 +67,9 @@ def test_a_layout_that_was_found_and_images_in_both_splits_are_said(tmp_path: Pa
     )
     (tmp_path / "images/val").symlink_to("default")
     shapes_alone = (f"data.{name}=null" for name in ("num_train", "num_val", "image_size", "seed"))
-    config = tiny_config(tmp_path / "runs", tmp_path, "data=auto", *shapes_alone, "data.train_split=default")
+    config = tiny_config(
+        tmp_path / "runs", tmp_path, "data=auto", *shapes_alone, "data.train_split=default", "data.batch_size=12"
+    )
     parts = build(config, tmp_path / "it", Interruption(), FiniteSteps())
     _, data, layout, *_ = start_lines(parts)
     assert data.startswith(
@@ -75,7 +77,8 @@ def test_a_layout_that_was_found_and_images_in_both_splits_are_said(tmp_path: Pa
     )
     assert layout == f"layout  COCO json in annotations/: {tmp_path}/annotations/instances_default.json"
     parts.data.val.annotations.file_names[:2] = parts.data.train.annotations.file_names[3:5]  # pyright: ignore
-    with pytest.warns(
-        UserWarning, match=r"2 of 12 validation images are trained on too, such as images/default/img 03\.jpg"
-    ):
+    with pytest.warns(UserWarning) as said:
         warn(parts)
+    both, batch = (str(one.message) for one in said)
+    assert both.startswith("2 of 12 validation images are trained on too, such as images/default/img 03.jpg")
+    assert batch.startswith("a step of 12 images takes some of the 11 training images twice")

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from msil.detection.backbone import PartlyFrozen, TimmOptions, default_stages, fold
 from msil.detection.weights import FROM_SCRATCH, differences, load_state_dict_file
-from msil.errors import ConfigError, WeightsError
+from msil.errors import ConfigError, WeightsError, install
 
 # Options by which nets with position embeddings or windows take images of any size; a class has one of them or none.
 _SIZE_OPTIONS: tuple[dict[str, bool], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
@@ -97,9 +97,7 @@ def import_timm() -> Any:
 
         return timm
     except ImportError as error:
-        raise ConfigError(
-            f'model/backbone=timm needs timm ({error}): run pip install -e ".[timm]" -c constraints.txt.'
-        ) from error
+        raise ConfigError(f"model/backbone=timm needs timm ({error}): run {install('timm')}.") from error
 
 
 class _Layout(NamedTuple):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from msil.detection import Detector
 from msil.detection.preprocess import normalize
+from msil.errors import install
 from msil.inference.export_check import ExportError, compare_with_pytorch
 from msil.runs import check_own, replacing
 
@@ -66,7 +67,7 @@ def export_onnx(
         raise ExportError(f"a batch must hold 1 image or more, but is to hold {batch}: choose another size.")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ExportError(f'an export needs {" and ".join(missing)}: pip install "msil[export]".')
+        raise ExportError(f"an export needs {' and '.join(missing)}: {install('export')}.")
     path, (height, width) = Path(path), image_size
     if not all(SMALLEST <= side <= LARGEST for side in image_size):
         raise ExportError(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msil.errors import DataError
+from msil.errors import DataError, install
 from msil.reporting.figures.pictures import image_bytes
 from msil.runs import replacing, write_bytes
 
@@ -114,5 +114,5 @@ def _pyav(path: Path) -> Any:
     try:
         import av  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
-        raise DataError(f'{path} is a video, which needs PyAV: pip install "msil[video]".') from None
+        raise DataError(f"{path} is a video, which needs PyAV: {install('video')}.") from None
     return av

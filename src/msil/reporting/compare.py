@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from msil.config import changes
+from msil.errors import ConfigError
 from msil.metrics.bootstrap import FEW_IMAGES
 from msil.metrics.precision import per_class
 from msil.reporting import tables
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import Result, lookup, own_score
+from msil.reporting.groups import Result, continued, lookup, own_score
 from msil.reporting.ranking import too_few
 from msil.reporting.tables import AP_NAMES, Column, Table
 
 
 def compared(a: Result, b: Result) -> str:
-    """Settings, numbers and AP by class of two results with "folder" (see read_run), as A, B and B - A."""
+    """Settings, numbers and AP by class of two results with "folder" (see read_run), as A, B and B - A.
+
+    Raises ConfigError where both are one run.
+    """
+    if Path(a["folder"]).samefile(b["folder"]):
+        raise ConfigError(f"A and B are one run, {a['folder']}: name another one.")
     score = own_score(a["metrics"])
     evidence = Evidence()
     records = [evidence.record(run) for run in (a, b)]
@@ -42,7 +49,8 @@ def _settings(a: Result, b: Result) -> Table:
     pairs = changes(a["config"], b["config"])
     if "test" in {lookup(a, "mode"), lookup(b, "mode")}:  # which reads neither
         pairs = {name: pair for name, pair in pairs.items() if not name.startswith(("schedule.", "data.batch_size"))}
-    pairs |= {name: pair for name in ("continued", "git") if (pair := (a.get(name), b.get(name)))[0] != pair[1]}
+    beside = {"continued": (continued(a), continued(b)), "git": (a.get("git"), b.get("git"))}
+    pairs |= {name: pair for name, pair in beside.items() if pair[0] != pair[1]}
     rows = [{"name": name, "a": one, "b": other} for name, (one, other) in pairs.items()]
     columns = (Column("name", "setting", str, right=False), *_pair(tables.short))
     return Table("Settings that differ." if rows else "No setting differs.", columns, tuple(rows))

@@ -168,10 +168,15 @@ def key(run: Result, *without: str) -> str:
 
 def _computed(run: Result, *without: str) -> dict[str, Any]:
     """Also where the training was continued for more epochs: its lr took another way."""
-    before = [one["epochs"] for one in run.get("continued") or ()]
     classes = lookup(run, "data", "classes")  # new names are one setting too
     found = dict(leaves(computed(run["config"], (*without, "data.classes"))))
-    return found | dict(leaves({"data.classes": classes and setting(classes), "continued": before or None}))
+    return found | dict(leaves({"data.classes": classes and setting(classes), "continued": continued(run)}))
+
+
+def continued(run: Result) -> str:
+    """no, or the schedules before its own: `from 6 epochs`."""
+    before = [counted(one["epochs"], "epoch") for one in run.get("continued") or ()]
+    return f"from {', '.join(before)}" if before else "no"
 
 
 def block_label(run: Result) -> str:

@@ -64,7 +64,7 @@ def _unfinished(folders: Sequence[Path]) -> Table:
         rows.append({
             "step": int(last["step"]) + 1 if last else 0,
             "epoch": f"{int(last['epoch']) + 1 if last else 0} of {epochs}",
-            "state": "stopped" if (process := owner(folder)) is None else f"running, {process}",
+            "state": _state(folder, last),
             "run": folder.name,
         })  # fmt: skip
     columns = (
@@ -73,8 +73,15 @@ def _unfinished(folders: Sequence[Path]) -> Table:
         Column("state", "state", str, right=False),
         Column("run", "run", str, right=False, below=True),
     )
-    note = "The command that started a run continues it. step: the last that metrics.csv has."
+    note = f"A run's command, in the second line of its {CONFIG}, continues it. step: the last that {METRICS} has."
     return Table("Not finished.", columns, tuple(rows), (note,))
+
+
+def _state(folder: Path, last: dict[str, str] | None) -> str:
+    """running and where, diverged (it would again), or stopped."""
+    if (process := owner(folder)) is not None:
+        return f"running, {process}"
+    return "diverged" if last and last.get("diverged") else "stopped"
 
 
 def _last_row(path: Path) -> dict[str, str] | None:

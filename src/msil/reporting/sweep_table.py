@@ -79,7 +79,8 @@ def result_line(result: Result) -> str:
     config = result["config"]
     folder = Path(str(config.get("runs_dir", "runs"))) / result["run_name"]
     split = result.get("split")
-    where = f"{result['val_images']} {split or 'validation'} images of {data_title(config['data'])}"
+    where = f"{result['val_images']} {'' if split else 'validation '}images of {data_title(config['data'])}"
+    where += f", split {split}" if split else ""
     took = (
         f"tested in {tables.duration(result['total_seconds'])}"
         if split

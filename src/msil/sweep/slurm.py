@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-from msil.errors import ConfigError
+from msil.errors import ConfigError, install
 
 TARGET = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 
@@ -19,9 +19,7 @@ def check_launcher(launcher: Mapping[str, Any], devices: int | str) -> None:
     if launcher["_target_"] != TARGET:
         return
     if importlib.util.find_spec("submitit") is None:
-        raise ConfigError(
-            'hydra/launcher=submitit_slurm is not installed: pip install -e ".[slurm]" -c constraints.txt'
-        )
+        raise ConfigError(f"hydra/launcher=submitit_slurm is not installed: {install('slurm')}")
     tasks = launcher["tasks_per_node"]
     if isinstance(devices, int) and devices > 0 and devices != tasks:
         raise ConfigError(

@@ -22,7 +22,7 @@ from msil.runs import CONFIG, RESULT, earlier_result, read_result, remove_if_emp
 from msil.training.build import Parts, build
 from msil.training.faults import FiniteSteps, explained
 from msil.training.loggers import finish_dashboards
-from msil.training.result import write
+from msil.training.result import command, write
 from msil.training.start import start_lines, warn
 
 
@@ -76,7 +76,7 @@ def claim(config: Config, run_dir: Path) -> None:
     if before is not None and before["config_hash"] != config_hash(values):
         (run_dir / RESULT).replace(run_dir / earlier_result(before["epochs"]))
     (run_dir / RESULT).unlink(missing_ok=True)
-    write_bytes(run_dir / CONFIG, f"{title(values)}\n{yaml.safe_dump(values, sort_keys=False)}".encode())
+    write_bytes(run_dir / CONFIG, f"{title(values)}\n# {command()}\n{yaml.safe_dump(values, sort_keys=False)}".encode())
 
 
 def fit(parts: Parts) -> None:

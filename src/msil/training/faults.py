@@ -23,9 +23,15 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ca
 
 
 class TrainingDiverged(RunError):
-    """The loss or a gradient is no longer a finite number."""
+    """The loss or a gradient is no longer a finite number. step: from 1. losses: by name, of the ranks where they are
+    not finite."""
 
     exit_code = 70
+
+    def __init__(self, message: str, step: int, losses: dict[str, float]) -> None:
+        super().__init__(message)
+        self.step = step
+        self.losses = losses
 
 
 class PeerLost(RunError):
@@ -107,6 +113,13 @@ class FiniteSteps(Callback):
     def on_train_end(self, *_: Any) -> None:
         self.on_save_checkpoint()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Of a run that ends so the loggers have a last row, by which `msil runs` and a dashboard tell it."""
+        if isinstance(exception, TrainingDiverged):
+            last = {"epoch": trainer.current_epoch, "diverged": 1, **exception.losses}
+            for logger in trainer.loggers:
+                logger.log_metrics(last, step=exception.step - 1)
+
 
 class _Flag:
     """Whether a step is bad, on its way to the host. losses: this rank's."""
@@ -135,7 +148,9 @@ class _Flag:
         raise TrainingDiverged(
             f"at step {self.step.number} {named or 'the losses are finite, but some gradients are not'} (images"
             f" {images}). The weights were left as they were. Lower schedule.lr, lengthen schedule.warmup_steps or set"
-            " schedule.grad_clip."
+            " schedule.grad_clip.",
+            self.step.number,
+            terms,
         )
 
 

@@ -101,6 +101,12 @@ def warn(parts: Parts) -> None:
                 f"{len(trained)} of {len(data.val)} validation images are trained on too, such as {trained[0]}: the "
                 "AP says little of other images"
             )
+        images = len(data.train_indices)
+        if settings.batch_size > images:
+            _warn(
+                f"a step of {settings.batch_size} images takes some of the {counted(images, 'training image')} twice: "
+                f"set data.batch_size to {images} or less"
+            )
     shown = data.val if data.train is None else data.train
     if is_dim(shown):
         file = shown.path(0)

@@ -111,8 +111,8 @@ def _layout_of(root: Path) -> tuple[Layout, list[str]]:
     if found is None:
         inner = [folder for folder in sorted(root.glob("*/")) if _layout(folder) is not None]
         hint = f" One is in {inner[0]}: set {typed('data.root', str(inner[0]))}." if inner else ""
-        jsons = [] if inner else sorted(itertools.chain(*_jsons(root)), key=lambda file: "instances" not in file.name)
-        for file in jsons:  # what is wrong with the one that is meant
+        jsons = () if inner else itertools.chain(*_jsons(root))
+        for file in (file for file in jsons if "instances" in file.name):  # what is wrong with the one that is meant
             try:
                 read_json(file, ("images", "annotations", "categories"))
             except DataError as error:

@@ -136,16 +136,20 @@ def draw_predictions(
 ) -> None:
     """Write a PNG grid of the first max_images images: ground truth on the left of each pair, prediction on the right.
 
-    images: uint8 (3, H, W) each. targets, detections: one an image, boxes in its pixels. Only detections of at least
-    score_thresh are drawn. Two pairs a row.
+    images: uint8 (3, H, W) each. targets, detections: one an image, boxes in its pixels. Drawn are the
+    detections of at least score_thresh, where there is none the highest. Two pairs a row.
     """
     cells: list[tuple[str, np.ndarray]] = []
     for image, target, given in list(zip(images, targets, detections, strict=True))[:max_images]:
         found = above(given, score_thresh)
         truth = draw_boxes(image, target.boxes, target.labels, classes, side=CELL_SIDE)
         cells.append((f"ground truth: {len(target.labels)} (image {target.image_id})", truth))
+        title = f"prediction: {len(found.labels)} with score ≥ {score_thresh:g}"
+        if not len(found.labels) and len(given.labels):
+            found = above(given, float(given.scores.max()))
+            title += f"; the highest: {float(found.scores[0]):.2g}"
         drawn = draw_boxes(image, found.boxes, found.labels, classes, scores=found.scores, side=CELL_SIDE)
-        cells.append((f"prediction: {len(found.labels)} with score ≥ {score_thresh:g}", drawn))
+        cells.append((title, drawn))
     draw_grid(cells, path, columns=4 if len(cells) > 2 else 2)
 
 
