@@ -30,7 +30,7 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- python -m benchmarks writes from here -->", "<!-- to here -->"
 
-# In the order of their goals, P1 to P18 and G1 to G5.
+# In the order of their goals, P1 to P19 and G1 to G5.
 BENCHMARKS = (
     "fcos_assignment", "fcos_loss", "vfnet_loss", "host_syncs", "kernels", "star_convolution", "training_step",
     "evaluation_forward", "postprocessing", "msil_cost", "coco_evaluation", "loading", "start_up",

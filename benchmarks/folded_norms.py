@@ -1,14 +1,16 @@
-"""P17: EfficientNet-Lite0 of timm with its frozen BatchNorms computed inside the convolutions before them, as
+"""P17 and P19: EfficientNet-Lite0 of timm with its frozen BatchNorms computed inside the convolutions before them, as
 TimmBackbone does, against the norms as layers of their own.
 
     python -m benchmarks.folded_norms
 
 A training step's forward and backward of FCOS (64 channels, two convolutions a tower, two frozen stages, 8 images of
-192x256), and the evaluation forward of the backbone alone.
+192x256), and the evaluation forward of the backbone alone. Then `predict` of FCOS on one image as `msil predict` does
+it, channels last and folded once, against a detector as `load_detector` returns it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -18,7 +20,7 @@ from torch import Tensor
 from benchmarks.compare import Row, faster, interleaved, relative_difference, run
 from benchmarks.scenes import ground_truth
 from msil.detection import Detector, build_detector
-from msil.detection.backbone import TimmOptions
+from msil.detection.backbone import ResNetOptions, TimmOptions, keep_folded
 from msil.detection.heads.fcos import FCOSHead
 
 NET, SIZE, IMAGES, CLASSES = "tf_efficientnet_lite0", (192, 256), 8, 20
@@ -65,6 +67,27 @@ def measure() -> Iterator[Row]:
             1.05,
             f"maps to {difference:.0e}",
         )
+    sizes = {"resnet18": (256, 320), "resnet50": (320, 416)}
+    for name, size in sizes.items():
+        yield from predict_rows(f"{name}, 1 of {size[0]}x{size[1]}", ResNetOptions(name, norm="frozen_bn"), size)
+    yield from predict_rows("Lite0, 1 of 192x256", TimmOptions(NET, norm="frozen_bn"), SIZE)
+
+
+def predict_rows(name: str, net: ResNetOptions | TimmOptions, size: tuple[int, int]) -> Iterator[Row]:
+    loaded = build_detector(FCOSHead.Options(num_convs=2), net, CLASSES, msil=None, channels=64).eval()
+    loaded.score_thresh = 0.0
+    laid_out = copy.deepcopy(loaded)
+    laid_out.lay_out(channels_last=True)
+    kept = copy.deepcopy(laid_out)
+    keep_folded(kept)
+    image = torch.randint(256, (3, *size), dtype=torch.uint8)
+    with torch.no_grad():
+        difference = max(map(relative_difference, kept.pyramid([image]), loaded.pyramid([image])))
+    assert difference < 1e-4, difference
+    ways = {"loaded": loaded, "laid out": laid_out, "kept": kept}
+    seconds = interleaved({way: partial(one.predict, image) for way, one in ways.items()}, repeats=21)
+    yield faster(f"P19 predict, {name}", seconds["kept"], seconds["loaded"], 1.05, f"pyramid to {difference:.0e}")
+    yield faster(f"P19 of it folded once, {name}", seconds["kept"], seconds["laid out"], None, "the same weights")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m benchmarks.ways_not_taken
 
 1. The first layers of both towers, here of two, as one convolution of double width. 2. All pyramid levels in one
-canvas, a row of zeros between them. 3. The folded weights of an evaluation, or of frozen stages in training, kept from
-batch to batch. 4. Kept weights in oneDNN's own layout.
+canvas, a row of zeros between them. 3. The folded weights of frozen stages kept in training. 4. Folded weights in
+oneDNN's own layout.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.compare import Row, faster, interleaved, relative_difference, run
-from msil.detection import build_detector
-from msil.detection.backbone import FoldedConv2d, ResNet, ResNetOptions, TimmOptions
-from msil.detection.heads.fcos import FCOSHead
+from msil.detection.backbone import FoldedConv2d, ResNet, keep_folded
 from msil.detection.timm_backbone import TimmBackbone
 
 GROUPS = 32
@@ -78,19 +76,11 @@ def tower_rows(name: str, channels: int, images: int, sides: list[tuple[int, int
         yield faster(f"{way.__name__}, {name}", seconds[way.__name__], seconds["apart"], None, told)
 
 
-def keep(own: FoldedConv2d, size: tuple[int, ...] | None) -> None:
-    """`own` computes with the weights that it has now, for inputs of that size in oneDNN's layout."""
-    (norm,) = own.norm
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight = (own.weight * scale[:, None, None, None]).detach()
-    bias = (norm.bias - norm.running_mean * scale).detach()
+def pack(own: FoldedConv2d, size: tuple[int, ...]) -> None:
+    """`own` computes with the weights that it has now in oneDNN's layout for inputs of that size."""
+    weight, bias = own.folded()
     how = [list(own.padding), list(own.stride), list(own.dilation), own.groups]
     pad = own.pad or (lambda features: features)
-    if size is None:
-        own.forward = lambda features: F.conv2d(
-            pad(features), weight, bias, own.stride, own.padding, own.dilation, own.groups
-        )
-        return
     ours = torch.ops.mkldnn._reorder_convolution_weight(weight, *how, pad(torch.zeros(size)).shape)
     own.forward = lambda features: torch.ops.mkldnn._convolution_pointwise(
         pad(features), ours, bias, *how, "none", [], ""
@@ -112,15 +102,13 @@ def weights_rows(name: str, net: nn.Module, images: Tensor) -> Iterator[Row]:
         expected = net(images)
         for module in net.modules():
             module._forward_pre_hooks.clear()
+        keep_folded(kept)
         for key in taken:
-            keep(kept.get_submodule(key), None)  # pyright: ignore[reportArgumentType]
-            keep(packed.get_submodule(key), taken[key])  # pyright: ignore[reportArgumentType]
-        ways = {"now": net, "kept": kept, "packed": packed}
-        seconds = interleaved({way: partial(module, images) for way, module in ways.items()}, repeats=11)
-        for way in ("kept", "packed"):
-            difference = max(map(relative_difference, ways[way](images), expected))
-            assert difference < 1e-4, difference
-            yield faster(f"{way} weights, {name}", seconds[way], seconds["now"], None, f"maps to {difference:.0e}")
+            pack(packed.get_submodule(key), taken[key])  # pyright: ignore[reportArgumentType]
+        seconds = interleaved({"kept": partial(kept, images), "packed": partial(packed, images)}, repeats=11)
+        difference = max(map(relative_difference, packed(images), expected))
+    assert difference < 1e-4, difference
+    yield faster(f"packed weights, {name}", seconds["packed"], seconds["kept"], None, f"maps to {difference:.0e}")
 
 
 def frozen_rows(name: str, net: nn.Module, images: Tensor) -> Iterator[Row]:
@@ -129,7 +117,7 @@ def frozen_rows(name: str, net: nn.Module, images: Tensor) -> Iterator[Row]:
     kept = copy.deepcopy(net)
     for module in kept.modules():
         if isinstance(module, FoldedConv2d) and not module.weight.requires_grad:
-            keep(module, None)
+            module.folded_weight, module.folded_bias = (one.detach() for one in module.folded())
 
     def step(own: nn.Module) -> None:
         torch.stack([level.sum() for level in own(images)]).sum().backward()
@@ -139,20 +127,6 @@ def frozen_rows(name: str, net: nn.Module, images: Tensor) -> Iterator[Row]:
         difference = max(map(relative_difference, kept(images), net(images)))
     assert difference < 1e-4, difference
     yield faster(f"frozen stages' kept, {name}", seconds["kept"], seconds["now"], None, f"maps to {difference:.0e}")
-
-
-def detector_rows(name: str, images: int, side: tuple[int, int], net: ResNetOptions | TimmOptions) -> Iterator[Row]:
-    """`predict` of FCOS with 64 channels and kept weights, bytes to detections."""
-    detector = build_detector(FCOSHead.Options(num_convs=2), net, 20, msil=None, channels=64, min_size=side[0],
-                              max_size=side[1]).eval()  # fmt: skip
-    detector.lay_out(channels_last=True)
-    kept = copy.deepcopy(detector)
-    for module in kept.modules():
-        if isinstance(module, FoldedConv2d):
-            keep(module, None)
-    batch = [torch.randint(256, (3, *side), dtype=torch.uint8) for _ in range(images)]
-    seconds = interleaved({"now": partial(detector.predict, batch), "kept": partial(kept.predict, batch)}, repeats=15)
-    yield faster(f"predict, kept weights, {name}", seconds["kept"], seconds["now"], None, "see the maps above")
 
 
 def measure() -> Iterator[Row]:
@@ -169,10 +143,6 @@ def measure() -> Iterator[Row]:
     batch = torch.rand(8, 3, 192, 256).contiguous(memory_format=NHWC)
     lite = TimmBackbone("tf_efficientnet_lite0", norm="frozen_bn", frozen_stages=2)
     yield from frozen_rows("Lite0, 8 of 192x256", lite, batch)
-    options = TimmOptions("tf_efficientnet_lite0", norm="frozen_bn")
-    for images in (8, 1):
-        yield from detector_rows(f"Lite0, {images} of 192x256", images, (192, 256), options)
-    yield from detector_rows("R18, 1 of 256x320", 1, (256, 320), ResNetOptions("resnet18", norm="frozen_bn"))
 
 
 if __name__ == "__main__":

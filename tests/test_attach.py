@@ -225,8 +225,8 @@ def test_compiles_without_a_graph_break() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_onnx(dynamo: bool) -> None:
     for name in ("onnx", "onnxscript"):
-        pytest.importorskip(name, reason='needs pip install "msil[export]"')
-    onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install "msil[export]"')
+        pytest.importorskip(name, reason='needs pip install -e ".[export]"')
+    onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
     head, features, file = randomize(TORCHVISION["fcos"]()).eval(), pyramid(), io.BytesIO()
     randomize(attach_msil(head))
     torch.onnx.export(head, (features,), file, dynamo=dynamo)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from msil.data.shapes import write_shapes
 from msil.training.experiment import run
 from training.cases import tiny_config
 
-NEEDED = "the notebooks' tests need `pip install msil[notebooks]` (nbformat, nbclient, ipykernel)"
+NEEDED = "the notebooks' tests need `pip install -e .[notebooks]` (nbformat, nbclient, ipykernel)"
 nbformat = pytest.importorskip("nbformat", reason=NEEDED)
 nbclient = pytest.importorskip("nbclient", reason=NEEDED)
 pytest.importorskip("ipykernel", reason=NEEDED)

@@ -200,6 +200,6 @@ def test_torchvisions_detectors_by_name() -> None:
 
 
 def test_a_net_of_timm_brings_its_mean() -> None:
-    pytest.importorskip("timm", reason='needs pip install "msil[timm]"')
+    pytest.importorskip("timm", reason='needs pip install -e ".[timm]"')
     detector = built("model/backbone=timm", "model.backbone.name=tf_efficientnet_lite0")
     assert detector.image_mean.tolist() == detector.image_std.tolist() == [127.5] * 3  # of its published config

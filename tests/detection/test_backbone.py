@@ -24,6 +24,7 @@ from msil.detection.backbone import (
     TimmOptions,
     build_backbone,
     fold_norms,
+    keep_folded,
 )
 from msil.detection.weights import from_mmdet
 from msil.errors import WeightsError
@@ -287,3 +288,21 @@ def test_a_backbone_follows_its_weights_wherever_they_go() -> None:
         torch.testing.assert_close(other(images)[-1], expected)
         single = other.float()(images.float())[-1]
         torch.testing.assert_close(single, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_norms_are_folded_once_until_the_net_is_trained() -> None:
+    """Without a trace in the state dict; a copy in another precision has the same."""
+    theirs = with_norms("resnet18")
+    ours = ResNet("resnet18", norm="frozen_bn", frozen_stages=0).double().eval()
+    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = ours(images)[-1]
+        keys = list(ours.state_dict())
+        keep_folded(ours)
+        assert list(ours.state_dict()) == keys
+        ours.conv1.weight.zero_()
+        torch.testing.assert_close(ours(images)[-1], expected, rtol=0, atol=0)
+        single = copy.deepcopy(ours).float()(images.float())[-1]
+        torch.testing.assert_close(single, expected.float(), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(ours.train()(images)[-1], expected)

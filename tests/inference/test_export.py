@@ -22,9 +22,9 @@ from msil.inference import export
 from msil.inference.export import export_onnx
 from msil.inference.export_check import ExportError, difference, made_up_image
 
-onnx = pytest.importorskip("onnx", reason='needs pip install "msil[export]"')
-pytest.importorskip("onnxscript", reason='needs pip install "msil[export]"')
-onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install "msil[export]"')
+onnx = pytest.importorskip("onnx", reason='needs pip install -e ".[export]"')
+pytest.importorskip("onnxscript", reason='needs pip install -e ".[export]"')
+onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
 
 CLASSES = ["a", "b", "c", "ä"]
 CLS_ONLY = {"align": False, "separate": False, "apply": "cls"}
@@ -210,7 +210,7 @@ def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ExportError, match=r"cannot export this detector \(no such operator\): .*--static"):
         export_onnx(detector, tmp_path / "x.onnx", classes=CLASSES)
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(ExportError, match=r'needs onnxscript: pip install "msil\[export\]"'):
+    with pytest.raises(ExportError, match=r'needs onnxscript: pip install -e "\.\[export\]"'):
         export_onnx(detector, tmp_path / "x.onnx", classes=CLASSES)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 

@@ -259,7 +259,7 @@ def test_yolo(tmp_path: Path) -> None:
 def test_a_video_without_pyav_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "a.mp4").touch()
-    with pytest.raises(DataError, match=r'a\.mp4 is a video, which needs PyAV: pip install "msil\[video\]"'):
+    with pytest.raises(DataError, match=r'a\.mp4 is a video, which needs PyAV: pip install -e "\.\[video\]"'):
         predict(tmp_path / "a.mp4", tmp_path / "out")
     write(tmp_path / "b.png")
     predict(tmp_path, tmp_path / "out")  # the others go on

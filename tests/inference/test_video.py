@@ -19,7 +19,7 @@ from msil.inference import video
 from msil.inference.predict import predict_files
 from msil.inference.video import read_frames
 
-av = pytest.importorskip("av", reason='needs pip install "msil[video]"')
+av = pytest.importorskip("av", reason='needs pip install -e ".[video]"')
 
 LEVELS = [20, 60, 100, 140, 180, 220]  # the gray of the frames
 

@@ -244,18 +244,31 @@ class FoldedConv2d(nn.Conv2d):
     """A convolution without bias and the frozen norm behind it in one: the norm scales the weight and is the bias.
 
     Equal up to rounding, gradients included. The weight is scaled in every forward pass, so that it is trained, loaded
-    and averaged under its own name.
+    and averaged under its own name; or once, by `keep_folded`.
     """
 
     norm: tuple[FoldedNorm | FoldedBatchNorm2d]  # a tuple, so that it is not registered a second time
+    folded_weight: Tensor | None
+    folded_bias: Tensor | None
     pad: Callable[[Tensor], Tensor] | None = None  # before it, if its padding depends on the input's size
 
     def forward(self, features: Tensor) -> Tensor:
-        (norm,) = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight, bias = self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        weight, bias = self.folded_weight, self.folded_bias
+        if weight is None:
+            weight, bias = self.folded()
         features = features if self.pad is None else self.pad(features)
         return F.conv2d(features, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of both."""
+        (norm,) = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.folded_weight = self.folded_bias = None
+        return super().train(mode)
 
 
 class FoldedNorm(FrozenBatchNorm2d):
@@ -300,10 +313,21 @@ def fold_norms(net: resnet.ResNet) -> None:
 
 def fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> None:
     """Let `conv` apply the frozen norm behind it. In place; the state dict stays the same."""
+    for name in ("folded_weight", "folded_bias"):
+        conv.register_buffer(name, None, persistent=False)
     # The same objects under new classes: weights, buffers and hooks stay what they are.
     conv.__class__, conv.norm = FoldedConv2d, (norm,)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     folded: Any = FoldedNorm if isinstance(norm, FrozenBatchNorm2d) else FoldedBatchNorm2d
     norm.__class__ = folded
+
+
+@torch.no_grad()
+def keep_folded(net: nn.Module) -> None:
+    """Scale the weights before frozen norms once, in place of in every forward pass: for a net whose weights are final.
+    Until `train()`; weights that are changed before it are not seen."""
+    for module in net.modules():
+        if isinstance(module, FoldedConv2d):
+            module.folded_weight, module.folded_bias = module.folded()
 
 
 def _check(field: str, value: Any, known: Sequence[Any]) -> None:

@@ -96,12 +96,15 @@ def _predict(options: argparse.Namespace) -> int:
     import torch
 
     from msil.checkpoints.load import load_detector
+    from msil.detection.backbone import keep_folded
     from msil.errors import counted
     from msil.inference.formats import written
     from msil.inference.predict import predict_files
 
     detector, description = load_detector(options.checkpoint)
     detector.to("cuda" if torch.cuda.is_available() else "cpu")
+    detector.lay_out(channels_last=True)
+    keep_folded(detector)
     detector.score_thresh = min(detector.score_thresh, options.threshold)
     content = predict_files(
         detector,

@@ -18,6 +18,7 @@ from msil.config import Config, Mode, plain
 from msil.data.annotations import AnnotatedImages
 from msil.data.fingerprint import differing, fingerprint
 from msil.data.module import DetectionDataModule, build_datasets, build_split
+from msil.detection.backbone import keep_folded
 from msil.errors import ConfigError
 from msil.finished import splits_of
 from msil.interruption import Interruption
@@ -75,6 +76,8 @@ def build(config: Config, run_dir: Path, interruption: Interruption, finite: Fin
         if rank_zero_only.rank == 0:
             print("; ".join([f"{'starting from' if training else 'testing'} {config.model.weights}", *notes]))
     detector.lay_out(channels_last=config.trainer.channels_last)
+    if not training:
+        keep_folded(detector)
     detector.compile_parts(config.trainer.compile, frozen=not training)
     module = DetectionModule(
         detector,
