@@ -178,7 +178,7 @@ def pytest_collection_modifyitems():
 
 
 def own_tests(setup: Setup) -> None:
-    """tests/training with trainer.accelerator=gpu, and those that count waits and kernels."""
+    """The files of tests/training that runs go through, with trainer.accelerator=gpu."""
     files = [f"tests/training/test_{name}.py" for name in (FILES if setup.on_gpu else ("optim", "steps"))]
     spread = ["-n", "6"] if setup.on_gpu and importlib.util.find_spec("xdist") else []
     with tempfile.TemporaryDirectory() as folder:
