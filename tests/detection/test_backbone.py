@@ -306,3 +306,6 @@ def test_norms_are_folded_once_until_the_net_is_trained() -> None:
         single = copy.deepcopy(ours).float()(images.float())[-1]
         torch.testing.assert_close(single, expected.float(), rtol=1e-4, atol=1e-4)
         assert not torch.allclose(ours.train()(images)[-1], expected)
+        keep_folded(ours.eval())
+        ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
+        torch.testing.assert_close(ours(images)[-1], expected, rtol=0, atol=0)

@@ -270,6 +270,10 @@ class FoldedConv2d(nn.Conv2d):
             self.folded_weight = self.folded_bias = None
         return super().train(mode)
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self.folded_weight = self.folded_bias = None
+        super()._load_from_state_dict(*arguments)
+
 
 class FoldedNorm(FrozenBatchNorm2d):
     """A frozen norm that the convolution before it applies."""
@@ -324,7 +328,7 @@ def fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> None:
 @torch.no_grad()
 def keep_folded(net: nn.Module) -> None:
     """Scale the weights before frozen norms once, in place of in every forward pass: for a net whose weights are final.
-    Until `train()`; weights that are changed before it are not seen."""
+    Until `train()` or `load_state_dict()`; weights that are changed by other means before are not seen."""
     for module in net.modules():
         if isinstance(module, FoldedConv2d):
             module.folded_weight, module.folded_bias = module.folded()

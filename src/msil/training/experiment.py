@@ -76,7 +76,8 @@ def claim(config: Config, run_dir: Path) -> None:
     if before is not None and before["config_hash"] != config_hash(values):
         (run_dir / RESULT).replace(run_dir / earlier_result(before["epochs"]))
     (run_dir / RESULT).unlink(missing_ok=True)
-    write_bytes(run_dir / CONFIG, f"{title(values)}\n# {command()}\n{yaml.safe_dump(values, sort_keys=False)}".encode())
+    typed = " ".join(command().splitlines())
+    write_bytes(run_dir / CONFIG, f"{title(values)}\n# {typed}\n{yaml.safe_dump(values, sort_keys=False)}".encode())
 
 
 def fit(parts: Parts) -> None:
