@@ -53,7 +53,9 @@ def main() -> None:
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.gpu is not None:
         found = json.loads(options.gpu.read_text())
-        results["gpu"] = {key: found[key] for key in ("rows", "seconds", "date", "machine", "versions")}
+        if "not_run" in found:
+            parser.error(f"{options.gpu} has no rows: {found['not_run']}")
+        results["gpu"] = with_rows(results.get("gpu", {}), found)
     failed = []
     started = time.monotonic()
     for name in names:
@@ -70,6 +72,17 @@ def main() -> None:
     print(f"{time.monotonic() - started:.0f} s; written: {RESULTS.relative_to(ROOT)}, {DOCUMENT.relative_to(ROOT)}")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def with_rows(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a call of benchmarks.gpu in place of those of their names; of another machine or other versions in
+    place of all."""
+    place = ("machine", "versions")
+    same = all(before.get(key) == found[key] for key in place)
+    rows = {row["name"]: row for row in [*(before["rows"] if same else ()), *found["rows"]]}
+    dates = sorted({*(before["date"].split(" and ") if same else ()), found["date"]})
+    kept = {key: found[key] for key in ("seconds", *place)}
+    return {"rows": list(rows.values()), "date": " and ".join(dates), **kept}
 
 
 def measured(name: str) -> dict[str, Any] | None:

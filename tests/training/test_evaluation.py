@@ -9,18 +9,25 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
+import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import msil.main
+from msil import cli
 from msil.check import check
 from msil.checkpoints.load import load_detector
 from msil.config import Config
 from msil.data.readers.coco import CocoDataset
+from msil.detection.backbone import FoldedConv2d
 from msil.errors import DataError
+from msil.inference import predict
+from msil.interruption import Interruption
 from msil.metrics.detections import DetectionMetric
 from msil.reporting.sweep_table import result_line
 from msil.runs import read_result
+from msil.training.build import build
 from msil.training.experiment import run
+from msil.training.faults import FiniteSteps
 
 from .cases import tiny_config
 
@@ -58,7 +65,27 @@ def test_a_run_s_checkpoint_gives_the_run_s_numbers(
 
     name = f"detections_val_{finished[0].run_name}_results.json"
     assert result["detections"] == [name, name.replace(".json", ".zip")]
-    assert "\npercent, on 8 val images of shapes\n" in result_line(result)
+    assert "\npercent, on 8 images of shapes, split val\n" in result_line(result)
+
+
+def test_final_weights_are_folded_once_and_lie_channels_last(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the file, in mode=test and in msil predict."""
+    norm, short = "model.backbone.norm=frozen_bn", ("schedule.max_steps=1", "schedule.eval_images=1")
+    run(tiny_config(tmp_path, shapes, norm, *short, "run_name=mine"))
+    config = tiny_config(tmp_path, shapes, norm, "mode=test", f"model.weights={tmp_path}/mine")
+    used = [build(config, tmp_path / "test", Interruption(), FiniteSteps()).module.detector]
+    found = {"failed": [], "images": []}
+    monkeypatch.setattr(predict, "predict_files", lambda detector, *_, **__: used.append(detector) or found)
+    assert cli.main(["predict", str(shapes), "--checkpoint", f"{tmp_path}/mine"]) == 0
+    assert len(used) == 2
+    for detector in used:
+        convs = [module for module in detector.modules() if isinstance(module, FoldedConv2d)]
+        assert len(convs) == 12  # of ResNet-10: the stem, two in each of four stages, three for their shortcuts
+        for conv in convs:
+            assert conv.folded_weight is not None and torch.equal(conv.folded_weight, conv.folded()[0])
+            assert conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_nothing_is_gathered_once_the_trainer_has_taken_it_to_the_cpu(
@@ -140,7 +167,7 @@ def test_images_without_annotations_end_in_an_upload_file(
     listed = json.loads((test_dev / "annotations" / "image_info_test-dev2017.json").read_text())
     assert {entry["image_id"] for entry in entries} <= {image["id"] for image in listed["images"]}
     line = result_line(result)
-    assert "8 test-dev2017 images of coco without annotations, so no scores" in line
+    assert "8 images of coco, split test-dev2017: no annotations, so no scores" in line
     assert f"to upload: {stem}.zip" in line
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -226,7 +227,8 @@ class DetectionDataModule(L.LightningDataModule):
             raise ConfigError(f"{self.num_eval} images to evaluate are too few for {world_size} processes.")
         share = range(self.num_eval)[rank::world_size]  # every image on exactly one process, none twice
         # Detector.predict takes together what is padded to one size. Want of memory shows in the first batch.
-        share = sorted(share, key=self._padded_size, reverse=True)
+        sizes = {index: self._padded_size(index) for index in share}
+        share = sorted(share, key=lambda index: (math.prod(sizes[index]), sizes[index]), reverse=True)
         return self._loader(self.val, collate, batch_size=self.settings.eval_batch_size, sampler=share)
 
     def transfer_batch_to_device(

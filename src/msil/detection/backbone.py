@@ -254,7 +254,7 @@ class FoldedConv2d(nn.Conv2d):
 
     def forward(self, features: Tensor) -> Tensor:
         weight, bias = self.folded_weight, self.folded_bias
-        if weight is None:
+        if weight is None or torch.is_grad_enabled():
             weight, bias = self.folded()
         features = features if self.pad is None else self.pad(features)
         return F.conv2d(features, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -327,8 +327,8 @@ def fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> None:
 
 @torch.no_grad()
 def keep_folded(net: nn.Module) -> None:
-    """Scale the weights before frozen norms once, in place of in every forward pass: for a net whose weights are final.
-    Until `train()` or `load_state_dict()`; weights that are changed by other means before are not seen."""
+    """Scale the weights before frozen norms once, in place of in every forward pass without gradients: for a net whose
+    weights are final. Until `train()` or `load_state_dict()`; a weight that is changed by other means is not seen."""
     for module in net.modules():
         if isinstance(module, FoldedConv2d):
             module.folded_weight, module.folded_bias = module.folded()

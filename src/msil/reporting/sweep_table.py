@@ -88,7 +88,7 @@ def result_line(result: Result) -> str:
         f"({tables.duration(result['total_seconds'])} with evaluation)"
     )
     return "\n".join((
-        *([scores, f"percent, on {where}"] if names else [f"{where} without annotations, so no scores"]),
+        *([scores, f"percent, on {where}"] if names else [f"{where}: no annotations, so no scores"]),
         *(textwrap.wrap(classes, LINE) if 0 < len(by_class) <= MOST_CLASSES else []),
         f"{tables.amount(result['parameters'])} parameters, {tables.amount(result['flops'])} FLOPs for one "
         f"{height}x{width} image",
