@@ -93,6 +93,9 @@ def test_nearest_prefers_a_whole_tail() -> None:
         ("photos", ["cannot read 'photos': write setting=value", "'data.root=\"my photos\"'"]),  # data.root=my photos
         ("data.images=pets (1)", ["cannot read 'data.images=pets (1)'", "as in 'data.images=\"pets (1)\"'."]),
         ("=3", ["cannot read '=3'"]),
+        ("model.msil=false", ["write model.msil.apply=none"]),
+        ("model/head=VFNet", ["Did you mean model/head=vfnet?"]),
+        ("model.msil.apply=NONE", ["Did you mean model.msil.apply=none?"]),
         ("+foo=1", ["foo is not a setting"]),
         ("hydra/launcher=submitit_slurm", ["is for a sweep: add -m"]),
         ("model.msil.apply=cls,reg", ["add -m"]),

@@ -47,8 +47,8 @@ def normalised(words: Sequence[str]) -> list[str]:
 
 
 def inherited(overrides: Sequence[Override]) -> list[str]:
-    """What a command takes from the file in model.weights, as overrides to stand before its own: the size of images,
-    and the run's data set unless another is typed. Of a bare state dict, nothing.
+    """What a command takes from the file in model.weights, as overrides to stand before its own: the size and bits
+    of images, and the run's data set unless another is typed. Of a bare state dict, nothing.
 
     Raises WeightsError for a file that is missing or unreadable.
     """
@@ -63,7 +63,11 @@ def inherited(overrides: Sequence[Override]) -> list[str]:
         return []
     values: dict[str, Any] = {"data.min_size": description.min_size, "data.max_size": description.max_size}
     settings = run_settings(weights_file(path))
+    if settings is not None:
+        values["data.bits"] = settings["data"].get("bits")
     if settings is not None and "data" not in typed:
-        data = settings["data"]
-        values = {"data": data["name"], **values, **{f"data.{name}": data.get(name) for name in _DATA}}
+        data, taken = settings["data"], {*_DATA}
+        if typed.keys() & {"data.root", "data.annotations", "data.images"}:  # other images: all of them, by their name
+            taken -= {"val_fraction", "title"}
+        values = {"data": data["name"], **values, **{f"data.{name}": data.get(name) for name in _DATA if name in taken}}
     return [f"{key}={quoted(value)}" for key, value in values.items() if value is not None]

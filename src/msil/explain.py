@@ -215,7 +215,7 @@ def _wrong_choice(group: str, value: Any, groups: Mapping[str, list[str]], leave
         if name not in choices:
             elsewhere = [other for other in groups if name in groups[other]]
             guess = _inside(group, name, leaves) or next((f"{other}={name}" for other in elsewhere), None)
-            if guess is None and (near := nearest(name, choices)):
+            if guess is None and (near := nearest(name.lower(), choices)):
                 guess = f"{group}={near}"
             hint = f" Did you mean {guess}?" if guess else ""
             return f"{group}={name} is not a choice.{hint} There are: {', '.join(choices)}."
@@ -235,7 +235,7 @@ def _wrong_value(key: str, value: Any, leaves: Mapping[str, Any], groups: Mappin
     if key not in leaves:
         group = key.replace(".", "/")
         if group in groups:
-            word = "none" if value is None else str(value)
+            word = "none" if value in (None, False, "off") else str(value)
             if word not in groups[group] and (guess := _inside(group, word, leaves)):
                 return f"{key}={value} sets a whole group: write {guess}."
             choice = nearest(word, groups[group]) or groups[group][0]
@@ -248,7 +248,7 @@ def _wrong_value(key: str, value: Any, leaves: Mapping[str, Any], groups: Mappin
         OmegaConf.update(OmegaConf.structured(Config), key, value)
     except OmegaConfBaseException:
         wanted, words = _wanted(leaves[key])
-        guess = nearest(str(value), words) if words else None
+        guess = nearest(str(value).lower(), words) if words else None
         hint = f" Did you mean {key}={guess}?" if guess else ""
         return f"{key}={'null' if value is None else value} must be {wanted}.{hint}"
     return None

@@ -118,9 +118,11 @@ def block_name(msil: Mapping[str, Any]) -> str:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of weights at a path: of a run's folder, or of its name below runs/, its last checkpoint."""
+    """The file of weights at a path: of a run's folder, its checkpoints/, or its name below runs/, its last
+    checkpoint."""
     places = [Path(path), *([] if Path(path).exists() else [Path("runs") / path])]
-    return next((own for place in places if (own := place / CHECKPOINTS / LAST).is_file()), Path(path))
+    own = (place / inner / LAST for place in places for inner in (CHECKPOINTS, ""))
+    return next((file for file in own if file.is_file()), Path(path))
 
 
 def weights_name(path: str | None) -> str:
@@ -292,6 +294,8 @@ def read_results(runs_dir: str | Path) -> list[dict[str, Any]]:
     if not found:
         inner = Path(runs_dir) / "runs"
         there = f"they are in {inner}" if any(inner.glob(f"*/{RESULT}")) else _MAKE_SOME
+        if (Path(runs_dir) / RESULT).is_file():
+            there = f"it is a run itself, so name {Path(runs_dir).absolute().parent}"
         raise ConfigError(f"no finished run is in {runs_dir}: {there}.")
     return [{**result, "folder": str(folder)} for folder, result in found]
 

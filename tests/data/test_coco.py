@@ -186,6 +186,7 @@ ANNOTATION = r"instances_train\.json: annotation 101 of a\.jpg: "
         (in_image(file_name="a\nb.jpg"), r"image 5: file_name must be the name of a file, but is 'a\\nb\.jpg'"),
         (in_image(file_name="d.jpg"), r"image file .*d\.jpg is missing"),
         (in_category(id=7), "category id 7 is listed twice"),
+        (lambda content: in_category(name=content["categories"][0]["name"])(content), "2 categories are called"),
         (lambda content: content["images"].clear(), "is empty: it lists no images"),
         (lambda content: content["annotations"].clear(), "json lists no annotations, so no image has a box: list them"),
         (lambda content: content.pop("annotations"), "list 'annotations'"),

@@ -130,6 +130,13 @@ def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:
     for name in ("auto", "coco", "voc"):
         with pytest.raises(DataError, match=rf"instances\.json is a file: .* data=auto data\.root={tmp_path}$"):
             build_split({"name": name, "root": file}, "train")
+    (tmp_path / "instances.json").unlink()
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "a.txt").touch()
+    with pytest.raises(
+        DataError, match=rf"labels/train/a\.txt, but no names.*: add {tmp_path}/classes\.txt with a name"
+    ):
+        build_split(auto(tmp_path), "train")
     label_studio_coco(tmp_path / "my export")
     with pytest.raises(DataError, match=r"One is in .*my export: set 'data\.root=.*my export"):
         build_split(auto(tmp_path), "train")

@@ -118,6 +118,19 @@ def keep(got: list[Tensor], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 @heads
+def test_one_image_with_a_level_of_one_cell_and_one_channel_a_group(name: str) -> None:
+    """Whose norm has one value a group. In a batch of two, which PyTorch's norm takes, an image comes out the same."""
+    kind, options = HEADS[name]
+    torch.manual_seed(0)
+    head = kind(5, 32, msil=None, **({"num_convs": 1, "norm_groups": 32} | options)).eval()
+    pyramid = [torch.randn(2, 32, side, side) for side in (16, 8, 4, 2, 1)]
+    with torch.no_grad():
+        alone, together = (outputs(head, [level[:count] for level in pyramid]) for count in (1, 2))
+    for key, tensor in alone.items():
+        torch.testing.assert_close(tensor, together[key][:1], rtol=1e-5, atol=1e-5)
+
+
+@heads
 def test_towers_are_what_the_predictors_get(name: str) -> None:
     head, pyramid = build(name, {}), random_pyramid(1, map_sizes=SMALL_MAPS)
     readers = {"cls_logits": 0, "bbox_reg": 1}

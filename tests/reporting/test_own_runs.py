@@ -52,6 +52,9 @@ def test_runs_are_listed_best_first_by_what_they_were_scored_on(tmp_path: Path) 
     assert [column.title for column in voc.columns[:3]] == ["VOC AP", "AP", "AP50"]
     assert [row["run"] for row in own.rows] == ["own"] and "it says nothing of other images" in own.caption
     assert max(map(len, to_text(shapes).splitlines())) <= 80
+    digests = {split: {"images": "1f", "annotations": split} for split in ("train", "train2017")}
+    write(tmp_path / "b", "alike", 0.9, data=digests, of_data={"val_split": "train2017"})  # under another name
+    assert "on which these runs were trained" in runs_tables(tmp_path / "b")[0].caption
 
 
 def test_long_names_go_below_their_numbers(tmp_path: Path) -> None:
@@ -93,6 +96,13 @@ def test_a_test_is_of_a_run_and_has_no_epochs(tmp_path: Path) -> None:
     (table,) = runs_tables(tmp_path)
     lines = to_text(table).splitlines()[4:6]
     assert lines[0].endswith("mine") and lines[1].endswith("tested  test of mine") and "  -  " in lines[1]
+    (tmp_path / "smaller").mkdir()
+    tested["config"]["data"]["min_size"] = 64
+    (tmp_path / "smaller" / "result.json").write_text(json.dumps(tested | {"run_name": "smaller", "epochs": 0}))
+    words = {row["run"]: row["also"] for row in runs_tables(tmp_path)[0].rows}
+    assert words["smaller"] == "test of mine, min_size=64" and words["tested"].startswith("test of mine, min_size=")
+    with pytest.raises(ConfigError, match=f"it is a run itself, so name {tmp_path}"):
+        runs_tables(tmp_path / "smaller")
 
 
 def test_unfinished_runs_have_their_step(tmp_path: Path) -> None:

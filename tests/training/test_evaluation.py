@@ -15,11 +15,14 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 import msil.main
 from msil import cli
 from msil.check import check
+from msil.checkpoints import description
 from msil.checkpoints.load import load_detector
+from msil.command_line import inherited
 from msil.config import Config
 from msil.data.readers.coco import CocoDataset
 from msil.detection.backbone import FoldedConv2d
 from msil.errors import DataError
+from msil.explain import parse
 from msil.inference import predict
 from msil.interruption import Interruption
 from msil.metrics.detections import DetectionMetric
@@ -125,6 +128,20 @@ def test_a_file_brings_the_size_of_images_its_classes_and_its_data(
         other = found.pop().data
         assert (other.name, other.root, other.min_size, other.max_size) == ("coco", "data/coco", 64, 99)
         assert other.classes == (["circle", "square", "triangle", "cross"] if mode == "test" else None)
+
+
+def test_a_fraction_and_a_title_are_of_the_run_s_own_images(
+    finished: tuple[Config, Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bits of its pictures are of the detector."""
+    own = {"name": "coco", "root": "own", "val_fraction": 0.2, "title": "mine", "bits": 12}
+    monkeypatch.setattr(description, "run_settings", lambda _: {"data": own})
+    for typed, kept in (((), True), (("data.root=other",), False), (("data.annotations=a.json",), False)):
+        words = inherited([parse(word) for word in (f"model.weights={finished[1]}", *typed)])
+        assert ("data.val_fraction=0.2" in words, "data.title=mine" in words) == (kept, kept)
+        assert "data.bits=12" in words and "data=coco" in words
+    words = inherited([parse(word) for word in (f"model.weights={finished[1]}", "data=voc")])
+    assert sorted(words) == ["data.bits=12", "data.max_size=64", "data.min_size=64"]
 
 
 def test_the_split_can_be_named_and_classes_left_out(

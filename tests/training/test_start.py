@@ -10,12 +10,12 @@ from PIL import Image
 from tests.data.exports import EXPORTS
 from tests.data.files import coco_content, write_coco
 
-from msil.data.annotations import AnnotatedImages
+from msil.data.annotations import AnnotatedImages, too_dark
 from msil.data.readers.coco import CocoDataset
 from msil.interruption import Interruption
 from msil.training.build import build
 from msil.training.faults import FiniteSteps
-from msil.training.start import crowded, is_dim, start_lines, warn
+from msil.training.start import crowded, start_lines, warn
 
 from .cases import module_of, tiny_config
 
@@ -43,8 +43,8 @@ def test_a_dim_16_bit_image(tmp_path: Path) -> None:
     for highest, dim in ((4095, True), (40000, False)):
         pixels = np.full((30, 40), highest, dtype=np.uint16)
         Image.fromarray(pixels).save(tmp_path / "train" / "a.jpg", format="PNG")
-        assert is_dim(CocoDataset(tmp_path, "train")) is dim
-    assert not is_dim(AnnotatedImages(CocoDataset(tmp_path, "train").annotations, bits=12))
+        assert bool(too_dark(CocoDataset(tmp_path, "train"))) is dim
+    assert not too_dark(AnnotatedImages(CocoDataset(tmp_path, "train").annotations, bits=12))
 
 
 def test_crowded_images_by_class(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from msil.checkpoints.description import Description, read_description
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
 from msil.detection.weights import differences, load_state_dict_file
-from msil.errors import ConfigError, WeightsError, listed
+from msil.errors import ConfigError, WeightsError, counted, listed
 from msil.interaction import MSIL
 from msil.runs import weights_file
 
@@ -66,12 +66,12 @@ def load_weights(detector: AnyDetector, path: str | Path, classes: Sequence[str]
         new = [name for name in classes if name not in found.classes]
         if new and not to_train:
             raise WeightsError(
-                f"{path} has no class {new[0]!r}; it knows {known}: leave data.classes out, or rename the data's, "
-                f"as in 'data.classes={{{new[0]}: {found.classes[0]}}}'."
+                f"{path} has no class {new[0]!r}; it knows {known}: leave data.classes out, or let it rename the "
+                f"data's own, as in 'data.classes={{NAME: {found.classes[0]}}}'."
             )
         _take_rows(classes, found.classes, state, own)
-        notes.append(f"of {len(classes)} classes {len(new)} start anew: {listed(new, 5)}" if new else
-                     f"the {len(classes)} classes were found by name")  # fmt: skip
+        notes.append(f"of {counted(len(classes), 'class')} {len(new)} start anew: {listed(new, 5)}" if new else
+                     f"{counted(len(classes), 'class')} found by name")  # fmt: skip
     if found is not None and (found.min_size, found.max_size) != (detector.min_size, detector.max_size):
         notes.append(
             f"images of {detector.min_size} to {detector.max_size} pixels, where the file's were of "

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msil.data.audit import DataWarning, check_boxes, short
-from msil.data.images import read_image
+from msil.data.images import is_16_bit, read_image
 from msil.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ else:
 
 Array = NDArray[Any]
 Classes = Sequence[str] | Mapping[str, str]
+DARK = 32  # of 0..255: five bits of eight
 
 
 @dataclass(frozen=True)
@@ -215,3 +216,10 @@ class AnnotatedImages(_TorchDataset):
     def has_boxes(self, index: int) -> bool:
         """Whether the image has a box to train on."""
         return bool(self._starts[index] < self._starts[index + 1])
+
+
+def too_dark(data: AnnotatedImages) -> str:
+    """What to set where the first image is of 16 bits and uses the lowest of them alone; else ''."""
+    if data.bits < 16 or not is_16_bit(data.path(0)) or int(data[0][0].max()) >= DARK:
+        return ""
+    return f"{data.path(0)} has 16 bits a channel and is nearly black: if its values end at 4095, say, set data.bits=12"

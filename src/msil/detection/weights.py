@@ -87,9 +87,10 @@ def load_file(path: str | Path, *, mmap: bool = False) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(
-            f"there is no weights file {path}: give the path of a file with a state dict, or a run's folder."
+        found = (
+            f"{path} is a folder without checkpoints/last.ckpt" if path.is_dir() else f"there is no weights file {path}"
         )
+        raise WeightsError(f"{found}: give the path of a file with a state dict, or the folder of a training run.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file as load_safetensors  # late: .pth files need torch alone

@@ -96,8 +96,10 @@ def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
     groups: dict[ScoredOn, list[Result]] = {}
     for run in results:
         split = lookup(run, "data", "split") or lookup(run, "data", "val_split")
-        digest = ((run.get("data") or {}).get(split) or {}).get("annotations")
-        seen = run.get("seen", lookup(run, "data", "train_split") == split)  # a test says it itself
+        digests, train = run.get("data") or {}, lookup(run, "data", "train_split")
+        digest = (digests.get(split) or {}).get("annotations")
+        same = split in digests and (digests.get(train) or {}).get("images") == digests[split].get("images")
+        seen = run.get("seen", train == split or same)  # a test says it itself
         held_out = lookup(run, "data", "val_fraction") is not None and split == lookup(run, "data", "val_split")
         chosen = lookup(run, "data", "classes") is not None
         classes = ", ".join(sorted(run.get("classes") or ())) if chosen else ""

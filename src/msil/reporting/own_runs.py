@@ -9,7 +9,7 @@ from pathlib import Path
 from msil.finished import stored_settings
 from msil.lock import owner
 from msil.reporting import tables
-from msil.reporting.groups import Result, ScoredOn, by_images, line_names, lookup, own_score
+from msil.reporting.groups import Result, ScoredOn, by_images, distinct_names, line_names, lookup, own_score
 from msil.reporting.tables import Column, Table
 from msil.runs import CONFIG, METRICS, RESULT, read_result, read_results, weights_name
 
@@ -34,11 +34,14 @@ def _finished(runs: Sequence[Result], images: ScoredOn) -> Table:
     rows = []
     trained = [run for run in runs if lookup(run, "mode") != "test"]
     also = {run["folder"]: name.partition(", ")[2] for run, name in zip(trained, line_names(trained), strict=True)}
+    tests = [run for run in runs if run["folder"] not in also]
+    names = [f"test of {weights_name(lookup(run, 'model', 'weights'))}" for run in tests]
+    named = distinct_names(names, tests, without=("model", "schedule", "data.batch_size"))
+    also |= dict(zip((run["folder"] for run in tests), named, strict=True))
     for run in runs:
         planned = [one["epochs"] for one in run.get("continued") or ()]
         epochs = "->".join(str(one) for one in (*planned, run["epochs"])) if run["epochs"] else None
-        words = also.get(run["folder"], f"test of {weights_name(lookup(run, 'model', 'weights'))}")
-        rows.append({**run, **run["metrics"], "run": run["run_name"], "epochs": epochs, "also": words})
+        rows.append({**run, **run["metrics"], "run": run["run_name"], "epochs": epochs, "also": also[run["folder"]]})
     rows.sort(key=lambda row: (tables.is_missing(row.get(score)), -(row.get(score) or 0), row["run"]))
     names = [score, *(name for name in ("AP", "AP50") if name != score)]
     columns = [Column(name, name.replace("_", " "), tables.percent) for name in names] + [

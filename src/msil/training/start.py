@@ -7,8 +7,7 @@ import warnings
 import numpy as np
 
 from msil.config import DataName, Decay
-from msil.data.annotations import AnnotatedImages
-from msil.data.images import is_16_bit
+from msil.data.annotations import AnnotatedImages, too_dark
 from msil.errors import counted
 from msil.finished import goes_on, stored_settings
 from msil.metrics.coco import MAX_DETS
@@ -18,8 +17,6 @@ from msil.runs import CONFIG, METRICS, data_title
 from msil.training.build import Parts
 from msil.training.loggers import read_rows
 from msil.training.result import count_parameters, title
-
-DARK = 32  # of 0..255: five bits of eight
 
 
 def start_lines(parts: Parts) -> list[str]:
@@ -83,8 +80,9 @@ def _longer(parts: Parts) -> list[str]:
     was = f", {rates[-1]:.2g} before" if rates else ""
     drops = f"drops at epochs {setting(schedule.milestones)}" if schedule.milestones else "no drop"
     way = "half a cosine" if schedule.decay is Decay.cosine else drops
+    left = counted(module.total_steps - step, "step")
     return [
-        f"longer  {schedule.epochs} epochs in place of {before[-1]}, {module.total_steps - step} steps to go; "
+        f"longer  {schedule.epochs} epochs in place of {before[-1]}, {left} to go; "
         f"lr {module.lr * module.lr_factor(step):.2g} from here on{was}: {way} over {schedule.epochs} epochs"
     ]
 
@@ -108,9 +106,8 @@ def warn(parts: Parts) -> None:
                 f"set data.batch_size to {images} or less"
             )
     shown = data.val if data.train is None else data.train
-    if is_dim(shown):
-        file = shown.path(0)
-        _warn(f"{file} has 16 bits a channel and is nearly black: if its values end at 4095, say, set data.bits=12")
+    if dark := too_dark(shown):
+        _warn(dark)
     most = settings.max_dets or MAX_DETS
     images, objects = crowded(data.val, most)
     if images:
@@ -118,11 +115,6 @@ def warn(parts: Parts) -> None:
             f"{images} validation images hold more than {most} objects of a class, up to {objects}, and AP counts "
             f"{most} detections: set data.max_dets={objects} and model.detections_per_img"
         )
-
-
-def is_dim(data: AnnotatedImages) -> bool:
-    """Whether the first image is of 16 bits and uses the lowest of them alone."""
-    return data.bits == 16 and is_16_bit(data.path(0)) and int(data[0][0].max()) < DARK
 
 
 def crowded(data: AnnotatedImages, most: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,11 @@ class JsonSplit:
             for own, name in list(categories.items()):
                 if name in parents and own not in category_ids and len(categories) > 1:
                     del categories[own]
+        for name, count in Counter(categories.values()).items():
+            if count > 1:
+                raise DataError(
+                    f"{source}: {count} categories are called {short(name)}: give them one id, or names of their own"
+                )
         label_of = {own: label for label, own in enumerate(categories)}
         numbers = _numbers(image_ids)
         return Annotations(

@@ -117,6 +117,12 @@ def _layout_of(root: Path) -> tuple[Layout, list[str]]:
                 read_json(file, ("images", "annotations", "categories"))
             except DataError as error:
                 raise DataError(f"no data set is in {root}: {error}") from None
+        labels = next((file for place in ("", "*/") for file in root.glob(f"{place}labels/**/*.txt")), None)
+        if labels and not inner:
+            raise DataError(
+                f"no data set is in {root}: YOLO's labels are there, as {labels}, but no names of their classes: add "
+                f"{root / 'classes.txt'} with a name a line, label 0 first"
+            )
         raise DataError(
             f"no data set is in {root}: looked for {'; '.join(layout.signs for layout in LAYOUTS)}; other files are "
             f"named by data=coco data.annotations=FILE data.images=FOLDER.{hint}"
@@ -194,7 +200,12 @@ def _given(root: Path, annotations: str | Mapping[str, str], split: str) -> Spli
         raise DataError(
             f"the folder of the images {root} does not exist: set data.images to it, from here or from data.root"
         )
-    source = annotations if isinstance(annotations, str) else annotations.get(split)
+    if isinstance(annotations, str):
+        source: str | None = annotations
+    else:
+        alike = [key for key in annotations if split.lower().startswith(key.lower())]  # train, of train2017
+        own = split if split in annotations or len(alike) != 1 else alike[0]
+        source, split = annotations.get(own), own
     if source is None:
         raise MissingSplit(
             f"data.annotations names no file for the split {split!r}, only for {listed(list(annotations), 5)}: add it",

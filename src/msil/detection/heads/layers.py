@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
+
+
+class GroupNorm(nn.GroupNorm):
+    """Also of one value a group, as 32 channels in 32 groups have in a level of one cell, which PyTorch's refuses: what
+    is left is the bias."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.group_norm(features, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class ConvNormAct(nn.Module):
@@ -13,7 +22,7 @@ class ConvNormAct(nn.Module):
     def __init__(self, channels: int, norm_groups: int | None, bias: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
-        self.norm = nn.Identity() if norm_groups is None else nn.GroupNorm(norm_groups, channels)
+        self.norm = nn.Identity() if norm_groups is None else GroupNorm(norm_groups, channels)
         self.act = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
