@@ -25,7 +25,7 @@ from msil.metrics.record import read_record
 from msil.runs import REQUIRED_KEYS, is_finished, read_result
 from msil.training.experiment import run
 
-from .cases import assert_same_run, folder, last, rows, tiny_config
+from .cases import assert_same_run, folder, last, load, rows, tiny_config
 
 Finished = tuple[Config, Path, dict[str, Any]]
 
@@ -93,7 +93,8 @@ def test_the_kept_detections_give_the_reported_numbers(finished: Finished) -> No
 
 def test_a_run_leaves_checkpoints_and_pictures_and_nothing_else(finished: Finished) -> None:
     _, run_dir, _ = finished
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    kept = {path.name: load(path) for path in (run_dir / "checkpoints").iterdir()}
+    assert {name: len(one["optimizer_states"]) for name, one in kept.items()} == {"best.ckpt": 0, "last.ckpt": 1}
     assert {path.name for path in run_dir.iterdir()} - {".lock"} == {
         "config.yaml", "result.json", "evaluation.npz", "metrics.csv", "checkpoints", "predictions.png", "curves.png"
     }  # fmt: skip

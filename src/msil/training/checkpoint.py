@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from msil.config import Resume
 from msil.errors import ConfigError
 from msil.interruption import Interruption, Preempted
-from msil.runs import LAST, PREVIOUS, lacks_space, no_space, replacing
+from msil.runs import BEST, LAST, PREVIOUS, lacks_space, no_space, replacing
 
 AGREE_EVERY = 5  # steps between two exchanges of whether a rank is to stop
 
@@ -29,11 +29,14 @@ AGREE_EVERY = 5  # steps between two exchanges of whether a rank is to stop
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to disk, then renames: a full disk or a kill leaves the old file whole.
 
-    The last.ckpt before the one that is saved stays as previous.ckpt. Raises DiskFull where there is no room.
+    The last.ckpt before the one that is saved stays as previous.ckpt. best.ckpt, from which nothing is continued, has no
+    optimizer state. Raises DiskFull where there is no room.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
+        if path.name == BEST:
+            checkpoint = {**checkpoint, "optimizer_states": [], "lr_schedulers": []}
         try:
             with replacing(path) as temporary:
                 with temporary.open("xb") as file:
@@ -128,7 +131,7 @@ def best_checkpoint(folder: Path) -> ModelCheckpoint:
     """best.ckpt by AP."""
     return ModelCheckpoint(
         dirpath=folder,
-        filename="best",
+        filename=Path(BEST).stem,
         monitor="AP",
         mode="max",
         save_on_train_epoch_end=False,
