@@ -29,7 +29,7 @@ AGREE_EVERY = 5  # steps between two exchanges of whether a rank is to stop
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to disk, then renames: a full disk or a kill leaves the old file whole.
 
-    The last.ckpt before the one that is saved stays as previous.ckpt. best.ckpt, from which nothing is continued, has no
+    The last.ckpt before the one that is saved stays as previous.ckpt. best.ckpt, which nothing continues from, has no
     optimizer state. Raises DiskFull where there is no room.
     """
 
