@@ -75,13 +75,16 @@ def test_images_that_were_held_out_are_of_no_split(tmp_path: Path) -> None:
 def test_runs_of_other_classes_are_no_contest(tmp_path: Path) -> None:
     """Nor is their order one: [dog,cat] are the classes of [cat,dog]."""
     write(tmp_path, "all", 0.1, classes=["cat", "cow", "dog"])
+    write(tmp_path, "by name", 0.05, classes=["cow", "cat", "dog"], of_data={"classes": ["cow", "cat", "dog"]})
     for name, classes in (("two", ["cat", "dog"]), ("turned", ["dog", "cat"]), ("one", ["pet"])):
         write(tmp_path, name, 0.5, classes=classes, of_data={"classes": {"cat": "pet"} if name == "one" else classes})
     found = {table.caption: [row["run"] for row in table.rows] for table in runs_tables(tmp_path)}
     images = "shapes, 100 images of val"
     assert found == {
-        f"{images}, classes cat, dog.": ["turned", "two"], f"{images}.": ["all"], f"{images}, classes pet.": ["one"],
-    }  # fmt: skip
+        f"{images}, classes cat, dog.": ["turned", "two"],
+        f"{images}.": ["all", "by name"],
+        f"{images}, classes pet.": ["one"],
+    }
 
 
 def test_a_test_is_of_a_run_and_has_no_epochs(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
@@ -31,8 +31,8 @@ PAPER_CHANNELS = 256  # of FPN and head, in every published recipe
 
 @dataclass(frozen=True)
 class ScoredOn:
-    """What runs were scored on. classes: those of a choice, in words. held_out: by data.val_fraction. seen: whether the
-    images were trained on too. digest: of the annotations, where a run has one."""
+    """What runs were scored on. classes: in words, which are said where they were chosen. held_out: by
+    data.val_fraction. seen: whether the images were trained on too. digest: of the annotations, where a run has one."""
 
     data: str | None
     split: str | None
@@ -41,10 +41,11 @@ class ScoredOn:
     held_out: bool
     seen: bool
     digest: str | None
+    chosen: bool = field(compare=False)
 
     def __str__(self) -> str:
         words = f"{self.data}, {self.images} " + ("held-out images" if self.held_out else f"images of {self.split}")
-        words += f", classes {self.classes}" if self.classes else ""
+        words += f", classes {self.classes}" if self.chosen else ""
         return f"{words}, on which these runs were trained: it says nothing of other images" if self.seen else words
 
 
@@ -102,8 +103,8 @@ def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
         seen = run.get("seen", train == split or same)  # a test says it itself
         held_out = lookup(run, "data", "val_fraction") is not None and split == lookup(run, "data", "val_split")
         chosen = lookup(run, "data", "classes") is not None
-        classes = ", ".join(sorted(run.get("classes") or ())) if chosen else ""
-        images = ScoredOn(data_name(run), split, run["val_images"], classes, held_out, seen, digest)
+        classes = ", ".join(sorted(run.get("classes") or ()))
+        images = ScoredOn(data_name(run), split, run["val_images"], classes, held_out, seen, digest, chosen)
         groups.setdefault(images, []).append(run)
     return dict(sorted(groups.items(), key=lambda item: (item[0].seen, -len(item[1]))))
 
