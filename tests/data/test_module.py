@@ -277,6 +277,16 @@ def test_splits_get_their_labels_by_name(tmp_path: Path) -> None:
         build_datasets(coco(tmp_path), "train", "more")
     assert build_datasets(coco(tmp_path, classes=["dog"]), "train", "more")[1].classes == ("dog",)
 
+    other["categories"][1]["name"] = "Zebra "  # which the val split alone has, and the advice renames
+    write_coco(tmp_path, other, "spelled")
+    rename = re.escape("rename them by 'data.classes={cat:cat,dog:dog,zebra:zebra,Zebra\\ :zebra}'")
+    with pytest.raises(DataError, match=rf"spelled.json has boxes of Zebra , .* {rename}"):
+        build_datasets(coco(tmp_path), "train", "spelled")
+    spelled = {"cat": "cat", "dog": "dog", "zebra": "zebra", "Zebra ": "zebra"}
+    train, val = build_datasets(coco(tmp_path, classes=spelled), "train", "spelled")
+    assert train.classes == val.classes == ("cat", "dog", "zebra")
+    assert "zebra" in [name for _, name, *_ in boxes_of(val)]
+
 
 @pytest.mark.parametrize("layout", ["coco", "voc"])
 def test_classes_are_chosen_and_renamed(tmp_path: Path, layout: str) -> None:

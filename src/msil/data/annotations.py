@@ -106,8 +106,8 @@ class Annotations:
         """Labelled by name, in the order of `classes`; boxes of other classes are left out, and images without boxes
         stay; one DataWarning says which classes are left out or missing.
 
-        classes: names, or the new name of each one; several may have the same. complete: each must be listed; else
-        those that are missing have no boxes, and a category id of their own.
+        classes: names, or the new name of each one; several may have the same. complete: each must be listed, under one
+        of its old names; else those that are missing have no boxes, and a category id of their own.
         Raises DataError for a name that is missing, or that two categories have, and where none is listed.
         """
         new_names = dict(classes) if isinstance(classes, Mapping) else {name: name for name in classes}
@@ -121,7 +121,8 @@ class Annotations:
                 raise DataError(
                     f"{self.source}: categories {both} are all named {old!r}, so data.classes cannot choose"
                 )
-            if not found and complete:
+            alike = any(name == new and other in self.classes for other, name in new_names.items())
+            if complete and not alike:
                 near = difflib.get_close_matches(old, self.classes, n=1, cutoff=0.0)[0]
                 raise DataError(
                     f"data.classes names {old!r}, which {self.source} does not list; the nearest is {near!r}"

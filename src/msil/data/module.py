@@ -80,10 +80,14 @@ def build_split(
         there = set(annotations.truth_labels.tolist())
         others = [name for label, name in enumerate(annotations.classes) if label in there and name not in by_name]
         if others:
+            spelled = {name.strip().casefold(): name for name in by_name}
+            renamed = {own: spelled[word] for own in others if (word := own.strip().casefold()) in spelled}
+            renaming = typed("data.classes", {name: name for name in by_name} | renamed)
             raise DataError(
                 f"{annotations.source} has boxes of {listed(others, 5)}, which the training split does not list: list "
-                f"them there too, or leave them out by {typed('data.classes', list(by_name))}."
-            )
+                + (f"them there too, or rename them by {renaming}" if len(renamed) == len(others) else
+                   f"them there too, or leave them out by {typed('data.classes', list(by_name))}")
+            )  # fmt: skip
         annotations = annotations.of_classes(by_name, complete=False)
     return AnnotatedImages(annotations, data.get("strict", False), data.get("bits") or 16)
 
