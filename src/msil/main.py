@@ -33,7 +33,7 @@ from msil.interruption import Interruption, Preempted
 from msil.launch.lifeline import end_with_parent
 from msil.launch.processes import count_devices, program, run_ranks, started_from_outside
 from msil.lock import locked
-from msil.runs import read_result, remove_if_empty
+from msil.runs import earlier_result, is_finished, read_result, remove_if_empty
 from msil.sweep.slurm import check_launcher
 from msil.untrusted import refuse_code
 
@@ -185,7 +185,10 @@ def run(config: Config) -> dict[str, Any]:
         result = run_here(config, interruption)
     if rank_zero_only.rank == 0:
         if result.get("skipped"):
-            print("finished before with these very settings, so nothing was trained; remove the folder to run it again")
+            print("finished before with these very settings, so nothing was run; remove the folder to run it again")
+            if not is_finished(Path(config.runs_dir) / config.run_name, result["config_hash"]):
+                file = earlier_result(result["epochs"])
+                print(f"the run has gone on since: these are the numbers in {file}, its other files are newer")
         print(result_line(result))
     return result
 

@@ -25,7 +25,9 @@ from .cases import assert_same_run, before_reading, folder, rows, tiny_config
 EVEN = ("schedule.decay=step", "schedule.milestones=[]", "run_name=mine")
 
 
-def test_more_epochs_go_on_as_if_they_had_been_set_at_once(tmp_path: Path, shapes: Path) -> None:
+def test_more_epochs_go_on_as_if_they_had_been_set_at_once(
+    tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Where the lr is the same under both."""
     whole = tiny_config(tmp_path / "whole", shapes, *EVEN)
     short, long = (tiny_config(tmp_path, shapes, *EVEN, f"schedule.epochs={epochs}") for epochs in (1, 2))
@@ -43,6 +45,10 @@ def test_more_epochs_go_on_as_if_they_had_been_set_at_once(tmp_path: Path, shape
         4,
         first["metrics"]["AP"],
     )
+    for config, newer in ((short, True), (long, False)):
+        capsys.readouterr()
+        msil.main.run(config)
+        assert ("these are the numbers in result-1-epochs.json" in capsys.readouterr().out) is newer
     # It is no row of runs that had all of their epochs planned from the start.
     own, other = (read_result(folder(config)) for config in (long, whole))
     assert own is not None and other is not None and key(own) != key(other)
