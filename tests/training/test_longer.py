@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import msil.main
 from msil.errors import ConfigError, DataError
 from msil.interruption import Interruption, Preempted
 from msil.reporting.groups import key
