@@ -201,6 +201,7 @@ class TrainerConfig:
     accumulate: int = setting(1, "batches that a step's images are taken in, for less memory", low=1)
     progress_bar: bool = setting(True, "show progress on the terminal")
     save_every: int = setting(500, "steps between checkpoints; one is saved after every epoch too", low=1)
+    keep_optimizer: bool = setting(True, "a finished run keeps the optimizer's state, to go on for more epochs")
     channels_last: bool = setting(True, "feature maps in channels_last memory format")
     compile: str | None = setting(
         None, "torch.compile's mode for the net and its loss", choices=("default", "reduce-overhead", "max-autotune")

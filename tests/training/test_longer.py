@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import msil.main
+from msil.checkpoints.load import load_detector
 from msil.errors import ConfigError, DataError
 from msil.interruption import Interruption, Preempted
 from msil.reporting.groups import key
@@ -21,7 +22,7 @@ from msil.training.experiment import run
 from msil.training.faults import FiniteSteps
 from msil.training.start import start_lines
 
-from .cases import assert_same_run, before_reading, folder, rows, tiny_config
+from .cases import assert_same_run, before_reading, folder, load, rows, tiny_config
 
 EVEN = ("schedule.decay=step", "schedule.milestones=[]", "run_name=mine")
 
@@ -53,6 +54,17 @@ def test_more_epochs_go_on_as_if_they_had_been_set_at_once(
     # It is no row of runs that had all of their epochs planned from the start.
     own, other = (read_result(folder(config)) for config in (long, whole))
     assert own is not None and other is not None and key(own) != key(other)
+
+
+def test_without_its_optimizer_s_state_a_finished_run_does_not_go_on(tmp_path: Path, shapes: Path) -> None:
+    one = tiny_config(tmp_path, shapes, *EVEN, "schedule.epochs=1", "trainer.keep_optimizer=false")
+    run(one)
+    assert load(folder(one) / "checkpoints" / "last.ckpt")["optimizer_states"] == []
+    assert run(one)["skipped"]
+    load_detector(folder(one))
+    with pytest.raises(ConfigError, match=r"has no optimizer state .*model\.weights=\S+mine, with another run_name"):
+        run(tiny_config(tmp_path, shapes, *EVEN, "schedule.epochs=2"))
+    assert read_result(folder(one)) is not None
 
 
 def test_the_lr_is_that_of_the_longer_schedule_from_the_first_step_on(

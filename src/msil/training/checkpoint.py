@@ -36,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
         if path.name == BEST:
-            checkpoint = {**checkpoint, "optimizer_states": [], "lr_schedulers": []}
+            checkpoint = _without_optimizer(checkpoint)
         try:
             with replacing(path) as temporary:
                 with temporary.open("xb") as file:
@@ -139,12 +139,22 @@ def best_checkpoint(folder: Path) -> ModelCheckpoint:
     )
 
 
+def drop_optimizer(path: Path) -> None:
+    """Write a checkpoint anew without the optimizer's state, which nothing continues from."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    AtomicCheckpointIO().save_checkpoint(_without_optimizer(content), path)
+
+
+def _without_optimizer(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    return {**checkpoint, "optimizer_states": [], "lr_schedulers": []}
+
+
 def resume_point(resume: Resume, folder: Path) -> tuple[Path, int, dict[str, Any]] | None:
     """The newest intact checkpoint of a run, its step, and what it holds under "msil"; None where there is none, or the
     run is to start again.
 
     A damaged last.ckpt is passed over for previous.ckpt, with a line on stderr. Raises ConfigError where nothing but
-    damaged ones is left.
+    damaged ones is left, and for one without the optimizer's state.
     """
     found = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
     if resume is Resume.never:
@@ -155,10 +165,15 @@ def resume_point(resume: Resume, folder: Path) -> tuple[Path, int, dict[str, Any
     reasons = []
     for path in found:
         try:
-            step, described = _header(path)
+            step, described, whole = _header(path)
         except Exception as error:  # a damaged file can make the unpickler raise anything
             reasons.append(f"{path} cannot be read as a checkpoint ({_first_line(error)})")
             continue
+        if not whole:
+            raise ConfigError(
+                f"{path} has no optimizer state (trainer.keep_optimizer=false), so nothing continues from it: start a "
+                f"new run from its weights, model.weights={folder.parent}, with another run_name."
+            )
         if reasons and rank_zero_only.rank == 0:
             print(f"{reasons[0]}; going on from {path}, step {step}", file=sys.stderr)
         return path, step, described
@@ -167,14 +182,15 @@ def resume_point(resume: Resume, folder: Path) -> tuple[Path, int, dict[str, Any
     return None
 
 
-def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Raises whatever a damaged file brings about."""
+def _header(path: Path) -> tuple[int, dict[str, Any], bool]:
+    """The step, what is under "msil", and whether the optimizer's state is there. Raises whatever a damaged file brings
+    about."""
     with zipfile.ZipFile(path) as archive:
         broken = archive.testzip()  # torch.load does not compare the checksums
     if broken is not None:
         raise ValueError(f"the checksum of {broken} is wrong")
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return int(content["global_step"]), content["msil"]
+    return int(content["global_step"]), content["msil"], bool(content["optimizer_states"])
 
 
 def _first_line(error: Exception) -> str:

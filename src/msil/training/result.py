@@ -24,8 +24,9 @@ from msil.detection.torchvision_detector import AnyDetector
 from msil.metrics.record import write_record
 from msil.metrics.upload import SERVER_LIMIT, upload_entries, write_upload
 from msil.reporting.figures.pictures import draw_curves
-from msil.runs import CHECKPOINTS, CURVES, METRICS, PREVIOUS, RESULT, weights_name, write_json
+from msil.runs import CHECKPOINTS, CURVES, LAST, METRICS, PREVIOUS, RESULT, weights_name, write_json
 from msil.training.build import Parts
+from msil.training.checkpoint import drop_optimizer
 from msil.training.loggers import log_result
 
 PACKAGES = ("msil", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "pycocotools",
@@ -99,6 +100,8 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         files = write_upload(parts.run_dir, *names, entries=entries)
         result["detections"] = [path.name for path in files]
     write_json(parts.run_dir / RESULT, result)
+    if training and not config.trainer.keep_optimizer:
+        drop_optimizer(parts.run_dir / CHECKPOINTS / LAST)
     (parts.run_dir / CHECKPOINTS / PREVIOUS).unlink(missing_ok=True)  # a finished run is not resumed
     log_result(trainer.loggers, result)
     return result
