@@ -203,9 +203,8 @@ class TrainerConfig:
     save_every: int = setting(500, "steps between checkpoints; one is saved after every epoch too", low=1)
     keep_optimizer: bool = setting(True, "a finished run keeps the optimizer's state, to go on for more epochs")
     channels_last: bool = setting(True, "feature maps in channels_last memory format")
-    compile: str | None = setting(
-        None, "torch.compile's mode for the net and its loss", choices=("default", "reduce-overhead", "max-autotune")
-    )
+    compile: str | None = setting(None, "torch.compile's mode for the net and its loss",
+                                  choices=("default", "reduce-overhead", "max-autotune"))  # fmt: skip
     require_gpu: bool = setting(False, "refuse to run without a GPU")
 
 

@@ -149,6 +149,10 @@ def test_files_without_a_state_dict_are_refused(content: object, tmp_path: Path)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.pth", tmp_path):
-        with pytest.raises(WeightsError, match=f"no weights file {path}"):
+    absent = tmp_path / "absent.pth"
+    for path, words in (
+        (absent, f"no weights file {absent}"),
+        (tmp_path, rf"{tmp_path} is a folder without checkpoints/"),
+    ):
+        with pytest.raises(WeightsError, match=words):
             load_state_dict_file(path)
