@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from benchmarks.compare import Row, faster, interleaved, relative_difference, run
 from benchmarks.scenes import ground_truth
 from msil.detection import Detector, build_detector
-from msil.detection.backbone import ResNetOptions, TimmOptions, keep_folded
+from msil.detection.backbone import ResNetOptions, TimmOptions
+from msil.detection.folding import keep_folded
 from msil.detection.heads.fcos import FCOSHead
 
 NET, SIZE, IMAGES, CLASSES = "tf_efficientnet_lite0", (192, 256), 8, 20

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.compare import Row, faster, interleaved, relative_difference, run
-from msil.detection.backbone import FoldedConv2d, ResNet, keep_folded
+from msil.detection.backbone import ResNet
+from msil.detection.folding import FoldedConv2d, keep_folded
 from msil.detection.timm_backbone import TimmBackbone
 
 GROUPS = 32

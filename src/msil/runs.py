@@ -309,9 +309,7 @@ def read_run(name: str) -> dict[str, Any]:
         result = read_result(folder)
         if result is not None and _usable(result):
             return {**result, "folder": str(folder)}
-    near = difflib.get_close_matches(
-        Path(name).name, [path.parent.name for path in Path("runs").glob(f"*/{RESULT}")], 1
-    )
+    near = difflib.get_close_matches(Path(name).name, [p.parent.name for p in Path("runs").glob(f"*/{RESULT}")], 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ConfigError(
         f"{name} is no finished run: give its folder, or its name below runs/; msil runs lists them.{hint}"
@@ -323,11 +321,7 @@ def _usable(result: Mapping[str, Any]) -> bool:
     numbers = [*result["metrics"].values(), *(result[key] for key in ("parameters", "flops", "images_per_second"))]
     config = result["config"]
     model = config.get("model")
-    parts = [
-        config.get("data"),
-        config.get("schedule"),
-        *([] if not isinstance(model, dict) else map(model.get, _MODEL)),
-    ]
+    parts = [config.get("data"), config.get("schedule"), *(map(model.get, _MODEL) if isinstance(model, dict) else ())]
     return (
         all(one is None or (isinstance(one, int | float) and not isinstance(one, bool)) for one in numbers)
         and len(parts) == 2 + len(_MODEL)

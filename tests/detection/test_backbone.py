@@ -15,17 +15,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.ops import FrozenBatchNorm2d
 
-from msil.detection.backbone import (
-    DEPTHS,
-    FoldedConv2d,
-    FoldedNorm,
-    ResNet,
-    ResNetOptions,
-    TimmOptions,
-    build_backbone,
-    fold_norms,
-    keep_folded,
-)
+from msil.detection.backbone import DEPTHS, ResNet, ResNetOptions, TimmOptions, build_backbone
+from msil.detection.folding import FoldedConv2d, FoldedNorm, fold_norms, keep_folded
 from msil.detection.weights import from_mmdet
 from msil.errors import WeightsError
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 timm = pytest.importorskip("timm", reason='needs timm: pip install -e ".[timm]" -c constraints.txt')
 
-from msil.detection.backbone import FoldedConv2d  # noqa: E402
+from msil.detection.folding import FoldedConv2d  # noqa: E402
 from msil.detection.preprocess import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from msil.detection.timm_backbone import TimmBackbone  # noqa: E402
 from msil.errors import ConfigError, WeightsError  # noqa: E402

@@ -20,7 +20,7 @@ from msil.checkpoints.load import load_detector
 from msil.command_line import inherited
 from msil.config import Config
 from msil.data.readers.coco import CocoDataset
-from msil.detection.backbone import FoldedConv2d
+from msil.detection.folding import FoldedConv2d
 from msil.errors import DataError
 from msil.explain import parse
 from msil.inference import predict

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from msil.detection.backbone import PartlyFrozen, TimmOptions, default_stages, fold
+from msil.detection.backbone import PartlyFrozen, TimmOptions, default_stages
+from msil.detection.folding import fold
 from msil.detection.weights import FROM_SCRATCH, differences, load_state_dict_file
 from msil.errors import ConfigError, WeightsError, install
 

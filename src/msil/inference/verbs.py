@@ -96,7 +96,7 @@ def _predict(options: argparse.Namespace) -> int:
     import torch
 
     from msil.checkpoints.load import load_detector
-    from msil.detection.backbone import keep_folded
+    from msil.detection.folding import keep_folded
     from msil.errors import counted
     from msil.inference.formats import written
     from msil.inference.predict import predict_files

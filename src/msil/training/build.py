@@ -18,7 +18,7 @@ from msil.config import Config, Mode, plain
 from msil.data.annotations import AnnotatedImages
 from msil.data.fingerprint import differing, fingerprint
 from msil.data.module import DetectionDataModule, build_datasets, build_split
-from msil.detection.backbone import keep_folded
+from msil.detection.folding import keep_folded
 from msil.errors import ConfigError
 from msil.finished import splits_of
 from msil.interruption import Interruption
