@@ -193,7 +193,8 @@ def test_a_json_of_any_name_with_its_folder_of_images(tmp_path: Path) -> None:
     source = (tmp_path / "annotations/instances_train.json").rename(tmp_path / "labels.json")
     data = {"name": "coco", "root": str(tmp_path / "train"), "annotations": str(source)}
     assert len(build_split(data, "any")) == 3
-    assert len(build_split({**data, "annotations": {"train": str(source)}}, "train")) == 3
+    for split in ("train", "train2017"):  # the split of data=coco
+        assert len(build_split({**data, "annotations": {"train": str(source)}}, split)) == 3
     with pytest.raises(DataError, match=r"no file for the split 'val', only for train: .*data\.val_fraction=0\.2"):
         build_datasets({**data, "annotations": {"train": str(source)}}, "train", "val")
     with pytest.raises(DataError, match=r"lost\.json is missing: set data\.annotations"):

@@ -124,7 +124,8 @@ def test_a_file_brings_the_size_of_images_its_classes_and_its_data(
         assert own.model.weights == str(finished[1] / "checkpoints" / "last.ckpt")
         same = ("name", "root", "train_split", "val_split", "num_train", "image_size", "min_size", "max_size")
         assert [getattr(own.data, name) for name in same] == [getattr(trained, name) for name in same]
-        msil.main.command([f"mode={mode}", f"model.weights={finished[1]}", "data=coco", "data.max_size=99"])
+        inner = f"model.weights={finished[1]}/checkpoints"
+        msil.main.command([f"mode={mode}", inner, "data=coco", "data.max_size=99"])
         other = found.pop().data
         assert (other.name, other.root, other.min_size, other.max_size) == ("coco", "data/coco", 64, 99)
         assert other.classes == (["circle", "square", "triangle", "cross"] if mode == "test" else None)
