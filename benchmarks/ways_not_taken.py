@@ -112,13 +112,19 @@ def weights_rows(name: str, net: nn.Module, images: Tensor) -> Iterator[Row]:
     yield faster(f"packed weights, {name}", seconds["packed"], seconds["kept"], None, f"maps to {difference:.0e}")
 
 
+def with_kept(own: FoldedConv2d, weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:
+    """As `keep_folded`, whose weights are not used where there are gradients."""
+    features = features if own.pad is None else own.pad(features)
+    return F.conv2d(features, weight, bias, own.stride, own.padding, own.dilation, own.groups)
+
+
 def frozen_rows(name: str, net: nn.Module, images: Tensor) -> Iterator[Row]:
     """A training step of a backbone whose frozen stages keep their folded weights."""
     net = net.train().to(memory_format=NHWC)
     kept = copy.deepcopy(net)
     for module in kept.modules():
         if isinstance(module, FoldedConv2d) and not module.weight.requires_grad:
-            module.folded_weight, module.folded_bias = (one.detach() for one in module.folded())
+            module.forward = partial(with_kept, module, *(one.detach() for one in module.folded()))
 
     def step(own: nn.Module) -> None:
         torch.stack([level.sum() for level in own(images)]).sum().backward()

@@ -18,7 +18,7 @@ from msil.runs import weights_file
 _HOME = re.compile(r"(?<=[=,\[\"'])~(?=/)")
 # Of a run's section `data`, which split and size of images and which of its images.
 _DATA = ("root", "train_split", "val_split", "val_fraction", "annotations", "images", "title", "classes", "num_train",
-         "num_val", "image_size", "seed", "bits")  # fmt: skip
+         "num_val", "image_size", "seed")  # fmt: skip
 
 
 def normalised(words: Sequence[str]) -> list[str]:

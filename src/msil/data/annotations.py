@@ -108,26 +108,21 @@ class Annotations:
 
         classes: names, or the new name of each one; several may have the same. complete: each must be listed, under one
         of its old names; else those that are missing have no boxes, and a category id of their own.
-        Raises DataError for a name that is missing, or that two categories have, and where none is listed.
+        Raises DataError for a name that is missing, and where none is listed.
         """
         new_names = dict(classes) if isinstance(classes, Mapping) else {name: name for name in classes}
         names = tuple(dict.fromkeys(new_names.values()))
         label_of = np.full(len(self.classes), -1)
         ids: dict[str, int] = {}
         for old, new in new_names.items():
-            found = [label for label, own in enumerate(self.classes) if own == old]
-            if len(found) > 1:
-                both = [self.category_ids[label] for label in found]
-                raise DataError(
-                    f"{self.source}: categories {both} are all named {old!r}, so data.classes cannot choose"
-                )
             alike = any(name == new and other in self.classes for other, name in new_names.items())
             if complete and not alike:
                 near = difflib.get_close_matches(old, self.classes, n=1, cutoff=0.0)[0]
                 raise DataError(
                     f"data.classes names {old!r}, which {self.source} does not list; the nearest is {near!r}"
                 )
-            for label in found:
+            if old in self.classes:
+                label = self.classes.index(old)
                 label_of[label] = names.index(new)
                 ids.setdefault(new, self.category_ids[label])
         if (label_of < 0).all():
