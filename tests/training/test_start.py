@@ -10,7 +10,7 @@ from PIL import Image
 from tests.data.exports import EXPORTS
 from tests.data.files import coco_content, write_coco
 
-from msil.data.annotations import AnnotatedImages, too_dark
+from msil.data.annotations import AnnotatedImages, range_warning
 from msil.data.readers.coco import CocoDataset
 from msil.interruption import Interruption
 from msil.training.build import build
@@ -43,8 +43,12 @@ def test_a_dim_16_bit_image(tmp_path: Path) -> None:
     for highest, dim in ((4095, True), (40000, False)):
         pixels = np.full((30, 40), highest, dtype=np.uint16)
         Image.fromarray(pixels).save(tmp_path / "train" / "a.jpg", format="PNG")
-        assert bool(too_dark(CocoDataset(tmp_path, "train"))) is dim
-    assert not too_dark(AnnotatedImages(CocoDataset(tmp_path, "train").annotations, bits=12))
+        assert ("nearly black" in range_warning(CocoDataset(tmp_path, "train"))) is dim
+    annotations = CocoDataset(tmp_path, "train").annotations  # of 40000, which 12 bits make white
+    assert "data.bits=12 makes all values" in range_warning(AnnotatedImages(annotations, bits=12))
+    pixels = np.full((30, 40), 4000, dtype=np.uint16)  # 250 of 255 with 12 bits
+    Image.fromarray(pixels).save(tmp_path / "train" / "a.jpg", format="PNG")
+    assert not range_warning(AnnotatedImages(annotations, bits=12))
 
 
 def test_crowded_images_by_class(tmp_path: Path) -> None:

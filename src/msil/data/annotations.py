@@ -214,8 +214,15 @@ class AnnotatedImages(_TorchDataset):
         return bool(self._starts[index] < self._starts[index + 1])
 
 
-def too_dark(data: AnnotatedImages) -> str:
-    """What to set where the first image is of 16 bits and uses the lowest of them alone; else ''."""
-    if data.bits < 16 or not is_16_bit(data.path(0)) or int(data[0][0].max()) >= DARK:
+def range_warning(data: AnnotatedImages) -> str:
+    """What to set where the first image has 16 bits a channel and data.bits makes it nearly black, or white over more
+    than a quarter; else ''."""
+    path, bits = data.path(0), data.bits
+    if not is_16_bit(path):
         return ""
-    return f"{data.path(0)} has 16 bits a channel and is nearly black: if its values end at 4095, say, set data.bits=12"
+    pixels = data[0][0]
+    if bits == 16 and int(pixels.max()) < DARK:
+        return f"{path} has 16 bits a channel and is nearly black: if its values end at 4095, say, set data.bits=12"
+    if bits < 16 and float((pixels == 255).float().mean()) > 0.25:
+        return f"data.bits={bits} makes all values of {path} above {2**bits - 1} white: set more if they are no mistake"
+    return ""

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from msil.config import DataName, Decay
-from msil.data.annotations import AnnotatedImages, too_dark
+from msil.data.annotations import AnnotatedImages, range_warning
 from msil.errors import counted
 from msil.finished import goes_on, stored_settings
 from msil.metrics.coco import MAX_DETS
@@ -106,8 +106,8 @@ def warn(parts: Parts) -> None:
                 f"set data.batch_size to {images} or less"
             )
     shown = data.val if data.train is None else data.train
-    if dark := too_dark(shown):
-        _warn(dark)
+    if said := range_warning(shown):
+        _warn(said)
     most = settings.max_dets or MAX_DETS
     images, objects = crowded(data.val, most)
     if images:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from msil.data.annotations import AnnotatedImages, Annotations, too_dark
+from msil.data.annotations import AnnotatedImages, Annotations, range_warning
 from msil.data.audit import DataWarning
 from msil.data.module import build_split
 from msil.data.readers.layouts import auto_settings, splits_of
@@ -48,8 +48,8 @@ def show_data(root: str | Path, out: str | Path, split: str | None = None) -> It
             except DataError as error:
                 refused[name] = error
         yield from (f"warning: {finding.message}" for finding in findings)
-        if name in found and (dark := too_dark(found[name])):
-            yield f"warning: {dark}"
+        if name in found and (said := range_warning(found[name])):
+            yield f"warning: {said}"
     for one, other in combinations(found, 2):
         if shared := found[one].annotations.shared_with(found[other].annotations):
             yield f"warning: {one} and {other} share {counted(len(shared), 'image')}, such as {shared[0]}"
