@@ -201,6 +201,14 @@ def test_refused_always(tmp_path: Path, change: Change, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_an_image_under_two_ids_is_told(tmp_path: Path) -> None:
+    content = coco_content()
+    content["images"].append(content["images"][0] | {"id": 12})  # without boxes there
+    write_coco(tmp_path, content)
+    with pytest.warns(DataWarning, match=r"json: 1 image file under several ids, such as train/a\.jpg: each counts"):
+        assert len(CocoDataset(tmp_path, "train")) == 4
+
+
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     """Python's reader would take the last value: here, silently, the class dog instead of zebra."""
     text = json.dumps(coco_content()).replace('"category_id": 90', '"category_id": 90, "category_id": 7', 1)

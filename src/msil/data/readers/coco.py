@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 from msil.data.annotations import AnnotatedImages, Annotations, Classes
 from msil.data.audit import (
+    DataWarning,
     check_classes,
     check_images,
     inner_name,
@@ -27,7 +29,7 @@ from msil.data.audit import (
     whole_number,
 )  # fmt: skip
 from msil.data.readers.files import Listings, MissingSplit
-from msil.errors import DataError
+from msil.errors import DataError, counted
 
 Entry = dict[str, Any]
 FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
@@ -83,6 +85,12 @@ class JsonSplit:
         where = [f"{source}: image {short(own)}" for own in image_ids]
         read_as = check_images([self.root / name for name in names], folder, self.root, sizes, where)
 
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            warnings.warn(
+                f"{source}: {counted(len(twice), 'image file')} under several ids, such as {twice[0]}: each counts",
+                DataWarning,
+                stacklevel=2,
+            )
         position = {own: index for index, own in enumerate(image_ids)}
         entries = content["annotations"] if self.annotated else []
         if self.annotated and not entries:
