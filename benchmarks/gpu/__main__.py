@@ -93,7 +93,8 @@ class Call:
     def started(self, name: str) -> subprocess.Popen[str]:
         folders = (ROOT / "src", ROOT, ROOT / "tests", os.environ.get("PYTHONPATH", ""))
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "PYTHONUNBUFFERED": "1"}
-        env |= {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "4", "PYTHONWARNINGS": "ignore"}
+        compilers = 4 if PARTS[name].group == "A" else os.cpu_count()
+        env |= {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": str(compilers), "PYTHONWARNINGS": "ignore"}
         command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--device", self.options.device]
         return subprocess.Popen(
             command, cwd=ROOT, env=env, text=True, errors="replace", start_new_session=True,
