@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from msil.reporting.groups import departures, line_names, settings
-from msil.reporting.paper import TABLES
+from msil.reporting.paper import HOSTS, TABLES
 from msil.reporting.paper_tables import Difference, Filled, fill, fill_command, paper_table
 from msil.reporting.tables import Table, to_csv, to_latex, to_markdown
 
@@ -313,3 +313,21 @@ def test_one_net_of_another_kind_takes_the_place_of_a_tables_one_net() -> None:
     command = fill(TABLES["table2"], group).command
     assert command == f"python run.py experiment=table2 data=shapes schedule=quick {net}"
     assert not [row for row in fill(TABLES["table4"], group).rows if row.runs]  # which of its two nets would it be?
+
+
+# The paper has no such table, so nothing of it is shown; what a block costs stands beside it in the same head.
+def test_each_head_is_compared_with_itself_in_the_table_of_hosts() -> None:
+    group = [run(head=head, apply=apply) for head in ("vfnet", "tood", "gfl") for apply in ("none", "both")]
+    deep, wide = run(head="gfl"), run(head="gfl", apply="none")
+    deep["config"]["model"]["msil"] |= {"block": "msil.interaction.Deeper", "options": {"convs": 4}}
+    wide["config"]["model"]["channels"] = 96
+    filled = fill(HOSTS, [*group, deep, wide, run(head="gfl", kernel_size=1)])
+    pairs = {filled.label(row): filled.label(other) if (other := filled.compared(row)) else "" for row in filled.rows}
+    assert pairs == {
+        "GFL": "", "GFL, channels=96": "GFL", "GFL+MSIL": "GFL", "GFL+MSIL, kernel_size=1": "GFL",
+        "GFL+Deeper convs=4": "GFL", "TOOD": "", "TOOD+MSIL": "TOOD", "VFNet": "", "VFNet+MSIL": "VFNet",
+    }  # fmt: skip
+    table = paper_table(filled)
+    titles = [column.title for column in table.shown]
+    assert titles == ["row", "seeds", "AP", "AP50", "ΔAP [95 %]", "against", "parameters", "FLOPs", "images/s"]
+    assert not any("paper's numbers" in note or "Missing" in note for note in table.notes)

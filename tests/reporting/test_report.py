@@ -22,7 +22,7 @@ from msil.metrics.record import write_record
 from msil.reporting.evidence import Evidence
 from msil.reporting.groups import Line, detectors, settings
 from msil.reporting.ranking import answer, class_table, ranked
-from msil.reporting.report import setting_tables, write_report
+from msil.reporting.report import setting_tables, write_report, write_tables
 from msil.reporting.sections import detector_section, gallery_section, heatmap_section
 from msil.runs import read_results
 
@@ -240,6 +240,18 @@ def test_a_table_without_runs_stands_once_in_the_largest_setting(made: Path) -> 
     longer["config"]["schedule"] = {"name": "1x", "epochs": 12}
     found = setting_tables([*results, longer], Evidence(samples=20))
     assert [[one.paper.number for one in setting.tables] for setting in found] == [[1, 2, 3, 4, 5], [1, 2, 4, 5]]
+
+
+def test_three_heads_make_a_table_of_hosts(made: Path, tmp_path: Path) -> None:
+    results = read_results(made / "runs")
+    heads = [json.loads(json.dumps(results[0])) for _ in range(2)]
+    for one, head in zip(heads, ("tood", "gfl"), strict=True):
+        one["config"]["model"]["head"]["name"] = head
+    for found, number in ((heads[:1], 0), (heads, 3)):
+        paths = write_tables(tmp_path, setting_tables([*results, *found], Evidence(samples=20)))
+        assert len([path for path in paths if path.stem == "hosts"]) == number
+    rows = list(csv.DictReader((tmp_path / "hosts.csv").open(encoding="utf-8")))
+    assert {row["row"].partition("+")[0] for row in rows} == {"GFL", "TOOD", "VFNet"}
 
 
 # FCOS with MSIL on one branch, trained longer, is no row of any table: it has charts, and stands among all runs.

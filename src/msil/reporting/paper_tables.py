@@ -166,7 +166,7 @@ def fill_command(table: PaperTable, group: Sequence[Result]) -> str:
 
     By the paper's recipe the experiment's file brings data and schedule; else what was typed for a run of the group.
     """
-    words = ["python", "run.py", f"experiment=table{table.number}"]
+    words = ["python", "run.py", f"experiment={table.name}"]
     if group:
         typed = [_typed(run) for run in group]
         # Of all rows is what every run has, but the choices that the experiment sweeps.
@@ -200,16 +200,16 @@ def paper_table(filled: Filled) -> Table:
         Column("backbone", "our net", str, right=False, shown=len({row.net for row in filled.rows if row.net}) > 1),
         Column("seeds", "seeds", str),
     ]
+    printed = filled.paper.number is not None
+    whose = " ours" if printed else ""
     for name in filled.paper.metrics:
         ours, title = filled.metric[name], name.replace("_", " ")
-        columns += [
-            Column(f"paper_{name}", f"{title} paper", tables.percent),
-            Column(f"ours_{ours}", f"{ours.replace('_', ' ')} ours", tables.spread, parts=("", "_std")),
-        ]
+        columns += [Column(f"paper_{name}", f"{title} paper", tables.percent)] if printed else []
+        columns += [Column(f"ours_{ours}", f"{ours.replace('_', ' ')}{whose}", tables.spread, parts=("", "_std"))]
     metric = filled.paper.metrics[0]
+    columns += [Column("paper_difference", f"Δ{metric.replace('_', ' ')} paper", tables.signed)] if printed else []
     columns += [
-        Column("paper_difference", f"Δ{metric.replace('_', ' ')} paper", tables.signed),
-        Column("difference", f"Δ{filled.metric[metric].replace('_', ' ')} ours [95 %]", tables.interval,
+        Column("difference", f"Δ{filled.metric[metric].replace('_', ' ')}{whose} [95 %]", tables.interval,
                parts=("", "_low", "_high")),
         Column("against", "against", str, right=False),
         Column("parameters", "parameters", tables.amount),
@@ -218,7 +218,9 @@ def paper_table(filled: Filled) -> Table:
         *(Column(name, shown=False) for name in ("setting", "runs")),
     ]  # fmt: skip
     rows = tuple(_line(filled, place) for place in range(len(filled.rows)))
-    caption = f"Table {filled.paper.number}. {filled.paper.caption} Ours: {filled.setting}."
+    caption = (
+        f"{filled.paper.name.replace('table', 'table ').capitalize()}. {filled.paper.caption} Ours: {filled.setting}."
+    )
     return Table(caption, tuple(columns), rows, _notes(filled))
 
 
@@ -333,7 +335,7 @@ def _notes(filled: Filled) -> tuple[str, ...]:
     )
     if stand_ins:
         lines.append(f"Stand-ins in our rows: {stand_ins}.")
-    if filled.runs:
+    if filled.runs and table.number is not None:
         lines.append(comparable(filled.runs, table))
     if filled.differences:
         seeds = min(len(row.runs) for row in filled.rows if row.runs)

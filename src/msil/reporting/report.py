@@ -26,7 +26,7 @@ from msil.reporting.groups import (
     settings,
 )
 from msil.reporting.page import Section, render
-from msil.reporting.paper import TABLES, TEXT_NOTES
+from msil.reporting.paper import HOSTS, LEAST_HOSTS, TABLES, TEXT_NOTES
 from msil.reporting.paper_tables import Filled, fill, paper_table
 from msil.reporting.ranking import answer, class_table, ranked, ranking
 from msil.reporting.sections import detector_section, gallery_section, heatmap_section, learning_curves
@@ -47,7 +47,8 @@ class SettingTables:
 
 
 def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[str], None] = print) -> list[Path]:
-    """Write report.html and table1 to table5 as .md, .csv and .tex into out_dir; returns their paths.
+    """Write report.html and, as .md, .csv and .tex, table1 to table5 and hosts (of three heads or more) into out_dir;
+    returns their paths.
 
     runs_dir: holds one folder a run with result.json; evaluation.npz, metrics.csv and checkpoints/last.ckpt beside it
     add intervals, curves, and heat maps. The data sets' images, where they are still at their place, add the gallery.
@@ -80,24 +81,31 @@ def setting_tables(results: Sequence[Result], evidence: Evidence) -> list[Settin
     """Each setting with the tables that it has a row of; a table that no run is of stands in the first, empty."""
     groups = settings(results) or [[]]
     filled = [[fill(table, group) for table in TABLES.values()] for group in groups]
-    taken = {one.paper.number for tables in filled for one in tables if one.runs}
+    taken = {one.paper.name for tables in filled for one in tables if one.runs}
     made = []
     firsts = [group[0] for group in groups if group]
     names = distinct_names([setting_name(group) for group in groups if group], firsts, ROW) or ["no runs yet"]
     for i, (group, tables) in enumerate(zip(groups, filled, strict=True)):
-        kept = tuple(evidence.compare(one) for one in tables if one.runs or (i == 0 and one.paper.number not in taken))
+        shown = [one for one in tables if one.runs or (i == 0 and one.paper.name not in taken)]
+        hosts = fill(HOSTS, group)
+        if len({row.paper.head for row in hosts.rows if row.runs}) >= LEAST_HOSTS:
+            shown.append(hosts)
+        kept = tuple(map(evidence.compare, shown))
         made.append(SettingTables(names[i], tuple(group), kept))
     return made
 
 
 def write_tables(out_dir: str | Path, found: Sequence[SettingTables]) -> list[Path]:
-    """tableN.md, .csv and .tex, each with the table of every setting, one after the other."""
+    """table1 to table5 and, where there is one, hosts as .md, .csv and .tex, each with the table of every setting, one
+    after the other."""
     written = []
-    for number in (table.number for table in TABLES.values()):
-        tables = [paper_table(one) for setting in found for one in setting.tables if one.paper.number == number]
+    for name in (*TABLES, HOSTS.name):
+        tables = [paper_table(one) for setting in found for one in setting.tables if one.paper.name == name]
+        if not tables:
+            continue
         markdown, latex = ("\n".join(map(form, tables)) for form in (to_markdown, to_latex))
         for ending, text in (("md", markdown), ("csv", to_csv(*tables)), ("tex", latex)):
-            written.append(Path(out_dir) / f"table{number}.{ending}")
+            written.append(Path(out_dir) / f"{name}.{ending}")
             write_bytes(written[-1], text.encode())
     return written
 
