@@ -18,7 +18,6 @@ from msil.detection import Detector
 from msil.detection.backbone import BACKBONES, DEPTHS, ResNetOptions, TimmOptions, build_backbone
 from msil.detection.detector import fpn_of
 from msil.detection.heads import DenseHead, HeadOptions, head_class
-from msil.detection.heads.base import build_interaction
 from msil.detection.timm_backbone import check_name, import_timm
 from msil.detection.torchvision_detector import AnyDetector, TorchvisionDetector
 from msil.detection.torchvision_detector import check_name as check_detector
@@ -54,7 +53,7 @@ def detector_from_config(model: ModelConfig, num_classes: int, min_size: int, ma
     options = head_options(model.head)
     fpn = fpn_of(backbone, options, model.channels)
     head = _head_class(model.head)(num_classes, model.channels, **vars(options))
-    head.msil = build_interaction(model.channels, _interaction(model))  # last: one seed, one start of all else
+    head.set_msil(_interaction(model))  # last: one seed, one start of all else
     return Detector(
         backbone,
         fpn,

@@ -152,19 +152,24 @@ class DenseHead(nn.Module, ABC):
         if self.options.fast_start:
             self.start_fast()
         # Last, so that with one seed the plain head and every MSIL variant start from the same weights.
-        self.msil = build_interaction(channels, msil)
-        if self.options.fast_start and isinstance(self.msil, MSIL | Deeper):  # not the user's own block
-            init_he(self.msil)
-            if isinstance(self.msil, MSIL):
-                self.msil.open_gates()
+        self.set_msil(msil)
 
     @abstractmethod
     def build(self) -> None:
         """Layers with their initial weights, and priors, assigner and coder, from `self.options`."""
 
     def start_fast(self) -> None:
-        """The towers' weights by `init_he`; the block's follow, and its gates open."""
+        """The towers' weights by `init_he`; the block's follow in `set_msil`."""
         init_he(self)
+
+    def set_msil(self, msil: nn.Module | Mapping[str, Any] | None) -> None:
+        """Puts a block at the seam. With fast_start MSIL and Deeper, not a user's own block, start by `init_he`, and
+        MSIL's gates open."""
+        self.msil = build_interaction(self.channels, msil)
+        if self.options.fast_start and isinstance(self.msil, MSIL | Deeper):
+            init_he(self.msil)
+            if isinstance(self.msil, MSIL):
+                self.msil.open_gates()
 
     @abstractmethod
     def predict(self, level: int, cls_feat: Tensor, reg_feat: Tensor, *shared: Tensor) -> Level:
