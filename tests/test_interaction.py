@@ -238,11 +238,11 @@ def test_open_gates_are_what_was_asked_for(apply: str) -> None:
     for value in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="above 0 and below 1"):
             block.open_gates(value)
-    with pytest.raises(ValueError, match=r"at least 0\.5"):
-        MSIL(32, separate=False, init_gate=0.49)
+    with pytest.raises(ValueError, match=r"above 0\.5"):
+        MSIL(32, separate=False, init_gate=0.5)
 
 
-@pytest.mark.parametrize(("separate", "value"), [(True, 0.2), (True, 0.99), (False, 0.5), (False, 0.99)])
+@pytest.mark.parametrize(("separate", "value"), [(True, 0.2), (True, 0.99), (False, 0.51), (False, 0.99)])
 def test_init_gate_is_the_gate_at_the_start(separate: bool, value: float) -> None:
     torch.manual_seed(0)
     block = MSIL(32, separate=separate, init_gate=value)
@@ -252,6 +252,9 @@ def test_init_gate_is_the_gate_at_the_start(separate: bool, value: float) -> Non
     cls_feat, reg_feat = torch.randn(2, 2, 32, 6, 7).abs() + 0.1
     for before, after in zip((cls_feat, reg_feat), block(cls_feat, reg_feat), strict=True):
         torch.testing.assert_close(after, value * before)
+    if not separate:
+        block(cls_feat, reg_feat)[0].sum().backward()
+        assert block.fusion[1].bias.grad.abs().min() > 0
 
 
 def test_deeper_is_a_head_of_more_convolutions_at_the_price_of_msil() -> None:

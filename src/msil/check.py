@@ -224,9 +224,9 @@ def _check_model(model: ModelConfig) -> None:
         raise ConfigError(
             f"model.msil.reduction={model.msil.reduction} must not exceed model.channels={model.channels}."
         )
-    if model.msil.init_gate is not None and model.msil.init_gate < 0.5 and not model.msil.separate:
+    if model.msil.init_gate is not None and model.msil.init_gate <= 0.5 and not model.msil.separate:
         raise ConfigError(
-            f"model.msil.init_gate={model.msil.init_gate} must be at least 0.5 with model.msil.separate=false."
+            f"model.msil.init_gate={model.msil.init_gate} must be above 0.5 with model.msil.separate=false."
         )
     if model.detector is not None:
         _check_torchvision(model)

@@ -137,8 +137,8 @@ class MSIL(nn.Module):
 
     @torch.no_grad()
     def open_gates(self, value: float | None = None) -> None:
-        """Start with gates close to `value`, in (0, 1), or in [0.5, 1) without separation; by default init_gate, and
-        0.99 where that is None.
+        """Start with gates close to `value`, in (0, 1), or in (0.5, 1) without separation, where 0.5 would be the
+        ReLU's end without a gradient; by default init_gate, and 0.99 where that is None.
 
         A gate multiplies its branch's feature, so near 1 the detector behind it is as it would be without the block;
         the gate's own gradient is value * (1 - value) / 0.25 of what it is at 0.5. With separation the biases of f_dec
@@ -149,9 +149,9 @@ class MSIL(nn.Module):
         """
         if value is None:
             value = 0.99 if self.init_gate is None else self.init_gate
-        if not 0 < value < 1 or (value < 0.5 and not self.separate):
-            low = "above 0" if self.separate else "at least 0.5"
-            raise ValueError(f"the gates' value must be {low} and below 1, not {value}.")
+        if not (0 if self.separate else 0.5) < value < 1:
+            low = "0" if self.separate else "0.5"
+            raise ValueError(f"the gates' value must be above {low} and below 1, not {value}.")
         bias = math.log(value / (1 - value))
         if not self.separate:
             norm = self.fusion[1]

@@ -100,6 +100,8 @@ def test_detections_go_back_to_their_images_without_a_sync() -> None:
         found = rescaled(mirrored(Detections(boxes, boxes[:, 0], boxes[:, 0]), 100), (100, 100), (50, 200))
     assert syncs.found == [] and syncs.operators > 5
     assert found.boxes.tolist() == [[120, 10, 180, 40], [0, 0, 200, 50]]
+    outside = Detections(torch.tensor([[90.0, 20, 110, 40]]), torch.ones(1), torch.zeros(1))
+    assert rescaled(outside, (100, 100), (50, 200), clip=False).boxes.tolist() == [[180, 10, 220, 20]]
 
 
 class Writes(TorchDispatchMode):

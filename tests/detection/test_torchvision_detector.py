@@ -100,6 +100,15 @@ def test_predictions_are_torchvisions(ours: TorchvisionDetector, name: str) -> N
         assert (found.scores.diff() <= 0).all()
 
 
+# Targets stay on the host until the loss needs them (msil.data.module).
+@pytest.mark.parametrize("ours", [FCOS], indirect=True)
+def test_targets_follow_the_images(ours: TorchvisionDetector, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(ours.model, "forward", lambda images, targets: seen.extend(targets) or {})
+    ours.loss([image.to("meta") for image in images()], targets([2, 0]))
+    assert {value.device.type for one in seen for value in one.values()} == {"meta"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(FAMILIES)))
 def test_every_name_trains_and_predicts(name: str) -> None:

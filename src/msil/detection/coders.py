@@ -83,7 +83,8 @@ class Integral:
     def distances(self, raw: Tensor) -> Tensor:
         """Logits (..., channels) -> left, top, right, bottom (..., 4) in strides."""
         share = raw.unflatten(-1, (4, -1)).softmax(-1)
-        return share @ torch.arange(self.reg_max + 1, dtype=share.dtype, device=share.device)
+        # Not a matrix product, which autocast would compute in half precision.
+        return (share * torch.arange(self.reg_max + 1, dtype=share.dtype, device=share.device)).sum(-1)
 
     def decode(self, priors: Priors, raw: Tensor) -> Tensor:
         return distances_to_boxes(priors.centers, self.distances(raw) * priors.strides[..., None])

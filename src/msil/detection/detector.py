@@ -214,7 +214,8 @@ class Detector(nn.Module):
             )
             sizes, originals = image_sizes(group), image_sizes([images[place] for place in places])
             for place, one, size, original in zip(places, found, sizes, originals, strict=True):
-                results[place] = rescaled(mirrored(one, size[1]) if flip else one, size, original)
+                seen = mirrored(one, size[1]) if flip else one
+                results[place] = rescaled(seen, size, original, self.head.clip_to_image)
         return [results[place] for place in range(len(images))]
 
 

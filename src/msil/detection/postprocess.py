@@ -170,14 +170,16 @@ def mirrored(detections: Detections, width: int) -> Detections:
     return Detections(torch.stack([width - x2, y1, width - x1, y2], dim=1), detections.scores, detections.labels)
 
 
-def rescaled(detections: Detections, size: tuple[int, int], original: tuple[int, int]) -> Detections:
-    """From the pixels of an image of `size` (height, width) to those of the `original` that it was resized from."""
+def rescaled(detections: Detections, size: tuple[int, int], original: tuple[int, int], clip: bool = True) -> Detections:
+    """From the pixels of an image of `size` (height, width) to those of the `original` that it was resized from. clip:
+    whether the boxes were clipped to the image."""
     if size == original:
         return detections
     scale = (original[1] / size[1], original[0] / size[0])  # of x and y: numbers travel with a kernel, a tensor waits
     sides = enumerate(detections.boxes.unbind(1))
-    # Rounding can carry a side past the image by a few millionths of a pixel.
-    boxes = torch.stack([(side * scale[i % 2]).clamp(max=original[1 - i % 2]) for i, side in sides], dim=1)
+    # Rounding can carry a clipped side past the image by a few millionths of a pixel.
+    most = (original[1], original[0]) if clip else (float("inf"),) * 2
+    boxes = torch.stack([(side * scale[i % 2]).clamp(max=most[i % 2]) for i, side in sides], dim=1)
     return Detections(boxes, detections.scores, detections.labels)
 
 

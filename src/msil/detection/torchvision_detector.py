@@ -97,7 +97,8 @@ class TorchvisionDetector(nn.Module):
 
     def loss(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         """In train mode: N images (3, H, W) and N targets in their pixels -> torchvision's loss terms, scalars."""
-        return self.model(_floats(images), [{"boxes": t.boxes, "labels": t.labels + 1} for t in targets])
+        moved = [target.to(image.device) for image, target in zip(images, targets, strict=True)]
+        return self.model(_floats(images), [{"boxes": t.boxes, "labels": t.labels + 1} for t in moved])
 
     @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[Detections]:
