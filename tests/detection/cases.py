@@ -129,7 +129,7 @@ def value_and_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Ten
     return value.detach(), grad
 
 
-def assert_gradient(ours: Tensor | None, theirs: Tensor, name: str) -> None:
-    """Within 1e-5 of the reference's largest element."""
+def assert_gradient(ours: Tensor | None, theirs: Tensor, name: str, near: float = 1e-5) -> None:
+    """Within `near` of the reference's largest element."""
     assert ours is not None
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max(), f"the gradient of {name} is off"
+    assert (ours - theirs).abs().max() <= near * theirs.abs().max(), f"the gradient of {name} is off"
