@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from msil.reporting.filling import Difference, Filled, fill, fill_command
 from msil.reporting.groups import departures, line_names, settings
 from msil.reporting.paper import HOSTS, TABLES
-from msil.reporting.paper_tables import Difference, Filled, fill, fill_command, paper_table
+from msil.reporting.paper_tables import paper_table
 from msil.reporting.tables import Table, to_csv, to_latex, to_markdown
 
 from .cases import as_in_the_paper, result, run
@@ -322,8 +323,7 @@ def test_each_head_is_compared_with_itself_in_the_table_of_hosts() -> None:
     deep["config"]["model"]["msil"] |= {"block": "msil.interaction.Deeper", "options": {"convs": 4}}
     wide["config"]["model"]["channels"] = 96
     filled = fill(HOSTS, [*group, deep, wide, run(head="gfl", kernel_size=1)])
-    pairs = {filled.label(row): filled.label(other) if (other := filled.compared(row)) else "" for row in filled.rows}
-    assert pairs == {
+    assert compared(filled) == {
         "GFL": "", "GFL, channels=96": "GFL", "GFL+MSIL": "GFL", "GFL+MSIL, kernel_size=1": "GFL",
         "GFL+Deeper convs=4": "GFL", "TOOD": "", "TOOD+MSIL": "TOOD", "VFNet": "", "VFNet+MSIL": "VFNet",
     }  # fmt: skip
@@ -331,3 +331,55 @@ def test_each_head_is_compared_with_itself_in_the_table_of_hosts() -> None:
     titles = [column.title for column in table.shown]
     assert titles == ["row", "seeds", "AP", "AP50", "ΔAP [95 %]", "against", "parameters", "FLOPs", "images/s"]
     assert not any("paper's numbers" in note or "Missing" in note for note in table.notes)
+
+
+def compared(filled: Filled) -> dict[str, str]:
+    """The rows with runs and, where there is one, the row that each is compared with."""
+    rows = [row for row in filled.rows if row.runs]
+    return {filled.label(row): filled.label(other) if (other := filled.compared(row)) else "" for row in rows}
+
+
+# Depth, width or other weights are no gain of MSIL's: such rows say what they differ in, and have no difference.
+def test_rows_that_differ_in_more_than_the_block_are_not_compared() -> None:
+    plain, both = "cls ✗, reg ✗", "cls ✓, reg ✓"
+    deep = [run(apply="none", options={"num_convs": 2}), run(options={"num_convs": 4})]
+    assert compared(fill(TABLES["table2"], deep)) == {plain: "", f"{both}, num_convs=4": ""}
+    scratch = [run(apply="none"), run()]
+    scratch[0]["config"]["model"]["backbone"]["weights"] = "imagenet"
+    assert compared(fill(TABLES["table2"], scratch)) == {plain: "", f"{both}, weights=null": ""}
+    own = run()
+    own["config"]["model"]["msil"] |= {"block": "msil.interaction.Deeper", "options": {"convs": 4}}
+    own["config"]["model"]["channels"] = 96
+    found = compared(fill(TABLES["table2"], [run(apply="none"), run(1, apply="none"), own]))
+    assert found == {plain: "", f"{both}, Deeper convs=4, channels=96": ""}
+
+
+def test_msil_of_another_width_is_compared_with_the_plain_detector_of_that_width() -> None:
+    group = [run(seed, apply=apply) for seed in (0, 1) for apply in ("none", "both")]
+    wide = [run(2, apply=apply) for apply in ("none", "both")]
+    for one in wide:
+        one["config"]["model"]["channels"] = 96
+    filled, plain, both = fill(TABLES["table2"], [*wide, *group]), "cls ✗, reg ✗", "cls ✓, reg ✓"
+    assert compared(filled) == {
+        plain: "", f"{plain}, channels=96": plain, both: plain, f"{both}, channels=96": f"{plain}, channels=96",
+    }  # fmt: skip
+    assert [row.paper.ours for row in filled.rows if row.runs] == [False, True, False, True]
+
+
+# Of TOOD and GFL none has the usual width: neither is a variant of itself.
+def test_a_head_of_another_width_alone_has_nothing_to_be_compared_with() -> None:
+    group = [run(head=head, apply=apply) for head in ("fcos", "vfnet") for apply in ("none", "both")]
+    wide = [run(head="tood", apply="none"), run(head="gfl")]
+    for one in wide:
+        one["config"]["model"]["channels"] = 96
+    found = compared(fill(HOSTS, [*group, *wide]))
+    assert found.items() >= {"TOOD, channels=96": "", "GFL+MSIL, channels=96": "", "FCOS+MSIL": "FCOS"}.items()
+
+
+# By schedule=transfer the net is ResNet-18, the stand-in of a net that this table does not have.
+def test_each_head_stands_in_the_table_of_hosts_with_the_net_it_ran_on() -> None:
+    heads = ("fcos", "vfnet", "gfl")
+    group = [run(head=head, backbone="resnet18", apply=apply) for head in heads for apply in ("none", "both")]
+    assert {row.net for row in fill(HOSTS, group).rows if row.runs} == {"resnet18"}
+    rows = fill(HOSTS, [*group, run(head="tood", backbone="resnet50")]).rows
+    assert len([row for row in rows if row.runs]) == 7

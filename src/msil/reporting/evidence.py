@@ -14,8 +14,8 @@ from msil.metrics.coco import MAX_DETS
 from msil.metrics.matching import Matches, match_coco, match_voc
 from msil.metrics.precision import scores
 from msil.metrics.record import RECORD_FILE, EvaluationRecord, read_record
+from msil.reporting.filling import Difference, Filled
 from msil.reporting.groups import Result, lookup
-from msil.reporting.paper_tables import Difference, Filled
 
 
 def max_dets(run: Result) -> int:

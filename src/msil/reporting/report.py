@@ -12,6 +12,7 @@ from tqdm import tqdm
 import msil
 from msil.errors import counted
 from msil.reporting.evidence import Evidence
+from msil.reporting.filling import Filled, fill
 from msil.reporting.groups import (
     ROW,
     Result,
@@ -27,7 +28,7 @@ from msil.reporting.groups import (
 )
 from msil.reporting.page import Section, render
 from msil.reporting.paper import HOSTS, LEAST_HOSTS, TABLES, TEXT_NOTES
-from msil.reporting.paper_tables import Filled, fill, paper_table
+from msil.reporting.paper_tables import paper_table
 from msil.reporting.ranking import answer, class_table, ranked, ranking
 from msil.reporting.sections import detector_section, gallery_section, heatmap_section, learning_curves
 from msil.reporting.sweep_table import sweep_table
@@ -101,7 +102,9 @@ def write_tables(out_dir: str | Path, found: Sequence[SettingTables]) -> list[Pa
     written = []
     for name in (*TABLES, HOSTS.name):
         tables = [paper_table(one) for setting in found for one in setting.tables if one.paper.name == name]
-        if not tables:
+        if not tables:  # hosts, which an earlier report may have had
+            for ending in ("md", "csv", "tex"):
+                (Path(out_dir) / f"{name}.{ending}").unlink(missing_ok=True)
             continue
         markdown, latex = ("\n".join(map(form, tables)) for form in (to_markdown, to_latex))
         for ending, text in (("md", markdown), ("csv", to_csv(*tables)), ("tex", latex)):
