@@ -179,11 +179,11 @@ def _out_of_memory(config: Config, current: CurrentStep) -> OutOfMemory:
     where = "memory" if current.device.type == "cpu" else f"memory of {current.device}"
     step = f"{'evaluation' if current.evaluating else 'training'} step {current.number}"
     height, width = current.size
-    advice = f"raise trainer.accumulate or lower data.batch_size (now {data.batch_size})"
-    if current.evaluating:
-        advice = f"lower data.eval_batch_size (now {data.eval_batch_size})"
+    advice = f"raise trainer.accumulate or lower data.batch_size (now {data.batch_size}),"
+    if current.evaluating:  # data.eval_batch_size alone is not in config_hash
+        advice = f"lower data.eval_batch_size (now {data.eval_batch_size}) and the run continues; or"
     return OutOfMemory(
-        f"out of {where} in {step} on {len(current.image_ids)} images of up to {height}x{width} pixels: {advice}, lower"
+        f"out of {where} in {step} on {len(current.image_ids)} images of up to {height}x{width} pixels: {advice} lower"
         f" data.min_size and data.max_size (now {data.min_size} and {data.max_size}) or set"
-        " trainer.precision=bf16-mixed; the same command continues after the last checkpoint."
+        " trainer.precision=bf16-mixed, each of which makes another run that starts anew."
     )
