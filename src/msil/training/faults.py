@@ -125,7 +125,8 @@ class _Flag:
     """Whether a step is bad, on its way to the host. losses: this rank's."""
 
     def __init__(self, bad: Tensor, step: CurrentStep, losses: dict[str, Tensor]) -> None:
-        self.bad, self.step, self.losses = bad.to("cpu", non_blocking=True), step, losses
+        # Only a copy from CUDA has an event to wait for before it is read.
+        self.bad, self.step, self.losses = bad.to("cpu", non_blocking=bad.is_cuda), step, losses
         self.arrived = torch.cuda.Event() if bad.is_cuda else None
         if self.arrived is not None:
             self.arrived.record()
