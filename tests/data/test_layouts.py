@@ -277,6 +277,7 @@ def test_malformed_labels_are_refused_by_file_and_line(tmp_path: Path, line: str
         ({"train": "/etc"}, "train is '/etc', which is not in"),
         ({"train": "/"}, "train is '/', which is not in"),
         ({"train": "empty"}, "empty has no images"),
+        ({"train": ["images/train", "images"]}, r"train holds 'images/train/img 00\.jpg' more than once"),
     ],
 )
 def test_a_malformed_data_yaml_is_refused_by_key(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,9 +146,10 @@ def locate_yolo(root: Path, split: str) -> Split:
             f"{source} names no split {split} (there: {', '.join(there) or 'none'}): add it, or name another split",
             there,
         )
-    images = []
-    for place in places if isinstance(places, list) else [places]:
-        images += _images_at(place, root, content.get("path"), f"{source}: {split}")
+    places = places if isinstance(places, list) else [places]
+    images = [name for place in places for name in _images_at(place, root, content.get("path"), f"{source}: {split}")]
+    if twice := [image for image, count in Counter(images).items() if count > 1]:
+        raise DataError(f"{source}: {split} holds {short(twice[0])} more than once: name it, or its folder, once")
     return YoloSplit(f"YOLO txt with {source.name}", root, source, _names(content.get("names"), source), images)
 
 
@@ -202,11 +204,6 @@ def _images_at(place: Any, root: Path, base: Any, where: str) -> list[str]:
     ]
     if not images:
         raise DataError(f"{root / name} is empty: it names no images")
-    twice = next(
-        (image for image, before in zip(sorted(images)[1:], sorted(images), strict=False) if image == before), None
-    )
-    if twice is not None:
-        raise DataError(f"{root / name} names {short(twice)} more than once: name it once")
     return images
 
 
