@@ -28,6 +28,7 @@ RECORD = "evaluation.npz"
 CURVES = "curves.png"
 PREDICTIONS = "predictions.png"
 CONSOLE = "console.log"
+WANDB_ID = "wandb-id.txt"
 LOCK = ".lock"
 DETECTIONS = "detections.json"  # in the folder that msil predict writes to
 SETTINGS = "# settings "  # the first line of a run's CONFIG begins so

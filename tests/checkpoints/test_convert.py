@@ -284,3 +284,12 @@ def test_torchvisions_channels_of_other_data(name: str, anchors: int, tmp_path: 
     detector, description = imported(tmp_path, state, "torchvision", classes=["a", "b", "c"])
     assert (description.classes, description.category_ids) == (("a", "b", "c"), (1, 2, 3))
     assert detector.state_dict()["head.cls_logits.bias"].tolist() == [1.0, 2.0, 3.0] * anchors
+
+
+def test_torchvisions_91_channels_are_90_classes_where_90_are_named(tmp_path: Path) -> None:
+    state = torchvision_state("fcos_resnet50_fpn", 91)
+    state["head.classification_head.cls_logits.bias"] = torch.arange(91.0)
+    for names, kept in (([f"part {i}" for i in range(90)], range(1, 91)), (COCO_CLASSES, COCO_CATEGORY_IDS)):
+        detector, description = imported(tmp_path, state, "torchvision", classes=names)
+        assert description.classes == tuple(names)
+        assert detector.state_dict()["head.cls_logits.bias"].tolist() == list(kept)

@@ -277,6 +277,8 @@ def test_malformed_labels_are_refused_by_file_and_line(tmp_path: Path, line: str
         ({"train": "/etc"}, "train is '/etc', which is not in"),
         ({"train": "/"}, "train is '/', which is not in"),
         ({"train": "empty"}, "empty has no images"),
+        ({"train": ["images/train", "images"]}, r"train holds 'images/train/img 00\.jpg' more than once"),
+        ({"kpt_shape": 17}, "kpt_shape must be two numbers"),
     ],
 )
 def test_a_malformed_data_yaml_is_refused_by_key(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -302,6 +304,20 @@ def test_polygons_count_as_the_boxes_around_them_and_links_inside_are_followed(t
     (tmp_path / "labels/train").unlink()
     (tmp_path / "labels/train").symlink_to(tmp_path.parent / f"{tmp_path.name}-outside")
     with pytest.raises(DataError, match=r"leads by a symbolic link to .*, outside the data set's folder"):
+        build_split({"name": "yolo", "root": tmp_path}, "train")
+
+
+def test_of_pose_labels_the_boxes_are_read(tmp_path: Path) -> None:
+    ultralytics_yolo(tmp_path)
+    with (tmp_path / "data.yaml").open("a") as file:
+        file.write("kpt_shape: [2, 3]\n")
+    for labels in (tmp_path / "labels/train").iterdir():
+        labels.write_text("1 0.5 0.5 0.25 0.5 0.1 0.2 2 0 0 0\n")  # the second one is not visible
+    dataset = build_split({"name": "yolo", "root": tmp_path}, "train")
+    # Of 64 x 48 pixels, about the middle
+    assert boxes_by_file(dataset)["img 01.jpg"] == [("dog", 24, 12, 16, 24)]
+    (tmp_path / "labels/train/img 01.txt").write_text("1 0.5 0.5 0.25 0.5 0.1 0.2\n")
+    with pytest.raises(DataError, match=r"line 1 has 7 numbers, not the five of a box, .*, and 6 of keypoints"):
         build_split({"name": "yolo", "root": tmp_path}, "train")
 
 

@@ -146,6 +146,15 @@ def test_imagenet_takes_the_file_put_there(tmp_path: Path, monkeypatch: pytest.M
         assert torch.equal(net.state_dict()["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
 
 
+def test_a_damaged_imagenet_file_is_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    file = tmp_path / "checkpoints" / "resnet50-0676ba61.pth"
+    file.parent.mkdir()
+    file.write_bytes(b"half of a downl")
+    with pytest.raises(WeightsError, match=f"{file} cannot be read: delete that file, and it is downloaded again"):
+        ResNet("resnet50", weights="imagenet")
+
+
 def test_nets_without_imagenet_weights() -> None:
     with pytest.raises(WeightsError, match=r"no ImageNet weights for resnet10, only for resnet18.*weights=null"):
         ResNet("resnet10", weights="imagenet")

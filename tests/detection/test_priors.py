@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import ref
+
 import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
@@ -77,3 +79,10 @@ def test_priors_first_made_in_inference_mode_serve_training() -> None:
     weight = torch.ones((), requires_grad=True)
     (PriorGenerator((8, 16), 0.5)(sizes, CPU).centers * weight).sum().backward()  # inference tensors raise here
     assert weight.grad is not None
+
+
+def test_few_sizes_stay_in_the_cache() -> None:
+    """Of anchors of 6 MB each, less than half a gigabyte."""
+    generator = PriorGenerator((8,), offset=0.25)  # of no other test
+    made = [ref(generator(((1, width),), CPU).boxes) for width in range(1, 301)]
+    assert 0 < sum(boxes() is not None for boxes in made) * 6 < 500

@@ -19,7 +19,7 @@ from msil.detection import Detector
 from msil.lock import Locked, locked
 from msil.runs import read_result
 from msil.training.experiment import run
-from msil.training.faults import TrainingDiverged
+from msil.training.faults import CurrentStep, TrainingDiverged, explained
 from msil.training.module import DetectionModule
 
 from .cases import assert_same, folder, last, rows, tiny_config
@@ -177,10 +177,23 @@ def test_too_little_memory_is_said_with_what_to_set(tmp_path: Path) -> None:
     assert ended.returncode == 2, ended.stderr
     assert re.fullmatch(
         r"error: out of memory in training step 1 on 2 images of up to 2048x2048 pixels: raise trainer\.accumulate.*or"
-        r" lower data\.batch_size \(now 2\), lower data\.min_size .* the same command continues.*",
+        r" lower data\.batch_size \(now 2\), lower data\.min_size .*, each of which makes another run .*anew\.",
         ended.stderr.strip().splitlines()[-1],
     ), ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_of_what_too_little_memory_advises_eval_batch_size_alone_continues_the_run() -> None:
+    """run_name ends in the hash of the settings, so another one is another run's folder."""
+    config = tiny_config("runs", "data")
+    current = CurrentStep(3, evaluating=True, image_ids=[1, 2], size=(64, 64))
+    said = str(explained(MemoryError(), config, Path("runs"), current))
+    assert "lower data.eval_batch_size (now 4) and the run continues; or lower" in said
+    continued, _, anew = said.partition("; or ")
+    assert anew.endswith("each of which makes another run that starts anew.")
+    for setting in ("data.eval_batch_size=2", "data.min_size=32", "data.max_size=48", "trainer.precision=bf16-mixed"):
+        same = tiny_config("runs", "data", setting).run_name == config.run_name
+        assert setting.partition("=")[0] in (continued if same else anew)
 
 
 def test_a_second_run_is_told_who_is_there(tmp_path: Path, shapes: Path) -> None:

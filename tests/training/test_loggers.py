@@ -63,6 +63,7 @@ def test_a_save_that_does_not_end_keeps_the_rows(tmp_path: Path, monkeypatch: py
 # W&B, in a process of its own: it reads its settings once a process.
 SCRIPT = """
 import sys
+from pathlib import Path
 
 from training.cases import tiny_config
 from msil.training import loggers
@@ -84,6 +85,14 @@ assert seen == {
     "mode": "offline", "group": "a-sweep", "job": "train", "name": config.run_name, "tags": ("quick",), "seed": 0,
     "AP": result["metrics"]["AP"], "flops": result["flops"],
 }, seen
+
+wandb.finish = real_finish
+def id_of(resume_step):
+    (logger,) = loggers.dashboard_loggers(config, {}, Path(sys.argv[1]).parent / "again", resume_step)
+    loggers.finish_dashboards()
+    return logger.experiment.id
+first, resumed, anew, of_anew = map(id_of, (None, 4, None, 2))
+assert first == resumed != anew == of_anew, (first, resumed, anew, of_anew)
 """
 
 

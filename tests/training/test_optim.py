@@ -44,6 +44,15 @@ def test_every_parameter_has_the_reference_s_lr_and_weight_decay(golden: Any, na
         assert {tuple(pair) for pair in pairs.reshape(-1, 2).tolist()} == {ours[key]}, key
 
 
+def test_the_biases_of_every_norm_learn_at_the_plain_lr() -> None:
+    norms = (nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.InstanceNorm2d(4, affine=True))
+    net = nn.Sequential(nn.Linear(4, 4), *norms)
+    plain, bias = (0.01, 1e-4), (0.01, 0.0)
+    expected = {"0.weight": plain, "0.bias": (0.02, 0.0)}
+    expected |= {f"{i}.{name}": pair for i in range(1, 5) for name, pair in (("weight", plain), ("bias", bias))}
+    assert rates(net, parameter_groups(net, **RECIPE)) == expected
+
+
 def test_the_backbone_has_a_factor_of_its_own() -> None:
     overrides = ("schedule.backbone_lr_factor=0.1", "schedule.bias_lr_factor=2")
     module = module_of(tiny_config("runs", "data", *overrides), steps_per_epoch=10)

@@ -76,7 +76,7 @@ def import_checkpoint(
     if weight.dim() != 4 or bias.shape != weight.shape[:1] or len(bias) % layout.per_cell:
         raise WeightsError(f"{path} lacks the head's classifier, or a part of it: the checkpoint is incomplete.")
     if source == "torchvision":
-        _convert_torchvision(tensors, layout)
+        _convert_torchvision(tensors, layout, classes)
     found = _class_names(path, classes, meta, len(tensors[CLASSIFIER[1]]) // layout.per_cell)
     description = described(
         {
@@ -176,10 +176,14 @@ def _resnet(path: Path, tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def _convert_torchvision(tensors: dict[str, Tensor], layout: Layout) -> None:
-    """Leaves out the background and COCO's gaps, and scales the norms to do with NORM_EPS what they did with theirs."""
+def _convert_torchvision(tensors: dict[str, Tensor], layout: Layout, classes: Sequence[str] | None) -> None:
+    """Leaves out the background and COCO's gaps, and scales the norms to do with NORM_EPS what they did with theirs.
+
+    classes: of --classes; of 91 channels that are not COCO's they name 90.
+    """
     count = len(tensors[CLASSIFIER[1]]) // layout.per_cell
-    kept = COCO_CATEGORY_IDS if count == 91 else range(1, count)
+    with_gaps = count == 91 and (not classes or len(classes) == len(COCO_CLASSES))
+    kept = COCO_CATEGORY_IDS if with_gaps else range(1, count)
     for key in CLASSIFIER:  # a row for each class of each of a cell's anchors
         tensors[key] = tensors[key].unflatten(0, (-1, count))[:, list(kept)].flatten(0, 1)
     for key in [key for key in tensors if key.endswith(".running_var") and layout.norm_eps != NORM_EPS]:

@@ -18,7 +18,9 @@ Result = TypeVar("Result")
 def cached_unless_compiling(make: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Tensors made once for the same arguments. While a net is exported or compiled these may be symbols, which no
     cache can hold."""
-    cached = lru_cache(maxsize=1024)(make)  # COCO at 800 x 1333 has some 300 padded sizes
+    # RetinaNet's anchors of 800 x 1333 take 6 MB, and COCO has some 300 padded sizes at one scale: all sizes of several
+    # scales would take gigabytes of a GPU.
+    cached = lru_cache(maxsize=64)(make)
 
     def made(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         # Cached tensors outlive the call, so they must be ordinary ones even if made under inference_mode.

@@ -171,7 +171,13 @@ def torchvision_state_dict(weights: WeightsEnum, name: str, instead: str) -> dic
     """
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if cached.is_file():
-        return load_state_dict_file(cached)
+        try:
+            return load_state_dict_file(cached)
+        except WeightsError as error:
+            raise WeightsError(
+                f"the ImageNet weights of {name} in {cached} cannot be read: delete that file, and it is downloaded "
+                "again."
+            ) from error
     try:
         return dict(weights.get_state_dict(check_hash=True, progress=True, weights_only=True))
     except (OSError, RuntimeError, HTTPException) as error:  # no network, a full disk, a wrong hash

@@ -125,7 +125,8 @@ class _Flag:
     """Whether a step is bad, on its way to the host. losses: this rank's."""
 
     def __init__(self, bad: Tensor, step: CurrentStep, losses: dict[str, Tensor]) -> None:
-        self.bad, self.step, self.losses = bad.to("cpu", non_blocking=True), step, losses
+        # Only a copy from CUDA has an event to wait for before it is read.
+        self.bad, self.step, self.losses = bad.to("cpu", non_blocking=bad.is_cuda), step, losses
         self.arrived = torch.cuda.Event() if bad.is_cuda else None
         if self.arrived is not None:
             self.arrived.record()
@@ -179,11 +180,11 @@ def _out_of_memory(config: Config, current: CurrentStep) -> OutOfMemory:
     where = "memory" if current.device.type == "cpu" else f"memory of {current.device}"
     step = f"{'evaluation' if current.evaluating else 'training'} step {current.number}"
     height, width = current.size
-    advice = f"raise trainer.accumulate or lower data.batch_size (now {data.batch_size})"
-    if current.evaluating:
-        advice = f"lower data.eval_batch_size (now {data.eval_batch_size})"
+    advice = f"raise trainer.accumulate or lower data.batch_size (now {data.batch_size}),"
+    if current.evaluating:  # data.eval_batch_size alone is not in config_hash
+        advice = f"lower data.eval_batch_size (now {data.eval_batch_size}) and the run continues; or"
     return OutOfMemory(
-        f"out of {where} in {step} on {len(current.image_ids)} images of up to {height}x{width} pixels: {advice}, lower"
+        f"out of {where} in {step} on {len(current.image_ids)} images of up to {height}x{width} pixels: {advice} lower"
         f" data.min_size and data.max_size (now {data.min_size} and {data.max_size}) or set"
-        " trainer.precision=bf16-mixed; the same command continues after the last checkpoint."
+        " trainer.precision=bf16-mixed, each of which makes another run that starts anew."
     )

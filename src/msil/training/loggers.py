@@ -19,7 +19,7 @@ from PIL import Image
 
 from msil.config import Config, LoggerName
 from msil.errors import ConfigError
-from msil.runs import METRICS, write_bytes
+from msil.runs import METRICS, WANDB_ID, write_bytes
 
 FIRST = ("epoch", "step")
 # Of result.json, beside the metrics: what a dashboard's table of runs shows.
@@ -93,7 +93,7 @@ def dashboard_loggers(config: Config, values: Mapping[str, Any], run_dir: Path, 
         return []
     match config.logger.name:
         case LoggerName.wandb:
-            return [_wandb_logger(config, values, run_dir)]
+            return [_wandb_logger(config, values, run_dir, resume_step)]
         case LoggerName.tensorboard:
             # What an earlier process logged from resume_step on is hidden: it is trained again.
             logger = TensorBoardLogger(str(run_dir), name="tensorboard", version="", purge_step=resume_step or 0)
@@ -103,8 +103,9 @@ def dashboard_loggers(config: Config, values: Mapping[str, Any], run_dir: Path, 
             return []
 
 
-def _wandb_logger(config: Config, values: Mapping[str, Any], run_dir: Path) -> WandbLogger:
-    """Needs neither account nor network: without them it writes offline, with one line of output.
+def _wandb_logger(config: Config, values: Mapping[str, Any], run_dir: Path, resume_step: int | None) -> WandbLogger:
+    """Needs neither account nor network: without them it writes offline, with one line of output. A resumed training
+    goes on in its own W&B run, whose id is in the folder.
 
     Raises ConfigError where it shall be online and cannot.
     """
@@ -113,11 +114,15 @@ def _wandb_logger(config: Config, values: Mapping[str, Any], run_dir: Path) -> W
     reason = _why_offline() if config.logger.offline is None else None
     if reason is not None:
         print(f"W&B: {reason}, so this run is logged offline; later: wandb sync {run_dir}/wandb/offline-run-*")
+    file = run_dir / WANDB_ID
+    own = file.read_text().strip() if resume_step is not None and file.exists() else None
     try:
         # WandbLogger(offline=True) sets WANDB_MODE, which W&B does not read again after its look for a login.
         run = wandb.init(
             project=config.logger.project,
             entity=config.logger.entity,
+            id=own,
+            resume="allow",  # not "must": of a run that was logged offline the server may know nothing yet
             name=config.run_name,
             group=config.logger.group,
             job_type=config.mode.value,
@@ -128,10 +133,13 @@ def _wandb_logger(config: Config, values: Mapping[str, Any], run_dir: Path) -> W
             settings=wandb.Settings(silent=True),
         )
     except wandb.Error as error:
+        # Of a run that was deleted there W&B does not take the id again.
+        other = "" if own is None else f", or delete {file} for another W&B run than {own}"
         said = str(error).strip().splitlines()[-1].rstrip(".")
         raise ConfigError(
-            f"W&B cannot begin a run ({said}): run wandb login, or set logger.offline=true or null."
+            f"W&B cannot begin a run ({said}): run wandb login, or set logger.offline=true or null{other}."
         ) from error
+    write_bytes(file, f"{run.id}\n".encode())
     return WandbLogger(experiment=run, save_dir=str(run_dir))
 
 

@@ -6,6 +6,10 @@ import math
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+NORMS = (nn.GroupNorm, nn.LayerNorm, _BatchNorm, _InstanceNorm)
 
 
 def parameter_groups(
@@ -32,7 +36,7 @@ def parameter_groups(
             if not parameter.requires_grad:
                 continue
             is_bias = name == "bias"
-            is_norm = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
+            is_norm = isinstance(module, NORMS)
             key = (
                 rate * bias_lr_factor if is_bias and not is_norm else rate,
                 bias_weight_decay if is_bias else weight_decay,

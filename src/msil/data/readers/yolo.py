@@ -3,9 +3,11 @@ classes.txt with the names alone, as Label Studio and labelImg write it; or Dark
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,8 @@ class YoloSplit:
 
     A box is a line of its image's txt: class cx cy width height, or class x1 y1 x2 y2 x3 y3 ... of a polygon, which
     counts as the box around it; all but the class are shares of the image's width and height, turned upright by its
-    EXIF orientation. An image without a txt has no boxes. Image ids: places in the list, from 1.
+    EXIF orientation. keypoints: numbers of a pose, not read, behind each box; above 0 there are no polygons. An image
+    without a txt has no boxes. Image ids: places in the list, from 1.
     """
 
     layout: str
@@ -40,6 +43,7 @@ class YoloSplit:
     source: Path
     names: tuple[str, ...]
     images: list[str]
+    keypoints: int = 0
 
     def read(self) -> Annotations:
         labels = self._labels()
@@ -50,7 +54,7 @@ class YoloSplit:
             )
         check_inside(labels, self.root, self.root)
         self._warn_of_lost(labels)
-        rows = [_read_labels(file, len(self.names)) for file in labels]
+        rows = [_read_labels(file, len(self.names), self.keypoints) for file in labels]
         paths = [self.root / name for name in self.images]
         sizes, orientations = check_images(paths, self.root, self.root, [None] * len(paths), [str(p) for p in paths])
         owners = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
@@ -123,10 +127,8 @@ def yolo_splits(root: Path) -> list[str]:
 
 def locate_yolo(root: Path, split: str) -> Split:
     """A split of `yolo_splits`; val, valid and validation are one name."""
-    source = _yaml_of(root)
-    if source is None:
-        source = _classes_of(root)
-        if source is None:
+    if (source := _yaml_of(root)) is None:
+        if (source := _classes_of(root)) is None:
             raise DataError(
                 f"{root} has no data.yaml, not one other yaml that alone names classes and splits, and no classes.txt: "
                 "set data.root to YOLO's folder"
@@ -145,10 +147,12 @@ def locate_yolo(root: Path, split: str) -> Split:
             f"{source} names no split {split} (there: {', '.join(there) or 'none'}): add it, or name another split",
             there,
         )
-    images = []
-    for place in places if isinstance(places, list) else [places]:
-        images += _images_at(place, root, content.get("path"), f"{source}: {split}")
-    return YoloSplit(f"YOLO txt with {source.name}", root, source, _names(content.get("names"), source), images)
+    places = places if isinstance(places, list) else [places]
+    images = [name for place in places for name in _images_at(place, root, content.get("path"), f"{source}: {split}")]
+    if twice := [image for image, count in Counter(images).items() if count > 1]:
+        raise DataError(f"{source}: {split} holds {short(twice[0])} more than once: name it, or its folder, once")
+    names, keypoints = _names(content.get("names"), source), math.prod(content.get("kpt_shape") or [0])
+    return YoloSplit(f"YOLO txt with {source.name}", root, source, names, images, keypoints)
 
 
 def _label_file(root: Path, image: str) -> Path:
@@ -202,11 +206,6 @@ def _images_at(place: Any, root: Path, base: Any, where: str) -> list[str]:
     ]
     if not images:
         raise DataError(f"{root / name} is empty: it names no images")
-    twice = next(
-        (image for image, before in zip(sorted(images)[1:], sorted(images), strict=False) if image == before), None
-    )
-    if twice is not None:
-        raise DataError(f"{root / name} names {short(twice)} more than once: name it once")
     return images
 
 
@@ -259,6 +258,9 @@ def _read_yaml(source: Path) -> Mapping[str, Any]:
         raise DataError(f"{source} must name the classes under names: and the images under train:, as YOLO's files do")
     if isinstance(content.get("nc"), int) and content["nc"] != len(_names(content["names"], source)):
         raise DataError(f"{source}: nc is {content['nc']}, but names are {len(content['names'])}: correct one of them")
+    shape = content.get("kpt_shape") or [0, 0]
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(size) is int and size >= 0 for size in shape):
+        raise DataError(f"{source}: kpt_shape must be two numbers, such as [17, 3], but is {short(shape)}: correct it")
     return content
 
 
@@ -269,9 +271,7 @@ def _class_names(file: Path) -> list[str]:
 def _names(names: Any, source: Path) -> tuple[str, ...]:
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise DataError(
-                f"{source}: names must be numbered 0, 1, 2, ..., but are {short(list(names))}: correct them"
-            )
+            raise DataError(f"{source}: names must be numbered 0, 1, 2, but are {short(list(names))}: correct them")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise DataError(f"{source}: names must be a list of classes, or {{0: cat, 1: dog}}, but is {short(names)}")
@@ -284,7 +284,7 @@ def _names(names: Any, source: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_labels(file: Path, count: int) -> list[tuple[int, int, list[float]]]:
+def _read_labels(file: Path, count: int, keypoints: int) -> list[tuple[int, int, list[float]]]:
     """Line number, class, and x y width height as shares of the image, of each box."""
     if not os.path.lexists(file):
         return []
@@ -294,11 +294,14 @@ def _read_labels(file: Path, count: int) -> list[tuple[int, int, list[float]]]:
             continue
         where = f"{file}: line {number}"
         values = [_number(word, where) for word in words]
-        if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
+        if len(values) != 5 + keypoints and (keypoints or len(values) < 7 or len(values) % 2 == 0):
+            other = f"and {keypoints} of keypoints (kpt_shape)" if keypoints else "nor a polygon's"
             raise DataError(
-                f"{where} has {len(values)} numbers, not the five of a box, class cx cy width height, nor a polygon's: "
+                f"{where} has {len(values)} numbers, not the five of a box, class cx cy width height, {other}: "
                 "correct it"
             )
+        if keypoints:
+            del words[5:], values[5:]
         label, shares = values[0], values[1:]
         if label not in range(count):
             raise DataError(f"{where}: class {words[0]} is not one of the {count}, 0 to {count - 1}: correct it")
