@@ -119,7 +119,7 @@ def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
 def line_names(runs: Sequence[Result]) -> list[str]:
     """`FCOS ResNet-10 MSIL`, and of what is called alike the settings that differ, `FCOS ResNet-10 MSIL, lr=0.004`."""
     names = zip(detectors_with_width(runs), runs, strict=True)
-    return distinct_names([f"{name} {block_label(run)}" for name, run in names], runs)
+    return distinct_names([f"{name} {block_label(run)}" for name, run in names], runs, ())
 
 
 def usual_width(runs: Sequence[Result]) -> int | None:
@@ -179,7 +179,9 @@ def key(run: Result, *without: str) -> str:
 def _computed(run: Result, *without: str) -> dict[str, Any]:
     """Also where the training was continued for more epochs: its lr took another way."""
     classes = lookup(run, "data", "classes")  # new names are one setting too
-    found = dict(leaves(computed(run["config"], (*without, "data.classes"))))
+    # The settings of a block that is not there.
+    unused = ("model.msil",) if lookup(run, "model", "msil", "apply") == "none" else ()
+    found = dict(leaves(computed(run["config"], (*without, *unused, "data.classes"))))
     return found | dict(leaves({"data.classes": classes and setting(classes), "continued": continued(run)}))
 
 
@@ -222,15 +224,18 @@ def unusual(block: Mapping[str, Any]) -> list[str]:
 
 def distinct_names(names: Sequence[str], runs: Sequence[Result], without: Sequence[str] = ("model.msil",)) -> list[str]:
     """The names of runs; equal ones are followed by the settings, but for those of `without`, that differ between them,
-    num_convs=2, as typed."""
+    num_convs=2, as typed. Runs that still share a name differ in those of `without` and in the seed alone."""
     values = [_computed(run, "seed", *without) for run in runs]
     apart = []
     for name, own in zip(names, values, strict=True):
         alike = [other for other_name, other in zip(names, values, strict=True) if other_name == name]
         paths = dict.fromkeys(path for other in alike for path in other)
         differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1 and _shown(path)]
-        if "schedule.name" in differing:  # and what the schedule brings
-            differing = [path for path in differing if path in SCHEDULE or not path.startswith("schedule.")]
+        schedules = {other.get("schedule.name") for other in alike}
+        differing = [  # but what is one in all runs of a schedule: its name says that
+            path for path in differing if path in SCHEDULE or not path.startswith("schedule.")
+            or len({(other.get("schedule.name"), str(other.get(path))) for other in alike}) > len(schedules)
+        ]  # fmt: skip
         words = [f"{path.removesuffix('.name').rpartition('.')[2]}={setting(own.get(path))}" for path in differing]
         apart.append(", ".join(part for part in (name, *words) if part))
     return apart
