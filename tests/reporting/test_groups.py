@@ -99,5 +99,17 @@ def test_settings_of_the_block_part_lines_where_there_is_a_block() -> None:
     }  # fmt: skip
 
 
+def test_runs_from_other_weights_are_other_lines() -> None:
+    """By their content: one file may have two names, and two files one."""
+    files = ((None, None), ("a/coco.pth", "1"), ("b/coco.pth", "2"), ("voc.pth", "3"), ("c.pth", "3"))
+    runs = [run(seed) for seed in range(len(files))]
+    for one, (path, digit) in zip(runs, files, strict=True):
+        one["config"]["model"] |= {"weights": path, "weights_sha256": digit and 64 * digit}
+    name = "VFNet ResNet-10 MSIL, weights"
+    assert seeds_of(runs) == {
+        f"{name}=null": [0], f"{name}=coco 11111111": [1], f"{name}=coco 22222222": [2], f"{name}=voc": [3, 4],
+    }  # fmt: skip
+
+
 def seeds_of(runs: list[dict[str, Any]]) -> dict[str, list[int]]:
     return {name: [one["seed"] for one in own] for name, own in ranked(runs)[0].items()}

@@ -19,6 +19,7 @@ from msil.runs import data_folder, net_alone, weights_name
 Result = Mapping[str, Any]
 
 GROUPS = ("model.head", "model.backbone", "model.msil")
+WEIGHTS = "model.weights_sha256"  # what counts of model.weights
 SCHEDULE = ("schedule.name", "schedule.epochs")
 # A head brings its NMS threshold and its warm-up's start; a backbone its mean and std.
 BROUGHT = ("model.nms_thresh", "model.image_mean", "model.image_std", "schedule.warmup_factor")
@@ -139,15 +140,10 @@ def differing_settings(runs: Sequence[Result]) -> list[str]:
     """Full names of the settings, the seed too, that differ between runs; head, backbone and block each as one."""
     values = [dict(leaves(computed(run["config"], BROUGHT))) for run in runs]
     paths = dict.fromkeys(path for one in values for path in one)
-    differing = [path for path in paths if len({str(one.get(path)) for one in values}) > 1 and _shown(path)]
+    differing = [path for path in paths if len({str(one.get(path)) for one in values}) > 1 and path != WEIGHTS]
     whole = (*GROUPS, "data.classes")
     groups = [next((group for group in whole if path.startswith(f"{group}.")), path) for path in differing]
     return list(dict.fromkeys(groups))
-
-
-def _shown(path: str) -> bool:
-    """Not of a file's digest, which stands beside its name."""
-    return not path.endswith("sha256")
 
 
 def detectors(group: Sequence[Result]) -> list[DetectorLines]:
@@ -227,18 +223,27 @@ def distinct_names(names: Sequence[str], runs: Sequence[Result], without: Sequen
     num_convs=2, as typed. Runs that still share a name differ in those of `without` and in the seed alone."""
     values = [_computed(run, "seed", *without) for run in runs]
     apart = []
-    for name, own in zip(names, values, strict=True):
+    for name, own, run in zip(names, values, runs, strict=True):
         alike = [other for other_name, other in zip(names, values, strict=True) if other_name == name]
         paths = dict.fromkeys(path for other in alike for path in other)
-        differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1 and _shown(path)]
+        differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1]
         schedules = {other.get("schedule.name") for other in alike}
         differing = [  # but what is one in all runs of a schedule: its name says that
             path for path in differing if path in SCHEDULE or not path.startswith("schedule.")
             or len({(other.get("schedule.name"), str(other.get(path))) for other in alike}) > len(schedules)
         ]  # fmt: skip
-        words = [f"{path.removesuffix('.name').rpartition('.')[2]}={setting(own.get(path))}" for path in differing]
+        words = [_typed(path, own.get(path), run, runs) for path in differing]
         apart.append(", ".join(part for part in (name, *words) if part))
     return apart
+
+
+def _typed(path: str, value: Any, run: Result, runs: Sequence[Result]) -> str:
+    """num_convs=2; weights=NAME, with the digest where another file of that name is among those of `runs`."""
+    if path != WEIGHTS or value is None:
+        return f"{path.removesuffix('.name').removesuffix('_sha256').rpartition('.')[2]}={setting(value)}"
+    name, *names = [weights_name(lookup(one, "model", "weights")) for one in (run, *runs)]
+    files = {lookup(one, *WEIGHTS.split(".")) for other, one in zip(names, runs, strict=True) if other == name}
+    return f"weights={name}" + (f" {value[:8]}" if len(files) > 1 else "")
 
 
 def detector_name(row: Result) -> str:
