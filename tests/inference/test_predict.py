@@ -163,7 +163,8 @@ def test_no_image_and_no_other_picture_is_overwritten_but_earlier_results_are(tm
     (tmp_path / "link").symlink_to(tmp_path / "in")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "a.png").symlink_to(source)
-    (tmp_path / "in" / "detections.json").write_text("{}")
+    own = {"checkpoint": "best.ckpt", "classes": CLASSES, "images": [{"file": "a.png"}]}
+    (tmp_path / "in" / "detections.json").write_text(json.dumps(own))
     for given, out in ((source, "in"), (source.parent, "link"), (source, "links")):
         with pytest.raises(ConfigError, match=r"a\.png would be overwritten, but is the image itself: choose another"):
             predict(given, tmp_path / out)
@@ -178,6 +179,22 @@ def test_no_image_and_no_other_picture_is_overwritten_but_earlier_results_are(tm
     predict(source, out, threshold=1.0)
     assert content(out)["images"][0]["detections"] == []
     assert (pixels(out / "a.png") == GRAY).all()
+
+
+def test_a_file_called_detections_json_makes_no_file_ours(tmp_path: Path) -> None:
+    """Nor does a call's own, of files that it does not name."""
+    source, out = write(tmp_path / "in" / "a.png"), tmp_path / "out"
+    other = write(out / "a.png", 30, 20)
+    for text in ("no json", "[1]", '{"images": [{"file": "a.png"}]}', '{"checkpoint": "", "classes": [], "images": 1}'):
+        (out / "detections.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"out/detections\.json is already there, and not by this command"):
+            predict(source, out)
+        assert (out / "detections.json").read_text() == text
+    (out / "detections.json").unlink()
+    predict(write(tmp_path / "in" / "b.png"), out)
+    with pytest.raises(ConfigError, match=r"out/a\.png would be overwritten, .* not by the last call"):
+        predict(source, out)
+    assert Image.open(other).size == (30, 20)
 
 
 def test_several_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

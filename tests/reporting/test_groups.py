@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msil.reporting.groups import block_label, detector_name, detectors, settings
+from msil.reporting.ranking import ranked
 
 from .cases import run
 
@@ -68,3 +71,45 @@ def test_runs_of_before_a_setting_existed_stand_beside_those_where_it_is_null() 
     newer["config"]["schedule"]["ema"] = None
     other["config"]["schedule"]["ema"] = 0.99
     assert [len(group) for group in settings([older, newer, other])] == [2, 1]
+
+
+def test_only_seeds_of_the_same_settings_are_one_line() -> None:
+    """Also beside a run of another schedule, whose own warm-up goes without saying."""
+    fast, slow, other = {"name": "quick", "lr": 0.004}, {"name": "quick", "lr": 0.002}, {"name": "smoke", "lr": 0.002}
+    runs = []
+    for seed, ap, schedule in ((0, 0.3, slow), (1, 0.4, slow), (1, 0.9, fast), (0, 0.5, other)):
+        one = run(seed, ap=ap)
+        one["config"]["schedule"] |= schedule | {"warmup_steps": 50 if schedule["name"] == "quick" else 5}
+        runs.append(one)
+    name = "VFNet ResNet-10 MSIL, schedule"
+    assert seeds_of(runs) == {
+        f"{name}=quick, lr=0.004": [1], f"{name}=smoke, lr=0.002": [0], f"{name}=quick, lr=0.002": [0, 1],
+    }  # fmt: skip
+    assert list(seeds_of(runs[:2] + runs[3:])) == [f"{name}=smoke", f"{name}=quick"]
+
+
+def test_settings_of_the_block_part_lines_where_there_is_a_block() -> None:
+    blocks = [run(0), run(0)]
+    for one, package in zip(blocks, "ab", strict=True):
+        one["config"]["model"]["msil"]["block"] = f"{package}.MyBlock"
+    plain = [run(seed, apply="none", align=bool(seed)) for seed in (0, 1)]
+    name = "VFNet ResNet-10"
+    assert seeds_of([*plain, *blocks]) == {
+        f"{name} plain": [0, 1], f"{name} MyBlock, block=a.MyBlock": [0], f"{name} MyBlock, block=b.MyBlock": [0],
+    }  # fmt: skip
+
+
+def test_runs_from_other_weights_are_other_lines() -> None:
+    """By their content: one file may have two names, and two files one."""
+    files = ((None, None), ("a/coco.pth", "1"), ("b/coco.pth", "2"), ("voc.pth", "3"), ("c.pth", "3"))
+    runs = [run(seed) for seed in range(len(files))]
+    for one, (path, digit) in zip(runs, files, strict=True):
+        one["config"]["model"] |= {"weights": path, "weights_sha256": digit and 64 * digit}
+    name = "VFNet ResNet-10 MSIL, weights"
+    assert seeds_of(runs) == {
+        f"{name}=null": [0], f"{name}=coco 11111111": [1], f"{name}=coco 22222222": [2], f"{name}=voc": [3, 4],
+    }  # fmt: skip
+
+
+def seeds_of(runs: list[dict[str, Any]]) -> dict[str, list[int]]:
+    return {name: [one["seed"] for one in own] for name, own in ranked(runs)[0].items()}

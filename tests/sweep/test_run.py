@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.launch.faults import alive, until
 
+from hydra_plugins.msil_launcher.process_launcher import _job_return
 from msil.runs import REQUIRED_KEYS, is_finished
 from msil.sweep.plan import Job
 from msil.sweep.run import run_jobs
@@ -163,6 +164,12 @@ def test_a_continued_log_is_appended_to(tmp_path: Path) -> None:
         outcomes, _ = run(jobs_of(tmp_path, f"print('{word}')"))
         assert outcomes[0].reason.splitlines()[1:] == [word]
     assert (tmp_path / "1" / "console.log").read_text() == "first\nsecond\n"
+
+
+def test_a_job_returns_its_own_ap(tmp_path: Path) -> None:
+    (outcome,), _ = run(jobs_of(tmp_path, FINISH))
+    (tmp_path / "1" / "result.json").unlink()  # its run has gone on for more epochs since
+    assert _job_return(outcome).return_value == 0.412
 
 
 def test_output_to_a_full_disk_costs_no_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,24 @@ def test_a_sweep_from_end_to_end(tmp_path: Path) -> None:
     assert [row["state"] for row in rows] == ["skipped", "ok"]
 
 
+def test_a_sweep_shows_its_own_results_of_runs_that_went_on(tmp_path: Path) -> None:
+    """For more epochs: one that has finished them, with another AP, and one that has not."""
+    words = ("-m", "seed=0,9")
+    assert finished(tmp_path, *words).returncode == 0
+    for seed in (0, 9):
+        file = run_of(tmp_path, seed) / "result.json"
+        result = json.loads(file.read_text())
+        file.rename(file.with_name(f"result-{result['config']['schedule']['epochs']}-epochs.json"))
+        if seed == 0:
+            file.write_text(json.dumps({**result, "config_hash": "longer", "metrics": {"AP": 0.9}}))
+    done = finished(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished before, AP 41.2") == 2
+    (table,) = tmp_path.glob("runs/sweeps/*/table.csv")
+    rows = list(csv.DictReader(table.open(newline="")))
+    assert [(row["AP"], row["state"]) for row in rows] == [("0.412", "skipped")] * 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

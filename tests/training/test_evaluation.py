@@ -158,6 +158,16 @@ def test_the_split_can_be_named_and_classes_left_out(
     assert {entry["category_id"] for entry in found} == {ids["cross"], ids["circle"]}
 
 
+def test_images_that_the_run_held_out_were_not_trained_on(tmp_path: Path, shapes: Path) -> None:
+    """Those of another fraction were, in part."""
+    held = ("data.val_split=held", "data.val_fraction=0.25")
+    run(tiny_config(tmp_path, shapes, *held, "schedule.max_steps=1", "schedule.eval_images=1", "run_name=mine"))
+    for fraction, images, seen in ((0.25, 4, False), (0.5, 8, True)):
+        words = ("mode=test", f"model.weights={tmp_path}/mine", *held[:1], f"data.val_fraction={fraction}")
+        _, result = evaluated(tiny_config(tmp_path, shapes, *words))
+        assert (result["val_images"], result["seen"]) == (images, seen)
+
+
 @pytest.fixture
 def test_dev(shapes: Path, tmp_path: Path) -> Path:
     """COCO's layout of its test set: images in test2017, listed without annotations by image_info_test-dev2017."""

@@ -27,7 +27,7 @@ from msil.explain import parse
 from msil.finished import finished_result
 from msil.launch.processes import program
 from msil.lock import locked
-from msil.runs import probe, read_result
+from msil.runs import probe
 from msil.sweep.plan import Sweep, gpu_shares, job_arguments, job_environment, plan
 from msil.sweep.run import run_jobs
 from msil.sweep.show import Outcome, dry_run, report, say, say_change
@@ -80,8 +80,10 @@ class ProcessLauncher(Launcher):
             sweep = plan(configs, job_overrides)
             if self.n_jobs < 1:
                 raise ConfigError(f"hydra.launcher.n_jobs={self.n_jobs} must be at least 1.")
-            states = ["waiting" if finished_result(config) is None else "skipped" for config in configs]
-            outcomes = [Outcome(job, state) for job, state in zip(sweep.jobs, states, strict=True)]
+            outcomes = [
+                Outcome(job, "waiting" if result is None else "skipped", result=result)
+                for job, result in zip(sweep.jobs, map(finished_result, configs), strict=True)
+            ]
             if self.dry_run:
                 dry_run(outcomes)
                 self._remove_folders()
@@ -130,9 +132,8 @@ class ProcessLauncher(Launcher):
 
 def _job_return(outcome: Outcome) -> JobReturn:
     """For sweepers that search: the AP is what a job returns."""
-    result = read_result(outcome.job.run_dir)
     returned = JobReturn(overrides=list(outcome.job.overrides), status=JobStatus.COMPLETED)
-    returned.return_value = None if result is None else result["metrics"].get("AP")
+    returned.return_value = None if outcome.result is None else outcome.result["metrics"].get("AP")
     return returned
 
 

@@ -92,12 +92,17 @@ def run_settings(path: str | Path) -> Mapping[str, Any] | None:
     return None if own is None else own.get("config")
 
 
-def trained_images(path: str | Path) -> str | None:
-    """The digest of the images that a run's checkpoint was trained on (see msil.data.fingerprint); None where it has
-    none."""
+def trained_on(path: str | Path, data: Mapping[str, Any], split: str, digests: Mapping[str, str]) -> bool:
+    """Whether a run's checkpoint was trained on images of a split of `data`, a run's settings under "data". digests:
+    the split's, see msil.data.fingerprint. False where the checkpoint has none, or held out the very part that is asked
+    for."""
     own = _saved_by_run(weights_file(path)) or {}
-    split = own["config"]["data"]["train_split"] if own else None
-    return own.get("data", {}).get(split, {}).get("images")
+    before = own["config"]["data"] if own else {}
+    trained = own.get("data", {}).get(before.get("train_split"), {})
+    fraction = data.get("val_fraction")
+    held_out = fraction is not None and split == data["val_split"] and before.get("val_fraction") == fraction
+    # Which images are held out depends on the boxes too.
+    return trained.get("images") == digests["images"] and not (held_out and trained == digests)
 
 
 def _saved_by_run(path: Path) -> Mapping[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -177,19 +178,29 @@ def _check_out(out: Path, files: Mapping[str, Path], form: str | None) -> None:
     """Raises ConfigError if what is written would take the place of an image, of another's file, or of each other."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file, not a folder to write to: choose another.")
-    ours = (out / DETECTIONS).is_file()
-    owners = {out / name: "" for name in formats.written(form)}
+    drawn = _drawn_before(out)
+    owners = {out / name: "" for name in (DETECTIONS, *formats.written(form))}
     for target in owners:
-        if target.exists() and not ours:
+        if target.exists() and drawn is None:
             raise ConfigError(f"{target} is already there, and not by this command: choose another folder to write to.")
     for name, file in files.items():
         target = out / _drawn_name(name)
-        if target.exists() and (not ours or target.samefile(file)):
-            what = "the image itself" if target.samefile(file) else "already there, and not by this command"
+        if target.exists() and (target not in (drawn or ()) or target.samefile(file)):
+            what = "the image itself" if target.samefile(file) else "already there, and not by the last call"
             raise ConfigError(f"{target} would be overwritten, but is {what}: choose another folder to write to.")
         for one in (target, *([out / formats.YOLO / formats.yolo_name(name, None)] if form == "yolo" else [])):
             if owners.setdefault(one, name) != name:
                 raise ConfigError(f"{owners[one]} and {name} would both be written to {one}: take one at a time.")
+
+
+def _drawn_before(out: Path) -> set[Path] | None:
+    """What the last call drew in that folder, by its detections.json; None where that is missing or another's."""
+    try:
+        content = json.loads((out / DETECTIONS).read_text(encoding="utf-8"))
+        named = {out / _drawn_name(image["file"]) for image in content["images"]}
+        return named if {"checkpoint", "classes"} <= content.keys() else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _drawn_name(name: str) -> str:

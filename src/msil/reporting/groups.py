@@ -14,11 +14,12 @@ from msil.config import MSILConfig, computed, leaves
 from msil.errors import counted
 from msil.reporting.paper import TITLES, PaperTable, Recipe
 from msil.reporting.tables import setting
-from msil.runs import data_folder, net_alone
+from msil.runs import data_folder, net_alone, weights_name
 
 Result = Mapping[str, Any]
 
 GROUPS = ("model.head", "model.backbone", "model.msil")
+WEIGHTS = "model.weights_sha256"  # what counts of model.weights
 SCHEDULE = ("schedule.name", "schedule.epochs")
 # A head brings its NMS threshold and its warm-up's start; a backbone its mean and std.
 BROUGHT = ("model.nms_thresh", "model.image_mean", "model.image_std", "schedule.warmup_factor")
@@ -95,13 +96,20 @@ def settings(results: Iterable[Result]) -> list[list[Result]]:
 def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
     """Runs that were scored on the same images together; the images of most runs first, then those trained on."""
     groups: dict[ScoredOn, list[Result]] = {}
+    results = list(results)
+    trained = {run["run_name"]: run for run in results if lookup(run, "mode") != "test"}
     for run in results:
         split = lookup(run, "data", "split") or lookup(run, "data", "val_split")
         digests, train = run.get("data") or {}, lookup(run, "data", "train_split")
         digest = (digests.get(split) or {}).get("annotations")
         same = split in digests and (digests.get(train) or {}).get("images") == digests[split].get("images")
+        fraction = lookup(run, "data", "val_fraction")
+        held_out = fraction is not None and split == lookup(run, "data", "val_split")
         seen = run.get("seen", train == split or same)  # a test says it itself
-        held_out = lookup(run, "data", "val_fraction") is not None and split == lookup(run, "data", "val_split")
+        own = trained.get(weights_name(lookup(run, "model", "weights"))) if lookup(run, "mode") == "test" else run
+        if seen and held_out and own is not None and lookup(own, "data", "val_fraction") == fraction:
+            # The digests are of the whole split that both parts are of; tests of earlier versions went by them alone.
+            seen = (own.get("data") or {}).get(lookup(own, "data", "train_split")) != digests.get(split)
         chosen = lookup(run, "data", "classes") is not None
         classes = ", ".join(sorted(run.get("classes") or ()))
         images = ScoredOn(data_name(run), split, run["val_images"], classes, held_out, seen, digest, chosen)
@@ -112,7 +120,7 @@ def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
 def line_names(runs: Sequence[Result]) -> list[str]:
     """`FCOS ResNet-10 MSIL`, and of what is called alike the settings that differ, `FCOS ResNet-10 MSIL, lr=0.004`."""
     names = zip(detectors_with_width(runs), runs, strict=True)
-    return distinct_names([f"{name} {block_label(run)}" for name, run in names], runs)
+    return distinct_names([f"{name} {block_label(run)}" for name, run in names], runs, ())
 
 
 def usual_width(runs: Sequence[Result]) -> int | None:
@@ -132,15 +140,10 @@ def differing_settings(runs: Sequence[Result]) -> list[str]:
     """Full names of the settings, the seed too, that differ between runs; head, backbone and block each as one."""
     values = [dict(leaves(computed(run["config"], BROUGHT))) for run in runs]
     paths = dict.fromkeys(path for one in values for path in one)
-    differing = [path for path in paths if len({str(one.get(path)) for one in values}) > 1 and _shown(path)]
+    differing = [path for path in paths if len({str(one.get(path)) for one in values}) > 1 and path != WEIGHTS]
     whole = (*GROUPS, "data.classes")
     groups = [next((group for group in whole if path.startswith(f"{group}.")), path) for path in differing]
     return list(dict.fromkeys(groups))
-
-
-def _shown(path: str) -> bool:
-    """Not of a file's digest, which stands beside its name."""
-    return not path.endswith("sha256")
 
 
 def detectors(group: Sequence[Result]) -> list[DetectorLines]:
@@ -172,7 +175,9 @@ def key(run: Result, *without: str) -> str:
 def _computed(run: Result, *without: str) -> dict[str, Any]:
     """Also where the training was continued for more epochs: its lr took another way."""
     classes = lookup(run, "data", "classes")  # new names are one setting too
-    found = dict(leaves(computed(run["config"], (*without, "data.classes"))))
+    # The settings of a block that is not there.
+    unused = ("model.msil",) if lookup(run, "model", "msil", "apply") == "none" else ()
+    found = dict(leaves(computed(run["config"], (*without, *unused, "data.classes"))))
     return found | dict(leaves({"data.classes": classes and setting(classes), "continued": continued(run)}))
 
 
@@ -215,18 +220,30 @@ def unusual(block: Mapping[str, Any]) -> list[str]:
 
 def distinct_names(names: Sequence[str], runs: Sequence[Result], without: Sequence[str] = ("model.msil",)) -> list[str]:
     """The names of runs; equal ones are followed by the settings, but for those of `without`, that differ between them,
-    num_convs=2, as typed."""
+    num_convs=2, as typed. Runs that still share a name differ in those of `without` and in the seed alone."""
     values = [_computed(run, "seed", *without) for run in runs]
     apart = []
-    for name, own in zip(names, values, strict=True):
+    for name, own, run in zip(names, values, runs, strict=True):
         alike = [other for other_name, other in zip(names, values, strict=True) if other_name == name]
         paths = dict.fromkeys(path for other in alike for path in other)
-        differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1 and _shown(path)]
-        if "schedule.name" in differing:  # and what the schedule brings
-            differing = [path for path in differing if path in SCHEDULE or not path.startswith("schedule.")]
-        words = [f"{path.removesuffix('.name').rpartition('.')[2]}={setting(own.get(path))}" for path in differing]
+        differing = [path for path in paths if len({str(other.get(path)) for other in alike}) > 1]
+        schedules = {other.get("schedule.name") for other in alike}
+        differing = [  # but what is one in all runs of a schedule: its name says that
+            path for path in differing if path in SCHEDULE or not path.startswith("schedule.")
+            or len({(other.get("schedule.name"), str(other.get(path))) for other in alike}) > len(schedules)
+        ]  # fmt: skip
+        words = [_typed(path, own.get(path), run, runs) for path in differing]
         apart.append(", ".join(part for part in (name, *words) if part))
     return apart
+
+
+def _typed(path: str, value: Any, run: Result, runs: Sequence[Result]) -> str:
+    """num_convs=2; weights=NAME, with the digest where another file of that name is among those of `runs`."""
+    if path != WEIGHTS or value is None:
+        return f"{path.removesuffix('.name').removesuffix('_sha256').rpartition('.')[2]}={setting(value)}"
+    name, *names = [weights_name(lookup(one, "model", "weights")) for one in (run, *runs)]
+    files = {lookup(one, *WEIGHTS.split(".")) for other, one in zip(names, runs, strict=True) if other == name}
+    return f"weights={name}" + (f" {value[:8]}" if len(files) > 1 else "")
 
 
 def detector_name(row: Result) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from msil.metrics.bootstrap import FEW_IMAGES
 from msil.metrics.precision import per_class
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import Result, line_names, one_a_seed, own_score
+from msil.reporting.groups import Result, key, line_names, one_a_seed, own_score
 from msil.reporting.tables import Column, Table, amount, duration, interval, over_seeds, percent, spread
 
 Lines = Mapping[str, tuple[Result, ...]]  # "VFNet ResNet-10 MSIL": its runs, one a seed; the best first
@@ -19,9 +19,10 @@ def ranked(runs: Sequence[Result]) -> tuple[Lines, str]:
     """Runs that differ in their seed alone as one line, the lines by the mean of their own score, whose name is the
     second: AP, or VOC_AP of VOC's."""
     metric = "VOC_AP" if all(own_score(run["metrics"]) == "VOC_AP" for run in runs) else "AP"
+    names: dict[str, str] = {}  # one a key, whatever title the head had in another version
     lines: dict[str, list[Result]] = {}
     for name, run in zip(line_names(runs), runs, strict=True):
-        lines.setdefault(name, []).append(run)
+        lines.setdefault(names.setdefault(key(run), name), []).append(run)
     found = {name: one_a_seed(own) for name, own in lines.items()}
     means = {name: fmean([run["metrics"].get(metric) or 0.0 for run in own]) for name, own in found.items()}
     return {name: found[name] for name in sorted(found, key=lambda name: -means[name])}, metric

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from msil.launch.lifeline import PARENT_PIPE, lifeline
 from msil.launch.processes import POLL_SECONDS, PREEMPTED, ending, tail
 from msil.reporting.tables import duration
-from msil.runs import CONSOLE, is_finished
+from msil.runs import CONSOLE, read_result
 from msil.sweep.plan import Job
 from msil.sweep.show import Outcome, say, say_change
 
@@ -111,8 +111,9 @@ def _finish(item: _Running, *, asked_to_stop: bool = False) -> None:
     item.log.close()
     if code != 0:
         _kill_group(item.process)  # what it started may not have ended
-    if code == 0 and is_finished(job.run_dir, job.config_hash):
-        outcome.state = "ok"
+    result = read_result(job.run_dir) if code == 0 else None
+    if result is not None and result["config_hash"] == job.config_hash:
+        outcome.state, outcome.result = "ok", result
     elif asked_to_stop and code in STOPPED:
         outcome.state = "interrupted"
     else:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from msil.reporting.sweep_table import sweep_table
 from msil.reporting.tables import duration, percent, to_text, write_table
-from msil.runs import CONSOLE, read_result
+from msil.runs import CONSOLE
 from msil.sweep.plan import Job, Sweep, varied
 
 
@@ -22,6 +22,7 @@ class Outcome:
     exit_code: int | None = None
     seconds: float = 0.0
     reason: str = ""  # of a failure: a line that says how, then the end of the job's log
+    result: Mapping[str, Any] | None = None  # of these settings: its folder may hold that of a longer run by now
 
     @property
     def done(self) -> bool:
@@ -37,7 +38,7 @@ def say(text: str) -> None:
 def dry_run(outcomes: Sequence[Outcome]) -> None:
     jobs = [outcome.job for outcome in outcomes]
     for job, outcome in zip(jobs, outcomes, strict=True):
-        say_of(job, jobs, f"{f'finished, {_ap(job)}' if outcome.done else 'to run'}  {job.run_dir}")
+        say_of(job, jobs, f"{f'finished, {_ap(outcome)}' if outcome.done else 'to run'}  {job.run_dir}")
 
 
 def say_change(outcome: Outcome, outcomes: Sequence[Outcome]) -> None:
@@ -45,9 +46,9 @@ def say_change(outcome: Outcome, outcomes: Sequence[Outcome]) -> None:
     job, time = outcome.job, duration(outcome.seconds)
     first, *log = outcome.reason.splitlines() or [""]
     text = {
-        "skipped": f"finished before, {_ap(job)}",
+        "skipped": f"finished before, {_ap(outcome)}",
         "running": f"started, log: {job.run_dir / CONSOLE}",
-        "ok": f"finished in {time}, {_ap(job)}",
+        "ok": f"finished in {time}, {_ap(outcome)}",
         "interrupted": f"stopped after {time}; the same command continues it",
         "failed": f"FAILED after {time}: {first}",
     }
@@ -96,16 +97,14 @@ def count(outcomes: Sequence[Outcome]) -> str:
     return f"{words} of {len(outcomes)}."
 
 
-def _ap(job: Job) -> str:
-    result = read_result(job.run_dir)
-    return f"AP {percent(None if result is None else result['metrics'].get('AP'))}"
+def _ap(outcome: Outcome) -> str:
+    return f"AP {percent(None if outcome.result is None else outcome.result['metrics'].get('AP'))}"
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
     """What the table needs of a job: its result, or how it ended."""
-    result = read_result(outcome.job.run_dir) if outcome.done else None
-    if result is not None:
-        return {**result, "skipped": outcome.state == "skipped"}
+    if outcome.result is not None:
+        return {**outcome.result, "skipped": outcome.state == "skipped"}
     status = {"waiting": "waiting", "interrupted": "stopped"}.get(outcome.state, "failed")
     return {
         "run_name": outcome.job.run_dir.name,

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from msil.checkpoints.description import trained_images
+from msil.checkpoints.description import trained_on
 from msil.config import config_hash
 from msil.detection import Detector
 from msil.detection.torchvision_detector import AnyDetector
@@ -91,7 +91,8 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         draw_curves(parts.run_dir / METRICS, parts.run_dir / CURVES)
     else:
         split = result["split"] = config.data.split or config.data.val_split
-        result["seen"] = trained_images(str(config.model.weights)) == result["data"][split]["images"]
+        digests = result["data"][split]
+        result["seen"] = trained_on(str(config.model.weights), parts.values["data"], split, digests)
         # Whatever they are called on disk, the files have plain names.
         names = (_UNSAFE.sub("-", word) for word in (result["split"], weights_name(config.model.weights)))
         truth = data.val.annotations
