@@ -209,10 +209,13 @@ def _rows(index: int, printed: PaperRow, table: PaperTable, group: Sequence[Resu
 
 
 def _unlike(run: Result, printed: PaperRow, other: PaperRow, group: Sequence[Result]) -> str:
-    """The settings beside the block by which `run` differs from every run of the printed row it belongs beside."""
+    """The settings beside the block by which `run` differs from every run, as wide as it is, of the printed row that it
+    belongs beside."""
     if not printed.against or printed.backbone != other.backbone:
         return ""
-    found = [one for one in group if other.fits(one["config"]["model"]) and _net_of(one) == _net_of(run)]
+    own = (_net_of(run), lookup(run, "model", "channels"))
+    fitting = [one for one in group if other.fits(one["config"]["model"])]
+    found = [one for one in fitting if (_net_of(one), lookup(one, "model", "channels")) == own]
     if not found or key(run, "model.msil") in {key(one, "model.msil") for one in found}:
         return ""
     return distinct_names(["", ""], [run, found[0]])[0]
