@@ -93,6 +93,8 @@ def id_of(resume_step):
     return logger.experiment.id
 first, resumed, anew, of_anew = map(id_of, (None, 4, None, 2))
 assert first == resumed != anew == of_anew, (first, resumed, anew, of_anew)
+config.run_name = "longer"  # of a copied folder
+assert id_of(2) not in (first, anew)
 """
 
 

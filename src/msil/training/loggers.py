@@ -115,7 +115,8 @@ def _wandb_logger(config: Config, values: Mapping[str, Any], run_dir: Path, resu
     if reason is not None:
         print(f"W&B: {reason}, so this run is logged offline; later: wandb sync {run_dir}/wandb/offline-run-*")
     file = run_dir / WANDB_ID
-    own = file.read_text().strip() if resume_step is not None and file.exists() else None
+    own, *name = file.read_text().split() if resume_step is not None and file.exists() else [None]
+    own = own if name == [config.run_name] else None  # a copied folder is another run
     try:
         # WandbLogger(offline=True) sets WANDB_MODE, which W&B does not read again after its look for a login.
         run = wandb.init(
@@ -139,7 +140,7 @@ def _wandb_logger(config: Config, values: Mapping[str, Any], run_dir: Path, resu
         raise ConfigError(
             f"W&B cannot begin a run ({said}): run wandb login, or set logger.offline=true or null{other}."
         ) from error
-    write_bytes(file, f"{run.id}\n".encode())
+    write_bytes(file, f"{run.id} {config.run_name}\n".encode())
     return WandbLogger(experiment=run, save_dir=str(run_dir))
 
 
