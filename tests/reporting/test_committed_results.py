@@ -44,6 +44,12 @@ def test_the_tables_of_voc_2007_come_from_the_runs(name: str, tmp_path: Path) ->
         assert [numbers(row[i]) for i in kept] == [pytest.approx(numbers(other[i]), abs=1e-9) for i in kept]
 
 
+def test_the_page_has_fcos_trained_again_with_a_block_that_starts_fast() -> None:
+    (again,) = read_results(RESULTS / "voc2007-256" / "again")
+    words = f"FCOS+MSIL trained again has a VOC AP of {100 * again['metrics']['VOC_AP']:.1f}"
+    assert words in " ".join(PAGE.read_text(encoding="utf-8").split())
+
+
 def rows(path: Path) -> list[list[str]]:
     return list(csv.reader(path.open(encoding="utf-8", newline="")))
 
