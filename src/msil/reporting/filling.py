@@ -184,8 +184,7 @@ def _rows(index: int, printed: PaperRow, table: PaperTable, group: Sequence[Resu
     lines: dict[str, list[Result]] = {}
     for run in group:
         if printed.fits(run["config"]["model"]) and _net_of(run) == net and has_own_block(run) == own:
-            unused = ("model.msil",) if printed.apply == "none" else ()  # there is no block that they could describe
-            lines.setdefault(key(run, *unused), []).append(run)
+            lines.setdefault(key(run), []).append(run)
     if not lines:
         return [] if printed.ours else [FilledRow(printed, index)]
     firsts = [runs[0] for runs in lines.values()]

@@ -163,8 +163,11 @@ class DenseHead(nn.Module, ABC):
         init_he(self)
 
     def set_msil(self, msil: nn.Module | Mapping[str, Any] | None) -> None:
-        """Puts a block at the seam. With fast_start MSIL and Deeper, not a user's own block, start by `init_he`, and
-        MSIL's gates open."""
+        """Puts a block at the seam, as the constructor's argument. With fast_start MSIL and Deeper, not a user's own
+        block, start by `init_he`, and MSIL's gates open.
+
+        Raises TypeError for what is no block, ValueError for MSIL of other channels or switches outside their values.
+        """
         self.msil = build_interaction(self.channels, msil)
         if self.options.fast_start and isinstance(self.msil, MSIL | Deeper):
             init_he(self.msil)
