@@ -29,12 +29,13 @@ PRICE_NOTE = (
 
 def paper_table(filled: Filled) -> Table:
     """The table in the paper's order, one line a row."""
+    printed = filled.paper.number is not None
+    several = len({row.net for row in filled.rows if row.net}) > 1
     columns = [
         Column("row", "row", str, right=False),
-        Column("backbone", "our net", str, right=False, shown=len({row.net for row in filled.rows if row.net}) > 1),
+        Column("backbone", "our net" if printed else "net", str, right=False, shown=several or not printed),
         Column("seeds", "seeds", str),
     ]
-    printed = filled.paper.number is not None
     whose = " ours" if printed else ""
     for name in filled.paper.metrics:
         ours, title = filled.metric[name], name.replace("_", " ")
@@ -52,9 +53,8 @@ def paper_table(filled: Filled) -> Table:
         *(Column(name, shown=False) for name in ("setting", "runs")),
     ]  # fmt: skip
     rows = tuple(_line(filled, place) for place in range(len(filled.rows)))
-    caption = (
-        f"{filled.paper.name.replace('table', 'table ').capitalize()}. {filled.paper.caption} Ours: {filled.setting}."
-    )
+    title = f"Table {filled.paper.number}" if printed else "Hosts"
+    caption = f"{title}. {filled.paper.caption} Ours: {filled.setting}."
     return Table(caption, tuple(columns), rows, _notes(filled))
 
 
@@ -104,7 +104,7 @@ def _notes(filled: Filled) -> tuple[str, ...]:
         for row in filled.rows
         if row.net is not None and row.paper.detector is None and row.net != row.paper.backbone
     )
-    if stand_ins:
+    if stand_ins and table.number is not None:
         lines.append(f"Stand-ins in our rows: {stand_ins}.")
     if filled.runs and table.number is not None:
         lines.append(comparable(filled.runs, table))
