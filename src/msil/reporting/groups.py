@@ -96,20 +96,14 @@ def settings(results: Iterable[Result]) -> list[list[Result]]:
 def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
     """Runs that were scored on the same images together; the images of most runs first, then those trained on."""
     groups: dict[ScoredOn, list[Result]] = {}
-    results = list(results)
-    trained = {run["run_name"]: run for run in results if lookup(run, "mode") != "test"}
     for run in results:
         split = lookup(run, "data", "split") or lookup(run, "data", "val_split")
         digests, train = run.get("data") or {}, lookup(run, "data", "train_split")
         digest = (digests.get(split) or {}).get("annotations")
         same = split in digests and (digests.get(train) or {}).get("images") == digests[split].get("images")
-        fraction = lookup(run, "data", "val_fraction")
-        held_out = fraction is not None and split == lookup(run, "data", "val_split")
-        seen = run.get("seen", train == split or same)  # a test says it itself
-        own = trained.get(weights_name(lookup(run, "model", "weights"))) if lookup(run, "mode") == "test" else run
-        if seen and held_out and own is not None and lookup(own, "data", "val_fraction") == fraction:
-            # The digests are of the whole split that both parts are of; tests of earlier versions went by them alone.
-            seen = (own.get("data") or {}).get(lookup(own, "data", "train_split")) != digests.get(split)
+        held_out = lookup(run, "data", "val_fraction") is not None and split == lookup(run, "data", "val_split")
+        # A test says it itself. The digests are of the whole split that both parts are of.
+        seen = run.get("seen", train == split or (same and not held_out))
         chosen = lookup(run, "data", "classes") is not None
         classes = ", ".join(sorted(run.get("classes") or ()))
         images = ScoredOn(data_name(run), split, run["val_images"], classes, held_out, seen, digest, chosen)
