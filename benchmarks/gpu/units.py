@@ -96,7 +96,7 @@ def assigned(setup: Setup, name: str) -> Found:
         found = []
         for device in (torch.device("cpu"), torch.device(setup.device)):
             truth = ground_truth(targets, sizes, device)
-            mine = (logits.to(device), predicted[:count].expand(2, -1, -1).to(device))
+            mine = (logits.to(device), predicted[:count].expand(2, -1, -1).to(device)) if name == "tood" else ()
             found.append(head.assigner(head.priors(maps, device), truth, *mine).index.cpu())
         wrong.append(int((found[0] != found[1]).sum()))
         positive.append(int((found[0] >= 0).sum()))

@@ -64,15 +64,17 @@ class Priors(NamedTuple):
         """The priors at index (N, C) int64: boxes (N, C, 4), centers (N, C, 2), strides (N, C)."""
         return Priors(self.boxes[index], self.centers[index], self.strides[index], self.grid)
 
-    def valid(self, image_sizes: Tensor, divisor: int = 32) -> Tensor:
-        """Which priors lie in an image's own size, rounded up to `divisor`, and not in the batch's padding -> (B, P).
-
-        image_sizes (B, 2) int64: height, width in pixels before padding. By the corner of a prior's cell, as
-        MMDetection's valid_flags.
-        """
-        padded = torch.ceil(image_sizes.flip(1) / divisor) * divisor  # (B, 2): width, height
+    def valid(self, image_sizes: Tensor) -> Tensor:
+        """Which priors lie in what `covered` gives of image_sizes and not in the batch's padding -> (B, P). By the
+        corner of a prior's cell, as MMDetection's valid_flags."""
         corners = self.centers - self.grid.offset * self.strides[:, None] if self.grid.offset else self.centers
-        return (corners < padded[:, None]).all(-1)
+        return (corners < covered(image_sizes)[:, None]).all(-1)
+
+
+def covered(image_sizes: Tensor) -> Tensor:
+    """image_sizes (B, 2) int64, height and width in pixels before the batch's padding -> width and height (B, 2),
+    rounded up to 32: an image of its own would be padded to that."""
+    return torch.ceil(image_sizes.flip(1) / 32) * 32
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,12 @@ class PriorGenerator:
             return ((0.0, 0.0, 0.0, 0.0),)
         # float32 throughout, as in the references; also while a net is built on the meta device.
         heights = torch.tensor(self.ratios, device="cpu").sqrt()
-        scales = torch.tensor(self.scales, device="cpu")
+        sides = torch.tensor(self.scales, device="cpu") * stride
         if self.whole:
-            sides = (scales * stride).floor()
-            width, height = ((ratio[:, None] * sides).flatten() for ratio in (1 / heights, heights))
-            return tuple(map(tuple, (torch.stack([-width, -height, width, height], 1) / 2).round().tolist()))
-        width, height = ((stride * ratio[:, None] * scales).flatten() for ratio in (1 / heights, heights))
-        return tuple(map(tuple, (torch.stack([-width, -height, width, height], 1) * 0.5).tolist()))
+            sides = sides.floor()
+        width, height = ((ratio[:, None] * sides).flatten() for ratio in (1 / heights, heights))
+        anchors = torch.stack([-width, -height, width, height], dim=1) / 2
+        return tuple(map(tuple, (anchors.round() if self.whole else anchors).tolist()))
 
 
 @cached_unless_compiling

@@ -158,14 +158,7 @@ def edges(boxes: Tensor) -> Tensor:
 
 def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Clamp boxes (N, M, 4) to their image: x to [0, width], y to [0, height], sizes (N, 2) height, width."""
-    height, width = sizes[:, None, 0], sizes[:, None, 1]
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    limit = torch.minimum
-    return torch.stack(
-        [limit(x1.clamp(min=0), width), limit(y1.clamp(min=0), height),
-         limit(x2.clamp(min=0), width), limit(y2.clamp(min=0), height)],
-        dim=-1,
-    )  # fmt: skip
+    return torch.minimum(boxes.clamp(min=0), sizes.flip(1).repeat(1, 2)[:, None])
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:

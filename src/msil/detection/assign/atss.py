@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from msil.detection.assign.base import LOW_BITS, GroundTruth, Match, best_box, ordered_key, require_one_prior_a_cell
-from msil.detection.priors import LevelGrid, Priors
+from msil.detection.priors import LevelGrid, Priors, covered
 from msil.detection.structures import boxes_to_distances, pairwise_iou
 
-SIZE_DIVISOR = 32  # priors beyond an image's own size, rounded up to this, are none of its candidates
 _NOT_A_CANDIDATE = torch.iinfo(torch.int64).max
 
 
@@ -29,28 +27,24 @@ class ATSSAssigner:
 
     topk: int = 9
 
-    def __call__(
-        self, priors: Priors, truth: GroundTruth, logits: Tensor | None = None, boxes: Tensor | None = None
-    ) -> Match:
+    def __call__(self, priors: Priors, truth: GroundTruth) -> Match:
         require_one_prior_a_cell("ATSS assignment", priors)
         grid, (gt_boxes, labels, sizes) = priors.grid, truth
         # The nearest `topk` anchors lie in a window of topk x topk cells, wherever the centre is: a row or a column
         # that holds one holds all the nearer ones of that row or column too.
         window = min(self.topk, max(max(size) for size in grid.map_sizes))
-        lines = _nearest_lines(gt_boxes, _valid_cells(sizes, grid), grid.strides, window)
+        line, away, exists = _nearest_lines(gt_boxes, _valid_cells(sizes, grid), grid.strides, window)
 
         # (B, G, L, window * window), row by row
-        squares = lines.distance.square()
+        squares = away.square()
         distance = (squares[:, :, 1, :, :, None] + squares[:, :, 0, :, None, :]).flatten(-2)
-        exists = (lines.exists[:, :, 1, :, :, None] & lines.exists[:, :, 0, :, None, :]).flatten(-2)
+        exists = (exists[:, :, 1, :, :, None] & exists[:, :, 0, :, None, :]).flatten(-2)
         place = torch.arange(distance.shape[-1], device=gt_boxes.device)
         key = torch.where(exists, ordered_key(distance, place), _NOT_A_CANDIDATE)
         nearest = key.topk(min(self.topk, len(place)), largest=False).values  # (B, G, L, topk)
         is_candidate = nearest != _NOT_A_CANDIDATE
         place = (nearest & LOW_BITS).clamp(max=len(place) - 1)
-        row = lines.index[:, :, 1].gather(-1, place // window)
-        column = lines.index[:, :, 0].gather(-1, place % window)
-        count = len(priors.centers)
+        row, column = line[:, :, 1].gather(-1, place // window), line[:, :, 0].gather(-1, place % window)
         index = grid.starts[:, None] + row * grid.widths[:, None] + column
         index = torch.where(is_candidate, index, 0)
 
@@ -59,30 +53,23 @@ class ATSSAssigner:
         inside = boxes_to_distances(priors.centers[index], target).amin(-1) > 0.01
         positive = is_candidate & inside & (iou >= _mean_plus_deviation(iou, is_candidate)[..., None, None])
         positive &= (labels >= 0)[..., None, None]
-        best = best_box(index, positive, iou, count)
-        ignored = ~priors.valid(sizes, SIZE_DIVISOR)  # none of them is positive
+        best = best_box(index, positive, iou, len(priors.centers))
+        ignored = ~priors.valid(sizes)  # none of them is positive
         return Match(best - ignored.long(), most=iou[0].numel())
 
 
-class _Lines(NamedTuple):
-    """The columns and rows nearest to every box's centre, each (B, G, 2, L, window): x, then y.
+def _nearest_lines(boxes: Tensor, cells: Tensor, stride: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The columns and rows nearest to every box's centre, three times (B, G, 2, L, window), x, then y: column or row,
+    its distance from the centre in pixels, whether it is one of the image's own.
 
-    index: column or row. distance: from the centre, pixels. exists: it is one of the image's own.
+    cells (B, 2, L): how many columns and rows the image has on each level. stride (L,).
     """
-
-    index: Tensor
-    distance: Tensor
-    exists: Tensor
-
-
-def _nearest_lines(boxes: Tensor, cells: Tensor, stride: Tensor, window: int) -> _Lines:
-    """cells (B, 2, L): how many columns and rows the image has on each level. stride (L,)."""
     centre = ((boxes[..., :2] + boxes[..., 2:]) / 2)[..., None]  # (B, G, 2, 1)
     cells = cells[:, None]  # (B, 1, 2, L)
     start = torch.ceil(centre / stride - window / 2)  # of two equally far lines the first
     start = torch.minimum(start, cells - window).clamp(min=0).long()
     index = start[..., None] + torch.arange(window, device=centre.device)
-    return _Lines(index, (index * stride[:, None] - centre[..., None]).abs(), index < cells[..., None])
+    return index, (index * stride[:, None] - centre[..., None]).abs(), index < cells[..., None]
 
 
 def _mean_plus_deviation(values: Tensor, counted: Tensor) -> Tensor:
@@ -95,6 +82,5 @@ def _mean_plus_deviation(values: Tensor, counted: Tensor) -> Tensor:
 
 def _valid_cells(image_sizes: Tensor, grid: LevelGrid) -> Tensor:
     """Columns and rows (B, 2, L) of each level whose anchors lie in the image's own size, rounded up."""
-    padded = torch.ceil(image_sizes.flip(1) / SIZE_DIVISOR) * SIZE_DIVISOR  # (B, 2): width, height
-    cells = torch.ceil(padded[..., None] / grid.strides)
+    cells = torch.ceil(covered(image_sizes)[..., None] / grid.strides)
     return torch.minimum(cells, torch.stack([grid.widths, grid.heights]))

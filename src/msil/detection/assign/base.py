@@ -42,12 +42,7 @@ class Match(NamedTuple):
 
 
 class Assigner(Protocol):
-    """(priors, truth) -> Match. logits (B, P, K) of the scores and boxes (B, P, 4) in pixels, both detached: what the
-    head predicts, for assigners that depend on it."""
-
-    def __call__(
-        self, priors: Priors, truth: GroundTruth, logits: Tensor | None = None, boxes: Tensor | None = None
-    ) -> Match: ...
+    def __call__(self, priors: Priors, truth: GroundTruth) -> Match: ...
 
 
 def ground_truth(targets: list[Target], image_sizes: list[tuple[int, int]], device: torch.device) -> GroundTruth:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,22 +35,20 @@ class FCOSAssigner:
     regress_ranges: Ranges
     center_sample_radius: float | None = None
 
-    def __call__(
-        self, priors: Priors, truth: GroundTruth, logits: Tensor | None = None, boxes: Tensor | None = None
-    ) -> Match:
+    def __call__(self, priors: Priors, truth: GroundTruth) -> Match:
         require_one_prior_a_cell("FCOS assignment", priors)
         grid, (gt_boxes, labels, _) = priors.grid, truth
         low, high = _range_tensors(self.regress_ranges, gt_boxes.device)
-        lines = _candidate_lines(gt_boxes, grid, self.center_sample_radius, self._window(grid))
+        index, inside, largest = _candidate_lines(gt_boxes, grid, self.center_sample_radius, self._window(grid))
 
         # (B, G, L, window of rows, window of columns)
-        inside = lines.inside[:, :, 1, :, :, None] & lines.inside[:, :, 0, :, None, :]
-        largest = torch.maximum(lines.largest[:, :, 1, :, :, None], lines.largest[:, :, 0, :, None, :])
+        inside = inside[:, :, 1, :, :, None] & inside[:, :, 0, :, None, :]
+        largest = torch.maximum(largest[:, :, 1, :, :, None], largest[:, :, 0, :, None, :])
         area = box_area(gt_boxes)
         owned = inside & (largest >= low[:, None, None]) & (largest <= high[:, None, None])
         owned &= ((labels >= 0) & (area < MAX_AREA))[..., None, None, None]
 
-        row, column = lines.index[:, :, 1, :, :, None], lines.index[:, :, 0, :, None, :]
+        row, column = index[:, :, 1, :, :, None], index[:, :, 0, :, None, :]
         point = grid.starts[:, None, None] + row * grid.widths[:, None, None] + column
         key = ordered_key(area, torch.arange(gt_boxes.shape[1], device=gt_boxes.device))
         # What owns nothing writes that to its own point: a slot for all of them would be one address for the atomics.
@@ -69,20 +66,14 @@ class FCOSAssigner:
         return max(math.ceil(length) for length in longest) + 1
 
 
-class _CandidateLines(NamedTuple):
-    """The columns and rows whose points a box can own on each level, each (B, G, 2, L, window): x, then y.
+def _candidate_lines(
+    boxes: Tensor, grid: LevelGrid, radius: float | None, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The columns and rows whose points a box can own on each level, three times (B, G, 2, L, window), x, then y.
 
-    index: column or row; those beyond the map begin at its first again. inside: it lies in the map and inside the box
-    (or its centre region).
-    largest: the larger of the two distances to the box's sides, pixels.
+    Column or row, those beyond the map beginning at its first again; whether it lies in the map and inside the box (or
+    its centre region); the larger of the two distances to the box's sides, pixels.
     """
-
-    index: Tensor
-    inside: Tensor
-    largest: Tensor
-
-
-def _candidate_lines(boxes: Tensor, grid: LevelGrid, radius: float | None, window: int) -> _CandidateLines:
     near, far = boxes[..., :2, None], boxes[..., 2:, None]  # (B, G, 2, 1)
     low, top = near, far
     if radius is not None:
@@ -95,7 +86,7 @@ def _candidate_lines(boxes: Tensor, grid: LevelGrid, radius: float | None, windo
     cells = torch.stack([grid.widths, grid.heights])[..., None]
     inside &= index < cells
     largest = torch.maximum(position - near[..., None], far[..., None] - position)
-    return _CandidateLines(index % cells, inside, largest)
+    return index % cells, inside, largest
 
 
 @cached_unless_compiling

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from msil.detection.assign.base import BACKGROUND, IGNORED, GroundTruth, Match, cross_iou
 from msil.detection.priors import Priors
@@ -26,9 +25,7 @@ class MaxIoUAssigner:
     positive: float = 0.5
     negative: float = 0.4
 
-    def __call__(
-        self, priors: Priors, truth: GroundTruth, logits: Tensor | None = None, boxes: Tensor | None = None
-    ) -> Match:
+    def __call__(self, priors: Priors, truth: GroundTruth) -> Match:
         gt_boxes, labels, sizes = truth
         valid = priors.valid(sizes)
         # Those of the padding without size, and so without IoU.

@@ -24,16 +24,13 @@ class TaskAlignedAssigner:
     ones to the first. The metric of a match is t, normalised so that a box's largest is its largest IoU. Priors in the
     batch's padding are ignored.
 
-    Needs logits and boxes. Where t is equal the order of torch.topk decides, as in MMDetection.
+    Where t is equal the order of torch.topk decides, as in MMDetection.
     """
 
     topk: int = 13
 
-    def __call__(
-        self, priors: Priors, truth: GroundTruth, logits: Tensor | None = None, boxes: Tensor | None = None
-    ) -> Match:
-        if logits is None or boxes is None:
-            raise ValueError("task-aligned assignment needs the predicted logits and boxes.")
+    def __call__(self, priors: Priors, truth: GroundTruth, logits: Tensor, boxes: Tensor) -> Match:
+        """logits (B, P, K) and boxes (B, P, 4) in pixels: what the head predicts, detached."""
         gt_boxes, labels, sizes = truth
         count, slots = len(priors.centers), gt_boxes.shape[1]
         valid = priors.valid(sizes)

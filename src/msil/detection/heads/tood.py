@@ -62,6 +62,7 @@ class TOODHead(DenseHead):
 
     Options, title = TOODOptions, "TOOD"
     clip_to_image, deformable = False, True
+    assigner: TaskAlignedAssigner  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def build(self) -> None:
         o: TOODOptions = self.options
