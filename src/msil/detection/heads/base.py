@@ -163,16 +163,24 @@ class DenseHead(nn.Module, ABC):
         init_he(self)
 
     def set_msil(self, msil: nn.Module | Mapping[str, Any] | None) -> None:
-        """Puts a block at the seam, as the constructor's argument. With fast_start MSIL and Deeper, not a user's own
-        block, start by `init_he`, and MSIL's gates open.
+        """Puts a block at the seam, as the constructor's argument; MSIL with apply="none" is none. With fast_start MSIL
+        and Deeper, not a user's own block, start by `init_he`, and MSIL's gates open.
 
         Raises TypeError for what is no block, ValueError for MSIL of other channels or switches outside their values.
         """
-        self.msil = build_interaction(self.channels, msil)
-        if self.options.fast_start and isinstance(self.msil, MSIL | Deeper):
-            init_he(self.msil)
-            if isinstance(self.msil, MSIL):
-                self.msil.open_gates()
+        if isinstance(msil, Mapping):
+            msil = MSIL(self.channels, **msil)
+        elif msil is not None and not isinstance(msil, nn.Module):
+            raise TypeError(f"msil must be a module, a dict of MSIL's keyword arguments or None, not {msil!r}.")
+        if isinstance(msil, MSIL) and msil.channels != self.channels:
+            raise ValueError(f"the MSIL block has {msil.channels} channels, the head {self.channels}.")
+        if isinstance(msil, MSIL) and not (msil.to_cls or msil.to_reg):
+            msil = None
+        if self.options.fast_start and isinstance(msil, MSIL | Deeper):
+            init_he(msil)
+            if isinstance(msil, MSIL):
+                msil.open_gates()
+        self.msil = msil
 
     @abstractmethod
     def predict(self, level: int, cls_feat: Tensor, reg_feat: Tensor, *shared: Tensor) -> Level:
@@ -300,19 +308,6 @@ class DenseHead(nn.Module, ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """For heads whose assignment changes during training; epoch counts from 0."""
-
-
-def build_interaction(channels: int, msil: nn.Module | Mapping[str, Any] | None) -> nn.Module | None:
-    """The seam's module: as given, made of MSIL's keyword arguments, or None where nothing is to be enhanced."""
-    if isinstance(msil, Mapping):
-        msil = MSIL(channels, **msil)
-    elif msil is not None and not isinstance(msil, nn.Module):
-        raise TypeError(f"msil must be a module, a dict of MSIL's keyword arguments or None, not {msil!r}.")
-    if isinstance(msil, MSIL) and msil.channels != channels:
-        raise ValueError(f"the MSIL block has {msil.channels} channels, the head {channels}.")
-    if isinstance(msil, MSIL) and not (msil.to_cls or msil.to_reg):
-        return None
-    return msil
 
 
 def take(values: Tensor, rows: Tensor) -> Tensor:
