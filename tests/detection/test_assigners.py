@@ -1,4 +1,5 @@
-"""RetinaNet's and TOOD's assignment against MMDetection's numbers and dense references written here from the rules.
+"""RetinaNet's and TOOD's assignment against dense references written here from the rules; against MMDetection's numbers
+in test_golden_heads.
 
 ATSS has its own file.
 """
@@ -17,7 +18,7 @@ from msil.detection.assign.base import BACKGROUND, IGNORED
 from msil.detection.heads.retinanet import RATIOS, SCALES
 from msil.detection.priors import PriorGenerator, Priors
 
-from .cases import MAP_SIZES, STRIDES, map_sizes_of, random_boxes, target
+from .cases import map_sizes_of, random_boxes, target
 
 CPU = torch.device("cpu")
 FINE = (8, 16, 32)
@@ -130,40 +131,6 @@ def test_task_aligned_of_random_predictions() -> None:
                 torch.testing.assert_close(found.metric[image], metric, rtol=1e-5, atol=1e-6)
                 compared, positives = compared + 1, positives + int((match >= 0).sum())
     assert compared > 230 and positives > 400
-
-
-def reference_truth(golden) -> GroundTruth:
-    """Both images of case A, all priors of both valid."""
-    arrays = golden("inputs", "gt/A/")
-    targets = [target(arrays[f"{image}/boxes"], arrays[f"{image}/labels"]) for image in range(2)]
-    return ground_truth(targets, [(256, 320)] * 2, CPU)
-
-
-def test_max_iou_of_the_reference(golden) -> None:
-    priors = PriorGenerator(STRIDES, scales=SCALES, ratios=RATIOS)(MAP_SIZES, CPU)
-    found = MaxIoUAssigner()(priors, reference_truth(golden)).index
-    for image in range(2):
-        numbers = golden("primitives", f"assign/max_iou{image}/")["gt_inds"]  # 0 background, -1 ignored
-        assert {-1, 0, 1} <= set(numbers.tolist())
-        assert torch.equal(found[image], torch.where(numbers < 0, IGNORED, numbers - 1))
-
-
-def test_task_aligned_of_the_reference(golden) -> None:
-    case = [golden("primitives", f"assign/tal{image}/") for image in range(2)]
-    scores, boxes = (torch.stack([arrays[key] for arrays in case]) for key in ("in_scores", "in_boxes"))
-    found = TaskAlignedAssigner()(
-        PriorGenerator(STRIDES)(MAP_SIZES, CPU), reference_truth(golden), scores.logit(), boxes
-    )
-    assert found.metric is not None
-    for image, arrays in enumerate(case):
-        assert torch.equal(found.index[image], arrays["gt_inds"] - 1)
-        expected = torch.zeros_like(arrays["metrics"])  # theirs is normalised by the head
-        for number in arrays["gt_inds"].unique()[1:]:
-            own = arrays["gt_inds"] == number
-            t, iou = arrays["metrics"][own], arrays["max_overlaps"][own]
-            expected[own] = t / (t.max() + 1e-7) * iou.max()
-        assert expected.any()
-        torch.testing.assert_close(found.metric[image], expected, rtol=1e-5, atol=1e-7)
 
 
 def matched(boxes: list, priors: Priors, size: tuple[int, int]) -> list[int]:

@@ -8,21 +8,10 @@ import torch
 from msil.detection.structures import (
     aligned_giou,
     aligned_iou,
-    boxes_to_distances,
     clip_boxes,
-    distances_to_boxes,
     edges,
     pairwise_iou,
 )
-
-
-def test_distances_of_the_reference(golden) -> None:
-    case = golden("primitives", "distance/")
-    boxes = distances_to_boxes(case["points"], case["distance"])
-    torch.testing.assert_close(boxes, case["boxes"], rtol=0, atol=1e-4)
-    torch.testing.assert_close(boxes_to_distances(case["points"], boxes), case["back"], rtol=0, atol=1e-4)
-    clipped = clip_boxes(boxes[None], torch.tensor([[210.0, 275.0]]))[0]
-    torch.testing.assert_close(clipped, case["clipped"], rtol=0, atol=1e-4)
 
 
 def test_boxes_are_clipped_to_the_image_they_belong_to() -> None:

@@ -21,14 +21,6 @@ GENERATORS = {
 }
 
 
-@pytest.mark.parametrize(("name", "offset"), [("fcos", 0.5), ("vfnet", 0.0)])
-def test_points_of_the_reference(golden, name: str, offset: float) -> None:
-    points = torch.cat(list(golden("primitives", f"points/{name}/").values()))
-    priors = PriorGenerator(STRIDES, offset)(MAP_SIZES, CPU)
-    assert torch.equal(priors.centers, points)
-    assert torch.equal(priors.boxes, points.repeat(1, 2))  # boxes without size
-
-
 @pytest.mark.parametrize("name", GENERATORS)
 def test_anchors_of_the_reference(golden, name: str) -> None:
     generator, case = GENERATORS[name], golden("primitives", f"anchors/{name}/")

@@ -1,10 +1,10 @@
-"""Quality focal, distribution focal, L1 loss, TOOD's joint probability against MMDetection's numbers and by hand."""
+"""Quality focal, distribution focal, L1 loss, TOOD's joint probability by hand; against MMDetection's numbers in
+test_golden_heads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -23,38 +23,6 @@ from .cases import value_and_grad
 
 Loss = Callable[..., Tensor]
 WITH_QUALITY = [quality_focal_loss, varifocal_loss]
-
-
-def test_quality_focal_loss_of_the_reference(golden) -> None:
-    case, inputs = golden("primitives", "qfl/none/"), golden("primitives", "loss_in/")
-    loss = partial(quality_focal_loss, labels=inputs["labels"], quality=inputs["quality"])
-    value, grad = value_and_grad(loss, inputs["logits"])
-    torch.testing.assert_close(value, case["out"].sum(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(grad, case["grad/0"], rtol=1e-5, atol=1e-6)
-
-
-def test_losses_of_probabilities_of_the_reference(golden) -> None:
-    """TOOD's reference takes the losses of probabilities: here of the logits of sqrt(p * p) = p."""
-    inputs = golden("primitives", "loss_in/")
-    p, labels = inputs["logits"].sigmoid(), inputs["labels"]
-    focal = partial(sigmoid_focal_loss, labels=labels)
-    quality_focal = partial(quality_focal_loss, labels=labels, quality=inputs["quality"])
-    for name, loss in (("focal", focal), ("qfl", quality_focal)):
-        case = golden("primitives", f"{name}/activated_none/")
-        value, grad = value_and_grad(lambda x, loss=loss: loss(geometric_mean(x, x)), inputs["logits"])
-        torch.testing.assert_close(value, case["out"].sum(), rtol=1e-5, atol=0)
-        # their gradient is by the probability
-        torch.testing.assert_close(grad, case["grad/0"] * p * (1 - p), rtol=1e-5, atol=1e-5)
-
-
-def test_geometric_mean_of_the_reference(golden) -> None:
-    case, inputs = golden("primitives", "sigmoid_geometric_mean/"), golden("primitives", "loss_in/")
-    x, y = inputs["logits"].requires_grad_(), inputs["y"].requires_grad_()
-    out = geometric_mean(x, y).sigmoid()
-    torch.testing.assert_close(out, case["out"], rtol=1e-5, atol=1e-6)
-    out.sum().backward()
-    torch.testing.assert_close(x.grad, case["grad/0"], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(y.grad, case["grad/1"].sum(1, keepdim=True), rtol=1e-5, atol=1e-5)
 
 
 def test_geometric_mean_of_saturated_logits() -> None:
@@ -101,14 +69,6 @@ def test_ignored_priors_do_not_count(loss: Loss) -> None:
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(grad[counted], expected_grad, rtol=1e-6, atol=0)
     assert not grad[ignored].any()
-
-
-def test_distribution_focal_loss_of_the_reference(golden) -> None:
-    case, inputs = golden("primitives", "dfl/none/"), golden("primitives", "loss_in/")
-    logits, targets, weights = inputs["corners"].view(16, 68), inputs["distance"].view(16, 4), inputs["weight"][:16]
-    value, grad = value_and_grad(lambda x: distribution_focal_loss(x, targets, weights), logits)
-    torch.testing.assert_close(value, (case["out"].view(16, 4).sum(1) * weights).sum(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(grad, case["grad/0"].view(16, 68) * weights[:, None], rtol=1e-5, atol=1e-6)
 
 
 def test_distribution_focal_loss_by_hand() -> None:

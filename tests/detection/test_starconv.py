@@ -1,4 +1,5 @@
-"""The star convolution against MMDetection's numbers and torchvision's deformable convolution."""
+"""The star convolution against torchvision's deformable convolution; against MMDetection's numbers in
+test_golden_heads."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from msil.detection import starconv
-from msil.detection.starconv import StarConv, gathered_conv, star_offsets
+from msil.detection.starconv import StarConv, gathered_conv
 
 # (N, C, K, H, W)
 SIZES = [(1, 1, 1, 1, 1), (2, 3, 5, 1, 7), (2, 8, 8, 6, 7), (1, 6, 3, 13, 11)]
@@ -49,25 +50,6 @@ def assert_as_torchvision(inputs: Inputs, function=gathered_conv) -> None:
         # float32 sums of up to 9 C products, or of all cells: 1e-5 of the largest
         allowed = 1e-5 * max(float(expected.abs().max()), 1.0)
         assert (got - expected).abs().max() <= allowed, name
-
-
-def test_star_offsets_of_the_reference(golden) -> None:
-    case = golden("primitives", "star/")
-    distances = case["distance"].requires_grad_()
-    offsets = star_offsets(distances, 8)
-    torch.testing.assert_close(offsets, case["offset/out"], rtol=1e-5, atol=1e-5)
-    (grad,) = torch.autograd.grad(offsets.sum(), distances)
-    torch.testing.assert_close(grad, case["offset/grad/0"], rtol=1e-5, atol=1e-7)
-
-
-def test_deformable_convolution_of_the_reference(golden) -> None:
-    case = golden("primitives", "dconv/")
-    leaves = [case[name].requires_grad_() for name in ("x", "offset", "weight")]
-    out = gathered_conv(*leaves)
-    torch.testing.assert_close(out, case["result/out"], rtol=1e-5, atol=1e-5)
-    for index, grad in enumerate(torch.autograd.grad(out.sum(), leaves)):
-        expected = case[f"result/grad/{index}"]
-        torch.testing.assert_close(grad, expected, rtol=0, atol=1e-5 * max(float(expected.abs().max()), 1.0))
 
 
 @pytest.mark.parametrize("reach", [0.0, 3.0, 40.0])
