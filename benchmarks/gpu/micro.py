@@ -13,7 +13,7 @@ from torchvision.ops import deform_conv2d
 
 from benchmarks.gpu.common import Setup, built, check, milliseconds, off, scene
 from benchmarks.scenes import map_sizes
-from msil.detection.preprocess import common_size
+from msil.detection.preprocess import common_size, image_sizes
 from msil.detection.starconv import star_offsets
 
 Found = tuple[bool, dict[str, Any]]
@@ -143,7 +143,7 @@ def batches(setup: Setup) -> Found:
     mean, std = detector.image_mean.view(3, 1, 1), detector.image_std.view(3, 1, 1)
 
     def in_place() -> Tensor:
-        size = common_size([(image.shape[-2], image.shape[-1]) for image in images], 32)
+        size = common_size(image_sizes(images))
         batch = torch.zeros((len(images), 3, *size), device=setup.device).to(memory_format=torch.channels_last)
         for slot, image in zip(batch, images, strict=True):
             part = slot[:, : image.shape[-2], : image.shape[-1]]

@@ -44,7 +44,7 @@ def test_resize_of_a_decoders_layout_is_the_same_and_stays_in_it(size: tuple[int
 def test_normalised_padded_batch_is_the_references(golden) -> None:
     case = golden("preprocess")
     rgb = case["img_bgr"].flip(0)
-    assert torch.equal(batch_images([normalize(rgb)], 32), case["pytorch"])
+    assert torch.equal(batch_images([normalize(rgb)]), case["pytorch"])
 
 
 def test_normalise_by_hand() -> None:
@@ -63,7 +63,7 @@ def test_float_images_are_in_0_to_1() -> None:
 
 def test_batch_is_padded_right_and_below_to_the_largest() -> None:
     tall, wide = torch.ones(3, 33, 20), torch.full((3, 10, 64), 2.0)
-    batch = batch_images([tall, wide], divisor=32)
+    batch = batch_images([tall, wide])
     assert batch.shape == (2, 3, 64, 64)
     assert torch.equal(batch[0, :, :33, :20], tall)
     assert torch.equal(batch[1, :, :10, :64], wide)

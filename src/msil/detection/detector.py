@@ -30,7 +30,6 @@ from msil.detection.structures import Detections, Predictions, Target, target_li
 from msil.detection.weights import differences, load_state_dict_file
 from msil.errors import WeightsError
 
-STRIDE = 32  # of the backbone's deepest map: images are padded to a multiple of it
 MOST_GRAPHS = 64  # of each compiled part; small images of mixed sizes took 25 in all
 Limits = tuple[int, int] | None  # short side and limit of the long side, pixels; None: as it is
 Images = Tensor | Sequence[Tensor]
@@ -116,7 +115,7 @@ class Detector(nn.Module):
         """N images (3, H, W) -> (N, 3, H, W) float32, normalised and padded with zeros, H and W multiples of 32."""
         if self.channel_order == "bgr":
             images = [image.flip(0) for image in images]
-        batch = batch_images([normalize(image, self.image_mean, self.image_std) for image in images], STRIDE)
+        batch = batch_images([normalize(image, self.image_mean, self.image_std) for image in images])
         return batch.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
     def lay_out(self, *, channels_last: bool) -> None:
@@ -200,7 +199,7 @@ class Detector(nn.Module):
         resized = [_resized(image, limits) for image in images]
         groups: dict[tuple[int, int], list[int]] = {}
         for place, size in enumerate(image_sizes(resized)):
-            groups.setdefault(common_size([size], STRIDE), []).append(place)
+            groups.setdefault(common_size([size]), []).append(place)
         results: dict[int, Detections] = {}
         for places in groups.values():
             group = [resized[place].flip(-1) if flip else resized[place] for place in places]

@@ -10,6 +10,7 @@ from torchvision.transforms.v2.functional import resize_image
 
 from msil.detection.structures import kind_of
 
+STRIDE = 32  # of the backbone's deepest map: images are padded to a multiple of it
 # Of ImageNet, RGB, in 0..255 units: what torchvision's ResNet weights expect.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -61,30 +62,29 @@ def normalize(
     return (pixels - mean) / std
 
 
-def batch_images(images: Sequence[Tensor], divisor: int = 32) -> Tensor:
-    """Normalised images (3, H_i, W_i) -> one batch (N, 3, H, W), padded with zeros at the right and the bottom.
+def batch_images(images: Sequence[Tensor]) -> Tensor:
+    """Normalised images (3, H_i, W_i) -> one batch (N, 3, H, W) of `common_size`, zeros at the right and the bottom.
 
-    H and W are the batch's largest, rounded up to multiples of `divisor`.
     Zeros after normalisation are the mean colour, which is what MMDetection pads with.
 
     Raises ValueError for an empty list.
     """
     if not images:
         raise ValueError("a batch needs at least one image.")
-    height, width = common_size([(image.shape[-2], image.shape[-1]) for image in images], divisor)
+    height, width = common_size(image_sizes(images))
     batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
     for slot, image in zip(batch, images, strict=True):
         slot[:, : image.shape[-2], : image.shape[-1]] = image
     return batch
 
 
-def common_size(sizes: Sequence[tuple[int, int]], divisor: int = 32) -> tuple[int, int]:
-    """(height, width) of a batch of images of those sizes (height, width): the largest, rounded up to `divisor`."""
-    height, width = (-(-max(sides) // divisor) * divisor for sides in zip(*sizes, strict=True))
+def common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """(height, width) of a batch of images of those sizes (height, width): the largest, rounded up to STRIDE."""
+    height, width = (-(-max(sides) // STRIDE) * STRIDE for sides in zip(*sizes, strict=True))
     return height, width
 
 
-def image_sizes(images: list[Tensor]) -> list[tuple[int, int]]:
+def image_sizes(images: Sequence[Tensor]) -> list[tuple[int, int]]:
     """(height, width) of each image (3, H, W)."""
     return [(image.shape[-2], image.shape[-1]) for image in images]
 

@@ -10,6 +10,8 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from msil.detection.preprocess import STRIDE
+
 MapSizes = tuple[tuple[int, int], ...]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -73,8 +75,8 @@ class Priors(NamedTuple):
 
 def covered(image_sizes: Tensor) -> Tensor:
     """image_sizes (B, 2) int64, height and width in pixels before the batch's padding -> width and height (B, 2),
-    rounded up to 32: an image of its own would be padded to that."""
-    return torch.ceil(image_sizes.flip(1) / 32) * 32
+    rounded up to STRIDE: an image of its own would be padded to that."""
+    return torch.ceil(image_sizes.flip(1) / STRIDE) * STRIDE
 
 
 @dataclass(frozen=True)
