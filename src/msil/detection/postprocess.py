@@ -189,4 +189,4 @@ def merged(views: Sequence[Detections], *, nms_thresh: float, detections_per_img
     scores = torch.cat([view.scores for view in views])
     labels = torch.cat([view.labels for view in views])
     best = batched_nms(boxes, scores, labels, nms_thresh)[:detections_per_img]
-    return Detections(boxes[best], scores[best], labels[best])
+    return _chosen(boxes, scores, labels, best)

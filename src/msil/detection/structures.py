@@ -6,7 +6,7 @@ Boxes are x1 y1 x2 y2 in pixels, width x2 - x1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -28,13 +28,8 @@ class Target:
     image_id: int = -1
     size: tuple[int, int] = (0, 0)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
-        return Target(
-            self.boxes.to(device, non_blocking=non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
-            self.image_id,
-            self.size,
-        )
+    def to(self, device: torch.device | str) -> Target:
+        return replace(self, boxes=self.boxes.to(device), labels=self.labels.to(device))
 
 
 class Level(NamedTuple):

@@ -83,10 +83,7 @@ class TimmBackbone(PartlyFrozen):
         self.keep_in_eval([*fixed_norms, *filter(_is_frozen, self.net.modules())])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images (N, 3, H, W), H and W multiples of 32 -> [C3, C4, C5].
-
-        (N, out_channels[i], H / s, W / s) for s = 8, 16, 32.
-        """
+        """As ResNet.forward."""
         maps = self.net(images)
         return [level.permute(0, 3, 1, 2) for level in maps] if self.nhwc else list(maps)
 
@@ -167,17 +164,14 @@ def _watch(net: nn.Module) -> list[tuple[str, nn.Module, Any]]:
     BatchNorm and the node that its input is of."""
     calls: list[tuple[str, nn.Module, Any]] = []
 
-    def after(key: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        calls.append((key, module, output.grad_fn))
-
-    def before(key: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        calls.append((key, module, inputs[0].grad_fn))
+    def note(key: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor | None = None) -> None:
+        calls.append((key, module, (inputs[0] if output is None else output).grad_fn))
 
     for key, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(partial(after, key))
+            module.register_forward_hook(partial(note, key))
         elif isinstance(module, nn.BatchNorm2d):
-            module.register_forward_pre_hook(partial(before, key))
+            module.register_forward_pre_hook(partial(note, key))
     return calls
 
 
