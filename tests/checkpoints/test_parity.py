@@ -12,6 +12,7 @@ import pytest
 import torch
 from benchmarks import mmdetection
 from benchmarks.compare import NotRun
+from tests.detection.reference import PLAIN
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.detection import RetinaNet, fcos_resnet50_fpn
@@ -30,10 +31,6 @@ from msil.detection.fpn import FPN
 from msil.detection.weights import from_mmdet
 
 from .theirs import head_shapes, shapes
-
-PLAIN = {
-    "conv_bias": False, "center_sampling": False, "centerness_on_reg": False, "norm_on_bbox": False, "loss_bbox": "iou",
-}  # fmt: skip
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

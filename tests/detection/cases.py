@@ -1,4 +1,4 @@
-"""What the tests of this folder share: targets, the two forms of FCOS, VFNet, and the reference's heads and inputs."""
+"""What the tests of this folder share: targets, boxes, pyramids, a small detector, and the reference's inputs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from msil.detection import Detector, FCOSHead, ResNetOptions, Target, build_detector
+from msil.detection import Detector, ResNetOptions, Target, build_detector
 from msil.detection.heads import HEADS
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -18,18 +18,6 @@ RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1
 # Of the reference's batch, padded to 256 x 320.
 MAP_SIZES = ((32, 40), (16, 20), (8, 10), (4, 5), (2, 3))
 IMAGE_SIZES = [(256, 320), (210, 275)]
-
-# The reference file of each published form, and our switches for it.
-FORMS: dict[str, dict[str, Any]] = {
-    "head_fcos": {
-        "conv_bias": False,
-        "center_sampling": False,
-        "centerness_on_reg": False,
-        "norm_on_bbox": False,
-        "loss_bbox": "iou",
-    },
-    "head_fcos_tricks": {},
-}
 
 
 def map_sizes_of(height: int, width: int, strides: tuple[int, ...] = STRIDES) -> tuple[tuple[int, int], ...]:
@@ -83,11 +71,6 @@ def random_boxes(
             rows.append([x1, y1, x1 + y2 - y1, y1 + x2 - x1])
     rng.shuffle(rows)
     return torch.tensor(rows[:count], dtype=torch.float32).reshape(-1, 4)
-
-
-def small_head(msil: nn.Module | dict[str, Any] | None = None, **settings: Any) -> FCOSHead:
-    torch.manual_seed(0)
-    return FCOSHead(5, 32, num_convs=1, norm_groups=8, msil=msil, **settings)
 
 
 def small_detector(

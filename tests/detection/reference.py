@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from msil.detection import ATSSHead, DenseHead, FCOSHead, GFLHead, RetinaNetHead, TOODHead, VFNetHead
 from msil.detection.weights import from_mmdet
 
-from .cases import FORMS as FCOS_FORMS
 from .cases import reference_pyramid
 
+# Of the original FCOS.
+PLAIN = {
+    "conv_bias": False, "center_sampling": False, "centerness_on_reg": False, "norm_on_bbox": False, "loss_bbox": "iou",
+}  # fmt: skip
 HEADS: dict[str, tuple[type[DenseHead], dict[str, Any]]] = {
-    **{name: (FCOSHead, options) for name, options in FCOS_FORMS.items()},
+    "head_fcos": (FCOSHead, PLAIN),
+    "head_fcos_tricks": (FCOSHead, {}),
     "head_vfnet_s3": (VFNetHead, {}),
     "head_atss": (ATSSHead, {}),
     "head_gfl": (GFLHead, {}),
