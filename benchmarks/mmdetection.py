@@ -28,6 +28,7 @@ ONE_ANCHOR = {
     "strides": [8, 16, 32, 64, 128],
 }  # fmt: skip
 FOCAL_LOSS = {"type": "FocalLoss", "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 1.0}
+DELTAS = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [0.1, 0.1, 0.2, 0.2]}
 GIOU_LOSS = {"type": "GIoULoss", "loss_weight": 2.0}
 
 
@@ -66,26 +67,22 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def vfnet_head(classes: int) -> Any:
-    """An mmdet VFNetHead with the settings of its published configurations. Raises NotRun without MMDetection."""
     return _built("VFNetHead", classes, use_atss=True, use_vfl=True)
 
 
 def fcos_head(classes: int) -> Any:
-    """An mmdet FCOSHead in its improved form, as ours is by default. Raises NotRun without MMDetection."""
+    """In its improved form, as ours is by default."""
     tricks = {"center_sampling": True, "centerness_on_reg": True, "norm_on_bbox": True}
     return _built("FCOSHead", classes, loss_bbox={"type": "GIoULoss", "loss_weight": 1.0}, **tricks)
 
 
 def atss_head(classes: int) -> Any:
-    """An mmdet ATSSHead with the settings of its published configurations. Raises NotRun without MMDetection."""
-    coder = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [0.1, 0.1, 0.2, 0.2]}
     return _built(
-        "ATSSHead", classes, bbox_coder=coder, anchor_generator=ONE_ANCHOR, loss_cls=FOCAL_LOSS, loss_bbox=GIOU_LOSS
+        "ATSSHead", classes, bbox_coder=DELTAS, anchor_generator=ONE_ANCHOR, loss_cls=FOCAL_LOSS, loss_bbox=GIOU_LOSS
     )
 
 
 def gfl_head(classes: int) -> Any:
-    """An mmdet GFLHead with the settings of its published configurations. Raises NotRun without MMDetection."""
     focal = {"type": "QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 1.0}
     distribution = {"type": "DistributionFocalLoss", "loss_weight": 0.25}
     return _built(
@@ -94,29 +91,26 @@ def gfl_head(classes: int) -> Any:
 
 
 def retinanet_head(classes: int) -> Any:
-    """An mmdet RetinaHead with the settings of its published configurations. Raises NotRun without MMDetection."""
     assigner = {
         "type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "min_pos_iou": 0, "ignore_iof_thr": -1,
     }  # fmt: skip
     return _built(
         "RetinaHead", classes, {"assigner": assigner, "sampler": {"type": "PseudoSampler"}},
         anchor_generator={**ONE_ANCHOR, "octave_base_scale": 4, "scales_per_octave": 3, "ratios": [0.5, 1.0, 2.0]},
-        bbox_coder={"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [1.0] * 4},
+        bbox_coder={**DELTAS, "target_stds": [1.0] * 4},
         loss_cls=FOCAL_LOSS, loss_bbox={"type": "L1Loss", "loss_weight": 1.0},
     )  # fmt: skip
 
 
 def tood_head(classes: int, epoch: int) -> Any:
-    """An mmdet TOODHead with the settings of its published configurations, in that epoch, counted from 0: all heads
-    share it. Raises NotRun without MMDetection."""
+    """In that epoch, counted from 0, which all heads share."""
     focal = {"type": "QualityFocalLoss", "use_sigmoid": True, "activated": True, "beta": 2.0, "loss_weight": 1.0}
     assigners = {
         "initial_epoch": 4, "initial_assigner": ATSS, "assigner": {"type": "TaskAlignedAssigner", "topk": 13},
         "alpha": 1, "beta": 6,
     }  # fmt: skip
-    coder = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [0.1, 0.1, 0.2, 0.2]}
     head = _built(
-        "TOODHead", classes, assigners, bbox_coder=coder, anchor_generator=ONE_ANCHOR, loss_cls=focal,
+        "TOODHead", classes, assigners, bbox_coder=DELTAS, anchor_generator=ONE_ANCHOR, loss_cls=focal,
         loss_bbox=GIOU_LOSS,
     )  # fmt: skip
     from mmengine.logging import MessageHub  # pyright: ignore[reportMissingImports]
@@ -126,7 +120,8 @@ def tood_head(classes: int, epoch: int) -> Any:
 
 
 def _built(name: str, classes: int, assigners: dict[str, Any] | None = None, **settings: Any) -> Any:
-    """assigners: of train_cfg; None: ATSS."""
+    """A head with the settings of its published configurations. assigners: of train_cfg; None: ATSS. Raises NotRun
+    without MMDetection."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     try:
