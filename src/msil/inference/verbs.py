@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -144,38 +142,17 @@ def _export(options: argparse.Namespace) -> int:
     detector, description = load_dense_detector(options.checkpoint)
     short = description.min_size
     size = options.size or (short, min(short * 4 // 3, description.max_size))
-    with _clock() as say:
-        lines = export_onnx(
-            detector,
-            options.onnx,
-            classes=description.classes,
-            image_size=size,
-            dynamic=not options.static,
-            batch=options.batch,
-            progress=say,
-        )
+    lines = export_onnx(
+        detector,
+        options.onnx,
+        classes=description.classes,
+        image_size=size,
+        dynamic=not options.static,
+        batch=options.batch,
+        progress=partial(print, flush=True),
+    )
     print("\n".join(lines))
     return 0
-
-
-@contextmanager
-def _clock() -> Iterator[Callable[[str], None]]:
-    """Yields what prints a line; below the last one, on a terminal, the time goes on."""
-    from tqdm import tqdm
-
-    def tick() -> None:
-        while not over.wait(1):
-            clock.refresh()
-
-    over = Event()
-    with tqdm(bar_format="{elapsed}", leave=False, disable=None) as clock:
-        ticking = Thread(target=tick, daemon=True)
-        ticking.start()
-        try:
-            yield lambda line: (clock.clear(), print(line, flush=True))[1]
-        finally:
-            over.set()
-            ticking.join()
 
 
 def _heatmap(options: argparse.Namespace) -> int:
