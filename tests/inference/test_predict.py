@@ -16,8 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from msil import build_detector
-from msil.detection import Detections, Detector, FCOSHead
+from msil.detection import Detections, Detector
 from msil.errors import ConfigError, DataError
 from msil.inference.predict import predict_files
 
@@ -301,23 +300,3 @@ def test_mistakes(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="from 0 to 1"):
             predict(source, tmp_path / "out", threshold=wrong)
     assert names(tmp_path) == ["in"] and names(tmp_path / "in") == ["a.png", "b.jpg"]
-
-
-def test_a_detector_finds_in_a_folder_what_it_finds_in_each_image(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    options = FCOSHead.Options(norm_groups=8)
-    detector = build_detector(options, "resnet10", num_classes=2, channels=32, min_size=64, max_size=96)
-    detector.score_thresh = 0.0
-    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
-    sizes = {"a.png": (90, 60), "b.png": (32, 90), "c.png": (1, 1)}
-    (tmp_path / "in").mkdir()
-    for name, (height, width) in sizes.items():
-        Image.fromarray(noise[:height, :width]).save(tmp_path / "in" / name)
-    together = predict(tmp_path / "in", tmp_path / "all", detector=detector, threshold=0.0)["images"]
-    for image, (height, width) in zip(together, sizes.values(), strict=True):
-        found = detector.predict([torch.from_numpy(noise[:height, :width].copy()).permute(2, 0, 1)])[0]
-        assert [entry["label"] for entry in image["detections"]] == [CLASSES[label] for label in found.labels]
-        assert [entry["score"] for entry in image["detections"]] == pytest.approx(found.scores.tolist(), abs=5.1e-5)
-        boxes = [value for entry in image["detections"] for value in entry["box"]]
-        assert boxes == pytest.approx(found.boxes.flatten().tolist(), abs=5.1e-3)
-    assert len(together[0]["detections"]) > 10
