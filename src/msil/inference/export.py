@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msil.detection import Detector
-from msil.detection.preprocess import normalize
+from msil.detection.preprocess import STRIDE, normalize
 from msil.errors import install
 from msil.inference.export_check import ExportError, compare_with_pytorch
 from msil.runs import check_own, replacing
 
-STRIDE = 32  # of the deepest feature map of the backbone: images are padded to a multiple of it
 SMALLEST, LARGEST = STRIDE, 16384  # pixels a side
 OPSET = 20  # of ONNX; DeformConv, which VFNet needs, came with 19
 # All five feature maps have sides above 1 and no two sides are alike, so that none is taken for a constant.
@@ -175,11 +174,11 @@ def write_graph(
         advice = "export for one image size (--static)" if image_size is None else "try another version of torch"
         raise ExportError(f"torch {torch.__version__} cannot export this detector ({reason}): {advice}.") from error
     assert program is not None
-    _describe(program.model, metadata)
+    _describe(program.model, metadata, batch is not None)
     program.save(str(path))
 
 
-def _describe(model: Any, metadata: Mapping[str, str]) -> None:
+def _describe(model: Any, metadata: Mapping[str, str], batched: bool) -> None:
     """Say what the file is for, in place of how it was made (lines of Python on the machine that made it)."""
     from onnxscript import ir
 
@@ -187,18 +186,16 @@ def _describe(model: Any, metadata: Mapping[str, str]) -> None:
     for part in (model, model.graph, *model.graph.all_nodes()):
         part.metadata_props.clear()
     model.metadata_props.update(metadata)
+    taken, found = "image (3, height, width)", "detections"
+    if batched:
+        taken, found = "images (N, 3, height, width)", "of image i, counts[i] detections"
+    else:  # of a batch all shapes are known
+        for output in model.graph.outputs:
+            output.shape = ir.Shape(["detections", *output.shape[1:]])
     model.doc_string = (
-        "image (3, height, width) uint8 RGB, already resized -> detections by descending score: boxes x1 y1 x2 y2 in "
-        "its pixels, scores, labels (positions in the list `classes` of the metadata)."
+        f"{taken} uint8 RGB, already resized -> {found} by descending score: boxes x1 y1 x2 y2 in its pixels, scores, "
+        "labels (positions in the list `classes` of the metadata)."
     )
-    if len(model.graph.outputs) == 4:  # a batch, whose shapes are all known
-        model.doc_string = (
-            "images (N, 3, height, width) uint8 RGB, already resized -> of image i, counts[i] detections by descending "
-            "score: boxes x1 y1 x2 y2 in its pixels, scores, labels (positions in the list `classes` of the metadata)."
-        )
-        return
-    for output in model.graph.outputs:
-        output.shape = ir.Shape(["detections", *output.shape[1:]])
 
 
 def _batched_nms_to_onnx(boxes: Any, scores: Any, labels: Any, nms_thresh: float) -> Any:
