@@ -37,59 +37,15 @@ def setting(
     return field(default=default, metadata=limits)
 
 
-class Apply(StrEnum):
-    """The branches that get the gated feature of eq. 6."""
-
-    none = "none"
-    cls = "cls"
-    reg = "reg"
-    both = "both"
-
-
-class ChannelOrder(StrEnum):
-    rgb = "rgb"
-    bgr = "bgr"
-
-
-class Mode(StrEnum):
-    train = "train"
-    test = "test"
-
-
-class DataName(StrEnum):
-    shapes = "shapes"
-    coco = "coco"
-    voc = "voc"
-    yolo = "yolo"
-    auto = "auto"
-
-
-class Augment(StrEnum):
-    none = "none"
-    flip = "flip"
-    standard = "standard"
-    strong = "strong"
-
-
-class OptimizerName(StrEnum):
-    sgd = "sgd"
-    adamw = "adamw"
-
-
-class Decay(StrEnum):
-    step = "step"
-    cosine = "cosine"
-
-
-class Resume(StrEnum):
-    auto = "auto"
-    never = "never"
-
-
-class LoggerName(StrEnum):
-    csv = "csv"
-    wandb = "wandb"
-    tensorboard = "tensorboard"
+Apply = StrEnum("Apply", ["none", "cls", "reg", "both"])  # the branches that get the gated feature of eq. 6
+ChannelOrder = StrEnum("ChannelOrder", ["rgb", "bgr"])
+Mode = StrEnum("Mode", ["train", "test"])
+DataName = StrEnum("DataName", ["shapes", "coco", "voc", "yolo", "auto"])
+Augment = StrEnum("Augment", ["none", "flip", "standard", "strong"])
+OptimizerName = StrEnum("OptimizerName", ["sgd", "adamw"])
+Decay = StrEnum("Decay", ["step", "cosine"])
+Resume = StrEnum("Resume", ["auto", "never"])
+LoggerName = StrEnum("LoggerName", ["csv", "wandb", "tensorboard"])
 
 
 @dataclass
@@ -308,17 +264,7 @@ def _without_nulls(values: Any) -> Any:
 
 def plain(section: Any) -> dict[str, Any]:
     """A section of the settings as a nested dict of str, int, float, bool, None and lists (enums by their value)."""
-    return {field.name: _plain(getattr(section, field.name)) for field in dataclasses.fields(section)}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return plain(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.value if isinstance(value, Enum) else value
+    return json.loads(json.dumps(dataclasses.asdict(section)))
 
 
 def from_plain(kind: type[Section], values: Mapping[str, Any]) -> Section:

@@ -126,7 +126,7 @@ def _wandb_logger(config: Config, values: Mapping[str, Any], run_dir: Path, resu
             resume="allow",  # not "must": of a run that was logged offline the server may know nothing yet
             name=config.run_name,
             group=config.logger.group,
-            job_type=config.mode.value,
+            job_type=str(config.mode),
             tags=list(config.logger.tags),
             dir=str(run_dir),
             config=dict(values),
