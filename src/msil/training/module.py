@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from msil.detection.losses import mean_across_ranks
 from msil.detection.torchvision_detector import AnyDetector
 from msil.metrics.detections import DetectionMetric
 from msil.metrics.record import EvaluationRecord
-from msil.training.optim import cosine_decay_at, parameter_groups, step_decay_at, warmup_factor_at
+from msil.training.optim import parameter_groups
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -129,15 +130,14 @@ class DetectionModule(L.LightningModule):
 
     def lr_factor(self, step: int) -> float:
         """What the base lr is multiplied by at optimizer step `step` (from 0)."""
-        schedule = self.schedule
-        factor = self.of_recipe("warmup_factor")
-        warmup = warmup_factor_at(step, warmup_steps=self.warmup_steps, warmup_factor=factor)
+        schedule, first, last = self.schedule, self.of_recipe("warmup_factor"), self.warmup_steps - 1
+        warmup = first + (1 - first) * step / last if step < last else 1.0
         match schedule.decay:
             case Decay.step:
-                epoch = step // self.steps_per_epoch
-                return warmup * step_decay_at(epoch, milestones=schedule.milestones, gamma=schedule.gamma)
+                reached = sum(step // self.steps_per_epoch >= epoch for epoch in schedule.milestones)
+                return warmup * schedule.gamma**reached
             case Decay.cosine:
-                return warmup * cosine_decay_at(step, total_steps=self.total_steps)
+                return warmup * (0.5 * (1 + math.cos(math.pi * min(step / self.total_steps, 1))))
 
     def of_recipe(self, name: str) -> float:
         """A setting of the schedule that, if null, is that of the head's published recipe."""

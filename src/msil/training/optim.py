@@ -1,8 +1,7 @@
-"""Parameter groups and learning-rate curves of the recipes (section 4 of the paper, MMDetection's configs)."""
+"""Parameter groups of the recipes (section 4 of the paper, MMDetection's configs)."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
@@ -43,20 +42,3 @@ def parameter_groups(
             )
             groups.setdefault(key, []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
-
-
-def warmup_factor_at(step: int, *, warmup_steps: int, warmup_factor: float) -> float:
-    """Linear from warmup_factor at step 0 to 1 at step warmup_steps - 1, then 1."""
-    if step >= warmup_steps - 1:
-        return 1.0
-    return warmup_factor + (1 - warmup_factor) * step / (warmup_steps - 1)
-
-
-def step_decay_at(epoch: int, *, milestones: list[int], gamma: float) -> float:
-    """gamma to the number of milestones that `epoch` (from 0) has reached."""
-    return gamma ** sum(epoch >= milestone for milestone in milestones)
-
-
-def cosine_decay_at(step: int, *, total_steps: int) -> float:
-    """Half a cosine from 1 at step 0 to 0 at total_steps."""
-    return 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1)))
