@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import warnings
 from pathlib import Path
 
 from msil import __version__
-from msil.errors import UserError, install, print_anything
+from msil.errors import UserError, exit_code_of, install, plain_output
 from msil.inference.verbs import add_verbs, names
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, or 1 where some images could not be read, or 2 for what the user can mend."""
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    print_anything()
+    plain_output()
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        try:
-            if words[:1] == ["train"]:
-                return _train(words[1:])
-            options = _parser().parse_args(words)
-            return options.run(options)
-        finally:
-            sys.stdout.flush()  # here, or a closed pipe would be told as Python exits
-    except BrokenPipeError:  # as by `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return exit_code_of(lambda: _run(words), stopped="stopped")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("msil"):
             raise
         print(f"error: {error.name} is not installed: run {install('train')}.", file=sys.stderr)
         return 2
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] == ["train"]:  # whose words are Hydra's
+        return _train(words[1:])
+    options = _parser().parse_args(words)
+    return options.run(options)
 
 
 def _parser() -> argparse.ArgumentParser:

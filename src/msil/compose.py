@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,6 @@ def to_config(node: DictConfig) -> Config:
     values = copy.deepcopy(node)
     with read_write(values), open_dict(values):
         values.pop("hydra", None)
-    return _as_config(values)
-
-
-def _as_config(values: DictConfig) -> Config:
     config = OmegaConf.to_object(values)
     assert isinstance(config, Config)
     if config.model.weights is not None:
@@ -86,26 +82,23 @@ def _placed(path: Any, root: str) -> Any:
     return below if below and not os.path.exists(path) and os.path.exists(below) else path
 
 
-def register(settle: Callable[[Config], Config] = lambda config: config) -> None:
-    """Make `schema` known to Hydra, `${run_name:}` and `${backbones:}` to OmegaConf. Safe to call twice.
-
-    settle: what the name of a run with model.weights is made of; see msil.checkpoints.settle.
-    """
-
-    def run_name(*, _root_: DictConfig) -> str:
-        """Resolves every setting of the root but run_name itself, and Hydra's own, then names them."""
-        given = {key: _root_[key] for key in Config.__dataclass_fields__ if key != "run_name"}
-        values = {
-            key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-            for key, node in given.items()
-        }
-        merged = OmegaConf.merge(OmegaConf.structured(Config), {**values, "run_name": ""})
-        assert isinstance(merged, DictConfig)
-        return default_run_name(plain(settle(_as_config(merged))))
-
+def register() -> None:
+    """Make `schema` known to Hydra, `${run_name:}` and `${backbones:}` to OmegaConf. Safe to call twice."""
     ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
     OmegaConf.register_new_resolver("backbones", _resolve_backbones, replace=True)
+
+
+def _resolve_run_name(*, _root_: DictConfig) -> str:
+    values = copy.deepcopy(_root_)
+    with read_write(values):
+        values.run_name = ""  # whose value is asked for
+    config = to_config(values)
+    if config.model.weights is not None:
+        from msil.checkpoints.settle import settled  # late: torch takes seconds
+
+        config = settled(config)
+    return default_run_name(plain(config))
 
 
 def _resolve_backbones(schedule: str, *names: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -68,9 +70,33 @@ def install(extra: str) -> str:
     return f'pip install -e ".[{extra}]" -c constraints.txt'
 
 
-def print_anything() -> None:
-    """A sign that the terminal's encoding does not have is printed as -, and ends no command."""
+def plain_output() -> None:
+    """A warning is one line without the line of code; a sign that the terminal's encoding lacks is printed as -."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     codecs.register_error("msil.dash", lambda error: ("-" * (error.end - error.start), error.end))  # pyright: ignore
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="msil.dash")
+
+
+def exit_code_of(command: Callable[[], int], stopped: str) -> int:
+    """The exit code of a whole command: what it returns, or that of the error that ended it, which is printed.
+
+    stopped: what to print after Ctrl-C.
+    """
+    try:
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()  # here, or Python would complain of a closed pipe while it exits
+    except BrokenPipeError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UserError, RunError) as error:
+        # An error in a loader's worker arrives with that process's traceback in its text.
+        name = f"{type(error).__module__}.{type(error).__name__}: "
+        print("error:", str(error).strip().rpartition("\n")[2].removeprefix(name), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130

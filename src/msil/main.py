@@ -27,7 +27,7 @@ from msil.check import checked
 from msil.command_line import inherited, normalised
 from msil.compose import CONF, composed_by_hydra, config_folders, register
 from msil.config import Config
-from msil.errors import ConfigError, RunError, UserError, print_anything
+from msil.errors import ConfigError, RunError, UserError, exit_code_of, plain_output
 from msil.explain import explain, parse, refuse_unknown
 from msil.interruption import Interruption, Preempted
 from msil.launch.lifeline import end_with_parent
@@ -45,19 +45,14 @@ def main() -> None:
     """Runs the command of sys.argv; exits with the code of what went wrong (docs/reliability.md)."""
     end_with_parent()  # a sweep's job does not outlive the sweep, a run's process not the run
     prepare()
-    try:
+
+    def typed() -> int:
         sys.argv[1:] = normalised(sys.argv[1:])
         command(sys.argv[1:])
-    except (UserError, RunError) as error:
-        # An error in a loader's worker arrives with that process's traceback in its text.
-        name = f"{type(error).__module__}.{type(error).__name__}: "
-        print("error:", str(error).strip().rpartition("\n")[2].removeprefix(name), file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # as by `| head`; Python would complain once more while it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print("stopped; the same command continues after the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        return 0
+
+    if code := exit_code_of(typed, stopped="stopped; the same command continues after the last checkpoint"):
+        sys.exit(code)
 
 
 def prepare() -> None:
@@ -65,23 +60,12 @@ def prepare() -> None:
     # Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises; its errors are reworded below
-    # A user needs the sentence, not the line of our code that warned.
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    print_anything()
+    plain_output()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # shells often allow 1024, and workers need some each
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else soft, hard))
     # conf/hydra/launcher gives values to the settings of the plugin of the same name, on purpose.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
-    register(settled)
-
-
-def settled(config: Config) -> Config:
-    """`config` with the net of the file in model.weights."""
-    if config.model.weights is None:
-        return config
-    from msil.checkpoints.settle import settled as with_file  # late: it needs torch
-
-    return with_file(config)
+    register()
 
 
 def command(words: Sequence[str]) -> dict[str, Any] | None:

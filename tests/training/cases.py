@@ -35,7 +35,7 @@ TINY = (
 
 def tiny_config(runs_dir: Path | str, root: Path | str, *overrides: str) -> Config:
     """The real settings of conf/, made tiny. A choice of a group among `overrides` keeps its values' tiny ones."""
-    register(settled)
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="run"):
         return settled(to_config(compose("config", [*TINY, f"runs_dir={runs_dir}", f"data.root={root}", *overrides])))
 
