@@ -244,10 +244,8 @@ def _check_model(model: ModelConfig) -> None:
 
 
 def _check_torchvision(model: ModelConfig) -> None:
-    for name in ("test_scales", "test_flip", "topk_candidates"):
-        if getattr(model, name):
+    for name in ("test_scales", "test_flip", "topk_candidates", "msil.block"):
+        if attrgetter(name)(model):
             raise ConfigError(f"model.{name} has no effect with model=torchvision: leave it out.")
-    if model.msil.block is not None:
-        raise ConfigError("model.msil.block has no effect with model=torchvision: leave it out.")
     if model.detector_weights not in (None, "imagenet"):
         raise ConfigError(f"model.detector_weights={model.detector_weights} must be imagenet or null.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from msil import __version__
@@ -128,27 +129,23 @@ def _train(words: list[str]) -> int:
     return 0
 
 
+def _printed(lines: Iterable[str]) -> int:
+    for line in lines:
+        print(line, flush=True)
+    return 0
+
+
 def _import(options: argparse.Namespace) -> int:
     from msil.checkpoints.convert import import_checkpoint
 
-    lines = import_checkpoint(
-        options.checkpoint,
-        options.source,
-        options.out,
-        style=options.style,
-        head=options.head,
-        classes=options.classes,
-    )
-    print("\n".join(lines))
-    return 0
+    given = {name: getattr(options, name) for name in ("style", "head", "classes")}
+    return _printed(import_checkpoint(options.checkpoint, options.source, options.out, **given))
 
 
 def _get(options: argparse.Namespace) -> int:
     from msil.data.get import get_data
 
-    for line in get_data(options.set, options.root):
-        print(line, flush=True)
-    return 0
+    return _printed(get_data(options.set, options.root))
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -157,9 +154,7 @@ def _show(options: argparse.Namespace) -> int:
     splits_of(options.root)  # refuses a folder without a data set before what reads and draws one is imported
     from msil.reporting.figures.dataset_sheet import show_data
 
-    for line in show_data(options.root, options.out, options.split):
-        print(line, flush=True)
-    return 0
+    return _printed(show_data(options.root, options.out, options.split))
 
 
 def _runs(options: argparse.Namespace) -> int:

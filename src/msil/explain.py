@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 import shlex
 import types
 from collections.abc import Mapping, Sequence
@@ -80,11 +81,8 @@ def explain(error: Exception, overrides: Sequence[Override], folders: Sequence[P
     """
     if own := raised_inside(error):
         return own
-    groups = config_groups(folders)
-    leaves = settings() | _chosen_settings(folders)
-    for override in overrides:
-        if not override.is_hydra_override() and (reason := _wrong(override, groups, leaves)):
-            return ConfigError(reason)
+    if reason := _first_wrong(overrides, folders):
+        return ConfigError(reason)
     for override in overrides:
         key = override.key_or_group
         if key in str(error) and key.startswith(tuple(f"{section}." for section in OPEN_GROUPS)):
@@ -95,11 +93,15 @@ def explain(error: Exception, overrides: Sequence[Override], folders: Sequence[P
 
 def refuse_unknown(overrides: Sequence[Override], folders: Sequence[Path]) -> None:
     """Raises ConfigError for a setting that + adds, which Hydra would take and nothing would read."""
+    added = [one for one in overrides if one.type in (OverrideType.ADD, OverrideType.FORCE_ADD)]
+    if reason := _first_wrong(added, folders):
+        raise ConfigError(reason)
+
+
+def _first_wrong(overrides: Sequence[Override], folders: Sequence[Path]) -> str | None:
     groups, leaves = config_groups(folders), settings() | _chosen_settings(folders)
-    for override in overrides:
-        added = override.type in (OverrideType.ADD, OverrideType.FORCE_ADD) and not override.is_hydra_override()
-        if added and (reason := _wrong(override, groups, leaves)):
-            raise ConfigError(reason)
+    reasons = (_wrong(override, groups, leaves) for override in overrides if not override.is_hydra_override())
+    return next(filter(None, reasons), None)
 
 
 def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
@@ -119,24 +121,17 @@ def settings() -> dict[str, Any]:
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
-    """The name most like the typed one; a typed tail (`align`, `msil.align`) finds its full name, `train.epochs` the
-    one that ends alike."""
-    dotted = name.replace("/", ".")
-    end = dotted.rpartition(".")[2]
+    """The name most like the typed one; `align`, `msil.align` and `train.epochs` find those that end alike."""
+    ends = {other: re.split("[./]", other)[-1] for other in names}
+    end = re.split("[./]", name)[-1]
     if (other := ALSO_CALLED.get(end)) in names:
         return other
-    tails = [other for other in names if other.replace("/", ".").endswith("." + dotted)]
-    if tails:
-        return tails[0]
-    same = [other for other in names if other.replace("/", ".").rpartition(".")[2] == end]
-    if same:
-        return difflib.get_close_matches(name, same, n=1, cutoff=0.0)[0]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    alike = [other for other in names if ends[other] == end]
+    close = difflib.get_close_matches(name, alike, n=1, cutoff=0.0) or difflib.get_close_matches(name, names, n=1)
     if close:
         return close[0]
-    by_tail = {other.replace("/", ".").rpartition(".")[2]: other for other in reversed(names)}
-    close = difflib.get_close_matches(end, list(by_tail), n=1, cutoff=0.7)
-    return by_tail[close[0]] if close else None
+    near = difflib.get_close_matches(end, ends.values(), n=1, cutoff=0.7)
+    return next((other for other in names if ends[other] in near), None)
 
 
 def one_line(error: BaseException) -> str:

@@ -51,7 +51,11 @@ def locked(folder: Path) -> Iterator[None]:
             raise unusable(folder, error) from error
         print(f"warning: {folder} cannot be locked ({error}): start no second run in it", file=sys.stderr)
     try:
-        _write(path, f"pid {os.getpid()} on host {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %z')}")
+        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        try:
+            path.write_text(f"pid {os.getpid()} on host {socket.gethostname()} since {since}", encoding="utf-8")
+        except OSError as error:
+            raise unusable(folder, error) from error
         yield
     finally:
         lock.release()
@@ -79,10 +83,3 @@ def _owner(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace") or "a process that has just begun"
     except OSError:
         return "unknown"
-
-
-def _write(path: Path, owner: str) -> None:
-    try:
-        path.write_text(owner, encoding="utf-8")
-    except OSError as error:
-        raise unusable(path.parent, error) from error

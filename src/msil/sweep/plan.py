@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +14,11 @@ from msil.errors import ConfigError
 
 # What Lightning and torchrun set; a job that inherited it would join a process group that no longer exists.
 LEAKED = (
-    "LOCAL_RANK",
-    "NODE_RANK",
-    "RANK",
-    "GROUP_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "PL_GLOBAL_SEED",
-    "PL_SEED_WORKERS",
-)
-# A job is a plain single run: the sweep's own settings of Hydra are not passed on to it.
-SWEEP_ONLY = ("mode", "run", "sweep", "sweeper", "launcher")
+    "LOCAL_RANK", "NODE_RANK", "RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    "PL_GLOBAL_SEED", "PL_SEED_WORKERS",
+)  # fmt: skip
+# A job is a plain single run: these settings of Hydra are not passed on to it.
+SWEEP_ONLY = re.compile(r"[+~]*hydra[./](mode|run|sweep|sweeper|launcher)\b")
 
 
 @dataclass(frozen=True)
@@ -94,24 +87,14 @@ def varied(overrides: Sequence[Sequence[str]]) -> list[str]:
     return [key for key in keys if len({job.get(key) for job in parsed}) > 1]
 
 
-def passed_on(hydra_overrides: Sequence[str]) -> list[str]:
-    """The user's hydra.* overrides that apply to a single job too."""
-    sweep_only = tuple(f"hydra{mark}{name}" for name in SWEEP_ONLY for mark in "./")
-    keys = [line.lstrip("+~").partition("=")[0] for line in hydra_overrides]
-    return [
-        line
-        for line, key in zip(hydra_overrides, keys, strict=True)
-        if not any(key == name or key.startswith(name + ".") for name in sweep_only)
-    ]
-
-
 def _pairs(overrides: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in (line.partition("=") for line in overrides)}
 
 
 def job_arguments(job: Job, hydra_overrides: Sequence[str]) -> list[str]:
     """The words after `run.py` that run this job alone."""
-    return [*job.overrides, *passed_on(hydra_overrides), "hydra.mode=RUN"]
+    kept = [line for line in hydra_overrides if not SWEEP_ONLY.match(line)]
+    return [*job.overrides, *kept, "hydra.mode=RUN"]
 
 
 def job_environment(environment: Mapping[str, str], gpus: str | None, threads: int | None) -> dict[str, str]:
@@ -132,7 +115,6 @@ def gpu_shares(gpus: Sequence[str], n_jobs: int) -> list[str | None]:
     """
     if n_jobs == 1 or not gpus:
         return [None] * n_jobs
-    share = len(gpus) // n_jobs
-    if share == 0:
-        return [gpus[slot % len(gpus)] for slot in range(n_jobs)]
-    return [",".join(gpus[slot * share : (slot + 1) * share]) for slot in range(n_jobs)]
+    share = max(1, len(gpus) // n_jobs)
+    starts = [slot * share % len(gpus) for slot in range(n_jobs)]
+    return [",".join(gpus[start : start + share]) for start in starts]

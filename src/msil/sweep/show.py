@@ -36,9 +36,9 @@ def say(text: str) -> None:
 
 
 def dry_run(outcomes: Sequence[Outcome]) -> None:
-    jobs = [outcome.job for outcome in outcomes]
-    for job, outcome in zip(jobs, outcomes, strict=True):
-        say_of(job, jobs, f"{f'finished, {_ap(outcome)}' if outcome.done else 'to run'}  {job.run_dir}")
+    for outcome in outcomes:
+        state = f"finished, {_ap(outcome)}" if outcome.done else "to run"
+        _say_of(outcome.job, outcomes, f"{state}  {outcome.job.run_dir}")
 
 
 def say_change(outcome: Outcome, outcomes: Sequence[Outcome]) -> None:
@@ -52,14 +52,14 @@ def say_change(outcome: Outcome, outcomes: Sequence[Outcome]) -> None:
         "interrupted": f"stopped after {time}; the same command continues it",
         "failed": f"FAILED after {time}: {first}",
     }
-    say_of(job, [other.job for other in outcomes], text[outcome.state])
+    _say_of(job, outcomes, text[outcome.state])
     if outcome.state == "failed":
         say("\n".join([f"      log: {job.run_dir / CONSOLE}", *(f"      | {line}" for line in log)]))
 
 
-def say_of(job: Job, jobs: Sequence[Job], text: str) -> None:
-    width = max(len(other.label) for other in jobs)
-    say(f"[{job.number:{len(str(len(jobs)))}}/{len(jobs)}] {job.label:{width}}  {text}")
+def _say_of(job: Job, outcomes: Sequence[Outcome], text: str) -> None:
+    count, width = len(outcomes), max(len(other.job.label) for other in outcomes)
+    say(f"[{job.number:{len(str(count))}}/{count}] {job.label:{width}}  {text}")
 
 
 def report(sweep: Sweep, outcomes: Sequence[Outcome]) -> bool:

@@ -42,22 +42,21 @@ def run(config: Config, interruption: Interruption | None = None) -> dict[str, A
     try:
         # The ranks above 0 belong to the run that holds the folder.
         holding = locked(run_dir) if rank_zero_only.rank == 0 else contextlib.nullcontext()
-        with holding, _leaving_no_empty(run_dir), interruption.watching():
+        with holding, _tidied(run_dir), interruption.watching():
             finished = None if continues(config, run_dir) else finished_result(config)
             if finished is not None:
                 return {**finished, "skipped": True}
             _quiet()
-            with _ending_dashboards():
-                parts = build(config, run_dir, interruption, finite)
-                if parts.trainer.is_global_zero:
-                    claim(config, run_dir)
-                    warn(parts)
-                    print("\n".join(start_lines(parts)), flush=True)
-                with parts.data.naming_lost_workers():
-                    if config.mode is Mode.train:
-                        fit(parts)
-                    seconds = evaluate(parts)
-                return write(parts, seconds)
+            parts = build(config, run_dir, interruption, finite)
+            if parts.trainer.is_global_zero:
+                claim(config, run_dir)
+                warn(parts)
+                print("\n".join(start_lines(parts)), flush=True)
+            with parts.data.naming_lost_workers():
+                if config.mode is Mode.train:
+                    fit(parts)
+                seconds = evaluate(parts)
+            return write(parts, seconds)
     except (UserError, RunError):
         raise
     except Exception as error:
@@ -105,22 +104,14 @@ def evaluate(parts: Parts) -> float:
 
 
 @contextlib.contextmanager
-def _leaving_no_empty(run_dir: Path) -> Any:
-    """A run that fails before its first checkpoint or log leaves no folder."""
-    try:
-        yield
-    except BaseException:
-        if rank_zero_only.rank == 0:
-            remove_if_empty(run_dir)
-        raise
-
-
-@contextlib.contextmanager
-def _ending_dashboards() -> Any:
+def _tidied(run_dir: Path) -> Any:
+    """Ends W&B's run with the block; one that fails before its first checkpoint or log leaves no folder."""
     try:
         yield
     except BaseException:
         finish_dashboards(exit_code=1)
+        if rank_zero_only.rank == 0:
+            remove_if_empty(run_dir)
         raise
     finish_dashboards()
 

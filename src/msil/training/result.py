@@ -9,6 +9,7 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
     config, module, trainer, data = parts.config, parts.module, parts.trainer, parts.data
     training = data.train is not None
     detector = module.detector
-    flops_size = padded_size(config.data.min_size, config.data.max_size)
+    # (height, width) of the largest padded landscape image: 800, 1333 -> 800, 1344
+    flops_size = [math.ceil(side / 32) * 32 for side in (config.data.min_size, config.data.max_size)]
     result = {
         "run_name": config.run_name,
         "head_title": title(detector),
@@ -52,7 +54,7 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         "parameters": count_parameters(detector),
         "trainable_parameters": count_parameters(detector, trainable=True),
         "flops": count_flops(detector, flops_size),
-        "flops_image_size": list(flops_size),
+        "flops_image_size": flops_size,
         "images_per_second": parts.throughput.images_per_second if training else None,
         "train_seconds": parts.throughput.seconds,
         "total_seconds": parts.throughput.total_seconds,
@@ -118,12 +120,7 @@ def count_parameters(module: nn.Module, trainable: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
 
 
-def padded_size(min_size: int, max_size: int, divisor: int = 32) -> tuple[int, int]:
-    """(height, width) of the largest padded landscape image of a recipe: 800, 1333 -> (800, 1344)."""
-    return math.ceil(min_size / divisor) * divisor, math.ceil(max_size / divisor) * divisor
-
-
-def count_flops(detector: AnyDetector, image_size: tuple[int, int]) -> int:
+def count_flops(detector: AnyDetector, image_size: Sequence[int]) -> int:
     """Forward FLOPs of backbone, FPN and head for one image (height, width), 2 a multiply-add.
 
     Convolutions and matrix products are counted, as usual; nothing is computed (meta tensors).
