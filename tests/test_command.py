@@ -216,6 +216,9 @@ CALL = "{_target_: shutil.copyfile, src: %s, dst: %s}"
 HARMFUL = {
     "callbacks": "callbacks:\n    mine: {call}\n",
     "job_logging": "job_logging:\n    formatters:\n      mine: {factory}\n",
+    "from elsewhere": "hydra_logging:\n    formatters: ${data.classes}\ndata:\n  classes:\n    mine: {factory}\n",
+    "a stream": "job_logging:\n    handlers: {mine: {stream: '${data.title}'}}\ndata:\n  title: ext://shutil.copyfile\n",
+    "all made": "job_logging: \"${oc.create:${oc.decode:'{formatters:{mine:{}}}'}}\"\n",
     "launcher": "launcher:\n    _target_: shutil.copyfile\n",
     "sweeper": "sweeper:\n    _target_: hydra_plugins_evil.Sweeper\n",
     "made by resolvers": "callbacks: \"${oc.create:${oc.decode:'{mine:{_target_:shutil.copyfile}}'}}\"\n",
@@ -235,7 +238,7 @@ def harmful(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", HARMFUL)
 def test_settings_that_would_run_code_are_refused_in_a_sweep(tmp_path: Path, name: str) -> None:
     harmful(tmp_path, name)
-    assert refusal("--config-dir", str(tmp_path), "-m", "experiment=mine", "seed=0,1")
+    assert "would run code" in refusal("--config-dir", str(tmp_path), "-m", "experiment=mine", "seed=0,1")
 
 
 @pytest.mark.parametrize("arguments", [["schedule.epochs=0"], ["-m", "seed=0,1"]], ids=["run", "sweep"])
