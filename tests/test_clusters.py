@@ -18,11 +18,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tests.launch.faults import until
 
+from msil.check import SLURM as SLURM_LAUNCHER
+from msil.check import check_launcher
 from msil.compose import register
 from msil.data.shapes import write_shapes
 from msil.errors import ConfigError
 from msil.runs import read_result
-from msil.sweep.slurm import TARGET, check_launcher
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -58,7 +59,7 @@ def test_slurm_gets_a_task_for_each_device_and_node() -> None:
         composed = compose("config", words, return_hydra_config=True)
     settings = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
     assert isinstance(settings, dict)
-    assert (settings["_target_"], settings["tasks_per_node"], settings["nodes"]) == (TARGET, 4, 2)
+    assert (settings["_target_"], settings["tasks_per_node"], settings["nodes"]) == (SLURM_LAUNCHER, 4, 2)
     for devices in (4, "auto"):
         check_launcher(settings, devices)
     with pytest.raises(ConfigError, match=r"trainer\.devices=2 .* set hydra\.launcher\.gpus_per_node=2"):
@@ -68,7 +69,7 @@ def test_slurm_gets_a_task_for_each_device_and_node() -> None:
 def test_a_launcher_that_is_not_installed_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match=r"hydra/launcher=submitit_slurm is not installed: pip install"):
-        check_launcher({"_target_": TARGET}, 1)
+        check_launcher({"_target_": SLURM_LAUNCHER}, 1)
 
 
 # Real jobs

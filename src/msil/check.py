@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any
@@ -30,6 +30,7 @@ from msil.errors import ConfigError, install
 from msil.explain import one_line, raised_inside
 
 ONLY_SHAPES = ("num_train", "num_val", "image_size", "seed")
+SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 
 
 def checked(composed: DictConfig, typed: Sequence[str] = ()) -> Config:
@@ -249,3 +250,18 @@ def _check_torchvision(model: ModelConfig) -> None:
             raise ConfigError(f"model.{name} has no effect with model=torchvision: leave it out.")
     if model.detector_weights not in (None, "imagenet"):
         raise ConfigError(f"model.detector_weights={model.detector_weights} must be imagenet or null.")
+
+
+def check_launcher(launcher: Mapping[str, Any], devices: int | str) -> None:
+    """Raises ConfigError for SLURM's launcher (docs/clusters.md) where it is not installed or would start another
+    number of processes. launcher: the resolved hydra.launcher; devices: trainer.devices."""
+    if launcher["_target_"] != SLURM:
+        return
+    if importlib.util.find_spec("submitit") is None:
+        raise ConfigError(f"hydra/launcher=submitit_slurm is not installed: {install('slurm')}")
+    tasks = launcher["tasks_per_node"]
+    if isinstance(devices, int) and devices > 0 and devices != tasks:
+        raise ConfigError(
+            f"trainer.devices={devices} needs as many tasks on each node, and hydra.launcher.tasks_per_node is"
+            f" {tasks}: set hydra.launcher.gpus_per_node={devices}, which tasks_per_node follows."
+        )

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from msil.check import checked
+from msil.check import check_launcher, checked
 from msil.command_line import inherited, normalised
 from msil.compose import CONF, composed_by_hydra, config_folders, register
 from msil.config import Config
@@ -34,7 +34,6 @@ from msil.launch.lifeline import end_with_parent
 from msil.launch.processes import count_devices, program, run_ranks, started_from_outside
 from msil.lock import locked
 from msil.runs import earlier_result, is_finished, read_result, remove_if_empty
-from msil.sweep.slurm import check_launcher
 from msil.untrusted import refuse_code
 
 # Hydra's own folders, which runs do not use.

@@ -107,10 +107,8 @@ def check_processes(trainer: L.Trainer) -> None:
     """
     if TorchElasticEnvironment.detect():
         starter, processes = "torchrun", int(os.environ["WORLD_SIZE"])
-    elif SLURMEnvironment.detect():
+    elif SLURMEnvironment.detect() and os.environ["SLURM_NTASKS"] != "1":
         starter, processes = "srun", int(os.environ["SLURM_NTASKS"])
-        if processes == 1:
-            return
     else:
         return
     if processes != trainer.world_size:
