@@ -55,6 +55,14 @@ def golden() -> Golden:
     return Golden()
 
 
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 images of 64 pixels to train on and 8 to evaluate. Read only."""
+    from msil.data.shapes import write_shapes  # late: most of the tests need none
+
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", num_train=16, num_val=8, image_size=64, seed=0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Its trainings are forked, which PyTorch refuses once torch.compile or the ONNX exporter has started autograd's
     # threads: first, in each of pytest-xdist's workers too (--no-loadscope-reorder).

@@ -21,7 +21,6 @@ from tests.launch.faults import until
 from msil.check import SLURM as SLURM_LAUNCHER
 from msil.check import check_launcher
 from msil.compose import register
-from msil.data.shapes import write_shapes
 from msil.errors import ConfigError
 from msil.runs import read_result
 
@@ -73,11 +72,6 @@ def test_a_launcher_that_is_not_installed_is_a_sentence(monkeypatch: pytest.Monk
 
 
 # Real jobs
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", num_train=16, num_val=8, image_size=64, seed=0)
 
 
 def begun(program: Sequence[str], folder: Path, root: Path, *words: str, **variables: str) -> subprocess.Popen[str]:

@@ -21,6 +21,7 @@ from msil.metrics.detections import DetectionMetric
 from msil.runs import read_result
 from msil.training.module import DetectionModule
 
+Finished = tuple[Config, Path, dict[str, Any]]  # of the fixture `finished`
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 # 16 images of 64 px and 8 to evaluate, two epochs of four steps, a checkpoint at each, on a net of few channels. It

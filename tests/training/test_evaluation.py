@@ -21,7 +21,6 @@ from msil.command_line import inherited
 from msil.config import Config
 from msil.data.readers.coco import CocoDataset
 from msil.detection.folding import FoldedConv2d
-from msil.errors import DataError
 from msil.explain import parse
 from msil.inference import predict
 from msil.interruption import Interruption
@@ -32,7 +31,7 @@ from msil.training.build import build
 from msil.training.experiment import run
 from msil.training.faults import FiniteSteps
 
-from .cases import tiny_config
+from .cases import Finished, tiny_config
 
 
 def evaluated(config: Config) -> tuple[Path, dict[str, Any]]:
@@ -41,13 +40,11 @@ def evaluated(config: Config) -> tuple[Path, dict[str, Any]]:
     return Path(config.runs_dir) / config.run_name, result
 
 
-def checkpoint(finished: tuple[Config, Path, Any]) -> str:
+def checkpoint(finished: Finished) -> str:
     return f"model.weights={finished[1] / 'checkpoints' / 'last.ckpt'}"
 
 
-def test_a_run_s_checkpoint_gives_the_run_s_numbers(
-    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path
-) -> None:
+def test_a_run_s_checkpoint_gives_the_run_s_numbers(finished: Finished, tmp_path: Path, shapes: Path) -> None:
     folder, result = evaluated(tiny_config(tmp_path, shapes, "mode=test", checkpoint(finished)))
     assert result["metrics"] == pytest.approx(finished[2]["metrics"], nan_ok=True, abs=1e-9)
     assert (result["split"], result["val_images"], result["epochs"], result["steps"]) == ("val", 8, 0, 0)
@@ -92,7 +89,7 @@ def test_final_weights_are_folded_once_and_lie_channels_last(
 
 
 def test_nothing_is_gathered_once_the_trainer_has_taken_it_to_the_cpu(
-    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Finished, tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NCCL refuses tensors of the CPU."""
     refused: list[bool] = []
@@ -113,7 +110,7 @@ def test_nothing_is_gathered_once_the_trainer_has_taken_it_to_the_cpu(
 
 
 def test_a_file_brings_the_size_of_images_its_classes_and_its_data(
-    finished: tuple[Config, Path, Any], monkeypatch: pytest.MonkeyPatch
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[Config] = []
     monkeypatch.setattr(msil.main, "run", found.append)
@@ -132,7 +129,7 @@ def test_a_file_brings_the_size_of_images_its_classes_and_its_data(
 
 
 def test_a_fraction_and_a_title_are_of_the_run_s_own_images(
-    finished: tuple[Config, Path, Any], monkeypatch: pytest.MonkeyPatch
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bits of its pictures are of the detector."""
     own = {"name": "coco", "root": "own", "val_fraction": 0.2, "title": "mine", "bits": 12}
@@ -145,9 +142,7 @@ def test_a_fraction_and_a_title_are_of_the_run_s_own_images(
     assert sorted(words) == ["data.bits=12", "data.max_size=64", "data.min_size=64"]
 
 
-def test_the_split_can_be_named_and_classes_left_out(
-    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path
-) -> None:
+def test_the_split_can_be_named_and_classes_left_out(finished: Finished, tmp_path: Path, shapes: Path) -> None:
     settings = ("mode=test", checkpoint(finished), "data.split=train", "data.classes=[cross,circle]")
     folder, result = evaluated(tiny_config(tmp_path, shapes, *settings))
     assert (result["split"], result["val_images"], result["classes"]) == ("train", 16, ["cross", "circle"])
@@ -180,9 +175,7 @@ def test_dev(shapes: Path, tmp_path: Path) -> Path:
     return root
 
 
-def test_images_without_annotations_end_in_an_upload_file(
-    finished: tuple[Config, Path, Any], tmp_path: Path, test_dev: Path
-) -> None:
+def test_images_without_annotations_end_in_an_upload_file(finished: Finished, tmp_path: Path, test_dev: Path) -> None:
     settings = ("data=coco", "data.min_size=64", "data.max_size=64", "data.workers=0", "data.num_train=null")
     settings += ("data.num_val=null", "data.image_size=null", "mode=test", "data.split=test-dev2017")
     folder, result = evaluated(tiny_config(tmp_path, test_dev, *settings, checkpoint(finished)))
@@ -199,15 +192,8 @@ def test_images_without_annotations_end_in_an_upload_file(
     assert f"to upload: {stem}.zip" in line
 
 
-def test_what_cannot_be_tested_is_one_sentence(
-    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path
-) -> None:
-    with pytest.raises(DataError, match="image_info_nowhere"):
-        run(tiny_config(tmp_path, shapes, "mode=test", checkpoint(finished), "data.split=nowhere"))
-
-
 def test_a_finished_baseline_goes_on_with_msil(
-    finished: tuple[Config, Path, Any], tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+    finished: Finished, tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = tiny_config(tmp_path, shapes, "model.msil.apply=none", "schedule.max_steps=1")
     run(plain)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import pytest
@@ -16,7 +15,7 @@ from torch import nn
 
 from msil import MSIL
 from msil.checkpoints.assemble import detector_from_config
-from msil.config import Config, config_hash, plain
+from msil.config import config_hash, plain
 from msil.detection import Detector, FCOSHead
 from msil.errors import ConfigError, DataError
 from msil.metrics.matching import match_coco
@@ -25,10 +24,7 @@ from msil.metrics.record import read_record
 from msil.runs import REQUIRED_KEYS, is_finished, read_result
 from msil.training.experiment import run
 
-from .cases import assert_same_run, folder, last, load, rows, tiny_config
-
-Finished = tuple[Config, Path, dict[str, Any]]
-
+from .cases import Finished, assert_same_run, folder, last, load, rows, tiny_config
 
 # What a run leaves
 

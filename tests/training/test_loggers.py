@@ -126,6 +126,7 @@ def test_wandb_without_a_login_or_a_server_is_offline(
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[0]
     assert said.startswith(f"W&B: {reason}") and "so this run is logged offline; later: wandb sync " in said
+    assert "wandb:" not in done.stdout + done.stderr  # not a word of its own
     assert not (home / ".netrc").exists()
     # The printed command sends this run, and sends it once: `latest-run` is a link to it.
     (run_dir,) = (tmp_path / "runs").glob("*/wandb/offline-run-*")

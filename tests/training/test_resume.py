@@ -23,10 +23,9 @@ from msil.runs import DiskFull
 from msil.training.checkpoint import AtomicCheckpointIO, resume_point
 from msil.training.experiment import run
 
-from .cases import assert_same_run, before_reading, folder, last, load, rows, tiny_config
+from .cases import Finished, assert_same_run, before_reading, folder, last, load, rows, tiny_config
 from .killing import kill_at_random, started, was_killed
 
-Finished = tuple[Config, Path, dict[str, Any]]
 RARELY = "trainer.save_every=100"
 
 

@@ -17,7 +17,7 @@ from msil.training.build import build
 from msil.training.faults import FiniteSteps
 from msil.training.start import crowded, start_lines, warn
 
-from .cases import module_of, tiny_config
+from .cases import tiny_config
 
 
 def test_four_lines_and_what_may_not_be_meant(tmp_path: Path, shapes: Path) -> None:
@@ -57,11 +57,6 @@ def test_crowded_images_by_class(tmp_path: Path) -> None:
     write_coco(tmp_path, content)
     data = CocoDataset(tmp_path, "train")
     assert (crowded(data, 1), crowded(data, 2)) == ((1, 2), (0, 2))
-
-
-def test_the_warm_up_of_a_long_training_is_as_set() -> None:
-    long = module_of(tiny_config("runs", "data", "schedule.warmup_steps=500"), steps_per_epoch=1000)
-    assert long.warmup_steps == 500  # of 2000
 
 
 def test_a_layout_that_was_found_and_images_in_both_splits_are_said(tmp_path: Path) -> None:
