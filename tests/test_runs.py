@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from tests.reporting.cases import result
 
-from msil.errors import ConfigError, quoted
-from msil.explain import parse
+from msil.errors import ConfigError
 from msil.runs import (
     REQUIRED_KEYS,
     data_title,
@@ -22,12 +21,6 @@ from msil.runs import (
     write_bytes,
     write_json,
 )
-
-
-def write(folder: Path, content: Any) -> Path:
-    text = content if isinstance(content, bytes) else json.dumps(content).encode()
-    (folder / "result.json").write_bytes(text)
-    return folder
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -51,27 +44,15 @@ def test_a_run_is_named_by_its_folder_or_its_name(tmp_path: Path, monkeypatch: p
         read_results(".")
 
 
-def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
+def test_numbers_keep_every_digit_and_those_that_json_lacks_become_null(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
-    write_json(
-        tmp_path / "a.json", {"AP": nan, "deep": [1.5, (inf, -inf), {"x": nan}], "text": "NaN", "n": 3, "b": True}
-    )
-    text = (tmp_path / "a.json").read_text()
+    written = {"AP": nan, "deep": [0.1 + 0.2, (inf, -inf), {"x": nan}], "text": "NaN 猫", "n": 3, "b": True}
+    write_json(tmp_path / "a.json", written)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=pytest.fail) == {
-        "AP": None, "deep": [1.5, [None, None], {"x": None}], "text": "NaN", "n": 3, "b": True,
+        "AP": None, "deep": [0.1 + 0.2, [None, None], {"x": None}], "text": "NaN 猫", "n": 3, "b": True,
     }  # fmt: skip
     assert text.endswith("}\n")
-
-
-def test_fractions_keep_every_digit(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"AP": 0.1 + 0.2})
-    assert json.loads((tmp_path / "a.json").read_text())["AP"] == 0.1 + 0.2
-
-
-def test_text_is_utf8(tmp_path: Path) -> None:
-    write_json(tmp_path / "result.json", result(classes=["žába", "猫"]))
-    found = read_result(tmp_path)
-    assert found is not None and found["classes"] == ["žába", "猫"]
 
 
 def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> None:
@@ -129,35 +110,21 @@ def test_nothing_there_is_not_finished(tmp_path: Path) -> None:
     assert read_result(tmp_path) is None
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_a_truncated_file_is_not_finished(tmp_path: Path, share: float) -> None:
-    text = json.dumps(result()).encode()
-    assert read_result(write(tmp_path, text[: int(share * len(text))])) is None
+WHOLE = json.dumps(result()).encode()
+UNFINISHED = {
+    **{f"cut at {share}": WHOLE[: int(share * len(WHOLE))] for share in (0.0, 0.3, 0.9, 0.999)},
+    **{str(content): content for content in (b"\xff\xfe", b"null", b"[]", b"3", b'"finished"', b"{}")},
+    **{f"status {status}": result(status=status) for status in ("running", "failed", None)},
+    **{f"no {key}": {name: value for name, value in result().items() if name != key} for key in REQUIRED_KEYS},
+    **{str(change): {**result(), **change} for change in ({"metrics": None}, {"metrics": [0.4]}, {"config": "hash"})},
+}
 
 
-@pytest.mark.parametrize(
-    "content", [b"\xff\xfe", b"null", b"[]", b"3", b'"finished"', b"{}", b'{"status": "finished"}']
-)
-def test_a_foreign_file_is_not_finished(tmp_path: Path, content: bytes) -> None:
-    assert read_result(write(tmp_path, content)) is None
+@pytest.mark.parametrize("content", UNFINISHED.values(), ids=UNFINISHED)
+def test_what_is_no_whole_result_is_not_finished(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "result.json").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    assert read_result(tmp_path) is None
     assert not is_finished(tmp_path, "1a2b3c4d")
-
-
-@pytest.mark.parametrize("status", ["running", "failed", None])
-def test_an_unfinished_run_is_not_finished(tmp_path: Path, status: str | None) -> None:
-    assert read_result(write(tmp_path, result(status=status))) is None
-
-
-@pytest.mark.parametrize("key", REQUIRED_KEYS)
-def test_every_required_key_is_required(tmp_path: Path, key: str) -> None:
-    less = result()
-    del less[key]
-    assert read_result(write(tmp_path, less)) is None
-
-
-@pytest.mark.parametrize("change", [{"metrics": None}, {"metrics": [0.4]}, {"config": "hash"}])
-def test_metrics_and_config_must_be_objects(tmp_path: Path, change: dict[str, Any]) -> None:
-    assert read_result(write(tmp_path, {**result(), **change})) is None
 
 
 def test_a_sets_own_name_stands_in_a_runs_name() -> None:
@@ -176,8 +143,3 @@ def test_a_sets_own_name_stands_in_a_runs_name() -> None:
         ({"name": "coco", "root": "/sets/pets", "annotations": "/sets/pets/a.json"}, "pets"),
     ):
         assert data_title(data) == title
-
-
-def test_values_are_quoted_as_hydra_reads_them() -> None:
-    for value in ({"traffic light": "a, b", "a:b": "c"}, ["x y", "it's"], {"train": "/a b/c.json"}, 0.2, "plain"):
-        assert parse(f"data.classes={quoted(value)}").value() == value

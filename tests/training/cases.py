@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from msil.checkpoints.settle import settled
 from msil.compose import register, to_config
 from msil.config import Config, plain
 from msil.data.module import KeyedImages
+from msil.interruption import Preempted
 from msil.metrics.detections import DetectionMetric
 from msil.runs import read_result
+from msil.training.experiment import run
 from msil.training.module import DetectionModule
 
 Finished = tuple[Config, Path, dict[str, Any]]  # of the fixture `finished`
@@ -84,6 +88,15 @@ def before_reading(monkeypatch: pytest.MonkeyPatch, count: int, act: Callable[[]
         return read(self, key)
 
     monkeypatch.setattr(KeyedImages, "__getitem__", reads)
+
+
+def stop(config: Config, images: int, number: signal.Signals = signal.SIGTERM, message: str = "") -> None:
+    """Run it until a signal stops it, sent just before so many training images are read."""
+    with pytest.MonkeyPatch.context() as patch:
+        before_reading(patch, images, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(Preempted, match=message) as caught:
+            run(config)
+    assert caught.value.exit_code == 75
 
 
 def assert_same_run(ours: Config, theirs: Config) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +14,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from msil.config import Config
-from msil.interruption import Preempted
 from msil.training import build
 from msil.training.callbacks import AveragedWeights
 from msil.training.experiment import run
 
-from .cases import assert_same, assert_same_run, before_reading, last, module_of, tiny_config
+from .cases import assert_same, assert_same_run, last, module_of, stop, tiny_config
 
 TRAINED = "current_model_state"  # in a checkpoint, where Lightning's WeightAveraging keeps it
 SETTINGS = ("schedule.ema=0.5", "model.backbone.norm=bn")
@@ -95,14 +92,11 @@ def test_the_average_is_that_of_the_steps(averaged: Averaged) -> None:
     torch.testing.assert_close(best["state_dict"], averages[best["global_step"]])
 
 
-def test_interrupted_and_resumed_is_undisturbed(tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_and_resumed_is_undisturbed(tmp_path: Path, shapes: Path) -> None:
     """Bit for bit: the average, the weights being trained, the optimizer's state and the numbers."""
     whole, config = (tiny_config(tmp_path / name, shapes, *SETTINGS) for name in ("whole", "stopped"))
     run(whole)
-    with monkeypatch.context() as patch:
-        before_reading(patch, 23, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Preempted):
-            run(config)
+    stop(config, 23)
     assert last(config)["global_step"] == 5
     run(config)
     assert_same_run(config, whole)

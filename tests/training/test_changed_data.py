@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 
 from msil.errors import ConfigError
-from msil.interruption import Preempted
 from msil.training.experiment import run
 
-from .cases import before_reading, tiny_config
+from .cases import stop, tiny_config
 
 
 def edit(root: Path, split: str, before: str, after: str) -> None:
@@ -48,13 +45,9 @@ def test_a_finished_run_of_other_data_is_not_the_result(tmp_path: Path, own: Pat
         ("images", "the images of train differ"),
     ],
 )
-def test_a_stopped_run_of_other_data_is_not_continued(
-    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch, change: str, message: str
-) -> None:
+def test_a_stopped_run_of_other_data_is_not_continued(tmp_path: Path, own: Path, change: str, message: str) -> None:
     config = tiny_config(tmp_path, own, "schedule.epochs=1")
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        before_reading(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))  # in the second step
-        run(config)
+    stop(config, 5)  # in the second step
     if change == "classes":
         for split in ("train", "val"):
             edit(own, split, '"circle"', '"disc"')

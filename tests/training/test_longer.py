@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import pytest
 import msil.main
 from msil.checkpoints.load import load_detector
 from msil.errors import ConfigError, DataError
-from msil.interruption import Interruption, Preempted
+from msil.interruption import Interruption
 from msil.reporting.groups import key
 from msil.runs import read_result
 from msil.training.build import build
@@ -22,7 +20,7 @@ from msil.training.experiment import run
 from msil.training.faults import FiniteSteps
 from msil.training.start import start_lines
 
-from .cases import assert_same_run, before_reading, folder, load, rows, tiny_config
+from .cases import assert_same_run, folder, load, rows, stop, tiny_config
 
 EVEN = ("schedule.decay=step", "schedule.milestones=[]", "run_name=mine")
 
@@ -68,14 +66,12 @@ def test_without_its_optimizer_s_state_a_finished_run_does_not_go_on(tmp_path: P
 
 
 def test_the_lr_is_that_of_the_longer_schedule_from_the_first_step_on(
-    tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a run that was stopped after 3 of its 8 steps, and is stopped again under the longer one."""
     short, long = (tiny_config(tmp_path, shapes, "run_name=mine", f"schedule.epochs={epochs}") for epochs in (2, 3))
-    for config, images in ((short, 13), (long, 9)):  # while a fourth step's first image is read, and two steps later
-        with monkeypatch.context() as patch, pytest.raises(Preempted):
-            before_reading(patch, images, lambda: os.kill(os.getpid(), signal.SIGTERM))
-            run(config)
+    stop(short, 13)  # while a fourth step's first image is read,
+    stop(long, 9)  # and two steps later
     result = run(long)
     assert result["steps"] == 12 and result["continued"] == [{"epochs": 2, "steps": 3}]
     planned = [*((step, 8) for step in range(3)), *((step, 12) for step in range(3, 12))]

@@ -23,7 +23,7 @@ from msil.runs import DiskFull
 from msil.training.checkpoint import AtomicCheckpointIO, resume_point
 from msil.training.experiment import run
 
-from .cases import Finished, assert_same_run, before_reading, folder, last, load, rows, tiny_config
+from .cases import Finished, assert_same_run, before_reading, folder, last, load, rows, stop, tiny_config
 from .killing import kill_at_random, started, was_killed
 
 RARELY = "trainer.save_every=100"
@@ -109,16 +109,12 @@ def test_a_run_killed_in_its_last_evaluation_is_only_evaluated(
 # While the third step's first batch of two is loaded, or its second.
 @pytest.mark.parametrize(("number", "images"), [(signal.SIGTERM, 9), (signal.SIGUSR1, 11)])
 def test_a_signal_stops_before_the_next_step_and_the_run_goes_on_there(
-    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, images: int
+    tmp_path: Path, shapes: Path, number: signal.Signals, images: int
 ) -> None:
     whole, config = (tiny_config(tmp_path / name, shapes, RARELY, "trainer.accumulate=2") for name in ("a", "b"))
     run(whole)
     done = 2 if images == 9 else 3  # a step is not left half way
-    with monkeypatch.context() as patch:
-        before_reading(patch, images, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(Preempted, match=f"by {number.name} before step {done + 1}; the same command") as caught:
-            run(config)
-    assert caught.value.exit_code == 75
+    stop(config, images, number, f"by {number.name} before step {done + 1}; the same command")
     assert last(config)["global_step"] == done
     assert signal.getsignal(number) is signal.SIG_DFL  # what was there before
     run(config)
@@ -235,10 +231,7 @@ def poison(path: Path) -> None:
 def stopped(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     """The folder of a run that a signal stopped before step 4. Read only."""
     config = tiny_config(tmp_path_factory.mktemp("stopped"), shapes)
-    with pytest.MonkeyPatch.context() as patch:
-        before_reading(patch, 13, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Preempted):
-            run(config)
+    stop(config, 13)
     return folder(config)
 
 
@@ -293,7 +286,7 @@ def test_resume_never_begins_again(stopped: Path, tmp_path: Path, shapes: Path) 
     assert before.splitlines()[1] not in (folder(config) / "metrics.csv").read_text()  # its speed at least is another
 
 
-def test_ctrl_c_while_saving_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_saving_is_ctrl_c(tmp_path: Path) -> None:
     """torch.save hides it behind an error of its own. Only last.ckpt has a previous.ckpt."""
     saver = AtomicCheckpointIO()
     for name in ("best.ckpt", "last.ckpt"):
