@@ -76,11 +76,8 @@ def command(words: Sequence[str]) -> dict[str, Any] | None:
     if flags.experimental_rerun:
         raise ConfigError("--experimental-rerun reads a pickle, which can run code: give the settings themselves.")
     typed = [parse(word) for word in flags.overrides]
-    for override in typed:
-        if override.key_or_group.startswith(NOT_OURS):
-            raise ConfigError(
-                f"{override.key_or_group} has no effect: a run's files are in runs_dir/run_name; set those."
-            )
+    if idle := [one.key_or_group for one in typed if one.key_or_group.startswith(NOT_OURS)]:
+        raise ConfigError(f"{idle[0]} has no effect: a run's files are in runs_dir/run_name; set those.")
     refuse_unknown(typed, config_folders(flags))
     taken = inherited(typed)
     overrides = [*map(parse, taken), *typed]

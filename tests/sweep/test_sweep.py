@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.launch.faults import alive, until
+from tests.launch.faults import alive, small_disk, until
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = str(ROOT / "tests" / "standin_run.py")
@@ -201,30 +201,17 @@ def test_a_folder_that_cannot_be_written_to_is_a_sentence(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own of 400 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def test_a_disk_that_a_job_fills_costs_the_table_alone(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 400 << 10) as disk:
+        done = finished(disk, "-m", "seed=0,11")
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "2 ok, 0 failed of 2.\n" in done.stdout  # the table itself is shown
+        (folder,) = (disk / "runs" / "sweeps").iterdir()
+        assert done.stderr.startswith(f"error: the table cannot be written to {folder.relative_to(disk)} (No space")
+        assert not list(disk.rglob("*.tmp"))
 
-
-def test_a_disk_that_a_job_fills_costs_the_table_alone(small_disk: Path) -> None:
-    done = finished(small_disk, "-m", "seed=0,11")
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "2 ok, 0 failed of 2.\n" in done.stdout  # the table itself is shown
-    (folder,) = (small_disk / "runs" / "sweeps").iterdir()
-    assert done.stderr.startswith(f"error: the table cannot be written to {folder.relative_to(small_disk)} (No space")
-    assert not list(small_disk.rglob("*.tmp"))
-
-    (small_disk / "filler").unlink()
-    again = finished(small_disk, "-m", "seed=0,11")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.count("finished before, AP 41.2") == 2
-    assert (folder / "table.md").exists()
+        (disk / "filler").unlink()
+        again = finished(disk, "-m", "seed=0,11")
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert again.stdout.count("finished before, AP 41.2") == 2
+        assert (folder / "table.md").exists()

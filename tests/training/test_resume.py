@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.launch.faults import small_disk
 
 from msil.config import Config, Resume
 from msil.detection import Detector
@@ -167,23 +168,14 @@ def test_a_disk_that_fills_up_while_saving_keeps_the_checkpoint_before(
     assert_same_run(config, finished[0])
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
 def test_a_small_file_system_is_named_with_what_is_free(finished: Finished, tmp_path: Path, shapes: Path) -> None:
     size = (finished[1] / "checkpoints" / "last.ckpt").stat().st_size
-    (tmp_path / "small").mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size * 3 // 2}", "none", str(tmp_path / "small")], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    try:
-        config = tiny_config(tmp_path / "small", shapes)
+    with small_disk(tmp_path / "small", size * 3 // 2) as disk:
+        config = tiny_config(disk, shapes)
         with pytest.raises(DiskFull, match=r"no room for .*: it needs about [\d.]+ MB, and [\d.]+ MB are free there"):
             run(config)
         assert [path.name for path in (folder(config) / "checkpoints").iterdir()] == ["last.ckpt"]
         assert last(config)["global_step"] == 1  # the second did not fit beside it
-    finally:
-        subprocess.run(["umount", str(tmp_path / "small")], check=True)
 
 
 @pytest.mark.parametrize("limit", [0, 200])
