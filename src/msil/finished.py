@@ -46,10 +46,8 @@ def continues(config: Config, run_dir: Path) -> bool:
     values, file = plain(config), run_dir / CONFIG
     if not file.exists() or is_empty(run_dir):
         return False
-    with file.open("rb") as head:
-        # In place of the YAML, which anybody may have edited.
-        if head.read(len(title(values))) == title(values).encode():
-            return False
+    if file.read_bytes().startswith(title(values).encode()):  # and not the YAML, which anybody may have edited
+        return False
     # resume=never could train over the longer run.
     if config.resume is Resume.auto and _result(config, run_dir, earlier_result(config.schedule.epochs)) is not None:
         return False
