@@ -94,8 +94,8 @@ def exit_code_of(command: Callable[[], int], stopped: str) -> int:
         return 0
     except (UserError, RunError) as error:
         # An error in a loader's worker arrives with that process's traceback in its text.
-        name = f"{type(error).__module__}.{type(error).__name__}: "
-        print("error:", str(error).strip().rpartition("\n")[2].removeprefix(name), file=sys.stderr)
+        said = str(error).rpartition(f"{type(error).__module__}.{type(error).__name__}: ")[2]
+        print("error:", " ".join(said.split("\n")).strip(), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
