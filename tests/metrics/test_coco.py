@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from msil.metrics.coco import CocoMetric, fast_stats, pycocotools_stats
+from msil.metrics.coco import CocoMetric, fast_stats, pycocotools_curves, summary
 from msil.metrics.matching import match_coco
 from msil.metrics.precision import scores
 from msil.metrics.record import EvaluationRecord
@@ -99,7 +99,7 @@ def test_no_detection_is_0_and_no_ground_truth_is_nan() -> None:
 
 
 def engines(record: EvaluationRecord) -> dict[str, float]:
-    expected = pycocotools_stats(record)
+    expected = summary(*pycocotools_curves(record))
     assert_same(fast_stats(record), expected)
     return expected
 

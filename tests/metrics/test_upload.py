@@ -9,7 +9,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from msil.metrics.coco import pycocotools_stats
+from msil.metrics.coco import pycocotools_curves, summary
 from msil.metrics.detections import DetectionMetric
 from msil.metrics.upload import upload_entries, write_upload
 
@@ -61,7 +61,7 @@ def test_pycocotools_reads_it_and_gives_the_ap_of_the_metric(tmp_path: Path) -> 
     # As COCO's server evaluates it: loadRes on the file. Corners move by up to 0.005 px, IoUs of boxes of 6 px and more
     # by some 0.002: few pass one of the ten thresholds. Of the first image's 130 detections 100 are kept.
     theirs = by_pycocotools(record, results=str(path)).stats.tolist()
-    assert theirs == pytest.approx(list(pycocotools_stats(record).values()), abs=4e-3)
+    assert theirs == pytest.approx(list(summary(*pycocotools_curves(record)).values()), abs=4e-3)
 
 
 def test_the_files(tmp_path: Path) -> None:

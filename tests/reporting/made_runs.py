@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from msil.metrics.coco import pycocotools_stats
+from msil.metrics.coco import pycocotools_curves, summary
 from msil.metrics.record import EvaluationRecord, write_record
 
 from .cases import Found, Truth, record, run
@@ -42,7 +42,7 @@ def write_run(runs: Path, data_root: Path, noise: float, seed: int, classes: tup
     one = evaluated(noise, seed + 100 * int(10 * noise), classes)
     result = run(seed, **switches)
     result["metrics"] = {
-        name: value for name, value in pycocotools_stats(one).items() if name in ("AP", "AP50", "AP75")
+        name: value for name, value in summary(*pycocotools_curves(one)).items() if name in ("AP", "AP50", "AP75")
     }
     result["config"]["data"]["root"] = str(data_root)
     result["classes"] = list(classes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +24,7 @@ SAMPLES = 1000
 FEW_IMAGES = 30
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A number and the ends of its 95 % interval."""
 
     estimate: float
@@ -34,30 +34,25 @@ class Interval:
 
 @dataclass(frozen=True)
 class Resampled:
-    """One run's metric: estimate, as it is; values: (B,) over resamples of the images. question: of its matches."""
+    """One run's metric: estimate, as it is; values: (B,) over resamples of the images."""
 
     estimate: float
     values: np.ndarray
-    question: str
 
 
-def resample(run: Matches, metric: str, *, samples: int = SAMPLES, seed: int = 0) -> Resampled:
-    """The same `seed` gives the same images for every run of as many."""
-    weights = image_weights(run.images, samples, _generators(seed)[0])
+def resample(run: Matches, metric: str, *, samples: int = SAMPLES) -> Resampled:
+    """The resampled images are the same for every run of as many."""
+    weights = image_weights(run.images, samples, _generators()[0])
     values = np.asarray(scores(run, weights, metrics=(metric,))[metric])
-    return Resampled(float(scores(run, metrics=(metric,))[metric]), values, run.question)
+    return Resampled(float(scores(run, metrics=(metric,))[metric]), values)
 
 
-def difference_of(ours: Sequence[Resampled], others: Sequence[Resampled], *, seed: int = 0) -> Interval:
-    """The mean over `ours` minus that over `others`, two rows with one run a seed, resampled with this very `seed`.
+def difference_of(ours: Sequence[Resampled], others: Sequence[Resampled]) -> Interval:
+    """The mean over `ours` minus that over `others`, two rows with one run a seed.
 
-    Raises ValueError for runs that were not evaluated on the same boxes of the same images.
+    All runs were evaluated on the same boxes of the same images (record.question), or nothing is paired.
     """
-    if not ours or not others:
-        raise ValueError("an interval needs at least one run of each row")
-    if len({run.question for run in (*ours, *others)}) > 1:
-        raise ValueError("the runs were not evaluated on the same boxes of the same images, so nothing is paired")
-    choices = _generators(seed)[1]
+    choices = _generators()[1]
     first, second = (row_means(np.stack([one.values for one in row]), choices) for row in (ours, others))
     estimates = [np.mean([one.estimate for one in row]) for row in (ours, others)]
     return interval(float(estimates[0] - estimates[1]), first - second)
@@ -79,9 +74,9 @@ def row_means(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return means + (drawn - means) * np.sqrt(seeds / (seeds - 1))
 
 
-def _generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
+def _generators() -> tuple[np.random.Generator, np.random.Generator]:
     """Of the images and of the seeds: apart, so that every pair of rows sees the same images."""
-    images, choices = np.random.default_rng(seed).spawn(2)
+    images, choices = np.random.default_rng(0).spawn(2)
     return images, choices
 
 

@@ -15,7 +15,7 @@ nothing found and that no error of Cls or Loc lies on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 from pycocotools import mask
@@ -28,12 +28,12 @@ from msil.metrics.record import EvaluationRecord, to_xywh
 KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 FOREGROUND = 0.5  # t_f
 BACKGROUND = 0.1  # t_b
+SCORE_THRESH = 0.3  # of a detection in the confusion and in the gallery
 _CLS, _LOC, _BOTH, _DUPE, _BKG = range(5)
 _HIT, _IGNORED = -1, -2
 
 
-@dataclass(frozen=True)
-class Breakdown:
+class Breakdown(NamedTuple):
     """By KINDS. counts: errors. costs: how much AP50 (a fraction) grows if that kind alone is mended; nan without
     objects."""
 
@@ -41,8 +41,7 @@ class Breakdown:
     costs: dict[str, float]
 
 
-@dataclass(frozen=True)
-class _Judged:
+class _Judged(NamedTuple):
     """D detections, ordered by image and there by descending score.
 
     images, labels: (D,) int64. scores: (D,) float32. kinds: (D,) int64, _HIT, _IGNORED or a position in KINDS.
@@ -54,6 +53,9 @@ class _Judged:
     scores: np.ndarray
     kinds: np.ndarray
     objects: np.ndarray
+
+    def kept(self, those: np.ndarray) -> _Judged:
+        return _Judged(*(part[those] for part in self))
 
 
 def breakdown(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Breakdown:
@@ -73,7 +75,7 @@ def breakdown(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Breakdown:
     now = _ap50(record, judged, objects)
     costs = {}
     for place, kind in enumerate(KINDS[:-1]):
-        mended = _turned(record, judged, place) if place in (_CLS, _LOC) else _kept(judged, judged.kinds != place)
+        mended = _turned(record, judged, place) if place in (_CLS, _LOC) else judged.kept(judged.kinds != place)
         costs[kind] = _ap50(record, mended, objects) - now
     costs["Miss"] = (_ap50(record, judged, objects & ~lost) if (objects & ~lost).any() else 1.0) - now
     return Breakdown(counts, costs)
@@ -89,34 +91,26 @@ def _judge(record: EvaluationRecord, max_dets: int) -> _Judged:
         same = labels[here][:, None] == record.truth_labels[there]
         ignored = record.truth_ignored[there]
         on_ignored = ((ious >= FOREGROUND) & same)[:, ignored].any(axis=1)
-        kinds[here], nearest = _judge_image(ious[:, ~ignored], same[:, ~ignored], on_ignored)
-        objects[here[nearest >= 0]] = there[~ignored][nearest[nearest >= 0]]
+        # The last column is no object.
+        counted = np.append(there[~ignored], -1)
+        own, other = (np.pad(np.where(of, ious, 0.0)[:, ~ignored], ((0, 0), (0, 1))) for of in (same, ~same))
+        taken = take_best(own, FOREGROUND)
+        best_own, best_other = own.max(axis=1), other.max(axis=1)
+        kinds[here] = np.select(
+            [
+                taken >= 0,
+                on_ignored,
+                (best_own >= BACKGROUND) & (best_own < FOREGROUND),
+                best_other >= FOREGROUND,
+                best_own >= FOREGROUND,
+                best_other > BACKGROUND,
+            ],
+            [_HIT, _IGNORED, _LOC, _CLS, _DUPE, _BOTH],
+            _BKG,
+        )
+        nearest = [taken, own.argmax(axis=1), other.argmax(axis=1)]
+        objects[here] = counted[np.select([kinds[here] == kind for kind in (_HIT, _LOC, _CLS)], nearest, -1)]
     return _Judged(record.found_images[found], labels, record.found_scores[found], kinds, objects)
-
-
-def _judge_image(ious: np.ndarray, same: np.ndarray, on_ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ious, same: (d, g), the IoU and whether the classes agree. Returns kinds and objects (columns), both (d,)."""
-    if not ious.shape[1]:
-        return np.where(on_ignored, _IGNORED, _BKG), np.full(len(ious), -1)
-    own, other = np.where(same, ious, 0.0), np.where(same, 0.0, ious)
-    taken = take_best(own, FOREGROUND)
-    best_own, best_other = own.max(axis=1), other.max(axis=1)
-    kinds = np.select(
-        [
-            taken >= 0,
-            on_ignored,
-            (best_own >= BACKGROUND) & (best_own < FOREGROUND),
-            best_other >= FOREGROUND,
-            best_own >= FOREGROUND,
-            best_other > BACKGROUND,
-        ],
-        [_HIT, _IGNORED, _LOC, _CLS, _DUPE, _BOTH],
-        _BKG,
-    )
-    objects = np.select(
-        [kinds == _HIT, kinds == _LOC, kinds == _CLS], [taken, own.argmax(axis=1), other.argmax(axis=1)], -1
-    )
-    return kinds, objects
 
 
 def _place_in_group(groups: np.ndarray) -> np.ndarray:
@@ -136,11 +130,7 @@ def _turned(record: EvaluationRecord, judged: _Judged, kind: int) -> _Judged:
     kinds, labels = judged.kinds.copy(), judged.labels.copy()
     kinds[winners] = _HIT
     labels[winners] = record.truth_labels[judged.objects[winners]]
-    return _kept(replace(judged, labels=labels, kinds=kinds), kept)
-
-
-def _kept(judged: _Judged, kept: np.ndarray) -> _Judged:
-    return _Judged(*(getattr(judged, field.name)[kept] for field in fields(judged)))
+    return judged._replace(labels=labels, kinds=kinds).kept(kept)
 
 
 def _ap50(record: EvaluationRecord, judged: _Judged, objects: np.ndarray) -> float:
@@ -158,34 +148,45 @@ def _ap50(record: EvaluationRecord, judged: _Judged, objects: np.ndarray) -> flo
                 np.bincount(owners, minlength=len(record.image_ids))[None],
             )
         )
-    matches = Matches("coco", ("all",), (FOREGROUND,), tuple(classes), len(record.image_ids), question="")
+    matches = Matches("coco", ("all",), (FOREGROUND,), tuple(classes), len(record.image_ids))
     return float(np.asarray(scores(matches, metrics=("AP50",))["AP50"]))
 
 
-def confusion(record: EvaluationRecord, score_thresh: float = 0.3, iou: float = 0.5) -> np.ndarray:
+def confusion(record: EvaluationRecord) -> np.ndarray:
     """Counts (K+1, K+1) int64. Row: class of the object, the last one background; column: class of the detection, the
     last one missed.
 
-    Detections of at least `score_thresh` take, by descending score and whatever their class, the free object of the
-    highest IoU, if that is at least `iou`. Ignored objects are left out, and so are detections that lie on nothing
-    else: IoU with a crowd is COCO's, the share of the detection that lies inside. The last cell is 0.
+    Detections are matched with objects whatever their class. Ignored objects are left out, and so are detections that
+    lie on nothing else. The last cell is 0.
     """
     classes = len(record.classes)
-    found = by_score(record, np.flatnonzero(record.found_scores >= score_thresh))
-    rows = np.full(len(found), classes)
-    kept = np.ones(len(found), dtype=bool)
+    found, objects, left_out = matched(record)
+    rows = np.append(record.truth_labels, classes)[objects]  # of -1: background
     missed = ~record.truth_ignored
-    for here, there, ious in overlaps(record, found):
-        ignored = record.truth_ignored[there]
-        taken = take_best(ious[:, ~ignored], iou)
-        objects = there[~ignored][taken[taken >= 0]]
-        missed[objects] = False
-        rows[here[taken >= 0]] = record.truth_labels[objects]
-        kept[here] = (taken >= 0) | ~(ious[:, ignored] >= iou).any(axis=1)
+    missed[objects[objects >= 0]] = False
     counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
-    np.add.at(counts, (rows[kept], record.found_labels[found[kept]]), 1)
+    np.add.at(counts, (rows[~left_out], record.found_labels[found[~left_out]]), 1)
     counts[:classes, classes] = np.bincount(record.truth_labels[missed], minlength=classes)
     return counts
+
+
+def matched(record: EvaluationRecord, *, by_class: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The detections of at least SCORE_THRESH, (D,) positions as from `by_score`; the object that each takes, (D,)
+    int64, or -1; and whether it takes none but lies on an ignored one, (D,) bool.
+
+    They take, by descending score, the free object of the highest IoU, if that is at least 0.5; by_class: of their own
+    class alone. IoU with an ignored object is COCO's, the share of the detection that lies inside.
+    """
+    found = by_score(record, np.flatnonzero(record.found_scores >= SCORE_THRESH))  # NaN compares false
+    objects, left_out = np.full(len(found), -1), np.zeros(len(found), dtype=bool)
+    for here, there, ious in overlaps(record, found):
+        if by_class:
+            ious = np.where(record.found_labels[found[here], None] == record.truth_labels[there], ious, 0.0)
+        ignored = record.truth_ignored[there]
+        taken = take_best(ious[:, ~ignored], FOREGROUND)
+        objects[here[taken >= 0]] = there[~ignored][taken[taken >= 0]]
+        left_out[here] = (taken < 0) & (ious[:, ignored] >= FOREGROUND).any(axis=1)
+    return found, objects, left_out
 
 
 def by_score(record: EvaluationRecord, found: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,29 +34,17 @@ class CocoMetric(DetectionMetric):
 
     def compute(self) -> dict[str, float]:
         """AP, AP50, AP75, APs, APm, APl over all processes, in [0, 1]; nan where no ground truth box is counted."""
-        stats = summary(*self._curves(fast_curves), self.max_dets)
+        stats = fast_stats(self.collected(), self.max_dets)
         return {name: stats[name] for name in APS}
 
     def compute_final(self) -> dict[str, float]:
         """All 12 numbers, of pycocotools' matching, in [0, 1]; nan where no ground truth box is counted."""
         with self.sync_context():
-            precision, recall = self._curves(pycocotools_curves)
+            precision, recall = pycocotools_curves(self.collected(), self.max_dets)
         places = np.argsort(np.argsort(list(self.truth.category_ids)))  # pycocotools' classes are by ascending id
         values = [_mean(precision[:, :, place, 0, -1]) for place in places]
         self.per_class = named(self.truth.classes, values)
         return summary(precision, recall, self.max_dets)
-
-    def _curves(self, engine: Callable[[EvaluationRecord, int], Curves]) -> Curves:
-        record = self.collected()
-        if not len(record.image_ids):
-            count = len(record.classes)
-            return np.full((10, 101, count, 4, 3), -1.0), np.full((10, count, 4, 3), -1.0)
-        return engine(record, self.max_dets)
-
-
-def pycocotools_stats(record: EvaluationRecord, max_dets: int = MAX_DETS) -> dict[str, float]:
-    """The 12 numbers of pycocotools; nan where no ground truth box is counted."""
-    return summary(*pycocotools_curves(record, max_dets), max_dets)
 
 
 def pycocotools_curves(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Curves:
@@ -68,7 +55,7 @@ def pycocotools_curves(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Cu
     return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
-def summary(precision: np.ndarray, recall: np.ndarray, max_dets: int) -> dict[str, float]:
+def summary(precision: np.ndarray, recall: np.ndarray, max_dets: int = MAX_DETS) -> dict[str, float]:
     """pycocotools' 12 numbers of its tables, precision (T, R, K, A, M) and recall (T, K, A, M), over 10 IoUs, 4 areas
     and the limits 1, 10 and max_dets. Its own summarize has -1 for every limit but 100."""
     areas = ("s", "m", "l")
@@ -133,7 +120,7 @@ def _entries(
 
 
 def fast_stats(record: EvaluationRecord, max_dets: int = MAX_DETS) -> dict[str, float]:
-    """The same 12 numbers by faster-coco-eval."""
+    """The 12 numbers of `summary` by faster-coco-eval."""
     return summary(*fast_curves(record, max_dets), max_dets)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,25 +17,17 @@ from msil.metrics.bootstrap import SAMPLES, Interval, image_weights, interval
 BORDER = 0.1  # of the box's shorter side
 
 
-@dataclass(frozen=True)
-class Regions:
-    """Of one image's boxes: inside, border: (H, W) bool; see `box_regions`."""
-
-    inside: np.ndarray
-    border: np.ndarray
-
-
-def box_regions(boxes: np.ndarray, size: tuple[int, int], border: float = BORDER) -> Regions:
-    """Pixels inside any of the boxes, and pixels near the outline of any.
+def box_regions(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(2, H, W) bool: the pixels inside any of the boxes, and the pixels near the outline of any.
 
     boxes: (M, 4) x1 y1 x2 y2 in pixels of an image of `size` (height, width). A pixel is near an outline if its
-    distance to the nearest point of it, inside or outside of the box, is at most `border` times the box's shorter side.
+    distance to the nearest point of it, inside or outside of the box, is at most BORDER times the box's shorter side.
     The outline of one box may run through another: such pixels belong to both regions.
     """
     height, width = size
-    regions = Regions(np.zeros(size, dtype=bool), np.zeros(size, dtype=bool))
+    inside, border = regions = np.zeros((2, height, width), dtype=bool)
     for x1, y1, x2, y2 in np.asarray(boxes, dtype=float).reshape(-1, 4):
-        reach = border * min(x2 - x1, y2 - y1)
+        reach = BORDER * min(x2 - x1, y2 - y1)
         # Only what the box can reach: an image of COCO has many boxes, most of them small.
         rows, columns = _span(y1 - reach, y2 + reach, height), _span(x1 - reach, x2 + reach, width)
         y = np.arange(rows.start, rows.stop)[:, None] + 0.5
@@ -44,28 +35,23 @@ def box_regions(boxes: np.ndarray, size: tuple[int, int], border: float = BORDER
         beyond_x, beyond_y = np.maximum(x1 - x, x - x2), np.maximum(y1 - y, y - y2)  # negative: within
         within = np.maximum(beyond_x, beyond_y)
         outside = np.hypot(np.maximum(beyond_x, 0), np.maximum(beyond_y, 0))
-        regions.inside[rows, columns] |= within <= 0
-        regions.border[rows, columns] |= np.where(within <= 0, -within, outside) <= reach
+        inside[rows, columns] |= within <= 0
+        border[rows, columns] |= np.where(within <= 0, -within, outside) <= reach
     return regions
 
 
-def energy_shares(energy: np.ndarray, regions: Regions) -> tuple[float, float]:
-    """Shares of a map (H, W) inside the boxes and on their border, each in [0, 1].
+def energy_shares(energy: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """(2,) shares of a map (H, W) inside the boxes and on their border, each in [0, 1].
 
-    A map of zeros singles nothing out, and counts as a uniform one.
+    A map of zeros singles nothing out, and counts as a uniform one, whose shares are the regions' of the area.
     Raises ValueError for negative or non-finite values.
     """
     if not (np.isfinite(energy).all() and (energy >= 0).all()):
         raise ValueError("the energy of a map must be finite and not negative.")
     total = energy.sum()
     if not total:
-        return uniform_shares(regions)
-    return float(energy[regions.inside].sum() / total), float(energy[regions.border].sum() / total)
-
-
-def uniform_shares(regions: Regions) -> tuple[float, float]:
-    """What `energy_shares` is of a map of one value: the regions' shares of the image's area."""
-    return float(regions.inside.mean()), float(regions.border.mean())
+        return regions.mean(axis=(1, 2))
+    return np.array([energy[region].sum() for region in regions]) / total
 
 
 def at_pixels(
@@ -92,16 +78,16 @@ def merge_levels(maps: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean([m / m.sum() if m.sum() else np.full(m.shape, 1 / m.size) for m in maps], axis=0)
 
 
-def image_mean(values: np.ndarray, *, samples: int = SAMPLES, seed: int = 0) -> Interval:
+def image_mean(values: np.ndarray, *, samples: int = SAMPLES) -> Interval:
     """Mean of one value an image, (I,), with the 95 % percentile interval of `samples` resamplings of the images.
 
-    Given the differences of two checkpoints on the same images, it is the paired interval of their difference. The
-    same seed and number of images mean the same resampled images. Raises ValueError without images.
+    Given the differences of two checkpoints on the same images, it is the paired interval of their difference: of as
+    many images the resampled ones are the same. Raises ValueError without images.
     """
     values = np.asarray(values, dtype=float)
     if not len(values):
         raise ValueError("a mean over images needs at least one.")
-    means = image_weights(len(values), samples, np.random.default_rng(seed)) @ values / len(values)
+    means = image_weights(len(values), samples, np.random.default_rng(0)) @ values / len(values)
     return interval(float(values.mean()), means)
 
 

@@ -35,14 +35,13 @@ class ClassMatches:
 
 @dataclass(frozen=True)
 class Matches:
-    """rule: "coco" or "voc". areas: (A,), ious: (T,). classes: one a class. images: I. question: of the record."""
+    """rule: "coco" or "voc". areas: (A,), ious: (T,). classes: one a class. images: I."""
 
     rule: str
     areas: tuple[str, ...]
     ious: tuple[float, ...]
     classes: tuple[ClassMatches, ...]
     images: int
-    question: str
 
 
 def match_coco(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Matches:
@@ -55,7 +54,7 @@ def match_coco(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Matches:
             evaluation.params.catIds = [category_id]
             evaluation.evaluate()
             classes.append(_class_matches(evaluation.evalImgs, position))
-    return Matches("coco", COCO_AREAS, COCO_IOUS, tuple(classes), len(position), record.question())
+    return Matches("coco", COCO_AREAS, COCO_IOUS, tuple(classes), len(position))
 
 
 def match_voc(record: EvaluationRecord) -> Matches:
@@ -81,7 +80,7 @@ def match_voc(record: EvaluationRecord) -> Matches:
                 np.bincount(record.truth_images[counted], minlength=len(record.image_ids))[None],
             )
         )
-    return Matches("voc", ("all",), (VOC_IOU,), tuple(classes), len(record.image_ids), record.question())
+    return Matches("voc", ("all",), (VOC_IOU,), tuple(classes), len(record.image_ids))
 
 
 def judge_voc(boxes: np.ndarray, truths: np.ndarray, difficult: np.ndarray) -> np.ndarray:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -18,30 +17,12 @@ from msil.errors import DataError
 from msil.runs import RECORD as RECORD_FILE
 from msil.runs import write_bytes
 
+if TYPE_CHECKING:
+    from msil.data.annotations import Annotations
 
-class AnnotatedSplit(Protocol):
-    """What is to be found: msil.data.annotations.Annotations, or an EvaluationRecord, which has the same names."""
 
-    @property
-    def classes(self) -> Collection[str]: ...
-    @property
-    def category_ids(self) -> Collection[int]: ...
-    @property
-    def image_ids(self) -> np.ndarray: ...
-    @property
-    def file_names(self) -> Collection[str]: ...
-    @property
-    def sizes(self) -> np.ndarray: ...
-    @property
-    def truth_images(self) -> np.ndarray: ...
-    @property
-    def truth_boxes(self) -> np.ndarray: ...
-    @property
-    def truth_areas(self) -> np.ndarray: ...
-    @property
-    def truth_labels(self) -> np.ndarray: ...
-    @property
-    def truth_ignored(self) -> np.ndarray: ...
+# What is to be found; both have the fields that are needed under the same names.
+AnnotatedSplit: TypeAlias = "Annotations | EvaluationRecord"
 
 
 @dataclass(frozen=True)
@@ -73,12 +54,8 @@ class EvaluationRecord:
     found_scores: np.ndarray
     found_labels: np.ndarray
 
-    def same_question(self, other: EvaluationRecord) -> bool:
-        """Whether both are of the same boxes of the same classes on the same images."""
-        return self.question() == other.question()
-
     def question(self) -> str:
-        """A digest of everything but the detections and the files' names."""
+        """A digest of everything but the detections and the files' names: equal where the same was to be found."""
         digest = hashlib.sha256()
         for field in fields(self):
             if not field.name.startswith("found_") and field.name != "file_names":

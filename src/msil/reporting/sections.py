@@ -66,7 +66,7 @@ def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
     if runs is None:
         return Section(title, ("The two lines have no seed in common, so no gallery.",))
     first, second = (evidence.record(run) for run in runs)
-    if first is None or second is None or not first.same_question(second):
+    if first is None or second is None or first.question() != second.question():
         return Section(title, ("The two were not evaluated on the same images, so no gallery.",))
     found = [image_scores(record) for record in (first, second)]
     better, worse = (int(np.count_nonzero(sign * (found[1] - found[0]) > 0)) for sign in (1, -1))

@@ -14,35 +14,26 @@ from torch import Tensor
 
 from msil.data.images import read_header, read_image
 from msil.errors import DataError
-from msil.metrics.breakdown import by_score, overlaps, take_best
+from msil.metrics.breakdown import SCORE_THRESH, matched
 from msil.metrics.record import AnnotatedSplit, EvaluationRecord, corners
 from msil.reporting.figures.pictures import draw_boxes
 
 SIDE = 384  # pixels of a picture's long side
 GAP = 12  # white ones to the right of it
-SCORE_THRESH = 0.3
 
 
-def image_scores(record: EvaluationRecord, score_thresh: float = SCORE_THRESH, iou: float = 0.5) -> np.ndarray:
+def image_scores(record: EvaluationRecord) -> np.ndarray:
     """F1 of the detections of each image, 2 hits / (detections + truths): (I,) in [0, 1].
 
-    Detections of at least score_thresh take, by descending score, the free truth of their class that they overlap most,
-    at that IoU or above. An ignored truth (crowd, difficult) need not be found, and a detection without a truth of its
-    own that lies in one of its class, by that share of its area (COCO's rule), is left out. 1.0 where there is nothing
-    to find and nothing was found.
+    Detections are matched with truths of their class. An ignored truth (crowd, difficult) need not be found, and a
+    detection that lies on nothing else is left out. 1.0 where there is nothing to find and nothing was found.
     """
     images = len(record.image_ids)
-    found = by_score(record, np.flatnonzero(record.found_scores >= score_thresh))  # NaN compares false
-    detections = np.bincount(record.found_images[found], minlength=images).astype(float)
+    found, objects, left_out = matched(record, by_class=True)
+    hits, detections = (
+        np.bincount(record.found_images[found[those]], minlength=images) for those in (objects >= 0, ~left_out)
+    )
     truths = np.bincount(record.truth_images[~record.truth_ignored], minlength=images)
-    hits = np.zeros(images)
-    for here, there, ious in overlaps(record, found):
-        image = record.found_images[found[here[0]]]
-        ious = np.where(record.found_labels[found[here], None] == record.truth_labels[there], ious, 0.0)
-        ignored = record.truth_ignored[there]
-        taken = take_best(ious[:, ~ignored], iou) >= 0
-        hits[image] += taken.sum()
-        detections[image] -= (~taken & (ious[:, ignored] >= iou).any(axis=1)).sum()
     total = detections + truths
     return np.divide(2 * hits, total, out=np.ones(images), where=total > 0)
 
@@ -52,7 +43,7 @@ def most_different(plain: EvaluationRecord, msil: EvaluationRecord, count: int =
 
     At most count // 2 images where msil is better, and as many where it is worse; fewer where there are fewer, and the
     other side does not fill in. Of equal differences the image with more truths comes first, then the earlier one.
-    The two were asked for the same boxes (record.same_question).
+    The two were asked for the same boxes (record.question).
     """
     difference = image_scores(msil) - image_scores(plain)
     truths = np.bincount(plain.truth_images[~plain.truth_ignored], minlength=len(difference))

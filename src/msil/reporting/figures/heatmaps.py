@@ -26,16 +26,7 @@ from torch import Tensor
 
 from msil.detection import Detector
 from msil.errors import ConfigError, DataError
-from msil.metrics.bootstrap import Interval
-from msil.metrics.energy import (
-    BORDER,
-    at_pixels,
-    box_regions,
-    energy_shares,
-    image_mean,
-    merge_levels,
-    uniform_shares,
-)
+from msil.metrics.energy import BORDER, at_pixels, box_regions, energy_shares, image_mean, merge_levels
 from msil.reporting.figures.pictures import draw_boxes, plain, scaled, to_numpy
 from msil.reporting.tables import Column, Table, interval, percent
 
@@ -195,7 +186,7 @@ def split_energy(detectors: Mapping[str, Detector], samples: Iterable[tuple[Tens
             skipped += 1
             continue
         regions = box_regions(to_numpy(boxes), (image.shape[-2], image.shape[-1]))
-        uniform.append(uniform_shares(regions))
+        uniform.append(regions.mean(axis=(1, 2)))
         for found, detector in zip(shares, detectors.values(), strict=True):
             maps = tower_maps(detector, image)
             found.append([[energy_shares(maps.at_pixels(t, level), regions) for level in names] for t in TOWERS])
@@ -224,10 +215,10 @@ def energy_table(energy: SplitEnergy) -> Table:
         row: dict[str, Any] = {"region": region, "tower": tower, "level": level}
         row["uniform"] = float(energy.uniform[:, r].mean())
         for name, own in zip(energy.names, values, strict=True):
-            row[name] = _parts(image_mean(own))
-            row[f"{name} over uniform"] = _parts(image_mean(own - energy.uniform[:, r]))
+            row[name] = image_mean(own)
+            row[f"{name} over uniform"] = image_mean(own - energy.uniform[:, r])
             if name != first:
-                row[f"{name} - {first}"] = _parts(image_mean(own - values[0]))
+                row[f"{name} - {first}"] = image_mean(own - values[0])
         rows.append(row)
     notes = (f"border: within {BORDER:.0%} of a box's shorter side of its border. *: the interval leaves out zero.",)
     caption = f"Share of a map's energy in the boxes and near their border, percent, {energy.shares.shape[1]} images."
@@ -238,10 +229,6 @@ def energy_json(energy: SplitEnergy) -> dict[str, Any]:
     """All numbers as plain values, shares as fractions, [estimate, low, high]."""
     images = {"images": energy.shares.shape[1], "images_without_boxes": energy.skipped, "border": BORDER}
     return {**images, "rows": [dict(row) for row in energy_table(energy).rows]}
-
-
-def _parts(found: Interval) -> tuple[float, float, float]:
-    return found.estimate, found.low, found.high
 
 
 def _difference(value: tuple[float, float, float]) -> str:
