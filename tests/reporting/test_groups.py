@@ -39,14 +39,13 @@ def test_heads_that_differ_in_an_option_are_told_apart_by_it() -> None:
     assert [one.name for one in found] == [
         "VFNet ResNet-10, num_convs=2", "VFNet ResNet-10, num_convs=3", "FCOS ResNet-10"
     ]  # fmt: skip
-    assert [len(line.runs) for line in found[0].lines] == [1, 1]
+    assert [len(runs) for runs in found[0].lines.values()] == [1, 1]
 
 
 def test_a_pair_is_the_plain_detector_and_the_whole_block() -> None:
     (found,) = detectors([run(1), run(0), run(apply="cls"), run(apply="none"), run(align=False)])
-    pair = found.pair()
-    assert pair is not None and [line.label for line in pair] == ["plain", "MSIL"]
-    assert [one["seed"] for one in pair[1].runs] == [0, 1]
+    assert list(found.lines)[:2] == ["plain", "MSIL"] and found.pair() == tuple(found.lines.values())[:2]
+    assert [one["seed"] for one in found.lines["MSIL"]] == [0, 1]
     (lonely,) = detectors([run(apply="cls"), run(apply="none")])
     assert lonely.pair() is None
 

@@ -20,7 +20,7 @@ from msil.metrics.matching import match_coco
 from msil.metrics.precision import per_class
 from msil.metrics.record import write_record
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import Line, detectors, settings
+from msil.reporting.groups import Result, detectors, settings
 from msil.reporting.ranking import answer, class_table, ranked
 from msil.reporting.report import setting_tables, write_report, write_tables
 from msil.reporting.sections import detector_section, gallery_section, heatmap_section
@@ -136,7 +136,7 @@ def test_ap_by_class_goes_by_the_classes_names(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def pair(runs: Path) -> tuple[Line, Line]:
+def pair(runs: Path) -> tuple[tuple[Result, ...], tuple[Result, ...]]:
     found = detectors(read_results(runs))[0].pair()
     assert found is not None
     return found
@@ -178,11 +178,11 @@ def test_images_that_moved_away_cost_the_gallery_alone(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, msil = pair(made / "runs")
-    for run in (*plain.runs, *msil.runs):
+    for run in (*plain, *msil):
         run["config"]["data"]["root"] = "elsewhere"  # type: ignore[index]
     (words,) = gallery_section(plain, msil, Evidence()).paragraphs
     assert words.startswith("No gallery: the data folder elsewhere is not here: make the report where")
-    for run in (*plain.runs, *msil.runs):  # from another folder
+    for run in (*plain, *msil):  # from another folder
         run["config"]["data"]["root"] = "data"  # type: ignore[index]
         run["config"]["runs_dir"] = "runs"  # type: ignore[index]
     monkeypatch.chdir(tmp_path)
@@ -229,9 +229,9 @@ def test_rows_that_saw_other_images_are_not_compared(made: Path) -> None:
     evidence, (plain, msil) = Evidence(samples=20), pair(made / "runs")
     other = evaluated(3.0, 0)
     other.truth_boxes[0, 2] += 1  # another box to be found
-    evidence._records[plain.runs[0]["folder"]] = other
-    assert evidence.difference(msil.runs, plain.runs[1:], "AP") is not None
-    assert evidence.difference(msil.runs, plain.runs, "AP") is None
+    evidence._records[plain[0]["folder"]] = other
+    assert evidence.difference(msil, plain[1:], "AP") is not None
+    assert evidence.difference(msil, plain, "AP") is None
 
 
 def test_a_table_without_runs_stands_once_in_the_largest_setting(made: Path) -> None:

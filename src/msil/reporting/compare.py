@@ -8,7 +8,6 @@ from typing import Any
 from msil.config import changes
 from msil.errors import ConfigError
 from msil.metrics.bootstrap import FEW_IMAGES
-from msil.metrics.precision import per_class
 from msil.reporting import tables
 from msil.reporting.evidence import Evidence
 from msil.reporting.groups import Result, continued, lookup, own_score
@@ -35,7 +34,7 @@ def compared(a: Result, b: Result) -> str:
         notes = (f"No interval: {missing[0]} has no evaluation.npz.",)
     else:
         notes = ("The two were scored on different images, boxes or classes, so their AP does not compare.",)
-    numbers = _numbers(a, b, score, None if difference is None else difference[:3])
+    numbers = _numbers(a, b, score, None if difference is None else difference)
     columns = (Column("name", "", str, right=False), *_pair(str), Column("gain", "B - A", str, shown=comparable))
     found = [
         _settings(a, b),
@@ -85,16 +84,11 @@ def _numbers(a: Result, b: Result, score: str, ends: tuple[float, float, float] 
 
 
 def _by_class(a: Result, b: Result, score: str, evidence: Evidence) -> list[Table]:
-    values = []
-    for run in (a, b):
-        if evidence.record(run) is None:
-            return []
-        found = per_class(evidence.matches(run, score))[score].tolist()
-        values.append(dict(zip(run["classes"], found, strict=True)))
+    ours, others = (evidence.by_class(run, score) or {} for run in (a, b))
     rows = [
-        {"name": name, "a": values[0][name], "b": values[1][name], "gain": values[1][name] - values[0][name]}
-        for name in values[0]
-        if name in values[1]
+        {"name": name, "a": one, "b": others[name], "gain": others[name] - one}
+        for name, one in ours.items()
+        if name in others
     ]
     rows.sort(key=lambda row: (tables.is_missing(row["gain"]), -row["gain"]))
     columns = (

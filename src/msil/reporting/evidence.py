@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from msil.errors import DataError
-from msil.metrics.bootstrap import SAMPLES, Resampled, difference_of, resample
+from msil.metrics.bootstrap import SAMPLES, Interval, Resampled, difference_of, resample
 from msil.metrics.coco import MAX_DETS
 from msil.metrics.matching import Matches, match_coco, match_voc
-from msil.metrics.precision import scores
+from msil.metrics.precision import per_class, scores
 from msil.metrics.record import RECORD_FILE, EvaluationRecord, read_record
-from msil.reporting.filling import Difference, Filled
+from msil.reporting.filling import Filled
 from msil.reporting.groups import Result, lookup
 
 
@@ -41,10 +43,8 @@ class Evidence:
             self._records[folder] = None
             if (Path(folder) / RECORD_FILE).exists():
                 try:
-                    self._records[folder] = read_record(folder)
-                    self._check(run)
+                    self._records[folder] = self._read(run)
                 except DataError as error:
-                    self._records[folder] = None
                     warnings.warn(f"{error} Without it that run has no interval and no charts.", stacklevel=2)
         return self._records[folder]
 
@@ -57,15 +57,20 @@ class Evidence:
             self._matches[key] = match_voc(record) if metric == "VOC_AP" else match_coco(record, max_dets(run))
         return self._matches[key]
 
-    def difference(self, ours: Sequence[Result], others: Sequence[Result], metric: str) -> Difference | None:
+    def by_class(self, run: Result, metric: str) -> dict[str, float] | None:
+        """AP or VOC_AP of each class by its name, nan without objects; None of a run without a record."""
+        if (record := self.record(run)) is None:
+            return None
+        return dict(zip(record.classes.tolist(), per_class(self.matches(run, metric))[metric].tolist(), strict=True))
+
+    def difference(self, ours: Sequence[Result], others: Sequence[Result], metric: str) -> Interval | None:
         """Mean of `ours` minus that of `others`, runs of one row each, with its interval; None where a run's
         detections are missing, or the two were not evaluated on the same boxes."""
         records = [self.record(run) for run in (*ours, *others)]
         questions = {record.question() for record in records if record is not None}
         if not ours or not others or None in records or len(questions) != 1:
             return None
-        interval = difference_of(*([self._resampled(run, metric) for run in runs] for runs in (ours, others)))
-        return Difference(interval.estimate, interval.low, interval.high, self.samples)
+        return difference_of(*([self._resampled(run, metric) for run in runs] for runs in (ours, others)))
 
     def compare(self, filled: Filled) -> Filled:
         """The table with the difference of each row to the row it is compared with, in the table's first metric."""
@@ -75,7 +80,7 @@ class Evidence:
             other = filled.compared(row)
             if other is not None and (one := self.difference(row.runs, other.runs, metric)) is not None:
                 found[place] = one
-        return replace(filled, differences=found)
+        return replace(filled, differences=found, samples=self.samples)
 
     def _resampled(self, run: Result, metric: str) -> Resampled:
         key = run["folder"], metric
@@ -84,13 +89,16 @@ class Evidence:
             self.progress()
         return self._drawn[key]
 
-    def _check(self, run: Result) -> None:
-        """The record must give the very AP that result.json reports."""
-        reported = run["metrics"].get("AP")
-        found = float(scores(self.matches(run, "AP"), metrics=("AP",))["AP"])
+    def _read(self, run: Result) -> EvaluationRecord:
+        """Raises DataError for a record that does not give the very AP that result.json reports."""
+        record = read_record(run["folder"])
+        matches = match_coco(record, max_dets(run))
+        found, reported = scores(matches, metrics=("AP",))["AP"], run["metrics"].get("AP")
         reported = math.nan if reported is None else reported
-        if not (math.isclose(found, reported, abs_tol=1e-6) or (math.isnan(found) and math.isnan(reported))):
+        if not np.isclose(found, reported, rtol=0, atol=1e-6, equal_nan=True):
             raise DataError(
                 f"{run['folder']}/{RECORD_FILE} gives AP {found:.4f}, but result.json beside it says {reported:.4f}: "
                 "they are not of one run; delete that folder and run it again."
             )
+        self._matches[run["folder"], False] = matches
+        return record

@@ -8,10 +8,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from msil.config import STAND_INS
-from msil.reporting import tables
 from msil.reporting.groups import (
     BROUGHT,
     Result,
@@ -28,28 +26,12 @@ from msil.reporting.groups import (
     usual_width,
 )
 from msil.reporting.paper import PaperRow, PaperTable
+from msil.reporting.tables import over_seeds
 
 RECIPES = ("1x", "2x", "ms-2x")  # the paper's schedules
 # What is typed for one row or one machine, by the beginnings of its keys.
 _OF_A_ROW = ("experiment", "model/", "model.msil", "model.head", "model.backbone", "seed", "table", "run_name", "hydra",
              "trainer", "logger", "-")  # fmt: skip
-
-
-class Value(NamedTuple):
-    """A number over seeds, in the unit of the results: mean and sample standard deviation (None with one)."""
-
-    mean: float
-    std: float | None
-
-
-class Difference(NamedTuple):
-    """Fractions: the mean of a row minus that of the row it is compared with, and the ends of the 95 % interval.
-    samples: resamples behind it."""
-
-    estimate: float
-    low: float
-    high: float
-    samples: int
 
 
 @dataclass(frozen=True)
@@ -78,11 +60,9 @@ class FilledRow:
     def seeds(self) -> tuple[int, ...]:
         return tuple(run["seed"] for run in self.runs)
 
-    def value(self, name: str) -> Value | None:
+    def value(self, name: str) -> tuple[float, float | None] | None:
         """Over seeds: a metric ("AP"), or a number of result.json ("parameters", "flops", "images_per_second")."""
-        found = [run["metrics"][name] if name in run["metrics"] else run.get(name) for run in self.runs]
-        value = tables.over_seeds(found)
-        return None if value is None else Value(*value)
+        return over_seeds(run["metrics"][name] if name in run["metrics"] else run.get(name) for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -90,7 +70,8 @@ class Filled:
     """A table of the paper with our rows in it.
 
     setting: what all its runs share, in words. metric: the name of our number beside each of the paper's columns.
-    command: what fills the missing rows, or None. differences: by a row's place, where there is one.
+    command: what fills the missing rows, or None. differences: by a row's place, where there is one: the mean of the
+        row minus that of the row it is compared with, and the ends of the 95 % interval. samples: of the bootstrap.
     """
 
     paper: PaperTable
@@ -98,7 +79,8 @@ class Filled:
     rows: tuple[FilledRow, ...]
     metric: Mapping[str, str]
     command: str | None
-    differences: Mapping[int, Difference] = field(default_factory=dict)
+    differences: Mapping[int, tuple[float, float, float]] = field(default_factory=dict)
+    samples: int = 0
 
     @property
     def runs(self) -> list[Result]:

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -17,6 +17,7 @@ from msil.reporting.tables import setting
 from msil.runs import data_folder, net_alone, weights_name
 
 Result = Mapping[str, Any]
+Lines = Mapping[str, tuple[Result, ...]]  # by a name, runs that differ in their seed alone, by seed
 
 GROUPS = ("model.head", "model.backbone", "model.msil")
 WEIGHTS = "model.weights_sha256"  # what counts of model.weights
@@ -31,44 +32,17 @@ PAPER_CHANNELS = 256  # of FPN and head, in every published recipe
 
 
 @dataclass(frozen=True)
-class ScoredOn:
-    """What runs were scored on. classes: in words, which are said where they were chosen. held_out: by
-    data.val_fraction. seen: whether the images were trained on too. digest: of the annotations, where a run has one."""
-
-    data: str | None
-    split: str | None
-    images: int
-    classes: str
-    held_out: bool
-    seen: bool
-    digest: str | None
-    chosen: bool = field(compare=False)
-
-    def __str__(self) -> str:
-        words = f"{self.data}, {self.images} " + ("held-out images" if self.held_out else f"images of {self.split}")
-        words += f", classes {self.classes}" if self.chosen else ""
-        return f"{words}, on which these runs were trained: it says nothing of other images" if self.seen else words
-
-
-@dataclass(frozen=True)
-class Line:
-    """label: of the block, "plain" or "MSIL cls". runs: one a seed, by seed."""
-
-    label: str
-    runs: tuple[Result, ...]
-
-
-@dataclass(frozen=True)
 class DetectorLines:
-    """All lines of one head on one backbone, the plain one first. name: "VFNet ResNet-10"."""
+    """All lines of one head on one backbone by the labels of their blocks, plain first, then the whole MSIL.
+    name: "VFNet ResNet-10"."""
 
     name: str
-    lines: tuple[Line, ...]
+    lines: Lines
 
-    def pair(self) -> tuple[Line, Line] | None:
-        """The plain detector and the one with the whole MSIL, where both ran."""
-        found = {line.label: line for line in self.lines}
-        return (found["plain"], found["MSIL"]) if {"plain", "MSIL"} <= set(found) else None
+    def pair(self) -> tuple[tuple[Result, ...], tuple[Result, ...]] | None:
+        """The runs of the plain detector and of the one with the whole MSIL, where both ran."""
+        plain, msil = map(self.lines.get, ("plain", "MSIL"))
+        return (plain, msil) if plain and msil else None
 
 
 def lookup(row: Result, *path: str) -> Any:
@@ -93,9 +67,10 @@ def settings(results: Iterable[Result]) -> list[list[Result]]:
     return sorted(groups.values(), key=lambda group: -len(group))
 
 
-def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
-    """Runs that were scored on the same images together; the images of most runs first, then those trained on."""
-    groups: dict[ScoredOn, list[Result]] = {}
+def by_images(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
+    """Runs that were scored on the same images together, behind what these are in words; the images of most runs first,
+    then those that were trained on too."""
+    groups: dict[tuple[Any, ...], list[Result]] = {}
     for run in results:
         split = lookup(run, "data", "split") or lookup(run, "data", "val_split")
         digests, train = run.get("data") or {}, lookup(run, "data", "train_split")
@@ -104,11 +79,15 @@ def by_images(results: Iterable[Result]) -> dict[ScoredOn, list[Result]]:
         held_out = lookup(run, "data", "val_fraction") is not None and split == lookup(run, "data", "val_split")
         # A test says it itself. The digests are of the whole split that both parts are of.
         seen = run.get("seen", train == split or (same and not held_out))
-        chosen = lookup(run, "data", "classes") is not None
         classes = ", ".join(sorted(run.get("classes") or ()))
-        images = ScoredOn(data_name(run), split, run["val_images"], classes, held_out, seen, digest, chosen)
-        groups.setdefault(images, []).append(run)
-    return dict(sorted(groups.items(), key=lambda item: (item[0].seen, -len(item[1]))))
+        words = f"{data_name(run)}, {run['val_images']} " + ("held-out images" if held_out else f"images of {split}")
+        groups.setdefault((seen, words, split, classes, held_out, digest), []).append(run)
+    found = []
+    for (seen, words, _, classes, *_), runs in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]))):
+        words += f", classes {classes}" if lookup(runs[0], "data", "classes") is not None else ""  # where chosen
+        words += ", on which these runs were trained: it says nothing of other images" if seen else ""
+        found.append((words, runs))
+    return found
 
 
 def line_names(runs: Sequence[Result]) -> list[str]:
@@ -149,7 +128,7 @@ def detectors(group: Sequence[Result]) -> list[DetectorLines]:
     made = []
     for name, lines in zip(distinct_names(detectors_with_width(firsts), firsts), found.values(), strict=True):
         ordered = sorted(lines.items(), key=lambda item: (item[0] != "plain", item[0] != "MSIL", item[0]))
-        made.append(DetectorLines(name, tuple(Line(label, one_a_seed(runs)) for label, runs in ordered)))
+        made.append(DetectorLines(name, {label: one_a_seed(runs) for label, runs in ordered}))
     return sorted(made, key=lambda detector: (-len(detector.lines), detector.name))
 
 

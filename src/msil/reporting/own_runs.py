@@ -9,7 +9,7 @@ from pathlib import Path
 from msil.finished import stored_settings
 from msil.lock import owner
 from msil.reporting import tables
-from msil.reporting.groups import Result, ScoredOn, by_images, distinct_names, line_names, lookup, own_score
+from msil.reporting.groups import Result, by_images, distinct_names, line_names, lookup, own_score
 from msil.reporting.tables import Column, Table
 from msil.runs import CONFIG, METRICS, RESULT, read_result, read_results, weights_name
 
@@ -25,11 +25,11 @@ def runs_tables(runs_dir: Path) -> list[Table]:
     folders = sorted(path.parent for path in runs_dir.glob(f"*/{CONFIG}"))
     unfinished = [folder for folder in folders if read_result(folder) is None]
     finished = read_results(runs_dir) if not unfinished or any(runs_dir.glob(f"*/{RESULT}")) else []
-    found = [_finished(runs, images) for images, runs in by_images(finished).items()]
+    found = [_finished(runs, images) for images, runs in by_images(finished)]
     return found + ([_unfinished(unfinished)] if unfinished else [])
 
 
-def _finished(runs: Sequence[Result], images: ScoredOn) -> Table:
+def _finished(runs: Sequence[Result], images: str) -> Table:
     score = own_score(runs[0]["metrics"])
     rows = []
     trained = [run for run in runs if lookup(run, "mode") != "test"]

@@ -69,8 +69,7 @@ def _line(filled: Filled, place: int) -> dict[str, Any]:
             line[f"paper_{name}"] = round(printed / 100, 6)  # a fraction, as ours; without the noise of the division
         line[f"ours_{ours}"] = () if row.quoted else row.value(ours)
     for name in ("parameters", "flops", "images_per_second"):
-        value = row.value(name)
-        line[name] = None if value is None else value.mean
+        line[name], _ = row.value(name) or (None, None)
     if row.variant:
         line["against"] = table.label(row.paper)
     elif row.paper.against:
@@ -110,8 +109,9 @@ def _notes(filled: Filled) -> tuple[str, ...]:
         lines.append(comparable(filled.runs, table))
     if filled.differences:
         seeds = min(len(row.runs) for row in filled.rows if row.runs)
-        samples = next(iter(filled.differences.values())).samples
-        lines.append(INTERVAL_NOTE.format(samples=samples) + (ONE_SEED if seeds == 1 else FEW_SEEDS.format(seeds)))
+        lines.append(
+            INTERVAL_NOTE.format(samples=filled.samples) + (ONE_SEED if seeds == 1 else FEW_SEEDS.format(seeds))
+        )
     if filled.runs:
         sizes = {tuple(run["flops_image_size"]) for run in filled.runs}
         lines.append(PRICE_NOTE.format(size="{}x{}".format(*min(sizes)) if len(sizes) == 1 else "padded"))

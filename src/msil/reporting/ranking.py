@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from msil.metrics.bootstrap import FEW_IMAGES
-from msil.metrics.precision import per_class
 from msil.reporting.evidence import Evidence
-from msil.reporting.groups import Result, key, line_names, one_a_seed, own_score
+from msil.reporting.groups import Lines, Result, key, line_names, one_a_seed, own_score
 from msil.reporting.tables import Column, Table, amount, duration, interval, over_seeds, percent, spread
-
-Lines = Mapping[str, tuple[Result, ...]]  # "VFNet ResNet-10 MSIL": its runs, one a seed; the best first
 
 
 def ranked(runs: Sequence[Result]) -> tuple[Lines, str]:
-    """Runs that differ in their seed alone as one line, the lines by the mean of their own score, whose name is the
-    second: AP, or VOC_AP of VOC's."""
+    """Runs that differ in their seed alone as one line, "VFNet ResNet-10 MSIL", the best first: by the mean of their
+    own score, whose name is the second: AP, or VOC_AP of VOC's."""
     metric = "VOC_AP" if all(own_score(run["metrics"]) == "VOC_AP" for run in runs) else "AP"
     names: dict[str, str] = {}  # one a key, whatever title the head had in another version
     lines: dict[str, list[Result]] = {}
@@ -81,9 +78,8 @@ def class_table(lines: Lines, evidence: Evidence) -> Table | None:
     values: dict[str, list[dict[str, float]]] = {}  # of each line one a seed
     for name, runs in lines.items():
         for run in runs:
-            if (record := evidence.record(run)) is not None:
-                found = per_class(evidence.matches(run, "AP"))["AP"].tolist()
-                values.setdefault(name, []).append(dict(zip(record.classes.tolist(), found, strict=True)))
+            if (found := evidence.by_class(run, "AP")) is not None:
+                values.setdefault(name, []).append(found)
     if not values:
         return None
     columns = [Column(f"line{i}", name, spread) for i, name in enumerate(values)]

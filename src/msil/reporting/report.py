@@ -16,7 +16,6 @@ from msil.reporting.filling import Filled, fill
 from msil.reporting.groups import (
     ROW,
     Result,
-    ScoredOn,
     by_images,
     detectors,
     differing_settings,
@@ -64,9 +63,7 @@ def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[st
     evidence.progress = lambda: None  # what follows prints lines of its own
     written = write_tables(out_dir, found)
     say(f"tables: {', '.join(path.name for path in written if path.suffix == '.md')} (and .csv, .tex) in {out_dir}")
-    sections = [
-        _runs_section(i, images, runs, evidence, say) for i, (images, runs) in enumerate(by_images(results).items())
-    ]
+    sections = [_runs_section(i, *found, evidence, say) for i, found in enumerate(by_images(results))]
     sections += [_setting_section(setting, evidence, say) for setting in found if setting.runs]
     if any(one.runs for setting in found for one in setting.tables):
         words = ("Contradictions of a table stand under that table. Those of the text:", *TEXT_NOTES)
@@ -114,7 +111,7 @@ def write_tables(out_dir: str | Path, found: Sequence[SettingTables]) -> list[Pa
 
 
 def _runs_section(
-    number: int, images: ScoredOn, runs: Sequence[Result], evidence: Evidence, say: Callable[[str], None]
+    number: int, images: str, runs: Sequence[Result], evidence: Evidence, say: Callable[[str], None]
 ) -> Section:
     """The runs of the same images: which is best, then AP of each class and every run, folded."""
     trained = [run for run in runs if lookup(run, "mode") != "test"]
@@ -130,7 +127,7 @@ def _runs_section(
     caption = f"{counted(len(runs), 'finished run')}, best first."
     every = sweep_table(best_first, differing_settings(trained or runs), caption=caption)
     parts.append(Section("Each run", tables=(every,), folded=True))
-    return Section(str(images), tuple(words), tuple(tables), curves, subsections=tuple(parts))
+    return Section(images, tuple(words), tuple(tables), curves, subsections=tuple(parts))
 
 
 def _setting_section(setting: SettingTables, evidence: Evidence, say: Callable[[str], None]) -> Section:

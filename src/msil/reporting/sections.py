@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from msil.reporting.figures import charts
 from msil.reporting.figures.gallery import gallery_picture, image_scores, most_different, read_gallery_image
 from msil.reporting.figures.heatmaps import MERGED, draw_heatmaps, energy_table, heatmap_row, split_energy
 from msil.reporting.figures.pictures import image_bytes, series
-from msil.reporting.groups import DetectorLines, Line, Result, lookup
+from msil.reporting.groups import DetectorLines, Lines, Result, lookup
 from msil.reporting.page import Curves, Picture, Section
-from msil.reporting.ranking import Lines
 from msil.runs import CHECKPOINTS, LAST, METRICS
 
 AREAS = {"APs": "small\n< 32² px", "APm": "medium", "APl": "large\n≥ 96² px"}  # COCO's
@@ -39,17 +39,17 @@ CHART_WIDTH = 614  # CSS pixels: 6.4 inches
 def detector_section(detector: DetectorLines, evidence: Evidence) -> Section:
     """The loss of all its lines, then the plain detector against MSIL (or whichever lines there are)."""
     title = f"{detector.name}: sizes, errors, confusion"
-    losses = _curves({line.label: line.runs for line in detector.lines}, "step", "loss")
+    losses = _curves(detector.lines, "step", "loss")
     pictures = []
     if losses:
         svg = charts.curves(losses, "step (thin: one seed, bold: mean)", "loss", "Training loss")
         pictures.append(_chart(svg, f"Training loss of {', '.join(losses)}"))
-    pair = detector.pair() or detector.lines[:2]
-    kept = [line for line in pair if all(evidence.record(run) is not None for run in line.runs)]
+    shown = islice(detector.lines.items(), 2)
+    kept = {label: runs for label, runs in shown if all(evidence.record(run) is not None for run in runs)}
     if not kept:
         missing = "These runs kept no detections (evaluation.npz), so there are no charts of them."
         return Section(title, (missing,), pictures=tuple(pictures), folded=True)
-    names = " and ".join(f"{line.label} ({counted(len(line.runs), 'seed')})" for line in kept)
+    names = " and ".join(f"{label} ({counted(len(runs), 'seed')})" for label, runs in kept.items())
     compared = (
         f"Charts of {names}; curves and bars are means over the seeds. AP by size is COCO's; precision and "
         "recall, errors and the confusion matrix are at IoU 0.5. Types of errors, and what each costs in AP50, are "
@@ -59,7 +59,7 @@ def detector_section(detector: DetectorLines, evidence: Evidence) -> Section:
     return Section(title, (compared,), pictures=(*pictures, *_detections(kept, evidence)), folded=True)
 
 
-def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
+def gallery_section(plain: Sequence[Result], msil: Sequence[Result], evidence: Evidence) -> Section:
     """Ground truth, plain and MSIL side by side, of the first seed that both have; else a sentence why not."""
     title = "Where the two differ most"
     runs = _same_seed(plain, msil)
@@ -92,7 +92,7 @@ def gallery_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
     return Section(title, (words,), pictures=tuple(pictures))
 
 
-def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
+def heatmap_section(plain: Sequence[Result], msil: Sequence[Result], evidence: Evidence) -> Section:
     """Figures 4 and 6 for the first seed that both have, and the shares of energy that they only suggest."""
     title = "Where the towers' features are strong (Figures 4 and 6)"
     runs = _same_seed(plain, msil)
@@ -102,8 +102,8 @@ def heatmap_section(plain: Line, msil: Line, evidence: Evidence) -> Section:
     try:
         image = _reader(record, runs[0])
         detectors = {
-            line.label: load_dense_detector(Path(run["folder"]) / CHECKPOINTS / LAST)[0]
-            for line, run in zip((plain, msil), runs, strict=True)
+            label: load_dense_detector(Path(run["folder"]) / CHECKPOINTS / LAST)[0]
+            for label, run in zip(("plain", "MSIL"), runs, strict=True)
         }
         indices = np.unique(record.truth_images[~record.truth_ignored]).tolist()
         samples = ((image(i), _boxes(record, i)) for i in indices[:ENERGY_IMAGES])
@@ -158,13 +158,13 @@ def _curves(lines: Lines, x: str, y: str) -> dict[str, list[tuple[np.ndarray, np
     return {name: seeds for name, seeds in found.items() if seeds}
 
 
-def _detections(lines: Sequence[Line], evidence: Evidence) -> list[Picture]:
-    records = {line.label: [record for run in line.runs if (record := evidence.record(run))] for line in lines}
-    judged = {line.label: [evidence.matches(run, "AP") for run in line.runs] for line in lines}
+def _detections(lines: Lines, evidence: Evidence) -> list[Picture]:
+    records = {label: [record for run in runs if (record := evidence.record(run))] for label, runs in lines.items()}
+    judged = {label: [evidence.matches(run, "AP") for run in runs] for label, runs in lines.items()}
     classes = next(iter(records.values()))[0].classes.tolist()
     precisions = {name: [_mean_precision(one) for one in found] for name, found in judged.items()}
     sizes = {name: _means([scores(one, metrics=tuple(AREAS)) for one in found]) for name, found in judged.items()}
-    limit = max(max_dets(run) for line in lines for run in line.runs)
+    limit = max(max_dets(run) for runs in lines.values() for run in runs)
     errors = {name: _means([breakdown(record, limit).costs for record in found]) for name, found in records.items()}
     pictures = [
         _chart(
@@ -221,9 +221,9 @@ def _log(run: Result) -> list[dict[str, str]] | None:
     return rows
 
 
-def _same_seed(plain: Line, msil: Line) -> tuple[Result, Result] | None:
+def _same_seed(plain: Sequence[Result], msil: Sequence[Result]) -> tuple[Result, Result] | None:
     """The two runs of the lowest seed that both lines have."""
-    first, second = ({run["seed"]: run for run in line.runs} for line in (plain, msil))
+    first, second = ({run["seed"]: run for run in runs} for runs in (plain, msil))
     common = sorted(set(first) & set(second))
     return (first[common[0]], second[common[0]]) if common else None
 
