@@ -81,7 +81,7 @@ def test_the_metric_by_hand() -> None:
     ]  # fmt: skip
     record = make(truths, found, images=3, classes=3, ignored=[2, 5])
     metric = updated(VOCMetric(record), record, [0, 2, 1])
-    assert per_class(match_voc(record))["VOC_AP"] == pytest.approx([5 / 6, 1 / 2, math.nan], abs=1e-12, nan_ok=True)
+    assert per_class(match_voc(record), "VOC_AP") == pytest.approx([5 / 6, 1 / 2, math.nan], abs=1e-12, nan_ok=True)
     assert metric.compute() == pytest.approx(
         {"VOC_AP": (5 / 6 + 1 / 2) / 2, "VOC_AP11": (28 / 33 + 6 / 11) / 2}, rel=0, abs=1e-12
     )

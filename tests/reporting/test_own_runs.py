@@ -140,7 +140,7 @@ def test_two_runs_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     (ap,) = [line for line in lines if line[:1] == ["AP"] and "[" in "".join(line)]
     assert ap[1:4] == [f"{one:.1f}", f"{other:.1f}", f"{other - one:+.1f}"]
     assert "The interval leaves out 0: on such images B is better" in text
-    expected = per_class(match_coco(evaluated(3.0, 3000)))["AP"]
+    expected = per_class(match_coco(evaluated(3.0, 3000)), "AP")
     for name, value in zip(("circle", "square"), expected, strict=True):
         (line,) = [line for line in lines if line[:1] == [name]]
         assert line[1] == f"{100 * value:.1f}"

@@ -129,8 +129,8 @@ def test_ap_by_class_goes_by_the_classes_names(tmp_path: Path) -> None:
     table = class_table(lines, Evidence())
     assert table is not None
     rows = {row["class"]: [row[column.key] for column in table.columns[1:]] for row in table.rows}
-    circle, square = per_class(match_coco(evaluated(1.0, 1000)))["AP"]
-    dog, other_circle = per_class(match_coco(evaluated(2.0, 2000)))["AP"]
+    circle, square = per_class(match_coco(evaluated(1.0, 1000)), "AP")
+    dog, other_circle = per_class(match_coco(evaluated(2.0, 2000)), "AP")
     assert rows == {
         "circle": [(circle, None), (other_circle, None)], "square": [(square, None), None], "dog": [None, (dog, None)],
     }  # fmt: skip

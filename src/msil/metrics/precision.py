@@ -48,10 +48,9 @@ def scores(
     return found
 
 
-def per_class(matches: Matches) -> dict[str, np.ndarray]:
-    """AP and AP50 (VOC_AP of VOC matches) of every class, (K,), nan where a class has no object."""
-    names = ("VOC_AP",) if matches.rule == "voc" else ("AP", "AP50")
-    return {name: _class_values(matches, name, np.ones((1, matches.images)))[:, 0] for name in names}
+def per_class(matches: Matches, metric: str) -> np.ndarray:
+    """The metric of every class, (K,), nan where a class has no object."""
+    return _class_values(matches, metric, np.ones((1, matches.images)))[:, 0]
 
 
 def precision_recall(matches: Matches, iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:

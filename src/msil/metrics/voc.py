@@ -25,7 +25,7 @@ class VOCMetric(DetectionMetric):
         Classes without a ground truth box that counts are left out; nan if that leaves none.
         """
         matches = match_voc(self.collected())
-        self.per_class = named(self.truth.classes, per_class(matches)["VOC_AP"].tolist())
+        self.per_class = named(self.truth.classes, per_class(matches, "VOC_AP").tolist())
         points = []
         for one in matches.classes:
             if total := int(one.truths.sum()):

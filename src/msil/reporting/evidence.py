@@ -61,7 +61,7 @@ class Evidence:
         """AP or VOC_AP of each class by its name, nan without objects; None of a run without a record."""
         if (record := self.record(run)) is None:
             return None
-        return dict(zip(record.classes.tolist(), per_class(self.matches(run, metric))[metric].tolist(), strict=True))
+        return dict(zip(record.classes.tolist(), per_class(self.matches(run, metric), metric).tolist(), strict=True))
 
     def difference(self, ours: Sequence[Result], others: Sequence[Result], metric: str) -> Interval | None:
         """Mean of `ours` minus that of `others`, runs of one row each, with its interval; None where a run's

@@ -151,11 +151,21 @@ def learning_curves(number: int, lines: Lines) -> Curves | None:
 
 
 def _curves(lines: Lines, x: str, y: str) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    found = {
-        name: [series(log, x, y) for run in runs if (log := _log(run)) is not None] for name, runs in lines.items()
-    }
-    found = {name: [one for one in seeds if len(one[0])] for name, seeds in found.items()}
-    return {name: seeds for name, seeds in found.items() if seeds}
+    found = {name: [curve for run in runs if len((curve := _curve(run, x, y))[0])] for name, runs in lines.items()}
+    return {name: curves for name, curves in found.items() if curves}
+
+
+def _curve(run: Result, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two columns of the run's metrics.csv; without points where there is none, and, with a warning, where it is
+    damaged."""
+    path = Path(run["folder"]) / METRICS
+    if path.exists():
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                return series(list(csv.DictReader(file)), x, y)
+        except (ValueError, csv.Error) as error:  # ValueError: a cell that is not a number, or invalid UTF-8
+            warnings.warn(f"{path} is damaged ({error}): that run has no curves.", stacklevel=2)
+    return series([], x, y)
 
 
 def _detections(lines: Lines, evidence: Evidence) -> list[Picture]:
@@ -203,22 +213,6 @@ def _in_words(rows: Mapping[str, Mapping[str, float]]) -> str:
         f"{name}: " + ", ".join(f"{kind} {100 * value:.1f}".strip() for kind, value in values.items())
         for name, values in rows.items()
     )
-
-
-def _log(run: Result) -> list[dict[str, str]] | None:
-    """The rows of the run's metrics.csv; None where there is none, and, with a warning, where it is damaged."""
-    path = Path(run["folder"]) / METRICS
-    if not path.exists():
-        return None
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        for x, y in (("epoch", "AP"), ("step", "loss")):
-            series(rows, x, y)
-    except (ValueError, csv.Error) as error:  # ValueError: a cell that is not a number, or invalid UTF-8
-        warnings.warn(f"{path} is damaged ({error}): that run has no curves.", stacklevel=2)
-        return None
-    return rows
 
 
 def _same_seed(plain: Sequence[Result], msil: Sequence[Result]) -> tuple[Result, Result] | None:

@@ -142,7 +142,7 @@ def _notes(rows: Sequence[Result]) -> tuple[str, ...]:
     sizes = {tuple(size) for row in rows if (size := row.get("flops_image_size"))}
     size = "one {}x{} image (height x width)".format(*min(sizes)) if len(sizes) == 1 else "one image at each run's size"
     return (
-        f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}: {states}." if rows else "No runs.",
+        f"{counted(len(rows), 'run')}: {states}." if rows else "No runs.",
         f"FLOPs: the forward pass of {size}, 2 per multiply-add. Time: of the whole run but its start.",
     )
 

@@ -17,8 +17,8 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from msil.errors import ConfigError
-from msil.metrics.centers import QUADRANTS, Centers, object_centers, shown_classes
+from msil.errors import ConfigError, listed
+from msil.metrics.centers import QUADRANTS, object_centers, quadrant_shares, shown_classes
 from msil.metrics.record import AnnotatedSplit
 from msil.reporting.figures.pictures import plain, png
 from msil.reporting.tables import Column, Table, percent, to_csv
@@ -30,7 +30,7 @@ _SHARES = ListedColormap(colormaps["RdBu_r"](np.linspace(0.2, 0.8, 256)))  # lig
 _SCALE = Normalize(0, 0.5)  # white is a quarter, as centres without a preferred place would have it
 
 
-def draw_centers(centers: Mapping[str, Centers], names: Sequence[str]) -> bytes:
+def draw_centers(centers: Mapping[str, np.ndarray], names: Sequence[str]) -> bytes:
     """Figure 5 as a PNG: for each name the image cut in four, each part coloured by its share of the class's object
     centres with that share on it, and the centres as dots (of more than 1000 every so many-th).
 
@@ -40,7 +40,7 @@ def draw_centers(centers: Mapping[str, Centers], names: Sequence[str]) -> bytes:
         raise ConfigError("the data has no object, so there are no centres to draw: name another split.")
     unknown = [name for name in names if name not in centers]
     if unknown:
-        known = ", ".join(list(centers)[:10]) + (f" and {len(centers) - 10} more" if len(centers) > 10 else "")
+        known = listed(list(centers), 10)
         raise ConfigError(f"the data has no class {unknown[0]!r}; its classes are {known}: name some of those.")
     rows, columns = -(-len(names) // COLUMNS), min(COLUMNS, len(names))
     figure = Figure(figsize=(2.75 * columns + 1.3, max(2.4 * rows, 2.8)), dpi=110, layout="constrained")
@@ -55,14 +55,14 @@ def draw_centers(centers: Mapping[str, Centers], names: Sequence[str]) -> bytes:
     return png(figure)
 
 
-def centers_table(centers: Mapping[str, Centers]) -> Table:
+def centers_table(centers: Mapping[str, np.ndarray]) -> Table:
     """Every class: its name, number of objects, and their shares by quadrant as fractions, empty without objects."""
-    columns = [Column("class", "class", str, right=False), Column("objects", "objects", lambda count: f"{count:,}")]
+    columns = [Column("class", "class", str, right=False), Column("objects", "objects", "{:,}".format)]
     columns += [Column(name.replace(" ", "_"), name, percent) for name in QUADRANTS]
     rows = [
-        {"class": name, "objects": len(found.points)}
-        | {quadrant.replace(" ", "_"): float(share) for quadrant, share in zip(QUADRANTS, found.shares, strict=True)}
-        for name, found in centers.items()
+        {"class": name, "objects": len(points)}
+        | {place.replace(" ", "_"): float(one) for place, one in zip(QUADRANTS, quadrant_shares(points), strict=True)}
+        for name, points in centers.items()
     ]
     return Table("Where the centres of each class's objects lie, percent.", tuple(columns), tuple(rows))
 
@@ -86,23 +86,25 @@ def write_centers(truth: AnnotatedSplit, out: str | Path, names: Sequence[str] |
         write_bytes(out.with_suffix(".csv"), to_csv(centers_table(centers)).encode())
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror or error}): choose another place.") from error
-    objects, images = sum(len(found.points) for found in centers.values()), len(truth.image_ids)
+    objects, images = sum(map(len, centers.values())), len(truth.image_ids)
     return [
         f"{out}: classes {', '.join(shown)}",
         f"{out.with_suffix('.csv')}: of all classes, {len(centers)}; {objects:,} objects, {images:,} images",
     ]
 
 
-def _draw_class(axes: Axes, name: str, found: Centers) -> None:
-    count = len(found.points)
+def _draw_class(axes: Axes, name: str, points: np.ndarray) -> None:
+    count = len(points)
     axes.set_title(f"{plain(name)}  ({count:,})", fontsize=10)
     axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect=0.75)
     if not count:
         axes.text(0.5, 0.5, "no objects", ha="center", va="center", color="gray")
         return
-    dots = found.points[:: -(-count // DOTS)]
+    dots = points[:: -(-count // DOTS)]
     axes.scatter(dots[:, 0], dots[:, 1], s=5, color="black", alpha=0.35 if len(dots) > 200 else 0.6, linewidths=0)
-    for left, top, share in zip((0, 0.5, 0, 0.5), (0, 0, 0.5, 0.5), found.shares, strict=True):  # as QUADRANTS
+    for left, top, share in zip(
+        (0, 0.5, 0, 0.5), (0, 0, 0.5, 0.5), quadrant_shares(points), strict=True
+    ):  # as QUADRANTS
         axes.add_patch(Rectangle((left, top), 0.5, 0.5, facecolor=_SHARES(_SCALE(share)), edgecolor="black", zorder=0))
         axes.text(
             left + 0.25, top + 0.25, f"{percent(share)} %", ha="center", va="center", fontsize=10, fontweight="bold",

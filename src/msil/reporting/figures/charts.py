@@ -56,8 +56,8 @@ def clean(text: str, letters: int = NAME_LETTERS) -> str:
     return text if len(text) <= letters else text[: letters - 1].rstrip() + "\u2026"
 
 
-def draw_svg(draw: Callable[[Figure], None], height: float, title: str) -> bytes:
-    """An SVG file of what `draw` puts into an empty figure with a title. height: inches.
+def draw_svg(draw: Callable[[Axes], None], height: float, title: str) -> bytes:
+    """An SVG file of what `draw` puts into an empty chart with a title. height: inches.
 
     The same input gives the same bytes under the same matplotlib. Sets matplotlib's settings while it runs, so not for
     two threads at once.
@@ -66,8 +66,9 @@ def draw_svg(draw: Callable[[Figure], None], height: float, title: str) -> bytes
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has it
         figure = Figure(figsize=(WIDTH, height), facecolor="none", layout="constrained")
         figure.suptitle("\n".join(textwrap.wrap(clean(title, 120), 60)), x=0.01, ha="left", weight="bold", size=14)
-        draw(figure)
-        handles, names = figure.axes[0].get_legend_handles_labels()
+        axes = figure.add_subplot()
+        draw(axes)
+        handles, names = axes.get_legend_handles_labels()
         if names:
             figure.legend(handles, names, loc="outside lower left", ncols=2)
         content = io.BytesIO()
@@ -79,8 +80,7 @@ def grouped_bars(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str, s
     """Upright bars, a group a key of `labels`, a bar a row, in percent; "n/a" where a value is missing."""
     width = 0.8 / len(rows)
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
+    def draw(axes: Axes) -> None:
         for number, ((name, row), color) in enumerate(zip(rows.items(), cycle(COLORS), strict=False)):
             values = np.array([row[key] for key in labels], dtype=float)
             places = np.arange(len(labels)) - 0.4 + width * (number + 0.5)
@@ -90,7 +90,8 @@ def grouped_bars(rows: Mapping[str, Mapping[str, float]], labels: Mapping[str, s
         axes.set_xticks(range(len(labels)), list(labels.values()))
         axes.grid(visible=False, axis="x")
         axes.margins(y=0.12)
-        _finish(axes, "", y_label, percent_axis="y")
+        axes.set_ylabel(y_label)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
 
     return draw_svg(draw, 4.2, title)
 
@@ -111,10 +112,9 @@ def confusion_matrix(classes: Sequence[str], counts: np.ndarray, title: str) -> 
     table, shares, size = counts[chosen], shares[chosen], len(shown) + 1
     names = [clean(classes[int(label)], 14) for label in shown]
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
+    def draw(axes: Axes) -> None:
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        figure.colorbar(image, label="share of the row, percent")
+        axes.figure.colorbar(image, ax=axes, label="share of the row, percent")
         axes.set_xticks(range(size), [*names, "missed"], rotation=0 if size <= 4 else 90)
         axes.set_yticks(range(size), [*names, "background"])
         axes.set(xlabel="prediction", ylabel="truth")
@@ -128,19 +128,14 @@ def confusion_matrix(classes: Sequence[str], counts: np.ndarray, title: str) -> 
 
 def curves(rows: Runs, x_label: str, y_label: str, title: str) -> bytes:
     """See `plot_curves`."""
-
-    def draw(figure: Figure) -> None:
-        plot_curves(figure.add_subplot(), rows, x_label, y_label)
-
-    return draw_svg(draw, 4.2, title)
+    return draw_svg(lambda axes: plot_curves(axes, rows, x_label, y_label), 4.2, title)
 
 
 def chosen_curves(rows: Runs, key: str, x_label: str, y_label: str, title: str) -> tuple[str, list[tuple[str, str]]]:
     """The curves as an <svg> element without the rows' names; and of each row the start of its lines' ids, made of
     `key`, and its colour."""
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
+    def draw(axes: Axes) -> None:
         plot_curves(axes, {f"_{name}": seeds for name, seeds in rows.items()}, x_label, y_label)  # _: no legend
         places = [row for row, seeds in enumerate(rows.values()) for _ in range(1 + len(seeds) * (len(seeds) > 1))]
         for i, (row, line) in enumerate(zip(places, axes.lines, strict=True)):
@@ -165,7 +160,7 @@ def plot_curves(axes: Axes, rows: Runs, x_label: str, y_label: str = "") -> None
     axes.set_ylim(bottom=min(0.0, axes.dataLim.ymin))
     whole = all((xs % 1 == 0).all() for seeds in rows.values() for xs, _ in seeds)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=whole))
-    _finish(axes, x_label, y_label)
+    axes.set(xlabel=x_label, ylabel=y_label)
 
 
 def mean_curve(seeds: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -180,9 +175,3 @@ def _binned(points: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarr
     size = max(1, -(-len(points[0]) // POINTS))
     xs, ys = ([part.mean() for part in np.split(one, range(size, len(one), size)) if len(part)] for one in points)
     return np.array(xs), np.array(ys)
-
-
-def _finish(axes: Axes, x_label: str, y_label: str = "", percent_axis: str = "") -> None:
-    axes.set(xlabel=x_label, ylabel=y_label)
-    if percent_axis:
-        getattr(axes, f"{percent_axis}axis").set_major_formatter(PercentFormatter(1, symbol=""))

@@ -23,6 +23,7 @@ from msil.runs import check_own
 
 PICTURES = 12
 CLASSES = 20  # rows of the table of classes
+COUNT = "{:,}".format
 SMALL, LARGE = 32**2, 96**2  # px^2: COCO's small boxes are below the first, its large ones not below the second
 
 
@@ -93,7 +94,7 @@ def splits_table(truths: Mapping[str, Annotations]) -> Table:
                 "large": int((areas >= LARGE).sum()),
             }
         )
-    columns = [Column(name, name.replace("_", " "), _count) for name in rows[0] if name != "split"]
+    columns = [Column(name, name.replace("_", " "), COUNT) for name in rows[0] if name != "split"]
     return Table(
         "Images and boxes.",
         (Column("split", "split", right=False), *columns),
@@ -124,10 +125,10 @@ def classes_table(truths: Mapping[str, Annotations]) -> Table:
     columns = [Column("class", "class", lambda name: plain(name, 30), right=False)]
     for split in truths:
         title = "boxes" if len(truths) == 1 else split
-        columns += [Column(f"{split}_boxes", title, _count), Column(f"{split}_images", "images", _count)]
+        columns += [Column(f"{split}_boxes", title, COUNT), Column(f"{split}_images", "images", COUNT)]
     notes = []
     if rest := order[CLASSES:].tolist():
-        notes.append(f"{len(rest)} more classes with {_count(total[rest].sum())} boxes")
+        notes.append(f"{len(rest)} more classes with {total[rest].sum():,} boxes")
     if none := [names[label] for label in order if not total[label]]:
         notes.append(f"without boxes: {listed(none, 10)}")
     return Table(
@@ -156,7 +157,3 @@ def draw_sheet(found: Mapping[str, AnnotatedImages], truths: Mapping[str, Annota
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror or error}): choose another place.") from error
     return len(cells)
-
-
-def _count(number: int) -> str:
-    return f"{number:,}"
