@@ -74,36 +74,25 @@ def _mean(values: np.ndarray) -> float:
     return float(values[values > -1].mean()) if (values > -1).any() else float("nan")
 
 
-def to_coco(truth: AnnotatedSplit) -> dict[str, list[dict[str, Any]]]:
-    """COCO's dict of a record or of Annotations.
-
-    Its annotations have ids from 1 (pycocotools takes a match with annotation 0 for no match), bbox as in the data's
-    files and not clipped, area, and iscrowd 0 or 1: 1 for VOC's difficult boxes too.
-    """
-    sizes = zip(truth.image_ids.tolist(), truth.sizes.tolist(), truth.file_names, strict=True)
-    names = zip(truth.category_ids, truth.classes, strict=True)
-    return {
-        "images": [{"id": i, "height": h, "width": w, "file_name": str(name)} for i, (h, w), name in sizes],
-        "categories": [{"id": int(category_id), "name": str(name)} for category_id, name in names],
-        "annotations": _entries(
-            truth, truth.truth_images, truth.truth_labels, bbox=truth.truth_boxes, area=truth.truth_areas,
-            iscrowd=truth.truth_ignored.astype(int),
-        ),
-    }  # fmt: skip
-
-
 def coco_evaluation(record: EvaluationRecord, max_dets: int = MAX_DETS) -> COCOeval:
-    """pycocotools' evaluation of a record, before `evaluate`."""
-    truth = to_coco(record)
+    """pycocotools' evaluation of a record, before `evaluate`. What is ignored is a crowd, VOC's difficult boxes too."""
     boxes = to_xywh(record.found_boxes)
+    truths = _entries(
+        record, record.truth_images, record.truth_labels, bbox=record.truth_boxes, area=record.truth_areas,
+        iscrowd=record.truth_ignored.astype(int),
+    )  # fmt: skip
     found = _entries(
         record, record.found_images, record.found_labels, bbox=boxes, area=boxes[:, 2] * boxes[:, 3],
         score=record.found_scores.astype(np.float64), iscrowd=np.zeros(len(boxes), dtype=int),
     )  # fmt: skip
     apis: list[Any] = [COCO(), COCO()]  # the constructor reads files only, and loadRes takes no empty list
     with contextlib.redirect_stdout(io.StringIO()):
-        for api, entries in zip(apis, (truth["annotations"], found), strict=True):
-            api.dataset = truth | {"annotations": entries}
+        for api, entries in zip(apis, (truths, found), strict=True):
+            api.dataset = {
+                "images": [{"id": one} for one in record.image_ids.tolist()],
+                "categories": [{"id": one} for one in record.category_ids.tolist()],
+                "annotations": entries,
+            }
             api.createIndex()
         evaluation = COCOeval(apis[0], apis[1], "bbox")
     evaluation.params.maxDets = [1, 10, max_dets]
@@ -111,9 +100,10 @@ def coco_evaluation(record: EvaluationRecord, max_dets: int = MAX_DETS) -> COCOe
 
 
 def _entries(
-    truth: AnnotatedSplit, owners: np.ndarray, labels: np.ndarray, **columns: np.ndarray
+    record: EvaluationRecord, owners: np.ndarray, labels: np.ndarray, **columns: np.ndarray
 ) -> list[dict[str, Any]]:
-    image_ids, category_ids = truth.image_ids[owners], np.asarray(truth.category_ids)[labels]
+    """COCO's annotations; ids are from 1, since pycocotools takes a match with annotation 0 for no match."""
+    image_ids, category_ids = record.image_ids[owners], record.category_ids[labels]
     columns = {"id": np.arange(1, len(owners) + 1), "image_id": image_ids, "category_id": category_ids, **columns}
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
@@ -129,8 +119,7 @@ def fast_curves(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Curves:
     # without a box. So classes are evaluated one after the other, each over the images in which it occurs.
     curves = []
     for label in range(len(record.classes)):
-        evaluation = _ClassEvaluation(record, label)
-        evaluation.params.maxDets = [1, 10, max_dets]
+        evaluation = _ClassEvaluation(record, label, max_dets)
         evaluation.evaluate()
         curves.append(evaluation.eval)
     precision = np.concatenate([curve["precision"] for curve in curves], axis=2)
@@ -140,42 +129,38 @@ def fast_curves(record: EvaluationRecord, max_dets: int = MAX_DETS) -> Curves:
 class _ClassEvaluation(COCOeval_faster):
     """COCOeval_faster of one class, over arrays instead of its COCO objects; the result of `evaluate` is in `eval`."""
 
-    def __init__(self, record: EvaluationRecord, label: int) -> None:
+    def __init__(self, record: EvaluationRecord, label: int, max_dets: int) -> None:
         super().__init__(iouType="bbox")
         truths = np.flatnonzero(record.truth_labels == label)
         found = np.flatnonzero(record.found_labels == label)
         # By image, then by score: those that tie keep the detector's order, as with pycocotools' stable sort.
         found = found[np.lexsort((-record.found_scores[found], record.found_images[found]))]
-        self.crowd, self.areas = record.truth_ignored[truths].astype(int), record.truth_areas[truths]
-        self.truth_boxes, self.found_boxes = record.truth_boxes[truths], to_xywh(record.found_boxes[found])
-        self.scores = record.found_scores[found].astype(np.float64)
         images = np.union1d(record.truth_images[truths], record.found_images[found])
-        self.truth_owners, self.truth_bounds = _positions(record.truth_images[truths], images)
-        self.found_owners, self.found_bounds = _positions(record.found_images[found], images)
-        self.params.imgIds = list(range(len(images)))
-        self.params.catIds = [0]
+        self.params.imgIds, self.params.catIds = list(range(len(images))), [0]
+        self.params.maxDets = [1, 10, max_dets]
+        truth_owners, found_owners = (
+            np.searchsorted(images, owners) for owners in (record.truth_images[truths], record.found_images[found])
+        )
+        truth_boxes, found_boxes = record.truth_boxes[truths], to_xywh(record.found_boxes[found])
+        crowd = record.truth_ignored[truths].astype(int)
+        columns = (truth_owners, record.truth_areas[truths], crowd)
+        for number, (owner, area, ignored) in enumerate(zip(*(one.tolist() for one in columns), strict=True), start=1):
+            self.gt_dataset.append(owner, 0, {"id": number, "area": area, "iscrowd": ignored, "ignore": ignored})
+        columns = (found_owners, found_boxes[:, 2] * found_boxes[:, 3], record.found_scores[found].astype(np.float64))
+        for number, (owner, area, score) in enumerate(zip(*(one.tolist() for one in columns), strict=True), start=1):
+            self.dt_dataset.append(owner, 0, {"id": number, "area": area, "score": score})
+        # By image: the detections, of the highest scores first, the objects, and whether these are crowds.
+        starts = np.arange(1, len(images))
+        parts = ((found_boxes, found_owners), (truth_boxes, truth_owners), (crowd, truth_owners))
+        self.parts = [np.split(part, np.searchsorted(owners, starts)) for part, owners in parts]
 
     def _prepare(self) -> None:
-        """Fills the C++ data sets."""
-        columns = (self.truth_owners, self.areas.tolist(), self.crowd.tolist())
-        for number, (owner, area, crowd) in enumerate(zip(*columns, strict=True), start=1):
-            self.gt_dataset.append(owner, 0, {"id": number, "area": area, "iscrowd": crowd, "ignore": crowd})
-        areas = self.found_boxes[:, 2] * self.found_boxes[:, 3]
-        columns = (self.found_owners, areas.tolist(), self.scores.tolist())
-        for number, (owner, area, score) in enumerate(zip(*columns, strict=True), start=1):
-            self.dt_dataset.append(owner, 0, {"id": number, "area": area, "score": score})
+        """The data sets have been filled."""
 
     def computeIoU(self, imgId: int, catId: int) -> list[list[float]]:
-        """(D, G) of one image, the highest scores first."""
-        truths, found = (slice(*bounds[imgId : imgId + 2]) for bounds in (self.truth_bounds, self.found_bounds))
-        if truths.start == truths.stop or found.start == found.stop:
+        """(D, G) of one image."""
+        boxes, truths, crowd = (part[imgId] for part in self.parts)
+        if not len(boxes) or not len(truths):
             return []
-        boxes = self.found_boxes[found][: self.params.maxDets[-1]]
-        ious: Any = mask.iou(boxes, self.truth_boxes[truths], self.crowd[truths].tolist())
+        ious: Any = mask.iou(boxes[: self.params.maxDets[-1]], truths, crowd.tolist())
         return ious.tolist()
-
-
-def _positions(owners: np.ndarray, images: np.ndarray) -> tuple[list[int], list[int]]:
-    """Each owner's position in `images`, both ascending, and where each image's rows of `owners` begin, and the end."""
-    bounds = np.append(np.searchsorted(owners, images), len(owners))
-    return np.searchsorted(images, owners).tolist(), bounds.tolist()

@@ -64,7 +64,7 @@ class Section:
     folded: bool = False
 
 
-def render(title: str, paragraphs: tuple[str, ...], sections: tuple[Section, ...], footer: str) -> str:
+def render(title: str, sections: tuple[Section, ...], footer: str) -> str:
     """The page. Characters that HTML cannot hold (controls, lone surrogates of odd file names) become U+FFFD."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("msil.reporting"),
@@ -79,7 +79,6 @@ def render(title: str, paragraphs: tuple[str, ...], sections: tuple[Section, ...
                      for name in ("report.css", "report.js"))  # fmt: skip
     return environment.get_template("report.html.j2").render(
         title=title,
-        paragraphs=paragraphs,
         sections=sections,
         footer=footer,
         policy=POLICY.format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),

@@ -71,7 +71,7 @@ def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[st
     title = "msil: runs, and the paper's tables"
     footer = f"Made by msil {msil.__version__} (msil report) from {len(results)} runs."
     target = Path(out_dir) / PAGE_FILE
-    write_bytes(target, render(title, (), tuple(sections), footer).encode())
+    write_bytes(target, render(title, tuple(sections), footer).encode())
     return [target, *written]
 
 
