@@ -21,19 +21,27 @@ Found = tuple[int, int, Sequence[float], float]  # image, class, x1 y1 x2 y2, sc
 
 
 def make(
-    truths: Sequence[Truth], found: Sequence[Found], *, images: int = 1, classes: int = 2, ignored: Sequence[int] = ()
+    truths: Sequence[Truth],
+    found: Sequence[Found] = (),
+    *,
+    images: int = 1,
+    classes: int | Sequence[str] = 2,
+    ignored: Sequence[int] = (),
+    size: int = 480,
 ) -> EvaluationRecord:
-    """ignored: positions in `truths`. Image ids are 10, 20, ..., category ids 1, 4, ...: with gaps, as in COCO."""
+    """ignored: positions in `truths`. Image ids are 10, 20, ..., category ids 1, 4, ...: with gaps, as in COCO.
+    size: pixels a side of all images."""
+    names = [f"class {label}" for label in range(classes)] if isinstance(classes, int) else classes
     truth_flags = np.isin(np.arange(len(truths)), ignored)
     order = sorted(range(len(truths)), key=lambda i: truths[i][0])
     boxes = np.array([truths[i][2] for i in order], dtype=np.float64).reshape(-1, 4)
     found = sorted(found, key=lambda row: row[0])
     return EvaluationRecord(
-        classes=np.array([f"class {label}" for label in range(classes)]),
-        category_ids=np.arange(classes) * 3 + 1,
+        classes=np.array(names),
+        category_ids=np.arange(len(names)) * 3 + 1,
         image_ids=np.arange(1, images + 1) * 10,
         file_names=np.array([f"{i}.jpg" for i in range(images)], dtype=np.str_),
-        sizes=np.full((images, 2), 480),
+        sizes=np.full((images, 2), size),
         truth_images=np.array([truths[i][0] for i in order], dtype=np.int64),
         truth_boxes=boxes,
         truth_areas=boxes[:, 2] * boxes[:, 3],

@@ -34,14 +34,6 @@ def test_coco_by_hand() -> None:
     assert one.truths.tolist() == [[1, 1], [0, 1], [0, 0], [1, 0]]
 
 
-def test_only_the_best_100_of_an_image_and_class_are_judged() -> None:
-    found = [(0, label, [0.0, 0, 10, 10 + i], (i + 1) / 200) for label in (0, 1) for i in range(120)]
-    matches = match_coco(make([(0, 0, [0, 0, 10, 10])], found, images=1))
-    assert [one.hits.shape for one in matches.classes] == [(4, 10, 100)] * 2
-    # 1 / 200 .. 20 / 200 are left out, among them those of the best IoU; the rest has 10 / 31 at most.
-    assert not matches.classes[0].hits.any()
-
-
 @pytest.mark.parametrize("match", [match_coco, match_voc])
 def test_nothing_to_match(match) -> None:
     for record in (make([], [], images=2), make([], [], images=0)):

@@ -13,7 +13,7 @@ from msil.metrics.coco import pycocotools_curves, summary
 from msil.metrics.detections import DetectionMetric
 from msil.metrics.upload import upload_entries, write_upload
 
-from .cases import Found, by_pycocotools, make, nothing, random_record, updated
+from .cases import Found, by_pycocotools, make, random_record, updated
 
 ENTRY: dict[str, Any] = {"image_id": 7, "category_id": 18, "bbox": [1.5, 2, 3.25, 4], "score": 0.5}
 
@@ -86,11 +86,3 @@ def test_an_error_leaves_the_old_files(tmp_path: Path) -> None:
         write_upload(tmp_path, "val", "x", [{**ENTRY, "score": float("nan")}])
     assert [path.read_bytes() for path in paths] == before
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_the_collector_has_no_numbers_and_keeps_images_without_detections() -> None:
-    record = make([], [], images=14)
-    metric = DetectionMetric(record)
-    metric.update([nothing()] * 14, record.image_ids.tolist())
-    assert metric.compute() == {}
-    assert metric.gathered().image_ids.tolist() == record.image_ids.tolist()

@@ -1,16 +1,9 @@
-"""Results of made-up runs, complete as a run writes them, and records of made-up evaluations."""
+"""Results of made-up runs, complete as a run writes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-
-from msil.metrics.record import EvaluationRecord
-
-Truth = tuple[int, Sequence[float], int]  # image, x y width height, label
-Found = tuple[int, Sequence[float], float, int]  # image, x1 y1 x2 y2, score, label
 
 METRICS = {"AP": 0.4205, "AP50": 0.6, "AP75": 0.4, "APs": None, "APm": 0.3, "APl": 0.5}
 
@@ -99,31 +92,3 @@ def run(
     found["config"]["model"]["head"] |= options or {}
     found["config"]["seed"] = found["seed"] = seed
     return {**found, **changes}
-
-
-def record(
-    images: int,
-    truths: Sequence[Truth],
-    found: Sequence[Found] = (),
-    ignored: Sequence[int] = (),
-    *,
-    classes: Sequence[str] = ("cat", "dog"),
-    size: int = 100,
-) -> EvaluationRecord:
-    """truths, found: by image. ignored: positions in truths. size: pixels a side of all images."""
-    return EvaluationRecord(
-        classes=np.array(classes),
-        category_ids=np.arange(1, len(classes) + 1),
-        image_ids=np.arange(1, images + 1),
-        file_names=np.array([f"val/{i}.png" for i in range(images)], dtype=np.str_),
-        sizes=np.full((images, 2), size),
-        truth_images=np.array([t[0] for t in truths], dtype=np.int64),
-        truth_boxes=np.array([t[1] for t in truths], dtype=np.float64).reshape(-1, 4),
-        truth_areas=np.array([t[1][2] * t[1][3] for t in truths], dtype=np.float64),
-        truth_labels=np.array([t[2] for t in truths], dtype=np.int64),
-        truth_ignored=np.isin(np.arange(len(truths)), ignored),
-        found_images=np.array([f[0] for f in found], dtype=np.int64),
-        found_boxes=np.array([f[1] for f in found], dtype=np.float32).reshape(-1, 4),
-        found_scores=np.array([f[2] for f in found], dtype=np.float32),
-        found_labels=np.array([f[3] for f in found], dtype=np.int64),
-    )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from tests.metrics.cases import Found, Truth, make
 
 from msil.metrics.coco import pycocotools_curves, summary
 from msil.metrics.record import EvaluationRecord, write_record
 
-from .cases import Found, Truth, record, run
+from .cases import run
 
 CLASSES = ("circle", "square")
 IMAGES = 12
@@ -29,11 +31,13 @@ def evaluated(noise: float, seed: int, classes: tuple[str, ...] = CLASSES) -> Ev
     for image in range(IMAGES):
         for label in (0, 1) if image != 3 else ():
             (x, y), (width, height) = place.uniform(0, 30, 2).tolist(), place.uniform(10, 30, 2).tolist()
-            truths.append((image, [x, y, width, height], label))
+            truths.append((image, label, [x, y, width, height]))
             moved = np.array([x, y, x + width, y + height]) + generator.normal(0, noise, 4)
-            found.append((image, moved.tolist(), generator.uniform(0.2, 1), label))
-        found.append((image, [40, 40, 60, 60], generator.uniform(0.2, 1), int(generator.integers(2))))
-    return record(IMAGES, truths, found, classes=classes, size=SIDE)
+            found.append((image, label, moved.tolist(), generator.uniform(0.2, 1)))
+        score, label = generator.uniform(0.2, 1), int(generator.integers(2))
+        found.append((image, label, [40, 40, 60, 60], score))
+    names = np.array([f"val/{i}.png" for i in range(IMAGES)])
+    return replace(make(truths, found, images=IMAGES, classes=classes, size=SIDE), file_names=names)
 
 
 def write_run(runs: Path, data_root: Path, noise: float, seed: int, classes: tuple[str, ...] = CLASSES, **switches: Any

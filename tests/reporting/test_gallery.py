@@ -8,17 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.metrics.cases import Found, Truth, make
 
 from msil.errors import DataError
 from msil.metrics.record import EvaluationRecord
 from msil.reporting.figures.gallery import gallery_picture, image_scores, most_different, read_gallery_image
 from msil.reporting.figures.pictures import class_color
 
-from .cases import Found, Truth, record
-
-CAT: Truth = (0, [0, 0, 10, 10], 0)
-HIT: Found = (0, [0, 0, 10, 10], 0.9, 0)
-AWAY: Found = (0, [50, 50, 60, 60], 0.9, 0)
+CAT: Truth = (0, 0, [0, 0, 10, 10])
+HIT: Found = (0, 0, [0, 0, 10, 10], 0.9)
+AWAY: Found = (0, 0, [50, 50, 60, 60], 0.9)
 
 
 @pytest.mark.parametrize(
@@ -28,31 +27,32 @@ AWAY: Found = (0, [50, 50, 60, 60], 0.9, 0)
         ([CAT], [], (), 0.0),
         ([CAT], [HIT, AWAY], (), 2 / 3),  # 2 * 1 / (2 + 1)
         ([CAT], [HIT, HIT], (), 2 / 3),  # the second of the same is one too many
-        ([CAT, (0, [30, 30, 10, 10], 1)], [HIT], (), 2 / 3),  # 2 * 1 / (1 + 2)
-        ([CAT], [(0, [0, 0, 10, 10], 0.9, 1)], (), 0.0),  # a dog at the cat's place
-        ([CAT], [(0, [0, 0, 10, 10], 0.29, 0)], (), 0.0),  # below the threshold
-        ([CAT], [(0, [0, 0, 20, 10], 0.9, 0)], (), 1.0),  # IoU 100 / 200 is enough
-        ([CAT], [(0, [0, 0, 21, 10], 0.9, 0)], (), 0.0),  # IoU 100 / 210 is not
+        ([CAT, (0, 1, [30, 30, 10, 10])], [HIT], (), 2 / 3),  # 2 * 1 / (1 + 2)
+        ([CAT], [(0, 1, [0, 0, 10, 10], 0.9)], (), 0.0),  # a dog at the cat's place
+        ([CAT], [(0, 0, [0, 0, 10, 10], 0.29)], (), 0.0),  # below the threshold
+        ([CAT], [(0, 0, [0, 0, 20, 10], 0.9)], (), 1.0),  # IoU 100 / 200 is enough
+        ([CAT], [(0, 0, [0, 0, 21, 10], 0.9)], (), 0.0),  # IoU 100 / 210 is not
         ([CAT], [], (0,), 1.0),  # an ignored cat need not be found,
         ([CAT], [HIT, HIT], (0,), 1.0),  # and may be, any number of times,
-        ([CAT], [(0, [0, 0, 2, 2], 0.9, 0)], (0,), 1.0),  # also by a part of it,
-        ([CAT], [(0, [0, 0, 30, 10], 0.9, 0)], (0,), 0.0),  # but not with two thirds elsewhere
-        ([CAT], [(0, [0, 0, 10, 10], 0.9, 1)], (0,), 0.0),  # nor by a dog
+        ([CAT], [(0, 0, [0, 0, 2, 2], 0.9)], (0,), 1.0),  # also by a part of it,
+        ([CAT], [(0, 0, [0, 0, 30, 10], 0.9)], (0,), 0.0),  # but not with two thirds elsewhere
+        ([CAT], [(0, 1, [0, 0, 10, 10], 0.9)], (0,), 0.0),  # nor by a dog
         ([CAT, CAT], [HIT, HIT], (0,), 1.0),  # the one that counts is taken, the other detection is the ignored one's
     ],
 )
 def test_scores_of_one_image(truths: list[Truth], found: list[Found], ignored: tuple[int, ...], score: float) -> None:
-    assert image_scores(record(1, truths, found, ignored)).tolist() == pytest.approx([score])
+    assert image_scores(make(truths, found, ignored=ignored)).tolist() == pytest.approx([score])
 
 
 def comparison(plain: list[int], msil: list[int], truths: list[int]) -> tuple[EvaluationRecord, EvaluationRecord]:
     """Two records of one image an entry: how many of its truths each finds, and how many there are."""
-    boxes = [(i, [20.0 * k, 0, 10, 10], 0) for i, count in enumerate(truths) for k in range(count)]
+    boxes = [(i, 0, [20.0 * k, 0, 10, 10]) for i, count in enumerate(truths) for k in range(count)]
 
     def found(counts: list[int]) -> list[Found]:
-        return [(i, [20.0 * k, 0, 20.0 * k + 10, 10], 0.9, 0) for i, count in enumerate(counts) for k in range(count)]
+        return [(i, 0, [20.0 * k, 0, 20.0 * k + 10, 10], 0.9) for i, count in enumerate(counts) for k in range(count)]
 
-    return record(len(truths), boxes, found(plain)), record(len(truths), boxes, found(msil))
+    first, second = (make(boxes, found(counts), images=len(truths)) for counts in (plain, msil))
+    return first, second
 
 
 def test_half_of_the_choice_is_where_msil_is_worse() -> None:
@@ -68,9 +68,9 @@ def test_half_of_the_choice_is_where_msil_is_worse() -> None:
 
 
 def test_pictures_hold_truths_and_the_detections_of_each() -> None:
-    truths = [(0, [0, 0, 9, 9], 0), (1, [20, 40, 40, 50], 0), (1, [70, 10, 20, 20], 1)]
-    plain = record(2, truths, [(0, [1, 1, 9, 9], 0.9, 0), (1, [10, 30, 50, 90], 0.31, 1)], ignored=(2,))
-    msil = record(2, truths, [(1, [22, 42, 62, 92], 0.29, 0), (1, [5, 60, 30, 95], 0.8, 0)], ignored=(2,))
+    truths = [(0, 0, [0, 0, 9, 9]), (1, 0, [20, 40, 40, 50]), (1, 1, [70, 10, 20, 20])]
+    plain = make(truths, [(0, 0, [1, 1, 9, 9], 0.9), (1, 1, [10, 30, 50, 90], 0.31)], images=2, ignored=(2,))
+    msil = make(truths, [(1, 0, [22, 42, 62, 92], 0.29), (1, 0, [5, 60, 30, 95], 0.8)], images=2, ignored=(2,))
     image = np.full((3, 100, 100), 128, dtype=np.uint8)
     picture = gallery_picture(1, image, plain, msil)
     assert picture.shape == (300, 3 * 312, 3)  # three times: the most below 384; and a gap

@@ -17,12 +17,13 @@ HOSTILE = (
 
 
 class Parsed(HTMLParser):
-    """elements: (tag, attributes) in order. texts: all text nodes and attribute values."""
+    """elements: (tag, attributes) in order. texts: all text nodes and attribute values. text: the nodes as one."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
+        self.text = ""
         self.feed(page)
         self.close()
 
@@ -32,6 +33,7 @@ class Parsed(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data.strip())
+        self.text = " ".join([self.text, *data.split()])
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]

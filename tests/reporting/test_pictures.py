@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.metrics.cases import make
 
 from msil.detection.structures import Detections, Target
 from msil.errors import ConfigError
@@ -24,8 +25,6 @@ from msil.reporting.figures.pictures import (
     draw_curves,
     draw_predictions,
 )
-
-from .cases import record
 
 GRAY = 128
 RED = (255, 45, 45)  # class 0
@@ -143,7 +142,7 @@ def test_figure_5(tmp_path: Path) -> None:
     out = tmp_path / "new" / "centers.png"
     names = [r"$\frac{", "<b>", "日本", *(f"class {i}" for i in range(9))]
     # One box of every class but the last, in the upper left.
-    truth = record(1, [(0, [5, 5, 10, 10], label) for label in range(11)], classes=names)
+    truth = make([(0, label, [5, 5, 10, 10]) for label in range(11)], classes=names)
     lines = write_centers(truth, out)
     assert lines[1].endswith("of all classes, 12; 11 objects, 1 images") and ", ".join(names[:9]) in lines[0]
     rows = list(csv.DictReader(io.StringIO(out.with_suffix(".csv").read_text())))
@@ -164,4 +163,4 @@ def test_figure_5_is_refused_in_one_line(tmp_path: Path) -> None:
     ):
         (tmp_path / "file").write_text("")
         with pytest.raises(ConfigError, match=words):
-            write_centers(record(1, [(0, [5, 5, 10, 10], 0)]), tmp_path / out, names)
+            write_centers(make([(0, 0, [5, 5, 10, 10])], classes=("cat", "dog")), tmp_path / out, names)

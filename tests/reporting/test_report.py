@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
@@ -27,6 +26,7 @@ from msil.reporting.sections import detector_section, gallery_section, heatmap_s
 from msil.runs import read_results
 
 from .made_runs import evaluated, write_run, write_runs
+from .test_page import Parsed
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +37,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Texts(HTMLParser):
-    """The page's texts, and its images by alternative text."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__()
-        self.pieces: list[str] = []
-        self.images: list[str] = []
-        self.feed(page.read_text(encoding="utf-8"))
-        self.text = " ".join(" ".join(self.pieces).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "img":
-            self.images.append(dict(attrs)["alt"] or "")
-
-    def handle_data(self, data: str) -> None:
-        self.pieces.append(data)
+def parsed(page: Path) -> Parsed:
+    return Parsed(page.read_text(encoding="utf-8"))
 
 
 # The mean and deviation of pycocotools' own numbers, and their difference.
@@ -74,7 +60,7 @@ def test_table_2_has_the_runs_numbers(made: Path) -> None:
 
 
 def test_the_page_has_what_the_issue_of_reports_asks_for(made: Path) -> None:
-    page = Texts(made / "report" / "report.html")
+    page = parsed(made / "report" / "report.html")
     shown = [number for number in range(1, 6) if f"Table {number}. " in page.text]
     assert shown == [1, 2, 4, 5]  # of Table 3's detectors on ResNet-101 there is no run
     assert page.text.count("NOT comparable") == 2  # Tables 1, 2 and 4 share a recipe
@@ -86,12 +72,12 @@ def test_the_page_has_what_the_issue_of_reports_asks_for(made: Path) -> None:
         "Confusion of MSIL", "The objects of image val/",
     )  # fmt: skip
     for start in starts:
-        assert any(alt.startswith(start) for alt in page.images), start
+        assert any((image["alt"] or "").startswith(start) for image in page.all("img")), start
     assert "No heat maps" in page.text and "last.ckpt" in page.text  # these runs kept no checkpoint
 
 
 def test_the_page_opens_with_the_best_run(made: Path) -> None:
-    page = Texts(made / "report" / "report.html")
+    page = parsed(made / "report" / "report.html")
     results = read_results(made / "runs")
     means = {
         apply: fmean([run["metrics"]["AP"] for run in results if run["config"]["model"]["msil"]["apply"] == apply])
@@ -167,9 +153,9 @@ def test_what_is_missing_is_said_and_costs_no_more_than_it_must(made: Path, tmp_
     write_record(next(runs.glob("*_both_*_s0")), evaluated(5.0, 9))
     with pytest.warns(UserWarning, match=r"evaluation\.npz gives AP 0\.\d+, but result\.json beside it says"):
         write_report(runs, tmp_path / "report", say=lambda line: None)
-    page = Texts(tmp_path / "report" / "report.html")
+    page = parsed(tmp_path / "report" / "report.html")
     assert "not evaluated on the same images, so no gallery" in page.text
-    assert any(alt.startswith("Confusion of plain") for alt in page.images)
+    assert any((image["alt"] or "").startswith("Confusion of plain") for image in page.all("img"))
     rows = list(csv.DictReader((tmp_path / "report" / "table2.csv").open(encoding="utf-8")))
     assert float(rows[3]["ours_AP"]) > 0 and rows[3]["difference"] == "" and rows[1]["difference"] != ""
 
