@@ -77,12 +77,12 @@ def test_reduced_precision_is_stored_as_float32_on_the_device_of_the_metric() ->
     metric = CocoMetric(RECORD).to("meta")
     boxes = torch.tensor([[0.0, 0, 5, 5]], dtype=torch.bfloat16, requires_grad=True)
     metric.update([Detections(boxes, torch.tensor([0.5], dtype=torch.float16), torch.tensor([0]))], IMAGE_IDS[:1])
-    assert [(s[0].dtype, s[0].device.type) for s in (metric.boxes, metric.scores, metric.image_ids)] == [
+    assert [(s[-1].dtype, s[-1].device.type) for s in (metric.boxes, metric.scores, metric.image_ids)] == [
         (torch.float32, "meta"),
         (torch.float32, "meta"),
         (torch.int64, "meta"),
     ]
-    assert not metric.boxes[0].requires_grad
+    assert not metric.boxes[-1].requires_grad
 
 
 # name: (images of rank 0, images of rank 1), whether rank 1 detects anything

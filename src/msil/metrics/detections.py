@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from msil.detection.structures import Detections
 from msil.metrics.record import AnnotatedSplit, EvaluationRecord, make_record
+
+STATES = ("boxes", "scores", "labels", "counts", "image_ids")
 
 
 class DetectionMetric(Metric):
@@ -40,8 +42,9 @@ class DetectionMetric(Metric):
         self.truth = truth
         self.per_class: dict[str, float | None] = {}  # AP of the last final evaluation; None: no object that counts
         self._known_images = frozenset(truth.image_ids.tolist())
-        for name in ("boxes", "scores", "labels", "counts", "image_ids"):
+        for name in STATES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.reset()
 
     def update(self, detections: list[Detections], image_ids: list[int]) -> None:
         """Add the detections of some images.
@@ -65,21 +68,14 @@ class DetectionMetric(Metric):
         self.counts.append(torch.tensor(counts, dtype=torch.int64, device=self.device))
         self.image_ids.append(torch.tensor(image_ids, dtype=torch.int64, device=self.device))
 
-    def sync(
-        self,
-        dist_sync_fn: Callable | None = None,
-        process_group: Any | None = None,
-        should_sync: bool = True,
-        distributed_available: Callable | None = None,
-    ) -> None:
-        """Gather the states of all processes, also when some of them were never updated."""
-        # For an empty list torchmetrics would send a float32 tensor of shape (0,): a wrong dtype for the integer
-        # states and one dimension too few for the boxes, so that the gather hangs or fails.
-        for name, empty in _empty_states(self.device).items():
-            state = getattr(self, name)
-            if isinstance(state, list) and not state:
-                state.append(empty)
-        super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
+    def reset(self) -> None:
+        """Each state begins with an empty tensor of its own shape and type: where a process was never updated,
+        torchmetrics would send a float32 tensor of shape (0,) for an empty list, and the gather would hang or fail."""
+        super().reset()
+        self.boxes.append(torch.zeros((0, 4), device=self.device))
+        self.scores.append(torch.zeros(0, device=self.device))
+        for state in (self.labels, self.counts, self.image_ids):
+            state.append(torch.zeros(0, dtype=torch.int64, device=self.device))
 
     def compute(self) -> dict[str, float]:
         return {}
@@ -101,7 +97,7 @@ class DetectionMetric(Metric):
         Raises RuntimeError for an image that was evaluated twice, ValueError for boxes or scores that are not finite
         and for labels outside the classes.
         """
-        state = {name: _joined(getattr(self, name), empty) for name, empty in _empty_states(self.device).items()}
+        state = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in STATES}
         image_ids, times = np.unique(state["image_ids"], return_counts=True)
         if (times > 1).any():
             twice = image_ids[times > 1].tolist()
@@ -126,20 +122,3 @@ class DetectionMetric(Metric):
 def named(classes: Collection[str], values: Sequence[float]) -> dict[str, float | None]:
     """AP by class; nan, of a class without an object that counts, as None."""
     return {name: None if math.isnan(value) else value for name, value in zip(classes, values, strict=True)}
-
-
-def _empty_states(device: torch.device) -> dict[str, Tensor]:
-    integers = torch.zeros(0, dtype=torch.int64, device=device)
-    return {
-        "boxes": torch.zeros((0, 4), device=device),
-        "scores": torch.zeros(0, device=device),
-        "labels": integers,
-        "counts": integers,
-        "image_ids": integers,
-    }
-
-
-def _joined(state: list[Tensor] | Tensor, empty: Tensor) -> np.ndarray:
-    # A list before torchmetrics has gathered it, one tensor after.
-    joined = state if isinstance(state, Tensor) else torch.cat([empty, *state])
-    return joined.cpu().numpy()
