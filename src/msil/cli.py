@@ -111,8 +111,8 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
     report = verbs.add_parser(
         "report",
         help="the paper's tables and figures from finished runs, as one page and as files",
-        description="Write report.html, one page that needs no network, and table1 to table5 and, of three heads "
-        "or more, hosts as .md, .csv and .tex from the finished runs in RUNS_DIR.",
+        description="Write report.html, one page that needs no network, and table1 to table5 and, of heads that "
+        "ran both plain and with a block, hosts as .md, .csv and .tex from the finished runs in RUNS_DIR.",
     )
     report.add_argument(
         "runs_dir", type=Path, nargs="?", default=Path("runs"), metavar="RUNS_DIR", help="default: runs"

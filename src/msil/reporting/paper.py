@@ -218,7 +218,6 @@ HOSTS = PaperTable(
     ),
     ABLATION,
 )
-LEAST_HOSTS = 3  # fewer heads are Table 5
 
 TEXT_NOTES = (
     "Eq. 3's text writes f_env for f_enc.",

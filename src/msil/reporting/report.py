@@ -26,7 +26,7 @@ from msil.reporting.groups import (
     settings,
 )
 from msil.reporting.page import Section, render
-from msil.reporting.paper import HOSTS, LEAST_HOSTS, TABLES, TEXT_NOTES
+from msil.reporting.paper import HOSTS, TABLES, TEXT_NOTES
 from msil.reporting.paper_tables import paper_table
 from msil.reporting.ranking import answer, class_table, ranked, ranking
 from msil.reporting.sections import detector_section, gallery_section, heatmap_section, learning_curves
@@ -47,8 +47,8 @@ class SettingTables:
 
 
 def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[str], None] = print) -> list[Path]:
-    """Write report.html and, as .md, .csv and .tex, table1 to table5 and hosts (of three heads or more) into out_dir;
-    returns their paths.
+    """Write report.html and, as .md, .csv and .tex, table1 to table5 and, where a head ran plain and with a block, hosts
+    into out_dir; returns their paths.
 
     runs_dir: holds one folder a run with result.json; evaluation.npz, metrics.csv and checkpoints/last.ckpt beside it
     add intervals, curves, and heat maps. The data sets' images, where they are still at their place, add the gallery.
@@ -86,7 +86,7 @@ def setting_tables(results: Sequence[Result], evidence: Evidence) -> list[Settin
     for i, (group, tables) in enumerate(zip(groups, filled, strict=True)):
         shown = [one for one in tables if one.runs or (i == 0 and one.paper.name not in taken)]
         hosts = fill(HOSTS, group)
-        if len({row.paper.head for row in hosts.rows if row.runs}) >= LEAST_HOSTS:
+        if any(row.runs and hosts.compared(row) for row in hosts.rows):
             shown.append(hosts)
         kept = tuple(map(evidence.compare, shown))
         made.append(SettingTables(names[i], tuple(group), kept))
