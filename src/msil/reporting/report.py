@@ -47,7 +47,7 @@ class SettingTables:
 
 
 def write_report(runs_dir: str | Path, out_dir: str | Path, *, say: Callable[[str], None] = print) -> list[Path]:
-    """Write report.html and, as .md, .csv and .tex, table1 to table5 and, where a head ran plain and with a block, hosts
+    """Write report.html, and table1 to table5, and hosts where a head ran plain and with a block, as .md, .csv and .tex
     into out_dir; returns their paths.
 
     runs_dir: holds one folder a run with result.json; evaluation.npz, metrics.csv and checkpoints/last.ckpt beside it
