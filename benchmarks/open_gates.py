@@ -15,14 +15,15 @@ import torch
 from msil.checkpoints.assemble import detector_from_config
 from msil.checkpoints.load import load_detector
 from msil.config import MSILConfig
-from msil.data.readers.coco import CocoDataset
+from msil.data.annotations import AnnotatedImages
+from msil.data.module import build_split
 from msil.detection import Detector
 from msil.metrics.coco import CocoMetric
 
 GATES = (0.5, 0.9, 0.99, 0.999)
 
 
-def average_precision(detector: Detector, data: CocoDataset) -> float:
+def average_precision(detector: Detector, data: AnnotatedImages) -> float:
     metric = CocoMetric(data.annotations)
     for index in range(len(data)):
         image, target = data[index]
@@ -37,7 +38,7 @@ def main() -> None:
         parser.add_argument(name)
     options = parser.parse_args()
     plain, description = load_detector(options.checkpoint)
-    data = CocoDataset(options.root, options.split, classes=description.classes)
+    data = build_split({"name": "coco", "root": options.root, "classes": description.classes}, options.split)
     images = [data[index][0] for index in range(min(8, len(data)))]
     before = plain(images)
     print(f"plain detector: AP {100 * average_precision(plain, data):.2f}")

@@ -20,7 +20,7 @@ from torchvision.models import regnet_y_400mf
 
 from msil import MSIL, Target, load_detector
 from msil.compose import register
-from msil.data.readers.coco import CocoDataset
+from msil.data.module import build_split
 from msil.detection import ATSSHead, Predictions
 from msil.runs import read_result
 
@@ -190,7 +190,8 @@ def test_a_data_set(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_path(words[0], run_name="__main__")
 
-    train, val = (CocoDataset("data/mine", split, strict=True) for split in ("train", "val"))
+    data = {"name": "coco", "root": "data/mine", "strict": True}
+    train, val = (build_split(data, split) for split in ("train", "val"))
     assert train.classes == val.classes == ("cat", "dog")
     targets = [train[i][1] for i in range(3)]
     assert [target.size for target in targets] == [(64, 96)] * 3

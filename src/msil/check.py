@@ -131,8 +131,9 @@ def _check_data(data: DataConfig) -> None:
         raise ConfigError(f"data.multiscale={sides} has no effect with data.augment=none: set one of them to null.")
     if data.augment == Augment.flip and data.flip == 0:
         raise ConfigError("data.augment=flip mirrors nothing with data.flip=0: leave out one of them.")
-    names = list(data.classes.values()) if isinstance(data.classes, dict) else data.classes
-    if names is not None and not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+    names = [*data.classes, *data.classes.values()] if isinstance(data.classes, dict) else data.classes
+    words = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
+    if names is not None and not words:
         raise ConfigError(
             f"data.classes={data.classes} must be a list of words such as [cat,dog], new names such as "
             "{car: vehicle, bus: vehicle}, or null."

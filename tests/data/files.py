@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from msil.data.annotations import AnnotatedImages
+from msil.data.module import build_split
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
 
@@ -96,6 +97,15 @@ def quadrants(height: int = 16, width: int = 32) -> np.ndarray:
     pixels[height // 2 :, : width // 2] = (0, 0, 255)
     pixels[height // 2 :, width // 2 :] = (255, 255, 255)
     return pixels
+
+
+def read_coco(root: Path, split: str, **settings: Any) -> AnnotatedImages:
+    return build_split({"name": "coco", "root": root, **settings}, split)
+
+
+def read_voc(root: Path, split: str, **settings: Any) -> AnnotatedImages:
+    """Of classes that need not occur, as of a validation split."""
+    return build_split({"name": "voc", "root": root, **settings}, split, complete=False)
 
 
 def boxes_of(dataset: AnnotatedImages) -> list[tuple[int, str, list[float], float, bool]]:

@@ -11,11 +11,9 @@ import pytest
 from PIL import Image
 
 from msil.data.images import read_image
-from msil.data.readers.coco import CocoDataset
-from msil.data.readers.voc import VOCDataset
 from msil.errors import DataError
 
-from .files import coco_content, png, voc_object, voc_xml, write_coco, write_voc
+from .files import coco_content, png, read_coco, read_voc, voc_object, voc_xml, write_coco, write_voc
 
 CAT = voc_object("cat", 1, 1, 20, 20)
 
@@ -50,7 +48,7 @@ OUTSIDE = r"{path} leads by a symbolic link to {place}, outside the data set's f
 
 @pytest.mark.parametrize("name", ["train/a.jpg", "train/sub", "JPEGImages/a.jpg", "Annotations/b.xml"])
 def test_links_that_leave_the_set_are_refused(coco: Path, voc: Path, tmp_path: Path, name: str) -> None:
-    root, kind = (coco, CocoDataset) if name.startswith("train") else (voc, VOCDataset)
+    root, kind = (coco, read_coco) if name.startswith("train") else (voc, read_voc)
     place = tmp_path / "elsewhere" / Path(name).name
     path = moved(root / name, place)
     with pytest.raises(DataError) as error:
@@ -63,11 +61,11 @@ def test_links_to_nothing_and_to_themselves_are_refused(coco: Path) -> None:
     image.unlink()
     image.symlink_to("nothing.jpg")
     with pytest.raises(DataError, match=r"a\.jpg is missing"):
-        CocoDataset(coco, "train")
+        read_coco(coco, "train")
     image.unlink()
     image.symlink_to("a.jpg")
     with pytest.raises(DataError, match=r"a\.jpg cannot be read"):
-        CocoDataset(coco, "train")
+        read_coco(coco, "train")
 
 
 def test_links_that_stay_and_the_users_own_are_followed(coco: Path, voc: Path, tmp_path: Path) -> None:
@@ -77,11 +75,11 @@ def test_links_that_stay_and_the_users_own_are_followed(coco: Path, voc: Path, t
     moved(coco / "train" / "sub", coco / "val" / "sub")
     moved(coco / "train", tmp_path / "disk" / "train")
     (tmp_path / "own").symlink_to(coco)
-    assert len(CocoDataset(tmp_path / "own", "train")) == 3
+    assert len(read_coco(tmp_path / "own", "train")) == 3
     for part in ("JPEGImages", "Annotations"):
         moved(voc / part, tmp_path / "disk" / part)
     (tmp_path / "own-voc").symlink_to(voc)
-    assert len(VOCDataset(tmp_path / "own-voc", "train")) == 2
+    assert len(read_voc(tmp_path / "own-voc", "train")) == 2
 
 
 # Too much
@@ -92,7 +90,7 @@ def test_xml_of_100_mb_is_refused_before_it_is_parsed(voc: Path) -> None:
     file.write_bytes(b"<annotation>" + b"<object></object>" * (100 * 2**20 // 17) + b"</annotation>")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match=r"b\.xml is 100 MB large, more than the 8 MB that an annotation file may have"):
-        VOCDataset(voc, "train")
+        read_voc(voc, "train")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB; parsed, it would take 1 GB
     file.unlink()
 
@@ -112,7 +110,7 @@ OUTER_FILE = (
 def test_xml_entities_are_refused(voc: Path, bomb: str) -> None:
     (voc / "Annotations" / "b.xml").write_text(bomb)
     with pytest.raises(DataError, match=r"b\.xml is not safe and valid xml \(EntitiesForbidden"):
-        VOCDataset(voc, "train")
+        read_voc(voc, "train")
 
 
 def large(path: Path, width: int, height: int) -> None:
@@ -135,7 +133,7 @@ def test_100_megapixels_are_refused_from_the_header(coco: Path, kind: str) -> No
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     words = rf"image file .*a\.{kind} has 10000 x 10000 pixels, more than the 67 million that one image may have"
     with pytest.raises(DataError, match=words):
-        CocoDataset(coco, "train")
+        read_coco(coco, "train")
     with pytest.raises(DataError, match=words):
         read_image(path)  # as `msil predict` does
     with pytest.raises(DataError, match=words):
@@ -158,8 +156,8 @@ def test_a_named_pipe_is_refused_not_waited_for(coco: Path, voc: Path) -> None:
     (coco / "train" / "a.jpg").unlink()
     os.mkfifo(coco / "train" / "a.jpg")
     with pytest.raises(DataError, match=r"a\.jpg cannot be read \(it is not a regular file\)"):
-        CocoDataset(coco, "train")
+        read_coco(coco, "train")
     (voc / "Annotations" / "a.xml").unlink()
     os.mkfifo(voc / "Annotations" / "a.xml")
     with pytest.raises(DataError, match=r"a\.xml is not a regular file"):
-        VOCDataset(voc, "train")
+        read_voc(voc, "train")

@@ -18,12 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msil.data.annotations import AnnotatedImages
-from msil.data.readers.coco import CocoDataset
-from msil.data.readers.voc import VOCDataset
 from msil.errors import UserError
 
 from . import mutations
-from .files import boxes_of, coco_content, voc_object, voc_xml, write_coco, write_voc
+from .files import boxes_of, coco_content, read_coco, read_voc, voc_object, voc_xml, write_coco, write_voc
 
 TRIED = 500  # of each layout
 SECONDS = 5.0  # an example may take; it takes some 2 ms
@@ -148,7 +146,8 @@ def check_coco_sentence(sentence: str, source: Path) -> None:
         assert int(position) < len(content[plural])
     else:
         entries = {"annotation": "annotations", "image": "images"}.get(kind, "categories")
-        assert any(entry.get("id") == int(number) for entry in content[entries])
+        cut = sentence[named.end() :].startswith("...")  # a number too long for a message
+        assert cut or any(entry.get("id") == int(number) for entry in content[entries])
 
 
 def test_spoiled_coco_json_loads_rightly_or_is_refused_by_name(tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ def test_spoiled_coco_json_loads_rightly_or_is_refused_by_name(tmp_path: Path) -
             change(content, where, value)
         text = json.dumps(content).encode()
         source.write_bytes(text if bytewise is None else bytewise(text, how))
-        result = outcome(lambda: CocoDataset(tmp_path, "train"))
+        result = outcome(lambda: read_coco(tmp_path, "train"))
         counts["refused" if isinstance(result, str) else "loaded"] += 1
         if isinstance(result, str):
             check_coco_sentence(result, source)
@@ -231,7 +230,7 @@ def test_spoiled_voc_xml_loads_rightly_or_is_refused_by_name(tmp_path: Path) -> 
             change(tree, where, value)
         text = ElementTree.tostring(tree, encoding="unicode").encode("utf-8", "surrogatepass")
         (folder / "a.xml").write_bytes(text if bytewise is None else bytewise(text, how))
-        result = outcome(lambda: VOCDataset(tmp_path, "train", classes=CLASSES))
+        result = outcome(lambda: read_voc(tmp_path, "train", classes=CLASSES))
         counts["refused" if isinstance(result, str) else "loaded"] += 1
         if isinstance(result, str):
             check_voc_sentence(result, folder)

@@ -14,18 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from msil.data.annotations import AnnotatedImages
 from msil.data.audit import DataWarning
 from msil.data.module import DetectionDataModule, build_datasets, build_split
-from msil.data.readers.coco import CocoDataset
 from msil.data.shapes import write_shapes
 from msil.detection import Detections, build_detector
 from msil.detection.structures import Target
 from msil.errors import ConfigError, DataError
 
-from .files import boxes_of, coco_content, voc_object, voc_xml, write_coco, write_jpeg, write_voc
+from .files import boxes_of, coco_content, read_coco, voc_object, voc_xml, write_coco, write_jpeg, write_voc
 
 SHAPES: dict[str, Any] = {"num_train": 11, "num_val": 5, "image_size": 32, "seed": 0}
-Datasets = tuple[CocoDataset, CocoDataset]
+Datasets = tuple[AnnotatedImages, AnnotatedImages]
 Seen = list[tuple[int, Tensor, Tensor, Tensor]]  # image id, pixels, boxes, labels
 SIZES = [(64, 48), (48, 64), (90, 40), (33, 77), (64, 48), (50, 50), (120, 60), (41, 59), (64, 48)]  # width, height
 
@@ -33,14 +33,14 @@ SIZES = [(64, 48), (48, 64), (90, 40), (33, 77), (64, 48), (50, 50), (120, 60), 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
     root = write_shapes(tmp_path_factory.mktemp("data") / "shapes", **SHAPES)
-    return CocoDataset(root, "train"), CocoDataset(root, "val")
+    return read_coco(root, "train"), read_coco(root, "val")
 
 
 @pytest.fixture(scope="module")
-def jpegs(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
+def jpegs(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedImages:
     """JPEGs of several sizes."""
     root = tmp_path_factory.mktemp("jpegs")
-    return CocoDataset(bordered(root, "train", {str(i): size for i, size in enumerate(SIZES)}), "train")
+    return read_coco(bordered(root, "train", {str(i): size for i, size in enumerate(SIZES)}), "train")
 
 
 SETTINGS: dict[str, Any] = {
@@ -134,7 +134,7 @@ def same(ours: Seen, theirs: Seen) -> bool:
 
 @pytest.mark.parametrize("augment", [None, "strong"])
 def test_the_net_is_given_the_same_bits_whoever_transforms(
-    jpegs: CocoDataset, tmp_path: Path, augment: str | None
+    jpegs: AnnotatedImages, tmp_path: Path, augment: str | None
 ) -> None:
     """By the main process, by workers, and on the device that trains; every epoch has its own order and sizes."""
     settings: dict[str, Any] = {"batch_size": 2, "seed": 3, "min_size": 40, "max_size": 90, "multiscale": (30, 70)}
@@ -173,15 +173,15 @@ def test_every_epoch_has_its_own_order_and_augmentation_also_after_a_resume(
 def test_images_without_a_box_to_train_on_are_left_out_unless_asked_for(tmp_path: Path) -> None:
     sizes = {"a": (64, 48), "empty": (64, 48), "low": (64, 31), "thin": (31, 64), "crowd": (64, 48)}
     root = bordered(bordered(tmp_path, "train", sizes), "val", sizes)
-    datamodule = module((CocoDataset(root, "train"), CocoDataset(root, "val")), batch_size=2)
+    datamodule = module((read_coco(root, "train"), read_coco(root, "val")), batch_size=2)
     assert datamodule.steps_per_epoch == 2
     assert {id for batch in ids(datamodule.train_dataloader()) for id in batch} == {1, 3, 4}  # a, low, thin
     assert {id for batch in ids(datamodule.val_dataloader()) for id in batch} == {1, 2, 3, 4, 5}  # scored on all
-    whole = module((CocoDataset(root, "train"), CocoDataset(root, "val")), batch_size=5, filter_empty=False)
+    whole = module((read_coco(root, "train"), read_coco(root, "val")), batch_size=5, filter_empty=False)
     assert {id for batch in ids(whole.train_dataloader()) for id in batch} == {1, 2, 3, 4, 5}
     bordered(tmp_path, "train", {"crowd": (64, 31), "empty": (64, 48)})
     with pytest.raises(DataError, match="no training image has a box"):
-        module((CocoDataset(root, "train"), CocoDataset(root, "val")))
+        module((read_coco(root, "train"), read_coco(root, "val")))
 
 
 def test_eval_images_takes_the_first(shapes: Datasets) -> None:
@@ -194,7 +194,7 @@ def test_eval_images_takes_the_first(shapes: Datasets) -> None:
 def test_images_padded_to_one_size_go_through_the_net_together(tmp_path: Path) -> None:
     """As COCO's, of two sizes that take turns: 6 forward passes for 24 images, not 12, and the same detections."""
     sizes = {f"{i:02}": [(64, 48), (48, 64)][i % 2] for i in range(24)}
-    val = CocoDataset(bordered(tmp_path, "val", sizes), "val")
+    val = read_coco(bordered(tmp_path, "val", sizes), "val")
     torch.manual_seed(0)
     detector = build_detector("fcos", "resnet10", 1, channels=64, min_size=64, max_size=96)
     with torch.no_grad():

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from msil.data.audit import DataWarning
-from msil.data.readers.coco import CocoDataset
 from msil.data.shapes import CLASSES, draw_image, write_shapes
 from msil.errors import ConfigError, DataError
+
+from .files import read_coco
 
 SEED = 0
 SIZE = 128
@@ -67,7 +68,7 @@ def test_same_parameters_give_the_same_bytes_and_another_seed_other_ones(tmp_pat
 def test_the_strict_reader_finds_nothing_to_mend(root: Path, split: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataWarning)
-        dataset = CocoDataset(root, split, strict=True)
+        dataset = read_coco(root, split, strict=True)
     written = annotations_by_image(root, split)
     assert dataset.classes == CLASSES == ("circle", "square", "triangle", "cross")
     assert len(dataset.annotations.truth_boxes) == sum(map(len, written.values()))

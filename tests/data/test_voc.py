@@ -1,4 +1,4 @@
-"""VOCDataset: the 1-based inclusive coordinates, its refusals, and the public BCCD."""
+"""VOC: the 1-based inclusive coordinates, its refusals, and the public BCCD."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from msil.data.audit import DataWarning
-from msil.data.readers.voc import VOC_CLASSES, VOCDataset
+from msil.data.readers.voc import VOC_CLASSES
 from msil.errors import DataError
 
-from .files import SHARED, boxes_of, voc_object, voc_xml, write_jpeg, write_voc
+from .files import SHARED, boxes_of, read_voc, voc_object, voc_xml, write_jpeg, write_voc
 
 BCCD = SHARED / "bccd"
 needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason=f"the data set BCCD is not at {BCCD}")
@@ -32,7 +32,7 @@ def no_warning_goes_unseen() -> Any:
 
 def test_boxes_are_1_based_and_inclusive(tmp_path: Path) -> None:
     write_voc(tmp_path, {"2008_1": voc_xml(CAT, DIFFICULT_DOG), "2008_0": voc_xml()})
-    dataset = VOCDataset(tmp_path, "train")
+    dataset = read_voc(tmp_path, "train")
     assert dataset.classes == VOC_CLASSES
     assert dataset.category_ids == tuple(range(1, 21))
     assert [dataset.image_id(index) for index in range(2)] == [1, 2]
@@ -51,14 +51,14 @@ def test_boxes_are_1_based_and_inclusive(tmp_path: Path) -> None:
 def test_classes_give_the_labels(tmp_path: Path) -> None:
     write_voc(tmp_path, {"a": voc_xml(CAT, DIFFICULT_DOG)})
     with pytest.warns(DataWarning, match="there is no box of bird"):
-        dataset = VOCDataset(tmp_path, "train", classes=["dog", "bird", "cat"])
+        dataset = read_voc(tmp_path, "train", classes=["dog", "bird", "cat"])
     assert dataset.classes == ("dog", "bird", "cat")
     assert dataset[0][1].labels.tolist() == [2, 0]
     assert (dataset.category_ids, boxes_of(dataset)[0][1]) == ((1, 2, 3), "cat")
     # VOC's twenty are no choice, so what is not among them may be a slip.
     write_voc(tmp_path, {"a": voc_xml(CAT, DIFFICULT_DOG), "b": voc_xml(voc_object("a yak", 1, 1, 9, 9))})
     with pytest.raises(DataError, match=r"b\.xml: object 1 is of class 'a yak'.*'data\.classes=\[cat,dog,'.*a yak"):
-        VOCDataset(tmp_path, "train")
+        read_voc(tmp_path, "train")
 
 
 def test_mended_boxes(tmp_path: Path) -> None:
@@ -67,17 +67,17 @@ def test_mended_boxes(tmp_path: Path) -> None:
     write_voc(tmp_path, {"a": voc_xml(*boxes)})
     told = r"clipped \(object 1 of JPEGImages/a\.jpg\); 1 box .* dropped \(object 2 of JPEGImages/a\.jpg\)"
     with pytest.warns(DataWarning, match=told):
-        dataset = VOCDataset(tmp_path, "train")
+        dataset = read_voc(tmp_path, "train")
     assert dataset[0][1].boxes.tolist() == [[0, 0, 10, 10]]
     assert dataset.annotations.truth_boxes.tolist() == [[-1, -1, 11, 11]]  # not clipped
     with pytest.raises(DataError, match=r"1 box reaching out .*data\.strict=false"):
-        VOCDataset(tmp_path, "train", strict=True)
+        read_voc(tmp_path, "train", strict=True)
     write_voc(tmp_path, {"a": voc_xml(boxes[1])})
     with (
         pytest.warns(DataWarning, match="dropped"),
         pytest.raises(DataError, match=r"train\.txt holds no usable boxes of aeroplane, "),
     ):
-        VOCDataset(tmp_path, "train")
+        read_voc(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_mended_boxes(tmp_path: Path) -> None:
 def test_refused_always(tmp_path: Path, xml: str, message: str) -> None:
     write_voc(tmp_path, {"a": xml})
     with pytest.raises(DataError, match=message) as error:
-        VOCDataset(tmp_path, "train")
+        read_voc(tmp_path, "train")
     assert "\n" not in str(error.value)
 
 
@@ -119,17 +119,17 @@ def test_wrong_split_files(tmp_path: Path, lines: str, message: str) -> None:
     (tmp_path / "JPEGImages" / "b.jpg").unlink()
     source.write_bytes(lines.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=message):
-        VOCDataset(tmp_path, "train")
+        read_voc(tmp_path, "train")
 
 
 def test_missing_parts_say_the_layout(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere does not exist.*<data\.root>/JPEGImages"):
-        VOCDataset(tmp_path / "nowhere", "train")
+        read_voc(tmp_path / "nowhere", "train")
     write_voc(tmp_path / "VOC2012", {"a": voc_xml(CAT)})
     with pytest.raises(DataError, match=r"JPEGImages is missing.*VOCdevkit/VOC2012"):
-        VOCDataset(tmp_path, "train")
+        read_voc(tmp_path, "train")
     with pytest.raises(DataError, match=r"val\.txt is missing \(there: train\)"):
-        VOCDataset(tmp_path / "VOC2012", "val")
+        read_voc(tmp_path / "VOC2012", "val")
 
 
 def test_floats_blank_lines_and_other_extensions(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_floats_blank_lines_and_other_extensions(tmp_path: Path) -> None:
     source.write_text("\n  a.b \n\nc\n")
     (tmp_path / "JPEGImages" / "c.jpg").unlink()
     Image.new("L", (7, 5)).save(tmp_path / "JPEGImages" / "c.png")
-    dataset = VOCDataset(tmp_path, "train")
+    dataset = read_voc(tmp_path, "train")
     assert dataset[0][1].boxes.tolist() == [[0.5, 1.5, 10.5, 20]]
     assert (dataset.path(1).name, dataset.image_size(1)) == ("c.png", (5, 7))
 
@@ -146,9 +146,9 @@ def test_size_zero_means_unknown_and_stored_sizes_mean_stored_pixels(tmp_path: P
     write_jpeg(tmp_path / "JPEGImages" / "a.jpg", 40, 30, orientation=8)
     zero = "<size><width>0</width><height>0</height></size>"
     write_voc(tmp_path, {"a": voc_xml(voc_object("cat", 1, 1, 30, 40), size=zero)})
-    assert VOCDataset(tmp_path, "train", strict=True)[0][0].shape == (3, 40, 30)
+    assert read_voc(tmp_path, "train", strict=True)[0][0].shape == (3, 40, 30)
     write_voc(tmp_path, {"a": voc_xml(CAT)})
-    assert VOCDataset(tmp_path, "train", strict=True)[0][0].shape == (3, 30, 40)
+    assert read_voc(tmp_path, "train", strict=True)[0][0].shape == (3, 30, 40)
 
 
 @needs_bccd
@@ -159,7 +159,7 @@ def test_bccd() -> None:
     dropped = "object 4 of JPEGImages/BloodImage_00343.jpg"
     classes = ["RBC", "WBC", "Platelets"]
     with pytest.warns(DataWarning, match=rf"1 box without any area in the image, dropped \({dropped}\)$") as caught:
-        dataset = VOCDataset(BCCD, split, classes=classes)
+        dataset = read_voc(BCCD, split, classes=classes)
     assert len(caught) == 1
     assert len(dataset) == images
     found = dataset.annotations.truth_labels.tolist()
@@ -170,6 +170,6 @@ def test_bccd() -> None:
     assert image.shape == (3, 480, 640)
     assert bool((target.boxes[:, 2:] > target.boxes[:, :2]).all())
     with pytest.raises(DataError, match=dropped):
-        VOCDataset(BCCD, split, classes=classes, strict=True)
+        read_voc(BCCD, split, classes=classes, strict=True)
     with pytest.raises(DataError, match=r"BloodImage_\d+\.xml: object 1 .*data\.classes=\[Platelets,RBC,WBC\]"):
-        VOCDataset(BCCD, split)
+        read_voc(BCCD, split)

@@ -17,12 +17,13 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from msil.data import workers
 from msil.data.module import DetectionDataModule
-from msil.data.readers.coco import CocoDataset
 from msil.data.shapes import write_shapes
 from msil.data.transforms import Augmentation, Untransformed
 from msil.data.workers import packed, unpacked
 from msil.detection.structures import Target
 from msil.errors import DataError
+
+from .files import read_coco
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(root: Path) -> Iterator[DetectionDataModule]:
-    train = CocoDataset(root, "train")
+    train = read_coco(root, "train")
     settings = SimpleNamespace(
         batch_size=4, eval_batch_size=4, min_size=32, max_size=32, multiscale=None, flip=0.5, augment=None,
         filter_empty=None, device_transforms=False, workers=2,

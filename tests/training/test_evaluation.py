@@ -19,7 +19,7 @@ from msil.checkpoints import description
 from msil.checkpoints.load import load_detector
 from msil.command_line import inherited
 from msil.config import Config
-from msil.data.readers.coco import CocoDataset
+from msil.data.module import build_split
 from msil.detection.folding import FoldedConv2d
 from msil.explain import parse
 from msil.inference import predict
@@ -54,7 +54,7 @@ def test_a_run_s_checkpoint_gives_the_run_s_numbers(finished: Finished, tmp_path
 
     # What was written is what the file's detector finds, image by image.
     detector, _ = load_detector(finished[1] / "checkpoints" / "last.ckpt")
-    data = CocoDataset(shapes, "val")
+    data = build_split({"name": "coco", "root": shapes}, "val")
     entries = json.loads((folder / f"detections_val_{finished[0].run_name}_results.json").read_text())
     for index in range(len(data)):
         expected = detector.predict([data[index][0]])[0]

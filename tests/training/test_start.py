@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.data.exports import EXPORTS
-from tests.data.files import coco_content, write_coco
+from tests.data.files import coco_content, read_coco, write_coco
 
 from msil.data.annotations import AnnotatedImages, range_warning
-from msil.data.readers.coco import CocoDataset
 from msil.interruption import Interruption
 from msil.training.build import build
 from msil.training.faults import FiniteSteps
@@ -43,8 +42,8 @@ def test_a_dim_16_bit_image(tmp_path: Path) -> None:
     for highest, dim in ((4095, True), (40000, False)):
         pixels = np.full((30, 40), highest, dtype=np.uint16)
         Image.fromarray(pixels).save(tmp_path / "train" / "a.jpg", format="PNG")
-        assert ("nearly black" in range_warning(CocoDataset(tmp_path, "train"))) is dim
-    annotations = CocoDataset(tmp_path, "train").annotations  # of 40000, which 12 bits make white
+        assert ("nearly black" in range_warning(read_coco(tmp_path, "train"))) is dim
+    annotations = read_coco(tmp_path, "train").annotations  # of 40000, which 12 bits make white
     assert "data.bits=12 makes all values" in range_warning(AnnotatedImages(annotations, bits=12))
     pixels = np.full((30, 40), 4000, dtype=np.uint16)  # 250 of 255 with 12 bits
     Image.fromarray(pixels).save(tmp_path / "train" / "a.jpg", format="PNG")
@@ -55,7 +54,7 @@ def test_crowded_images_by_class(tmp_path: Path) -> None:
     content = coco_content()  # image 5: a zebra, a cat, a dog as a crowd
     content["annotations"].append({"id": 104, "image_id": 5, "category_id": 3, "bbox": [0, 0, 9, 9]})
     write_coco(tmp_path, content)
-    data = CocoDataset(tmp_path, "train")
+    data = read_coco(tmp_path, "train")
     assert (crowded(data, 1), crowded(data, 2)) == ((1, 2), (0, 2))
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import reprlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -126,23 +126,6 @@ def relative_inside(value: object, root: Path) -> str | None:
     tops = (os.path.abspath(root), os.path.realpath(root))
     top = next((top for top in tops if path.startswith(top.rstrip(os.sep) + os.sep)), None)
     return None if top is None else os.path.relpath(path, top)
-
-
-def check_classes(classes: object) -> None:
-    """Raises DataError unless `classes` is None, names at least one class, each once, or gives new names to some."""
-    if classes is None:
-        return
-    names = [*classes, *classes.values()] if isinstance(classes, Mapping) else classes
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) and name for name in names):
-        raise DataError(
-            f"data.classes must be a list of class names, such as [cat,dog], or give new names, as in "
-            f"{{car: vehicle, bus: vehicle}}, but is {classes!r}"
-        )
-    if isinstance(classes, Mapping):
-        return
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"data.classes names {twice[0]!r} more than once: name each class once")
 
 
 def check_inside(paths: Iterable[Path], folder: Path, root: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from msil.data.annotations import AnnotatedImages
-from msil.data.audit import DataWarning, check_classes
+from msil.data.audit import DataWarning
 from msil.data.readers.files import MissingSplit
 from msil.data.readers.holdout import hold_out
 from msil.data.readers.layouts import located
@@ -67,7 +67,6 @@ def build_split(
             raise ConfigError("data=shapes needs data.num_train, data.num_val, data.image_size and data.seed.")
         write_shapes(data["root"], **given)
     classes, fraction = data.get("classes"), data.get("val_fraction")
-    check_classes(classes)
     try:
         annotations = located(data, split).read()
     except MissingSplit as error:

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from msil.data.annotations import AnnotatedImages, Annotations, Classes
+from msil.data.annotations import Annotations
 from msil.data.audit import (
     DataWarning,
-    check_classes,
     check_images,
     inner_name,
     is_finite_number,
@@ -37,36 +36,18 @@ Id = int | str
 Row = tuple[Id, Id, Id, list[float], float, bool]  # id, image_id, category_id, bbox, area, iscrowd
 
 
-class CocoDataset(AnnotatedImages):
-    """A split of a COCO data set: images in root/split, annotations in root/annotations/instances_split.json.
-
-    Where that file is missing, root/annotations/image_info_split.json is read, which lists images and categories alone,
-    as for COCO's test sets: `annotated` is False, and annotations that it may hold are not read. Such a file may list a
-    part of another split's images: if there is no folder root/split, they are looked for in the folder of the split's
-    name without "-dev" (those of test-dev2017 in root/test2017).
-    classes: see Annotations.of_classes; None: all of the file, by rising category id (so labels do not depend on the
-        file's order).
-    Read: image id, file_name, width, height; annotation id, image_id, category_id, bbox [x, y, width, height], area
-        (default width * height), iscrowd (default 0); category id and name. Crowds are never trained on, but stay in
-        the annotations. Polygons are dropped while reading: train2017 takes some 1 GB for a moment, 80 MB to keep.
-    An image's width and height must be those of the file turned upright by its EXIF orientation. If they are those of
-        the stored pixels instead, the boxes are meant for these, and the file is read without turning it.
-    strict: refuse boxes that would be clipped, dropped or left out of training (see msil.data.audit).
-
-    Raises DataError, naming file and id, for whatever is missing or malformed, also of the image files. Warns once
-    (DataWarning) about mended boxes.
-    """
-
-    def __init__(self, root: str | Path, split: str, *, classes: Classes | None = None, strict: bool = False) -> None:
-        check_classes(classes)
-        found = locate_coco(Path(root), split).read()
-        super().__init__(found if classes is None else found.of_classes(classes), strict)
-
-
 @dataclass(frozen=True)
 class JsonSplit:
-    """A split of one COCO json. folder: of the images, root or below it. annotated: whether it has boxes.
-    umbrella: leave out the category that Roboflow lists before the others, whose supercategory it names."""
+    """A split of one COCO json. folder: of the images, root or below it. annotated: whether it has boxes; those that a
+    file without may hold are not read. umbrella: leave out the category that Roboflow lists before the others, whose
+    supercategory it names.
+
+    Read: image id, file_name, width, height; annotation id, image_id, category_id, bbox [x, y, width, height], area
+    (default width * height), iscrowd (default 0); category id and name. Labels are by rising category id. Crowds are
+    never trained on. Polygons are dropped while reading: train2017 takes some 1 GB for a moment, 80 MB to keep.
+    An image's width and height must be those of the file turned upright by its EXIF orientation. If they are those of
+    the stored pixels instead, the boxes are meant for these, and the file is read without turning it.
+    """
 
     layout: str
     root: Path
@@ -76,7 +57,7 @@ class JsonSplit:
     umbrella: bool = False
 
     def read(self) -> Annotations:
-        """See CocoDataset. Ids of images or categories that are text, or beyond 64 bits, are numbered from 1 on."""
+        """Ids of images or categories that are text, or beyond 64 bits, are numbered from 1 on."""
         source, folder = self.source, self.folder
         content = read_json(source, ("images", "categories", *(("annotations",) if self.annotated else ())))
         categories = _read_categories(content["categories"], source)
@@ -169,23 +150,22 @@ def coco_splits(root: Path) -> list[str]:
 
 
 def locate_coco(root: Path, split: str) -> JsonSplit:
-    """COCO's own layout, and CVAT's, whose images are in root/images or root/images/<split>."""
-    return JsonSplit("COCO json in annotations/", root, *_locate(root, split))
+    """COCO's own layout, and CVAT's, whose images are in root/images or root/images/<split>.
 
-
-def _locate(root: Path, split: str) -> tuple[Path, Path, bool]:
-    """(annotation file, folder of the images, whether it has boxes)."""
+    A split without instances_<split>.json is one without boxes, as COCO's test sets are. It may be a part of another
+    one, in whose folder its images are: those of test-dev2017 in test2017.
+    """
     layout = (
         f"COCO's layout is <data.root>/{split}/*.jpg and <data.root>/annotations/instances_{split}.json, or "
         f"image_info_{split}.json for a split without boxes"
     )
     if not root.is_dir():
         raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root; {layout}")
-    source = root / "annotations" / f"instances_{split}.json"
-    annotated, folders = True, [root / split, root / "images" / split, root / "images"]
-    if not source.is_file():
+    source, own = root / "annotations" / f"instances_{split}.json", [root / split]
+    annotated = source.is_file()
+    if not annotated:
         missing, source = source, root / "annotations" / f"image_info_{split}.json"
-        annotated, folders = False, [root / split, root / split.replace("-dev", "", 1), *folders[1:]]
+        own.append(root / split.replace("-dev", "", 1))
         if not source.is_file():
             splits = coco_splits(root)
             there = f"the splits there are {', '.join(splits)}" if splits else "there is no instances_*.json at all"
@@ -193,14 +173,14 @@ def _locate(root: Path, split: str) -> tuple[Path, Path, bool]:
             raise MissingSplit(
                 f"annotation file {missing} is missing ({there}): put it there, or {other}; {layout}", splits
             )
-    folder = next((folder for folder in folders if folder.is_dir()), None)
+    folder = next((folder for folder in (*own, root / "images" / split, root / "images") if folder.is_dir()), None)
     if folder is None:
-        names = " or ".join(dict.fromkeys(map(str, folders[:-2])))
+        names = " or ".join(dict.fromkeys(map(str, own)))
         raise DataError(
             f"image folder {names} is missing, as is {root / 'images'}: put the images of split {split!r} there; "
             f"{layout}"
         )
-    return source, folder, annotated
+    return JsonSplit("COCO json in annotations/", root, source, folder, annotated)
 
 
 def read_json(source: Path, lists: Sequence[str]) -> dict[str, list[Entry]]:

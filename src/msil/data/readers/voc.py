@@ -15,10 +15,9 @@ from xml.etree.ElementTree import Element, ParseError
 import numpy as np
 from defusedxml import ElementTree
 
-from msil.data.annotations import AnnotatedImages, Annotations, Classes
+from msil.data.annotations import Annotations
 from msil.data.audit import (
     DataWarning,
-    check_classes,
     check_images,
     check_inside,
     finite_number,
@@ -36,33 +35,6 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
-
-
-class VOCDataset(AnnotatedImages):
-    """A split of a VOC data set: one image name a line in root/ImageSets/Main/split.txt, without extension; the image
-    root/JPEGImages/name.jpg (or another usual extension) and its boxes root/Annotations/name.xml.
-
-    VOC counts pixels from 1 and xmax, ymax are the last pixels inside, so a box is read as
-        x1 = xmin - 1, y1 = ymin - 1, x2 = xmax, y2 = ymax
-    (a box over a whole 640 x 480 image, 1 1 640 480, becomes 0 0 640 480). xmax = xmin or ymax = ymin, one pixel by
-    that convention, is a slip of the hand in practice: it counts as a box of zero size and is dropped.
-
-    classes: see Annotations.of_classes; None: the 20 of VOC, and an object of any other class is refused. No file lists
-        all classes, so those without an object are not missing.
-    image ids: the line's number among the split's names, from 1. category_ids: label + 1.
-    Read: size (may be missing or 0, otherwise compared with the file, EXIF as in CocoDataset), object/name, bndbox,
-        difficult (default 0). The xml's own filename, stale in many sets, is not. Difficult objects are trained on, but
-        neither to be found nor wrong to find.
-    strict: refuse boxes that would be clipped, dropped or left out of training (see msil.data.audit).
-
-    Raises DataError, naming file and object, for whatever is missing or malformed, also of the image files. Warns once
-    (DataWarning) about mended boxes.
-    """
-
-    def __init__(self, root: str | Path, split: str, *, classes: Classes | None = None, strict: bool = False) -> None:
-        check_classes(classes)
-        found = locate_voc(Path(root), split, VOC_CLASSES if classes is None else None).read()
-        super().__init__(found if classes is None else found.of_classes(classes, complete=False), strict)
 
 
 class _Object(NamedTuple):
@@ -83,7 +55,17 @@ class _Record(NamedTuple):
 class XmlSplit:
     """A split of one xml file an image. source: the list of names, or the folder of the xml files.
     xmls, images: of each image, below xml_folder and image_folder. names: all classes that there may be, or None.
-    left_out: images without an xml file, or in a folder of image_folder, for a warning."""
+    left_out: images without an xml file, or in a folder of image_folder, for a warning.
+
+    VOC counts pixels from 1 and xmax, ymax are the last pixels inside, so a box is read as
+        x1 = xmin - 1, y1 = ymin - 1, x2 = xmax, y2 = ymax
+    (a box over a whole 640 x 480 image, 1 1 640 480, becomes 0 0 640 480). xmax = xmin or ymax = ymin, one pixel by
+    that convention, is a slip of the hand in practice: it counts as a box of zero size and is dropped.
+
+    Read: size (may be missing or 0, otherwise compared with the file, EXIF as in JsonSplit), object/name, bndbox,
+    difficult (default 0). The xml's own filename, stale in many sets, is not. Difficult objects are trained on, but
+    neither to be found nor wrong to find. Image ids: places in the list, from 1. category_ids: label + 1.
+    """
 
     layout: str
     root: Path
@@ -96,7 +78,6 @@ class XmlSplit:
     left_out: Sequence[str] = ()
 
     def read(self) -> Annotations:
-        """See VOCDataset."""
         deeper = [name for name in self.left_out if "/" in name]
         if deeper:
             count = "1 image" if len(deeper) == 1 else f"{len(deeper)} images"
@@ -154,8 +135,24 @@ def voc_splits(root: Path) -> list[str]:
 
 def locate_voc(root: Path, split: str, names: tuple[str, ...] | None = None) -> XmlSplit:
     """names: all classes that there may be; None: those that the split has."""
-    source = _locate(root, split)
-    xml_folder, image_folder = root / "Annotations", root / "JPEGImages"
+    layout = "VOC's layout is <data.root>/JPEGImages, <data.root>/Annotations and <data.root>/ImageSets/Main"
+    if not root.is_dir():
+        raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root; {layout}")
+    xml_folder, image_folder, lists = root / "Annotations", root / "JPEGImages", root / "ImageSets/Main"
+    for folder in (image_folder, xml_folder, lists):
+        if not folder.is_dir():
+            raise DataError(
+                f"folder {folder} is missing: put it there, set data.root to the folder that holds it (such as "
+                f"VOCdevkit/VOC2012), or data=auto, which reads xml files without lists of splits; {layout}"
+            )
+    source = lists / f"{split}.txt"
+    if not source.is_file():
+        there = voc_splits(root)
+        raise MissingSplit(
+            f"split file {source} is missing (there: {listed(there, 10) or 'none'}): name another split, or put it "
+            f"there; {layout}",
+            there,
+        )
     listings = Listings()
     stems = _read_split(source, xml_folder, listings)
     xmls = [xml_folder / (listings.find(xml_folder, stem, (".xml",)) or f"{stem}.xml") for stem in stems]
@@ -192,28 +189,6 @@ def locate_xml(root: Path, split: str) -> XmlSplit:
         [image_folder / name for name in images],
         left_out=sorted({*images_below(image_folder)} - {*images}),
     )
-
-
-def _locate(root: Path, split: str) -> Path:
-    """The split's list of names."""
-    source = root / "ImageSets" / "Main" / f"{split}.txt"
-    layout = "VOC's layout is <data.root>/JPEGImages, <data.root>/Annotations and <data.root>/ImageSets/Main"
-    if not root.is_dir():
-        raise DataError(f"the data set's folder {root} does not exist: put it there or set data.root; {layout}")
-    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        if not (root / part).is_dir():
-            raise DataError(
-                f"folder {root / part} is missing: put it there, set data.root to the folder that holds it (such as "
-                f"VOCdevkit/VOC2012), or data=auto, which reads xml files without lists of splits; {layout}"
-            )
-    if not source.is_file():
-        there = voc_splits(root)
-        raise MissingSplit(
-            f"split file {source} is missing (there: {listed(there, 10) or 'none'}): name another split, or put it "
-            f"there; {layout}",
-            there,
-        )
-    return source
 
 
 def _read_split(source: Path, xml_folder: Path, listings: Listings) -> list[str]:
