@@ -92,7 +92,7 @@ def test_a_validation_split_that_is_not_used_is_said(tmp_path: Path, name: str) 
         warnings.simplefilter("always")
         train, val = build_datasets(auto(tmp_path, val_fraction=0.25), "train", "val")
     said = [str(one.message) for one in caught if "not used" in str(one.message)]
-    count = f"{tmp_path} has a split val of {len(VALID)} images of its own, which is not used: leave out "
+    count = f"{tmp_path}: a split val of {len(VALID)} images of its own is not used: leave out "
     assert said == ([count + "data.val_fraction to use it"] if has_val else [])
     assert len(train) + len(val) == (len(BOXES) - len(VALID) if has_val else len(BOXES))
 
@@ -233,7 +233,7 @@ def test_lists_of_names_with_endings_or_a_second_column(tmp_path: Path) -> None:
 def test_images_without_an_xml_are_left_out_with_a_warning(tmp_path: Path) -> None:
     EXPORTS["label_img"][0](tmp_path)
     (tmp_path / "img 03.xml").unlink()
-    with pytest.warns(DataWarning, match=r"1 image without an xml file is left out: img 03\.jpg"):
+    with pytest.warns(DataWarning, match=r"1 image without an xml file left out: img 03\.jpg"):
         assert len(build_split(auto(tmp_path), "train")) == len(BOXES) - 1
 
 

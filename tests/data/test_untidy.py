@@ -115,15 +115,15 @@ def test_labels_that_yolos_layout_does_not_read_are_counted(tmp_path: Path) -> N
     voc_xml(tmp_path / "Annotations/img 06.xml", "img 06.jpg")
     voc_xml(tmp_path / "Annotations/img 07.xml", "img 07.jpg")  # its txt is read
     assert warned(tmp_path) == [
-        f"1 label file has no image, such as {tmp_path / 'labels/img 05.txt'}",
-        f"1 xml file is not read, such as {tmp_path / 'Annotations/img 06.xml'}: the labels are YOLO's, of classes.txt",
+        f"1 label file without an image, such as {tmp_path / 'labels/img 05.txt'}",
+        f"the labels are YOLO's, and 1 xml file not read, such as {tmp_path / 'Annotations/img 06.xml'}",
     ]
     shutil.rmtree(tmp_path)
     EXPORTS["label_img_yolo"][0](tmp_path)
     (tmp_path / "readme.txt").write_text("pets of 2024\n")
     for name in ("img 02", "img 03"):
         (tmp_path / f"{name}.jpg").unlink()
-    assert warned(tmp_path) == [f"2 label files have no image, such as {tmp_path / 'img 02.txt'}"]
+    assert warned(tmp_path) == [f"2 label files without an image, such as {tmp_path / 'img 02.txt'}"]
 
 
 def test_a_list_of_some_images_leaves_the_labels_of_the_others_unsaid(tmp_path: Path) -> None:

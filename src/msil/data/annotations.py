@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msil.data.audit import DataWarning, check_boxes, short
+from msil.data.audit import check_boxes, short, warn
 from msil.data.images import is_16_bit, read_image
 from msil.errors import DataError, listed
 
@@ -141,7 +140,7 @@ class Annotations:
         if missing := [name for name in names if name not in ids]:
             findings.append(f"there is no box of {listed(missing, 5)}")
         if findings and self.annotated:
-            warnings.warn(f"{self.source}: {'; '.join(findings)}", DataWarning, stacklevel=2)
+            warn(self.source, "; ".join(findings))
         free = itertools.count(max(self.category_ids) + 1)
         kept = np.flatnonzero(labels >= 0)
         return replace(

@@ -53,6 +53,11 @@ class DataWarning(UserWarning):
     """Something in a data set was mended; the message says what and how often."""
 
 
+def warn(place: object, what: str) -> None:
+    """One DataWarning; place: the file or folder that it is about."""
+    warnings.warn(f"{place}: {what}", DataWarning, stacklevel=5)  # of check_boxes: the caller of build_split
+
+
 def whole_number(value: object, what: str, low: int = -(2**63)) -> int:
     """`value` as an int: whole floats pass (spreadsheets write 640.0), strings and booleans do not.
 
@@ -226,7 +231,7 @@ def check_boxes(truth: Annotations, strict: bool) -> tuple[Array, Array, Array]:
     if found and strict:
         raise DataError(f"{truth.source}: {found}: correct them, or set data.strict=false to accept this")
     if found:
-        warnings.warn(f"{truth.source}: {found}", DataWarning, stacklevel=4)
+        warn(truth.source, found)
     if truth.annotated and not kept.any():
         what = "usable boxes" if len(xywh) else "boxes"
         raise DataError(

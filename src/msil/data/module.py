@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from msil.data.annotations import AnnotatedImages
-from msil.data.audit import DataWarning
+from msil.data.audit import warn
 from msil.data.readers.files import MissingSplit
 from msil.data.readers.holdout import hold_out
 from msil.data.readers.layouts import located
@@ -98,12 +97,8 @@ def build_datasets(
     train = build_split(data, train_split)
     val = build_split(data, val_split, complete=False, by_name=train.classes)
     if data.get("val_fraction") is not None and (count := _own_images({**data, "val_fraction": None}, val_split)):
-        warnings.warn(
-            f"{data['root']} has a split {val_split} of {counted(count, 'image')} of its own, which is not used: "
-            "leave out data.val_fraction to use it",
-            DataWarning,
-            stacklevel=2,
-        )
+        own = f"a split {val_split} of {counted(count, 'image')} of its own"
+        warn(data["root"], f"{own} is not used: leave out data.val_fraction to use it")
     for split, dataset in ((train_split, train), (val_split, val)):
         if not dataset.annotated:
             raise DataError(

@@ -4,9 +4,9 @@ splits whose boxes are kept secret."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ import numpy as np
 
 from msil.data.annotations import Annotations
 from msil.data.audit import (
-    DataWarning,
     check_images,
     inner_name,
     is_finite_number,
@@ -25,9 +24,10 @@ from msil.data.audit import (
     own_id,
     relative_inside,
     short,
+    warn,
     whole_number,
 )  # fmt: skip
-from msil.data.readers.files import Listings, MissingSplit
+from msil.data.readers.files import Listings, MissingSplit, read_file
 from msil.errors import DataError, counted
 
 Entry = dict[str, Any]
@@ -67,11 +67,7 @@ class JsonSplit:
         read_as = check_images([self.root / name for name in names], folder, self.root, sizes, where)
 
         if twice := [name for name, count in Counter(names).items() if count > 1]:
-            warnings.warn(
-                f"{source}: {counted(len(twice), 'image file')} under several ids, such as {twice[0]}: each counts",
-                DataWarning,
-                stacklevel=2,
-            )
+            warn(source, f"{counted(len(twice), 'image file')} under several ids, such as {twice[0]}: each counts")
         position = {own: index for index, own in enumerate(image_ids)}
         entries = content["annotations"] if self.annotated else []
         if self.annotated and not entries:
@@ -185,13 +181,11 @@ def locate_coco(root: Path, split: str) -> JsonSplit:
 
 def read_json(source: Path, lists: Sequence[str]) -> dict[str, list[Entry]]:
     """A COCO file, of which `lists` are lists of objects, polygons and masks left out."""
+    text = read_file(source, "json", largest=math.inf)
+    if not text.strip():
+        raise DataError(f"{source} is empty: replace it with an intact copy")
     try:
-        text = source.read_bytes()
-        if not text.strip():
-            raise DataError(f"{source} is empty: replace it with an intact copy")
         content = json.loads(text, object_pairs_hook=_entry)
-    except OSError as error:
-        raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source} is not valid json ({error}): correct it or replace it with an intact copy") from None
     for key in lists:

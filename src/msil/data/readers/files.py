@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,7 @@ from msil.errors import DataError
 from msil.runs import CONFIG, DETECTIONS, SETTINGS
 
 IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+LARGEST_LIST = 2**28  # bytes, some 5 million names of images
 LARGEST_TEXT = 8 * 2**20  # bytes of one image's xml or txt, some 40,000 objects; parsed, it takes ten times as much
 
 
@@ -68,6 +70,31 @@ class Listings:
             except (OSError, ValueError):
                 self._names[folder] = set()
         return self._names[folder]
+
+
+def read_file(file: Path, what: str, largest: float = LARGEST_TEXT) -> bytes:
+    """The content of an annotation file. Raises DataError, naming it, for what is missing, unreadable or too large."""
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block
+            raise DataError(f"{file} is not a regular file: put the {what} there")
+        if status.st_size > largest:
+            large, most = (f"{size / 2**20:.0f} MB" for size in (status.st_size, largest))
+            raise DataError(f"{file} is {large} large, more than the {most} of any {what}: replace it")
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{what} {file} is missing: put it there, or take its name out of the split") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{file} cannot be read ({reason}): replace it with an intact {what}") from None
+
+
+def read_text(file: Path, what: str, largest: float = LARGEST_TEXT) -> str:
+    """As `read_file`, of UTF-8."""
+    try:
+        return read_file(file, what, largest).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} cannot be read ({error}): replace it with an intact {what}") from None
 
 
 def names_in(folder: Path, endings: Sequence[str]) -> list[str]:

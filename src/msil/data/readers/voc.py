@@ -4,8 +4,6 @@ xml files without lists of splits, as labelImg leaves them."""
 from __future__ import annotations
 
 import os
-import stat
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,6 @@ from defusedxml import ElementTree
 
 from msil.data.annotations import Annotations
 from msil.data.audit import (
-    DataWarning,
     check_images,
     check_inside,
     finite_number,
@@ -25,9 +22,19 @@ from msil.data.audit import (
     is_text,
     read_all,
     short,
+    warn,
 )  # fmt: skip
-from msil.data.readers.files import IMAGES, LARGEST_TEXT, Listings, MissingSplit, images_below, names_in
-from msil.errors import DataError, listed, typed
+from msil.data.readers.files import (
+    IMAGES,
+    LARGEST_LIST,
+    Listings,
+    MissingSplit,
+    images_below,
+    names_in,
+    read_file,
+    read_text,
+)
+from msil.errors import DataError, counted, listed, typed
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -41,14 +48,6 @@ class _Object(NamedTuple):
     name: str
     xywh: list[float]
     difficult: bool
-
-
-class _Record(NamedTuple):
-    """One annotation file. size: (height, width), or None where it gives none."""
-
-    file: Path
-    size: tuple[int, int] | None
-    objects: list[_Object]
 
 
 @dataclass(frozen=True)
@@ -78,29 +77,26 @@ class XmlSplit:
     left_out: Sequence[str] = ()
 
     def read(self) -> Annotations:
-        deeper = [name for name in self.left_out if "/" in name]
-        if deeper:
-            count = "1 image" if len(deeper) == 1 else f"{len(deeper)} images"
+        if deeper := [name for name in self.left_out if "/" in name]:
             folders = listed(sorted({name.partition("/")[0] + "/" for name in deeper}), 3)
-            what = f"folders below are not read, {count} in {folders}: put them, and their xml files, beside the others"
-            warnings.warn(f"{self.image_folder}: {what}", DataWarning, stacklevel=2)
+            what = f"folders below are not read, {counted(len(deeper), 'image')} in {folders}"
+            warn(self.image_folder, f"{what}: put them, and their xml files, beside the others")
         if beside := [name for name in self.left_out if "/" not in name]:
-            number = len(beside)
-            count = "1 image without an xml file is" if number == 1 else f"{number} images without an xml file are"
-            warnings.warn(f"{self.image_folder}: {count} left out: {listed(beside, 3)}", DataWarning, stacklevel=2)
+            what = f"{counted(len(beside), 'image')} without an xml file left out"
+            warn(self.image_folder, f"{what}: {listed(beside, 3)}")
         check_inside(self.xmls, self.xml_folder, self.root)
         records = read_all(_read_xml, self.xmls, "xml files")
         if self.names is not None:
-            _check_names(records, self.names)
-        names = self.names or tuple(sorted({found.name for record in records for found in record.objects}))
-        sizes, where = [record.size for record in records], list(map(str, self.xmls))
+            self._check_names([own for _, own in records], self.names)
+        objects = [found for _, own in records for found in own]
+        names = self.names or tuple(sorted({found.name for found in objects}))
+        sizes, where = [size for size, _ in records], list(map(str, self.xmls))
         read_as = check_images(self.images, self.image_folder, self.root, sizes, where)
         if not names:
             raise DataError(f"{self.source} holds no boxes: not one of the xml files has an object; add some")
 
         label_of = {name: label for label, name in enumerate(names)}
-        counts = [len(record.objects) for record in records]
-        objects = [found for record in records for found in record.objects]
+        counts = [len(own) for _, own in records]
         boxes = np.array([found.xywh for found in objects], dtype=np.float64).reshape(-1, 4)
         return Annotations(
             root=self.root,
@@ -122,6 +118,18 @@ class XmlSplit:
             layout=self.layout,
             numbered=True,
         )
+
+    def _check_names(self, objects: list[list[_Object]], classes: tuple[str, ...]) -> None:
+        """Refuses an object of an unlisted class, naming a list that holds every class of the split."""
+        every = {found.name for own in objects for found in own}
+        needed = [name for name in classes if name in every] + sorted(every - set(classes))
+        for file, own in zip(self.xmls, objects, strict=True):
+            for number, found in enumerate(own, start=1):
+                if found.name not in classes:
+                    raise DataError(
+                        f"{file}: object {number} is of class {short(found.name)}, which data.classes does not list; "
+                        f"to read all that this split holds, set {typed('data.classes', needed)}"
+                    )
 
     def files(self) -> tuple[list[Path], list[Path]]:
         return [*([self.source] if self.source.is_file() else []), *self.xmls], self.images
@@ -194,11 +202,8 @@ def locate_xml(root: Path, split: str) -> XmlSplit:
 def _read_split(source: Path, xml_folder: Path, listings: Listings) -> list[str]:
     """The names, without an image's ending or the second column of a list of one class, whose -1 leaves an image out;
     neither is taken from a name that is an xml file's as it stands."""
-    try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"split file {source} cannot be read ({error}): replace it with a list of names") from None
     stems: dict[str, int] = {}
+    lines = read_text(source, "list of names", LARGEST_LIST).splitlines()
     for number, line in enumerate(lines, start=1):
         if not (stem := line.strip()):
             continue
@@ -219,29 +224,19 @@ def _read_split(source: Path, xml_folder: Path, listings: Listings) -> list[str]
     return list(stems)
 
 
-def _read_xml(file: Path) -> _Record:
+def _read_xml(file: Path) -> tuple[tuple[int, int] | None, list[_Object]]:
+    """(height, width), or None where the file gives none, and its objects."""
+    content = read_file(file, "annotation file")
     try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block
-            raise DataError(f"{file} is not a regular file: put the annotation there or take its name out of the split")
-        if status.st_size > LARGEST_TEXT:
-            raise DataError(
-                f"{file} is {status.st_size / 2**20:.0f} MB large, more than the {LARGEST_TEXT / 2**20:.0f} MB that an "
-                "annotation file may have: replace it with an intact copy"
-            )
-        tree = ElementTree.parse(file).getroot()
-    except FileNotFoundError:
-        raise DataError(f"annotation file {file} is missing: put it there or take its name out of the split") from None
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
+        tree = ElementTree.fromstring(content)
     # ValueError: defusedxml's refusals of entities and DTDs are ones; LookupError: an unknown encoding
     except (ParseError, ValueError, LookupError) as error:
         raise DataError(f"{file} is not safe and valid xml ({error}): replace it with an intact copy") from None
-    if tree is None or tree.tag != "annotation":
+    if tree.tag != "annotation":
         raise DataError(f"{file} must be a VOC file, with <annotation> outermost, but is not: replace it")
     elements = enumerate(tree.findall("object"), start=1)
     objects = [_read_object(element, f"{file}: object {number}") for number, element in elements]
-    return _Record(file, _read_size(tree, str(file)), objects)
+    return _read_size(tree, str(file)), objects
 
 
 def _read_size(tree: Element, where: str) -> tuple[int, int] | None:
@@ -304,16 +299,3 @@ def _number(parent: Element, tag: str, where: str) -> float:
     if value is None:
         raise DataError(f"{where}: {tag} must be a finite number, but is {short(text)}: correct it")
     return value
-
-
-def _check_names(records: list[_Record], classes: tuple[str, ...]) -> None:
-    """Refuses an object of an unlisted class, naming a list that holds every class of the split."""
-    for record in records:
-        for number, found in enumerate(record.objects, start=1):
-            if found.name not in classes:
-                every = {item.name for other in records for item in other.objects}
-                needed = [name for name in classes if name in every] + sorted(every - set(classes))
-                raise DataError(
-                    f"{record.file}: object {number} is of class {short(found.name)}, which data.classes does not "
-                    f"list; to read all that this split holds, set {typed('data.classes', needed)}"
-                )

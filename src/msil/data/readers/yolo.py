@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,14 +15,22 @@ import numpy as np
 import yaml
 
 from msil.data.annotations import Annotations
-from msil.data.audit import DataWarning, check_images, check_inside, finite_number, is_text, relative_inside, short
-from msil.data.readers.files import IMAGES, LARGEST_TEXT, Listings, MissingSplit, Split, images_below, names_in
-from msil.errors import DataError
+from msil.data.audit import check_images, check_inside, finite_number, is_text, relative_inside, short, warn
+from msil.data.readers.files import (
+    IMAGES,
+    LARGEST_LIST,
+    Listings,
+    MissingSplit,
+    Split,
+    images_below,
+    names_in,
+    read_text,
+)
+from msil.errors import DataError, counted
 
 SPLITS = ("train", "val", "valid", "validation", "test")
 SOURCES = ("data.yaml", "data.yml", "dataset.yaml", "obj.data")
 CLASSES = ("classes.txt", "labels/classes.txt")
-LARGEST_LIST = 2**28  # bytes, some 5 million names of images
 SLACK = 0.01  # of a share of the image: what exporters leave outside by rounding
 
 
@@ -97,8 +103,7 @@ class YoloSplit:
             if listings.find(beside, file.stem, IMAGES) is None and _holds_boxes(file)
         ]
         if stray:
-            count = "1 label file has" if len(stray) == 1 else f"{len(stray)} label files have"
-            warnings.warn(f"{self.source}: {count} no image, such as {stray[0]}", DataWarning, stacklevel=3)
+            warn(self.source, f"{counted(len(stray), 'label file')} without an image, such as {stray[0]}")
         xmls = [
             folder / name
             for file, image in zip(labels, images, strict=True)
@@ -109,9 +114,8 @@ class YoloSplit:
             if (name := listings.find(folder, file.stem, (".xml",)))
         ]
         if xmls:
-            count = "1 xml file is" if len(xmls) == 1 else f"{len(xmls)} xml files are"
-            what = f"{count} not read, such as {xmls[0]}: the labels are YOLO's, of {self.source.name}"
-            warnings.warn(f"{self.source}: {what}", DataWarning, stacklevel=3)
+            count = counted(len(xmls), "xml file")
+            warn(self.source, f"the labels are YOLO's, and {count} not read, such as {xmls[0]}")
 
 
 def yolo_splits(root: Path) -> list[str]:
@@ -175,7 +179,7 @@ def _yaml_of(root: Path) -> Path | None:
 
 def _names_splits(file: Path) -> bool:
     try:
-        content = yaml.safe_load(_text(file, "file"))
+        content = yaml.safe_load(read_text(file, "file"))
     except (DataError, yaml.YAMLError, ValueError, RecursionError):  # it is about something else
         return False
     return isinstance(content, dict) and "names" in content and any(str(key).lower() in SPLITS for key in content)
@@ -197,7 +201,7 @@ def _images_at(place: Any, root: Path, base: Any, where: str) -> list[str]:
         if not (images := images_below(root, name)):
             raise DataError(f"{where} is {short(place)}, but {root / name} has no images: put them there")
         return images
-    lines = _text(root / name, "list of images", LARGEST_LIST).splitlines()
+    lines = read_text(root / name, "list of images", LARGEST_LIST).splitlines()
     bases = [*bases, os.path.dirname(name)]
     images = [
         _found(line.strip(), root, bases, f"{root / name}: line {number}")
@@ -240,7 +244,7 @@ def _inside(place: Any, root: Path) -> str | None:
 def _read_source(source: Path, root: Path) -> Mapping[str, Any]:
     """Of obj.data, lines of key = value, names is a file with a class a line. Splits are in lower case."""
     if source.suffix == ".data":
-        pairs = [line.partition("=") for line in _text(source, "file").splitlines()]
+        pairs = [line.partition("=") for line in read_text(source, "file").splitlines()]
         content: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
         file = root / _found(content.get("names"), root, [""], f"{source}: names")
         return content | {"names": _class_names(file)}
@@ -250,7 +254,7 @@ def _read_source(source: Path, root: Path) -> Mapping[str, Any]:
 
 def _read_yaml(source: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(_text(source, "file"))
+        content = yaml.safe_load(read_text(source, "file"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{source} is not valid yaml ({short(reason)}): correct it") from None
@@ -265,7 +269,7 @@ def _read_yaml(source: Path) -> Mapping[str, Any]:
 
 
 def _class_names(file: Path) -> list[str]:
-    return [line.strip() for line in _text(file, "file of class names").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(file, "file of class names").splitlines() if line.strip()]
 
 
 def _names(names: Any, source: Path) -> tuple[str, ...]:
@@ -289,7 +293,7 @@ def _read_labels(file: Path, count: int, keypoints: int) -> list[tuple[int, int,
     if not os.path.lexists(file):
         return []
     rows = []
-    for number, line in enumerate(_text(file, "file of labels").splitlines(), start=1):
+    for number, line in enumerate(read_text(file, "file of labels").splitlines(), start=1):
         if not (words := line.split()):
             continue
         where = f"{file}: line {number}"
@@ -324,7 +328,7 @@ def _read_labels(file: Path, count: int, keypoints: int) -> list[tuple[int, int,
 
 def _holds_boxes(file: Path) -> bool:
     try:
-        words = _text(file, "file of labels").partition("\n")[0].split()
+        words = read_text(file, "file of labels").partition("\n")[0].split()
     except DataError:
         return False
     return len(words) >= 5 and all(finite_number(word) is not None for word in words)
@@ -335,16 +339,3 @@ def _number(word: str, where: str) -> float:
     if value is None:
         raise DataError(f"{where}: {short(word)} must be a finite number: correct or remove the line")
     return value
-
-
-def _text(file: Path, what: str, largest: int = LARGEST_TEXT) -> str:
-    try:
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block
-            raise DataError(f"{file} is not a regular file: put the {what} there")
-        if status.st_size > largest:
-            raise DataError(f"{file} is {status.st_size / 2**20:.0f} MB large, too large for a {what}: replace it")
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{file} cannot be read ({reason}): replace it with an intact {what}") from None
