@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,16 +22,16 @@ from msil.runs import lacks_space, no_space
 
 PIECE = 2**20  # bytes read at a time
 TIMEOUT = 30  # seconds without a byte, after which a connection counts as lost
+BAR: dict[str, Any] = {"ncols": 80, "leave": False, "disable": None}
 TRIES = 5  # again after a lost connection, without a new byte
 WAIT = 1.0  # seconds before the first of them; each further one waits twice as long
-_SPAN = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 
 
 def fetch(url: str, part: Path) -> None:
     """Fetch the rest of url into `part`; a lost connection is resumed."""
     size = best = file_size(part)
     total, received, failures = None, False, 0
-    with on_disk(part), progress_bar("fetching", initial=size) as bar:
+    with on_disk(part), tqdm(initial=size, unit="B", unit_scale=True, **BAR) as bar:
         while True:
             try:
                 answer, size, total = _ask(url, size)
@@ -52,7 +51,7 @@ def fetch(url: str, part: Path) -> None:
                 raise _Lost("the connection was closed")
             except _Lost as lost:
                 failures, best = (0, size) if size > best else (failures, best)
-                if lost.final or not received or failures == TRIES:
+                if not received or failures == TRIES:
                     raise UserError(_advice(url, part, lost, total)) from lost
                 bar.set_description("connection lost")
                 time.sleep(WAIT * 2**failures)
@@ -60,11 +59,7 @@ def fetch(url: str, part: Path) -> None:
 
 
 class _Lost(Exception):
-    """No answer, or not all of it. final: trying again is no use."""
-
-    def __init__(self, reason: object, final: bool = False) -> None:
-        super().__init__(reason)
-        self.final = final
+    """No answer, or not all of it."""
 
 
 def _advice(url: str, part: Path, lost: _Lost, total: int | None) -> str:
@@ -77,29 +72,21 @@ def _advice(url: str, part: Path, lost: _Lost, total: int | None) -> str:
 
 
 def _ask(url: str, size: int) -> tuple[Any, int, int | None]:
-    """The answer for what follows the first `size` bytes, where it starts, 0 or size, and how long the whole is.
-
-    Raises _Lost.
-    """
+    """The answer for what follows the first `size` bytes, where it starts, 0 or size, and how long the whole is."""
     headers = {"User-Agent": f"msil/{__version__}"} | ({"Range": f"bytes={size}-"} if size else {})
     try:
         answer = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
-        whole = _SPAN.fullmatch(error.headers.get("Content-Range", ""))
         error.close()
         if error.code == 416 and size:  # nothing follows: all is there, or it is the part of another file
-            return (io.BytesIO(), size, size) if whole and int(whole[2]) == size else _ask(url, 0)
-        raise _Lost(f"{error.code} {error.reason}", final=error.code < 500) from error
+            whole = error.headers.get("Content-Range", "").rpartition("/")[2]
+            return (io.BytesIO(), size, size) if whole == str(size) else _ask(url, 0)
+        raise _Lost(f"{error.code} {error.reason}") from error
     except (OSError, HTTPException) as error:
         raise _Lost(getattr(error, "reason", error) or type(error).__name__) from error
-    span = _SPAN.fullmatch(answer.headers.get("Content-Range", ""))
-    if answer.status == 206 and span and span[1]:
-        if int(span[1]) == size:
-            return answer, size, int(span[2])
-        answer.close()
-        return _ask(url, 0)
+    start = size if answer.status == 206 else 0
     length = answer.headers.get("Content-Length")
-    return answer, 0, None if length is None else int(length)
+    return answer, start, None if length is None else start + int(length)
 
 
 def _read(answer: Any) -> bytes:
@@ -114,12 +101,6 @@ def file_size(file: Path) -> int:
     return os.path.getsize(file) if os.path.isfile(file) else 0
 
 
-def progress_bar(doing: str, total: int | None = None, initial: int = 0) -> tqdm[Any]:
-    return tqdm(
-        desc=doing, total=total, initial=initial, unit="B", unit_scale=True, ncols=80, leave=False, disable=None
-    )
-
-
 def check_room(path: Path, needed: int) -> None:
     if needed > shutil.disk_usage(path.parent).free:
         raise no_space(path, needed)
@@ -131,11 +112,7 @@ def on_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise no_space(path, None) if lacks_space(error) else unusable_disk(path, error) from error
-
-
-def unusable_disk(path: Path, error: OSError) -> UserError:
-    place = error.filename or path
-    return ConfigError(
-        f"{place} cannot be used ({error.strerror or error}): mend that, or name another folder with --root."
-    )
+        if lacks_space(error):
+            raise no_space(path, None) from error
+        reason = f"{error.filename or path} cannot be used ({error.strerror or error})"
+        raise ConfigError(f"{reason}: mend that, or name another folder with --root.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tarfile
 import zipfile
 import zlib
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from msil.data.audit import inner_name, short
-from msil.data.download import PIECE, check_room, fetch, file_size, on_disk, progress_bar
+from msil.data.download import BAR, check_room, fetch, file_size, on_disk
 from msil.data.readers.layouts import located
 from msil.errors import DataError, counted, typed
 from msil.lock import Locked, locked
@@ -154,30 +155,22 @@ def _unpack(archive: Archive, file: Path, root: Path) -> tuple[int, int]:
     Raises DataError for a checksum that is wrong, and for a member that is neither a file nor a folder, or whose name
     leaves root: nothing is then unpacked.
     """
-    if archive.md5 is not None and (found := _md5(file)) != archive.md5:
-        raise DataError(f"its MD5 is {found}, not {archive.md5}")
+    if archive.md5 is not None:
+        with on_disk(file), open(file, "rb") as whole:
+            found = hashlib.file_digest(whole, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+        if found != archive.md5:
+            raise DataError(f"its MD5 is {found}, not {archive.md5}")
     try:
         with on_disk(root), _opened(file) as content:
             members = _members(content)
             sizes = [file_size(root / member.name) for member in members]
             absent = [member for member, size in zip(members, sizes, strict=True) if not size]
-            needed = sum(member.size for member in absent)
-            check_room(file, needed)
-            with progress_bar("unpacking", needed) as bar:
-                for member in absent:
-                    _write(member, root / member.name, bar)
+            check_room(file, sum(member.size for member in absent))
+            for member in tqdm(absent, "unpacking", unit=" files", **BAR):
+                _write(member, root / member.name)
     except _DAMAGED as error:
         raise DataError(f"it is damaged: {error}") from error
     return len(absent), sum(size not in (0, member.size) for member, size in zip(members, sizes, strict=True))
-
-
-def _md5(file: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with on_disk(file), open(file, "rb") as content, progress_bar("checking", file_size(file)) as bar:
-        while piece := content.read(PIECE):
-            digest.update(piece)
-            bar.update(len(piece))
-    return digest.hexdigest()
 
 
 def _opened(file: Path) -> zipfile.ZipFile | tarfile.TarFile:
@@ -202,15 +195,13 @@ def _members(content: zipfile.ZipFile | tarfile.TarFile) -> list[_Member]:
     return members
 
 
-def _write(member: _Member, path: Path, bar: tqdm[Any]) -> None:
+def _write(member: _Member, path: Path) -> None:
     # Not `msil.runs.replacing`, which waits for the disk: COCO has 118,287 files.
     temporary = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with member.open() as source, open(temporary, "wb") as copy:
-            while piece := source.read(PIECE):
-                copy.write(piece)
-                bar.update(len(piece))
+            shutil.copyfileobj(source, copy)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
