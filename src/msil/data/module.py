@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
@@ -30,23 +30,6 @@ from msil.errors import ConfigError, DataError, counted, listed, typed
 Batch = tuple[list[Tensor], list[Target]]
 
 
-class LoaderSettings(Protocol):
-    """Of a run's section `data`. Sizes in pixels, batch sizes in images; see `draw_augmentation`."""
-
-    batch_size: int
-    eval_batch_size: int
-    min_size: int
-    max_size: int
-    multiscale: list[int] | None
-    flip: float
-    filter_empty: bool | None
-    device_transforms: bool
-    workers: int
-
-    @property
-    def augment(self) -> str | None: ...
-
-
 def build_split(
     data: Mapping[str, Any], split: str, *, complete: bool = True, by_name: Sequence[str] | None = None
 ) -> AnnotatedImages:
@@ -61,10 +44,7 @@ def build_split(
     Raises DataError for what the audit refuses, ConfigError for an unknown name.
     """
     if data["name"] == "shapes":
-        given: dict[str, Any] = {key: data.get(key) for key in ("num_train", "num_val", "image_size", "seed")}
-        if None in given.values():
-            raise ConfigError("data=shapes needs data.num_train, data.num_val, data.image_size and data.seed.")
-        write_shapes(data["root"], **given)
+        write_shapes(data["root"], **{key: data[key] for key in ("num_train", "num_val", "image_size", "seed")})
     classes, fraction = data.get("classes"), data.get("val_fraction")
     try:
         annotations = located(data, split).read()
@@ -147,9 +127,9 @@ class DetectionDataModule(L.LightningDataModule):
     lack annotations: its Targets are then empty. Training images are resized and augmented (see `draw_augmentation`);
     those without a usable box are left out unless filter_empty is False.
 
-    settings: batch_size is that of a training step over all processes, eval_batch_size that of one process.
-        device_transforms: images are transformed once they are on the device that trains; the draws, the boxes
-        and on a CPU every pixel are the same.
+    settings: a run's section `data`. batch_size is that of a training step over all processes, eval_batch_size that of
+        one process. device_transforms: images are transformed once they are on the device that trains; the draws, the
+        boxes and on a CPU every pixel are the same.
     seed: of order and augmentation. accumulate: loader batches that each process takes its share of a step in.
     eval_images: evaluate only the first so many; None: all.
 
@@ -159,7 +139,7 @@ class DetectionDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        settings: LoaderSettings,
+        settings: Any,
         val: AnnotatedImages,
         train: AnnotatedImages | None = None,
         *,
@@ -225,7 +205,8 @@ class DetectionDataModule(L.LightningDataModule):
             raise ConfigError(f"{self.num_eval} images to evaluate are too few for {world_size} processes.")
         share = range(self.num_eval)[rank::world_size]  # every image on exactly one process, none twice
         # Detector.predict takes together what is padded to one size. Want of memory shows in the first batch.
-        sizes = {index: self._padded_size(index) for index in share}
+        limits = self.settings.min_size, self.settings.max_size
+        sizes = {index: common_size([resized_size(*self.val.image_size(index), *limits)]) for index in share}
         share = sorted(share, key=lambda index: (math.prod(sizes[index]), sizes[index]), reverse=True)
         return self._loader(self.val, collate, batch_size=self.settings.eval_batch_size, sampler=share)
 
@@ -257,10 +238,6 @@ class DetectionDataModule(L.LightningDataModule):
         )
         self._loaders.append(loader)
         return loader
-
-    def _padded_size(self, index: int) -> tuple[int, int]:
-        settings = self.settings
-        return common_size([resized_size(*self.val.image_size(index), settings.min_size, settings.max_size)])
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

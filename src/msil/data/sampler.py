@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 
+@dataclass(eq=False, repr=False)
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """Yields this process's share of every batch as (epoch, image index) pairs.
 
@@ -20,26 +22,15 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         batches are full; an image comes twice in a batch only if there are fewer images than that.
     """
 
-    def __init__(
-        self,
-        indices: Sequence[int],
-        tall: Sequence[bool],
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        accumulate: int = 1,
-    ) -> None:
-        self.indices = np.asarray(indices)
-        self.tall = np.asarray(tall, dtype=bool)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.accumulate = accumulate
-        self.epoch = 0
-        self._resumed = (0, 0)
+    indices: Sequence[int]
+    tall: Sequence[bool]
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    accumulate: int = 1
+    epoch: int = 0
+    _resumed: tuple[int, int] = (0, 0)
 
     @property
     def sampler(self) -> TrainingBatches:
@@ -66,25 +57,25 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, position = self._resumed
         for batch in self.batches(self.epoch)[position if self.epoch == epoch else 0 :]:
-            share = [(self.epoch, int(index)) for index in batch[self.rank :: self.world_size]]
+            share = [(self.epoch, index) for index in batch[self.rank :: self.world_size]]
             size = len(share) // self.accumulate
             yield from (share[start : start + size] for start in range(0, len(share), size))
 
     def batches(self, epoch: int) -> list[list[int]]:
         """All processes' batches of one epoch, each of batch_size image indices."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.indices))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.indices)).tolist()
         batches: list[list[int]] = []
         waiting: dict[bool, list[int]] = {False: [], True: []}
         for position in order:
-            queue = waiting[bool(self.tall[position])]
-            queue.append(int(self.indices[position]))
+            queue = waiting[self.tall[position]]
+            queue.append(self.indices[position])
             if len(queue) == self.batch_size:
                 batches.append(queue.copy())
                 queue.clear()
         left = waiting[False] + waiting[True]
         missing = -len(left) % self.batch_size
         tail = set(left)
-        fillers = [i for i in self.indices[order].tolist() if i not in tail] or left
+        fillers = [i for i in (self.indices[position] for position in order) if i not in tail] or left
         left += (fillers * (missing // len(fillers) + 1))[:missing]
         return batches + [left[i : i + self.batch_size] for i in range(0, len(left), self.batch_size)]
 

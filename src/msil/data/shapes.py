@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from msil.errors import ConfigError, DataError
+from msil.errors import DataError
 
 Array = NDArray[Any]
 
@@ -32,7 +32,6 @@ CATEGORY_IDS = (1, 2, 4, 7)  # with gaps, as COCO's own
 STAMP = "shapes.json"
 FORMAT = 1  # to be raised whenever the same parameters would give other pixels or annotations
 
-MIN_IMAGE_SIZE = 32
 SUPERSAMPLING = 3  # sub-pixels a side
 MIN_VISIBLE = 0.6  # of an object's pixels; less would leave fragments of no recognisable class
 MIN_CONTRAST = 100.0  # distance between the mean colours of an object and of what lies under it, of 0..255 RGB
@@ -59,15 +58,10 @@ def write_shapes(root: Path | str, *, num_train: int, num_val: int, image_size: 
     Several processes may call it at once: each writes a temporary folder beside `root` and renames it; the first wins
     and the others use the winner's.
 
-    Raises ConfigError for impossible parameters; DataError if `root` holds something else, or shapes made with other
+    Raises DataError if `root` holds something else, or shapes made with other
     parameters, or cannot be written.
     """
     root = Path(root)
-    if num_train < 1 or num_val < 1 or image_size < MIN_IMAGE_SIZE or seed < 0:
-        raise ConfigError(
-            f"The shapes data set needs data.num_train and data.num_val of at least 1, data.image_size of at least "
-            f"{MIN_IMAGE_SIZE} and data.seed of at least 0, but they are {num_train}, {num_val}, {image_size}, {seed}."
-        )
     stamp = {"format": FORMAT, "num_train": num_train, "num_val": num_val, "image_size": image_size, "seed": seed}
     if _is_made(root, stamp):
         return root
@@ -115,10 +109,10 @@ def draw_image(split: str, index: int, image_size: int, seed: int) -> tuple[Arra
 def visible_masks(objects: list[DrawnObject]) -> list[Array]:
     """(S, S) bool a object: its pixels that no later object covers."""
     masks: list[Array] = []
-    covered: Array | None = None
+    covered: Any = np.False_
     for drawn in reversed(objects):
-        masks.append(drawn.mask if covered is None else drawn.mask & ~covered)
-        covered = drawn.mask if covered is None else covered | drawn.mask
+        masks.append(drawn.mask & ~covered)
+        covered = covered | drawn.mask
     return masks[::-1]
 
 
