@@ -41,13 +41,14 @@ def test_truncated_files_are_found_before_training(tmp_path: Path, suffix: str) 
         audited([whole, broken])
 
 
-def test_bytes_after_the_end_are_no_truncation_but_zeros_instead_of_it_are(tmp_path: Path) -> None:
-    path = noise(tmp_path / "a.jpg")
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_bytes_after_the_end_are_no_truncation_but_zeros_instead_of_it_are(tmp_path: Path, name: str) -> None:
+    path = noise(tmp_path / name)
     data = path.read_bytes()
     path.write_bytes(data + b"\0\0made by a camera")
     audited([path])
     path.write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))  # an interrupted download into a reserved file
-    with pytest.raises(DataError, match=r"a\.jpg is truncated"):
+    with pytest.raises(DataError, match=f"{name} is truncated"):
         audited([path])
 
 

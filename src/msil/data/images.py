@@ -128,9 +128,10 @@ def is_16_bit(path: Path) -> bool:
 
 def _check_png(content: bytes) -> None:
     """Raises ValueError where a chunk's checksum is wrong; torchvision's decoder would crash the process there."""
-    start = 8
-    while start + 12 <= len(content):
+    start, kind = 8, b""
+    while start + 12 <= len(content) and kind != b"IEND":
         length = int.from_bytes(content[start : start + 4], "big")
+        kind = content[start + 4 : start + 8]
         end = start + 8 + length
         if zlib.crc32(content[start + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
             raise ValueError("a PNG chunk has a wrong checksum")
