@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from pathlib import Path
@@ -82,9 +81,7 @@ def bordered(root: Path, split: str, sizes: dict[str, tuple[int, int]]) -> Path:
                 "iscrowd": crowd,
             })  # fmt: skip
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
-    source = root / "annotations" / f"instances_{split}.json"
-    source.parent.mkdir(parents=True, exist_ok=True)
-    source.write_text(json.dumps(content))
+    write_coco(root, content, split)
     return root
 
 
@@ -232,20 +229,10 @@ def coco(root: Path, **others: Any) -> dict[str, Any]:
     return {"name": "coco", "root": root, **others}
 
 
-def test_build_datasets_reads_every_layout(tmp_path: Path) -> None:
+def test_shapes_are_made_and_an_unknown_set_is_refused(tmp_path: Path) -> None:
     data = {"name": "shapes", "root": tmp_path / "s", **SHAPES}
     train, val = build_datasets(data, "train", "val")
     assert (len(train), len(val)) == (11, 5)
-    with pytest.raises(ConfigError, match=r"data\.num_val"):
-        build_datasets({**data, "num_val": None}, "train", "val")
-    write_coco(tmp_path / "coco", coco_content(), "one")
-    write_coco(tmp_path / "coco", coco_content(), "two")
-    train, val = build_datasets(coco(tmp_path / "coco", classes=["zebra", "cat"]), "one", "two")
-    assert (train.classes, train.category_ids) == (val.classes, val.category_ids) == (("zebra", "cat"), (90, 3))
-    for split in ("one", "two"):
-        write_voc(tmp_path / "voc", {"x": voc_xml(voc_object("dog", 1, 1, 20, 20))}, split)
-    train, _ = build_datasets({"name": "voc", "root": tmp_path / "voc", **SHAPES}, "one", "two")
-    assert len(train.classes) == 20
     with pytest.raises(ConfigError, match=r"'cocoo'.*shapes, coco, voc"):
         build_split({"name": "cocoo", "root": tmp_path}, "val")
 
@@ -300,7 +287,7 @@ def test_classes_are_chosen_and_renamed(tmp_path: Path, layout: str) -> None:
     data = {"name": layout, "root": tmp_path, "classes": {"cat": "pet", "dog": "pet"}}
     with pytest.warns(DataWarning, match="boxes of classes other than pet are left out: zebra 1"):
         assert sorted(name for _, name, *_ in boxes_of(build_split(data, "train"))) == ["pet"] * 3
-    with pytest.raises(DataError, match=r"none of the classes bird; it has .*, as in 'data.classes=.*: bird"):
+    with pytest.raises(DataError, match=r"none of the classes bird; it has .*, as in 'data.classes=\{\w+:bird\}'"):
         build_split({**data, "classes": ["bird"]}, "train", complete=False)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from msil.data.audit import check_boxes, short, warn
 from msil.data.images import is_16_bit, read_image
-from msil.errors import DataError, listed
+from msil.errors import DataError, listed, typed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,9 +113,9 @@ class Annotations:
         names = tuple(dict.fromkeys(new_names.values()))
         label_of = np.full(len(self.classes), -1)
         ids: dict[str, int] = {}
+        there = {new for old, new in new_names.items() if old in self.classes}
         for old, new in new_names.items():
-            alike = any(name == new and other in self.classes for other, name in new_names.items())
-            if complete and not alike:
+            if complete and new not in there:
                 near = difflib.get_close_matches(old, self.classes, n=1, cutoff=0.0)[0]
                 raise DataError(
                     f"data.classes names {old!r}, which {self.source} does not list; the nearest is {near!r}"
@@ -128,7 +128,7 @@ class Annotations:
             raise DataError(
                 f"{self.source} has none of the classes {listed(list(new_names), 5)}; it has "
                 f"{listed(self.classes, 5)}: choose some of those, or rename them, as in "
-                f"'data.classes={{{self.classes[0]}: {next(iter(new_names))}}}'"
+                + typed("data.classes", {self.classes[0]: next(iter(new_names))})
             )
         labels = label_of[self.truth_labels]
         left = np.bincount(self.truth_labels[labels < 0], minlength=len(self.classes))

@@ -58,15 +58,14 @@ def warn(place: object, what: str) -> None:
     warnings.warn(f"{place}: {what}", DataWarning, stacklevel=5)  # of check_boxes: the caller of build_split
 
 
-def whole_number(value: object, what: str, low: int = -(2**63)) -> int:
-    """`value` as an int: whole floats pass (spreadsheets write 640.0), strings and booleans do not.
+def side(value: object, what: str) -> int:
+    """An image's width or height: whole floats pass (spreadsheets write 640.0), strings and booleans do not.
 
-    Raises DataError unless it is a whole number of at least `low` that fits 64 bits; `what` names it.
+    Raises DataError for anything else; `what` names it.
     """
     number = int(value) if isinstance(value, float) and value.is_integer() else value
-    if isinstance(number, bool) or not isinstance(number, int) or not low <= number < 2**63:
-        kind = "a whole number" if low < 0 else f"a whole number of at least {low}"
-        raise DataError(f"{what} must be {kind}, but is {short(value)}: correct it")
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number < 2**63:
+        raise DataError(f"{what} must be a whole number of at least 1, but is {short(value)}: correct it")
     return number
 
 
@@ -154,23 +153,22 @@ def check_inside(paths: Iterable[Path], folder: Path, root: Path) -> None:
                 )
 
 
-def refuse(errors: Sequence[DataError], files: str) -> None:
-    """Raises the first, with how many more of the `files` there are."""
+def tried(read: Callable[..., T], *arguments: Any) -> T | DataError:
+    """What `read` gives or raises, for `all_sound`."""
+    try:
+        return read(*arguments)
+    except DataError as error:
+        return error
+
+
+def all_sound(results: Sequence[T | DataError], kind: str) -> list[T]:
+    """The results. Raises the first DataError among them, with how many more there are."""
+    errors = [result for result in results if isinstance(result, DataError)]
     if errors:
         more = len(errors) - 1
-        raise DataError(f"{errors[0]}" + (f" ({more} more of the {files} fail{'s' * (more == 1)} too)" if more else ""))
-
-
-def read_all(read: Callable[[Path], T], files: Sequence[Path], kind: str) -> list[T]:
-    """Raises DataError for the first that is refused; the others are read before, to count those too."""
-    found, errors = [], []
-    for file in files:
-        try:
-            found.append(read(file))
-        except DataError as error:
-            errors.append(error)
-    refuse(errors, f"{len(files)} {kind}")
-    return found
+        also = f" ({more} more of the {len(results)} {kind} fail{'s' * (more == 1)} too)" if more else ""
+        raise DataError(f"{errors[0]}{also}")
+    return [result for result in results if not isinstance(result, DataError)]
 
 
 def check_images(
@@ -190,12 +188,11 @@ def check_images(
 
     def part(at: int) -> list[ImageHeader | DataError]:
         rows = slice(at, at + PART)
-        return [_check_image(*row) for row in zip(paths[rows], sizes[rows], where[rows], strict=True)]
+        return [tried(_check_image, *row) for row in zip(paths[rows], sizes[rows], where[rows], strict=True)]
 
     with ThreadPoolExecutor(THREADS) as pool:
         results = [result for results in pool.map(part, range(0, len(paths), PART)) for result in results]
-    refuse([result for result in results if isinstance(result, DataError)], f"{len(paths)} images")
-    headers = [result for result in results if isinstance(result, ImageHeader)]
+    headers = all_sound(results, "images")
     return (
         np.array([header.size for header in headers], dtype=np.int32).reshape(-1, 2),
         np.array([header.orientation for header in headers], dtype=np.uint8),
@@ -241,21 +238,18 @@ def check_boxes(truth: Annotations, strict: bool) -> tuple[Array, Array, Array]:
     return kept, trained, clipped
 
 
-def _check_image(path: Path, expected: Size | None, where: str) -> ImageHeader | DataError:
-    try:
-        header = read_header(path)
-        if expected is not None and expected != header.size:
-            if expected != header.stored_size:
-                height, width = header.size
-                raise DataError(
-                    f"{where} says width {expected[1]} and height {expected[0]}, but {path} is {width} x {height}: "
-                    "its boxes would not fit; correct the size or replace the file"
-                )
-            header = replace(header, orientation=1)
-        if not header.ends:
-            read_image(path, header.orientation)
-    except DataError as error:
-        return error
+def _check_image(path: Path, expected: Size | None, where: str) -> ImageHeader:
+    header = read_header(path)
+    if expected is not None and expected != header.size:
+        if expected != header.stored_size:
+            height, width = header.size
+            raise DataError(
+                f"{where} says width {expected[1]} and height {expected[0]}, but {path} is {width} x {height}: "
+                "its boxes would not fit; correct the size or replace the file"
+            )
+        header = replace(header, orientation=1)
+    if not header.ends:
+        read_image(path, header.orientation)
     return header
 
 

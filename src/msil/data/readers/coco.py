@@ -24,8 +24,8 @@ from msil.data.audit import (
     own_id,
     relative_inside,
     short,
+    side,
     warn,
-    whole_number,
 )  # fmt: skip
 from msil.data.readers.files import Listings, MissingSplit, read_file
 from msil.errors import DataError, counted
@@ -62,8 +62,8 @@ class JsonSplit:
         content = read_json(source, ("images", "categories", *(("annotations",) if self.annotated else ())))
         categories = _read_categories(content["categories"], source)
         image_ids, given, sizes = _read_images(content["images"], source)
-        names = self._below_root(given, [f"{source}: image {short(own)}" for own in image_ids])
         where = [f"{source}: image {short(own)}" for own in image_ids]
+        names = self._below_root(given, where)
         read_as = check_images([self.root / name for name in names], folder, self.root, sizes, where)
 
         if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -245,8 +245,8 @@ def _read_images(entries: list[Entry], source: Path) -> tuple[list[Id], list[Any
             raise DataError(f"{where} is listed twice: give each image its own id")
         sizes[image_id] = None
         if entry.get("height") is not None or entry.get("width") is not None:
-            height = whole_number(entry.get("height"), f"{where}: height", low=1)
-            sizes[image_id] = height, whole_number(entry.get("width"), f"{where}: width", low=1)
+            height = side(entry.get("height"), f"{where}: height")
+            sizes[image_id] = height, side(entry.get("width"), f"{where}: width")
         names.append(entry.get("file_name"))
     if not names:
         raise DataError(f"{source} is empty: it lists no images")

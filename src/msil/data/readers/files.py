@@ -41,35 +41,33 @@ class Listings:
     """Files by their names whatever the case of their ending; each folder is listed once."""
 
     def __init__(self) -> None:
-        self._names: dict[str, set[str]] = {}
-        self._lower: dict[str, dict[str, str]] = {}
+        self._files: dict[str, dict[str, str]] = {}
 
     def has(self, folder: Path, name: str) -> bool:
         """Whether there is `name`, maybe with folders, below a folder."""
         parent, _, name = name.rpartition("/")
-        return name in self._listed(f"{folder}/{parent}")
+        return self._listed(f"{folder}/{parent}").get(name) == name
 
     def find(self, folder: Path, stem: str, endings: Sequence[str]) -> str | None:
-        """`stem`, maybe with folders, with the first of the endings (lower case) that a file below `folder` has."""
-        for ending in endings:
-            if self.has(folder, stem + ending):
-                return stem + ending
+        """`stem`, maybe with folders, with the first of the endings (lower case) that a file below `folder` has; one in
+        lower case goes before others."""
         parent, slash, name = stem.rpartition("/")
-        place = f"{folder}/{parent}"
-        if place not in self._lower:
-            parts = {name: os.path.splitext(name) for name in sorted(self._listed(place))}
-            self._lower[place] = {stem + ending.lower(): name for name, (stem, ending) in parts.items()}
-        files = self._lower[place]
-        found = next((files[name + ending] for ending in endings if name + ending in files), None)
-        return None if found is None else parent + slash + found
+        files = self._listed(f"{folder}/{parent}")
+        found = [files[name + ending] for ending in endings if name + ending in files]
+        found.sort(key=lambda file: os.path.splitext(file)[1] not in endings)
+        return parent + slash + found[0] if found else None
 
-    def _listed(self, folder: str) -> set[str]:
-        if folder not in self._names:
+    def _listed(self, place: str) -> dict[str, str]:
+        """The names in a folder, each also under itself with its ending in lower case."""
+        if place not in self._files:
             try:
-                self._names[folder] = {*os.listdir(folder)}
+                names = sorted(os.listdir(place))
             except (OSError, ValueError):
-                self._names[folder] = set()
-        return self._names[folder]
+                names = []
+            parts = {name: os.path.splitext(name) for name in names}
+            lower = {stem + ending.lower(): name for name, (stem, ending) in parts.items()}
+            self._files[place] = lower | {name: name for name in names}
+        return self._files[place]
 
 
 def read_file(file: Path, what: str, largest: float = LARGEST_TEXT) -> bytes:

@@ -135,26 +135,6 @@ def _layout(root: Path) -> tuple[Layout, list[str]] | None:
     return next(((layout, there) for layout in LAYOUTS if (there := layout.splits(root))), None)
 
 
-def _roboflow_splits(root: Path) -> list[str]:
-    return sorted(path.parent.name for path in root.glob(f"*/{ROBOFLOW}"))
-
-
-def _locate_roboflow(root: Path, split: str) -> Split:
-    return JsonSplit("Roboflow's COCO json", root, root / split / ROBOFLOW, root / split, umbrella=True)
-
-
-def _label_studio_splits(root: Path) -> list[str]:
-    return ["all"] if (root / LABEL_STUDIO).is_file() else []
-
-
-def _locate_label_studio(root: Path, split: str) -> Split:
-    return JsonSplit("Label Studio's COCO json", root, root / LABEL_STUDIO, root)
-
-
-def _plain_json_splits(root: Path) -> list[str]:
-    return sorted(_plain_jsons(root))
-
-
 def _plain_jsons(root: Path) -> dict[str, Path]:
     """The files of COCO's form in a folder, or in its annotations/, by their names, or `all` for the only one."""
     found: dict[str, Path] = {}
@@ -222,10 +202,24 @@ def _given(root: Path, annotations: str | Mapping[str, str], split: str) -> Spli
 # The first that fits is taken.
 LAYOUTS: Sequence[Layout] = (
     Layout("YOLO's data.yaml, obj.data, or classes.txt with labels", yolo_splits, locate_yolo),
-    Layout(f"Roboflow's train/{ROBOFLOW}", _roboflow_splits, _locate_roboflow),
-    Layout(f"Label Studio's {LABEL_STUDIO}", _label_studio_splits, _locate_label_studio),
+    Layout(
+        f"Roboflow's train/{ROBOFLOW}",
+        lambda root: sorted(path.parent.name for path in root.glob(f"*/{ROBOFLOW}")),
+        lambda root, split: JsonSplit(
+            "Roboflow's COCO json", root, root / split / ROBOFLOW, root / split, umbrella=True
+        ),
+    ),
+    Layout(
+        f"Label Studio's {LABEL_STUDIO}",
+        lambda root: ["all"] if (root / LABEL_STUDIO).is_file() else [],
+        lambda root, _: JsonSplit("Label Studio's COCO json", root, root / LABEL_STUDIO, root),
+    ),
     Layout("COCO's or CVAT's annotations/instances_*.json", coco_splits, locate_coco),
     Layout("VOC's ImageSets/Main/*.txt", voc_splits, locate_voc),
     Layout("VOC xml beside images or in Annotations", xml_splits, locate_xml),
-    Layout("a json of COCO's form, here or in annotations, and images", _plain_json_splits, _locate_plain_json),
+    Layout(
+        "a json of COCO's form, here or in annotations, and images",
+        lambda root: sorted(_plain_jsons(root)),
+        _locate_plain_json,
+    ),
 )

@@ -15,13 +15,14 @@ from defusedxml import ElementTree
 
 from msil.data.annotations import Annotations
 from msil.data.audit import (
+    all_sound,
     check_images,
     check_inside,
     finite_number,
     inner_name,
     is_text,
-    read_all,
     short,
+    tried,
     warn,
 )  # fmt: skip
 from msil.data.readers.files import (
@@ -85,7 +86,7 @@ class XmlSplit:
             what = f"{counted(len(beside), 'image')} without an xml file left out"
             warn(self.image_folder, f"{what}: {listed(beside, 3)}")
         check_inside(self.xmls, self.xml_folder, self.root)
-        records = read_all(_read_xml, self.xmls, "xml files")
+        records = all_sound([tried(_read_xml, file) for file in self.xmls], "xml files")
         if self.names is not None:
             self._check_names([own for _, own in records], self.names)
         objects = [found for _, own in records for found in own]

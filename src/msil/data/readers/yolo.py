@@ -121,28 +121,24 @@ class YoloSplit:
 def yolo_splits(root: Path) -> list[str]:
     """Those that data.yaml names; "all" for a classes.txt alone, which labelImg leaves beside xml files too, and an
     image with its txt."""
-    if (source := _yaml_of(root)) is not None:
-        content = _read_source(source, root)
-        return [name for name in SPLITS if content.get(name)]
-    if _classes_of(root) is None:
+    if (source := _source_of(root)) is None:
         return []
-    return ["all"] if any(_label_file(root, name).is_file() for name in _images_of_classes(root)) else []
+    if source.suffix == ".txt":
+        images = images_below(root, _images_of_classes(root))
+        return ["all"] if any(_label_file(root, name).is_file() for name in images) else []
+    content = _read_source(source, root)
+    return [name for name in SPLITS if content.get(name)]
 
 
 def locate_yolo(root: Path, split: str) -> Split:
-    """A split of `yolo_splits`; val, valid and validation are one name."""
-    if (source := _yaml_of(root)) is None:
-        if (source := _classes_of(root)) is None:
-            raise DataError(
-                f"{root} has no data.yaml, not one other yaml that alone names classes and splits, and no classes.txt: "
-                "set data.root to YOLO's folder"
-            )
-        images = _images_of_classes(root)
-        if not images:
-            raise DataError(f"{root} has no images beside {source.name}: put them into {root / 'images'}")
-        return YoloSplit("YOLO txt with classes.txt", root, source, _names(_class_names(source), source), images)
+    """A split of `yolo_splits`; val, valid and validation are one name, and of classes.txt every name is "all"."""
+    if (source := _source_of(root)) is None:
+        raise DataError(
+            f"{root} has no data.yaml, not one other yaml that alone names classes and splits, and no classes.txt: "
+            "set data.root to YOLO's folder"
+        )
     content = _read_source(source, root)
-    split = split.lower()
+    split = "all" if source.suffix == ".txt" else split.lower()
     same = SPLITS[1:4] if split in SPLITS[1:4] else (split,)
     places = next((content[name] for name in same if content.get(name)), None)
     if places is None:
@@ -169,12 +165,15 @@ def _label_file(root: Path, image: str) -> Path:
     return beside if beside.is_file() and not own.is_file() else own
 
 
-def _yaml_of(root: Path) -> Path | None:
-    """data.yaml, or the only yaml of another name that names classes and a split."""
-    known = next((root / name for name in SOURCES if (root / name).is_file()), None)
-    others = [root / name for name in names_in(root, (".yaml", ".yml"))] if known is None else []
-    found = [file for file in others if _names_splits(file)]
-    return found[0] if len(found) == 1 else known
+def _source_of(root: Path) -> Path | None:
+    """data.yaml, or the only yaml of another name that names classes and a split, or a classes.txt."""
+    known = [root / name for name in SOURCES if (root / name).is_file()]
+    if known:
+        return known[0]
+    others = [root / name for name in names_in(root, (".yaml", ".yml")) if _names_splits(root / name)]
+    if len(others) == 1:
+        return others[0]
+    return next((root / name for name in CLASSES if (root / name).is_file()), None)
 
 
 def _names_splits(file: Path) -> bool:
@@ -185,12 +184,9 @@ def _names_splits(file: Path) -> bool:
     return isinstance(content, dict) and "names" in content and any(str(key).lower() in SPLITS for key in content)
 
 
-def _classes_of(root: Path) -> Path | None:
-    return next((root / name for name in CLASSES if (root / name).is_file()), None)
-
-
-def _images_of_classes(root: Path) -> list[str]:
-    return images_below(root, "images" if (root / "images").is_dir() else ".")
+def _images_of_classes(root: Path) -> str:
+    """The folder of the images of a classes.txt."""
+    return "images" if (root / "images").is_dir() else "."
 
 
 def _images_at(place: Any, root: Path, base: Any, where: str) -> list[str]:
@@ -243,6 +239,8 @@ def _inside(place: Any, root: Path) -> str | None:
 
 def _read_source(source: Path, root: Path) -> Mapping[str, Any]:
     """Of obj.data, lines of key = value, names is a file with a class a line. Splits are in lower case."""
+    if source.suffix == ".txt":
+        return {"names": _class_names(source), "all": _images_of_classes(root)}
     if source.suffix == ".data":
         pairs = [line.partition("=") for line in read_text(source, "file").splitlines()]
         content: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
@@ -297,7 +295,10 @@ def _read_labels(file: Path, count: int, keypoints: int) -> list[tuple[int, int,
         if not (words := line.split()):
             continue
         where = f"{file}: line {number}"
-        values = [_number(word, where) for word in words]
+        values = [value for word in words if (value := finite_number(word)) is not None]
+        if len(values) < len(words):
+            wrong = next(word for word in words if finite_number(word) is None)
+            raise DataError(f"{where}: {short(wrong)} must be a finite number: correct or remove the line")
         if len(values) != 5 + keypoints and (keypoints or len(values) < 7 or len(values) % 2 == 0):
             other = f"and {keypoints} of keypoints (kpt_shape)" if keypoints else "nor a polygon's"
             raise DataError(
@@ -332,10 +333,3 @@ def _holds_boxes(file: Path) -> bool:
     except DataError:
         return False
     return len(words) >= 5 and all(finite_number(word) is not None for word in words)
-
-
-def _number(word: str, where: str) -> float:
-    value = finite_number(word)
-    if value is None:
-        raise DataError(f"{where}: {short(word)} must be a finite number: correct or remove the line")
-    return value
