@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def write_image(path: Path, boxes: list[Box]) -> None:
     Image.fromarray(pixels).save(path, format="JPEG", quality=95)
 
 
-def write_images(folder: Path, names: list[str]) -> None:
+def write_images(folder: Path, names: Iterable[str] = BOXES) -> None:
     for name in names:
         write_image(folder / name, BOXES[name])
 
@@ -78,6 +78,11 @@ def coco_json(
     write_text(path, json.dumps({**content, "images": images, "annotations": annotations}))
 
 
+def voc_xmls(folder: Path, names: Iterable[str] = BOXES) -> None:
+    for name in names:
+        voc_xml(folder / f"{stem(name)}.xml", name)
+
+
 def voc_xml(path: Path, name: str) -> None:
     objects = "".join(
         f"<object><name>{label}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult><bndbox>"
@@ -88,12 +93,14 @@ def voc_xml(path: Path, name: str) -> None:
     write_text(path, f"<annotation><folder>pets</folder><filename>{name}</filename>{size}{objects}</annotation>")
 
 
-def yolo_txt(path: Path, name: str) -> None:
-    rows = [
-        f"{NAMES.index(label)} {(x + w / 2) / WIDTH:.6f} {(y + h / 2) / HEIGHT:.6f} {w / WIDTH:.6f} {h / HEIGHT:.6f}\n"
-        for label, x, y, w, h in BOXES[name]
-    ]
-    write_text(path, "".join(rows))
+def yolo_txts(folder: Path, names: Iterable[str] = BOXES) -> None:
+    for name in names:
+        rows = [
+            f"{NAMES.index(label)} {(x + w / 2) / WIDTH:.6f} {(y + h / 2) / HEIGHT:.6f} "
+            f"{w / WIDTH:.6f} {h / HEIGHT:.6f}\n"
+            for label, x, y, w, h in BOXES[name]
+        ]
+        write_text(folder / f"{stem(name)}.txt", "".join(rows))
 
 
 def stem(name: str) -> str:
@@ -101,20 +108,19 @@ def stem(name: str) -> str:
 
 
 def cvat_coco(root: Path) -> None:
-    write_images(root / "images" / "default", list(BOXES))
+    write_images(root / "images" / "default")
     coco_json(root / "annotations" / "instances_default.json", list(BOXES))
 
 
 def cvat_coco_old(root: Path) -> None:
     """Until 2024, images lay in images/ itself."""
-    write_images(root / "images", list(BOXES))
+    write_images(root / "images")
     coco_json(root / "annotations" / "instances_default.json", list(BOXES))
 
 
 def cvat_voc(root: Path) -> None:
-    write_images(root / "JPEGImages", list(BOXES))
-    for name in BOXES:
-        voc_xml(root / "Annotations" / f"{stem(name)}.xml", name)
+    write_images(root / "JPEGImages")
+    voc_xmls(root / "Annotations")
     write_text(root / "ImageSets" / "Main" / "default.txt", "".join(f"{stem(name)}\n" for name in BOXES))
     for label in NAMES:
         lines = [f"{stem(name)}  {1 if label in [b[0] for b in boxes] else -1}\n" for name, boxes in BOXES.items()]
@@ -125,12 +131,12 @@ def cvat_voc(root: Path) -> None:
 
 
 def label_studio_coco(root: Path) -> None:
-    write_images(root / "images", list(BOXES))
+    write_images(root / "images")
     coco_json(root / "result.json", list(BOXES), first=0, prefix="images/")
 
 
 def plain_coco(root: Path) -> None:
-    write_images(root / "photos", list(BOXES))
+    write_images(root / "photos")
     coco_json(root / "annotations.json", list(BOXES))
     write_text(root / "detections.json", "[]")
 
@@ -142,9 +148,8 @@ def plain_coco_splits(root: Path) -> None:
 
 
 def label_studio_yolo(root: Path) -> None:
-    write_images(root / "images", list(BOXES))
-    for name in BOXES:
-        yolo_txt(root / "labels" / f"{stem(name)}.txt", name)
+    write_images(root / "images")
+    yolo_txts(root / "labels")
     write_text(root / "classes.txt", "cat\ndog\n")
     write_text(root / "notes.json", json.dumps({"categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]}))
 
@@ -160,15 +165,13 @@ def roboflow_coco(root: Path) -> None:
 def roboflow_voc(root: Path) -> None:
     for split, names in (("train", TRAIN), ("valid", VALID)):
         write_images(root / split, names)
-        for name in names:
-            voc_xml(root / split / f"{stem(name)}.xml", name)
+        voc_xmls(root / split, names)
 
 
 def roboflow_yolo(root: Path) -> None:
     for split, names in (("train", TRAIN), ("valid", VALID)):
         write_images(root / split / "images", names)
-        for name in names:
-            yolo_txt(root / split / "labels" / f"{stem(name)}.txt", name)
+        yolo_txts(root / split / "labels", names)
     text = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\nnames: ['cat', 'dog']\n"
     write_text(root / "data.yaml", text + "\nroboflow:\n  workspace: me\n  project: pets\n  version: 1\n")
 
@@ -176,9 +179,7 @@ def roboflow_yolo(root: Path) -> None:
 def ultralytics_yolo(root: Path) -> None:
     for split, names in (("train", TRAIN), ("val", VALID)):
         write_images(root / "images" / split, names)
-        for name in names:
-            if BOXES[name]:  # an image without boxes has no file
-                yolo_txt(root / "labels" / split / f"{stem(name)}.txt", name)
+        yolo_txts(root / "labels" / split, filter(BOXES.get, names))  # an image without boxes has no file
     text = "path: ../datasets/pets # dataset root dir\ntrain: images/train\nval: images/val\ntest: # none\n\n"
     write_text(root / "data.yaml", text + "names:\n  0: cat\n  1: dog\n")
 
@@ -196,9 +197,8 @@ def darknet_yolo(root: Path) -> None:
 
 def cvat_yolo(root: Path) -> None:
     """CVAT's "Ultralytics YOLO Detection": lists of images."""
-    write_images(root / "images" / "train", list(BOXES))
-    for name in BOXES:
-        yolo_txt(root / "labels" / "train" / f"{stem(name)}.txt", name)
+    write_images(root / "images" / "train")
+    yolo_txts(root / "labels" / "train")
     write_text(root / "train.txt", "".join(f"data/images/train/{name}\n" for name in BOXES))
     write_text(root / "data.yaml", "names:\n  0: cat\n  1: dog\npath: .\ntrain: train.txt\n")
 
@@ -213,8 +213,7 @@ def cvat_coco_splits(root: Path) -> None:
 def cvat_yolo_splits(root: Path) -> None:
     for split, names in (("Train", TRAIN), ("Validation", VALID)):
         write_images(root / "images" / split, names)
-        for name in names:
-            yolo_txt(root / "labels" / split / f"{stem(name)}.txt", name)
+        yolo_txts(root / "labels" / split, names)
         write_text(root / f"{split}.txt", "".join(f"data/images/{split}/{name}\n" for name in names))
     write_text(
         root / "data.yaml",
@@ -224,53 +223,37 @@ def cvat_yolo_splits(root: Path) -> None:
 
 def cvat_yolo_old(root: Path) -> None:
     """CVAT's "YOLO 1.1", Darknet's files."""
-    write_images(root / "obj_train_data", list(BOXES))
-    for name in BOXES:
-        yolo_txt(root / "obj_train_data" / f"{stem(name)}.txt", name)
+    write_images(root / "obj_train_data")
+    yolo_txts(root / "obj_train_data")
     write_text(root / "obj.names", "cat\ndog\n")
     write_text(root / "obj.data", "classes = 2\nnames = data/obj.names\nbackup = backup/\ntrain = data/train.txt\n")
     write_text(root / "train.txt", "".join(f"data/obj_train_data/{name}\n" for name in BOXES))
 
 
 def label_img(root: Path) -> None:
-    write_images(root, list(BOXES))
-    for name in BOXES:
-        voc_xml(root / f"{stem(name)}.xml", name)
+    write_images(root)
+    voc_xmls(root)
 
 
 def label_img_yolo(root: Path) -> None:
-    write_images(root, list(BOXES))
-    for name in BOXES:
-        yolo_txt(root / f"{stem(name)}.txt", name)
+    write_images(root)
+    yolo_txts(root)
     write_text(root / "classes.txt", "cat\ndog\n")
 
 
 def kaggle_voc(root: Path) -> None:
     """As many sets of kaggle.com: images/ and annotations/, no lists."""
-    write_images(root / "images", list(BOXES))
-    for name in BOXES:
-        voc_xml(root / "annotations" / f"{stem(name)}.xml", name)
+    write_images(root / "images")
+    voc_xmls(root / "annotations")
 
 
+WITH_VAL = (  # a split to validate on
+    cvat_coco_splits, cvat_yolo_splits, plain_coco_splits, roboflow_coco, roboflow_voc, roboflow_yolo,
+    ultralytics_yolo, darknet_yolo,
+)  # fmt: skip
+WITHOUT = (
+    cvat_coco, cvat_coco_old, cvat_voc, cvat_yolo, cvat_yolo_old, label_studio_coco, plain_coco,
+    label_studio_yolo, label_img, label_img_yolo, kaggle_voc,
+)  # fmt: skip
 # Writer, and whether there is a split to validate on.
-EXPORTS: dict[str, tuple[Callable[[Path], None], bool]] = {
-    "cvat_coco": (cvat_coco, False),
-    "cvat_coco_old": (cvat_coco_old, False),
-    "cvat_coco_splits": (cvat_coco_splits, True),
-    "cvat_voc": (cvat_voc, False),
-    "cvat_yolo": (cvat_yolo, False),
-    "cvat_yolo_splits": (cvat_yolo_splits, True),
-    "cvat_yolo_old": (cvat_yolo_old, False),
-    "label_studio_coco": (label_studio_coco, False),
-    "plain_coco": (plain_coco, False),
-    "plain_coco_splits": (plain_coco_splits, True),
-    "label_studio_yolo": (label_studio_yolo, False),
-    "roboflow_coco": (roboflow_coco, True),
-    "roboflow_voc": (roboflow_voc, True),
-    "roboflow_yolo": (roboflow_yolo, True),
-    "ultralytics_yolo": (ultralytics_yolo, True),
-    "darknet_yolo": (darknet_yolo, True),
-    "label_img": (label_img, False),
-    "label_img_yolo": (label_img_yolo, False),
-    "kaggle_voc": (kaggle_voc, False),
-}
+EXPORTS = {write.__name__: (write, write in WITH_VAL) for write in (*WITH_VAL, *WITHOUT)}

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msil.data.annotations import AnnotatedImages
+from msil.data.audit import short
 from msil.errors import UserError
 
 from . import mutations
@@ -128,9 +129,12 @@ def coco_says(content: dict[str, Any]) -> tuple[list[Box], list[Box]]:
 # What is wrong with the file as a whole; every other error must name an entry of it. An image file that is at fault is
 # named by its path.
 COCO_AS_A_WHOLE = re.compile(
-    "is not valid json|must be a json object with a list|is empty|lists no (categories|annotations)|holds no usable"
+    "is not valid json|must be a json object with a list|is empty|lists no (categories|annotations)|holds no usable|"
+    "categories are called"
 )
-COCO_ENTRY = re.compile(r"(annotation|image|category|category id) (-?\d+)|(annotations|images|categories)\[(\d+)\]")
+COCO_ENTRIES = {
+    "annotation": "annotations", "image": "images", "category": "categories", "category id": "categories",
+}  # fmt: skip
 
 
 def check_coco_sentence(sentence: str, source: Path) -> None:
@@ -138,16 +142,14 @@ def check_coco_sentence(sentence: str, source: Path) -> None:
     if sentence.startswith("image file ") or COCO_AS_A_WHOLE.search(sentence):
         return
     assert str(source) in sentence
-    named = COCO_ENTRY.search(sentence)
-    assert named is not None, sentence
-    kind, number, plural, position = named.groups()
     content = json.loads(source.read_bytes())
-    if plural:
-        assert int(position) < len(content[plural])
-    else:
-        entries = {"annotation": "annotations", "image": "images"}.get(kind, "categories")
-        cut = sentence[named.end() :].startswith("...")  # a number too long for a message
-        assert cut or any(entry.get("id") == int(number) for entry in content[entries])
+    entries = {key: content[key] for key in ("annotations", "images", "categories")}
+    names = [f"{key}[{position}]" for key in entries for position in range(len(entries[key]))]
+    for kind, key in COCO_ENTRIES.items():
+        ids = [entry.get("id") for entry in entries[key] if isinstance(entry, dict)]
+        whole = [int(own) if isinstance(own, float) and own.is_integer() else own for own in ids]
+        names += [f"{kind} {short(own)}" for own in whole]
+    assert any(re.search(rf"{re.escape(name)}(?!\d)", sentence) for name in names), sentence
 
 
 def test_spoiled_coco_json_loads_rightly_or_is_refused_by_name(tmp_path: Path) -> None:
@@ -190,7 +192,8 @@ def voc_says(folder: Path, names: list[str]) -> list[Box]:
                 [float("".join(found.itertext())) for found in bndbox.findall(side)]
                 for side in ("xmin", "ymin", "xmax", "ymax")
             )
-            box = (xmin - 1, ymin - 1, xmax, ymax)
+            x1, y1 = xmin - 1, ymin - 1
+            box = (x1, y1, x1 + (xmax - x1), y1 + (ymax - y1))  # a box is kept as x y width height, which may round
             if xmax > xmin and ymax > ymin and usable(box):
                 boxes.append((f"{name}.jpg", label, box))
     return boxes
