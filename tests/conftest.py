@@ -32,10 +32,6 @@ class Golden:
             keys = [key for key in file.files if key != "meta" and key.startswith(prefix)]
             return {key.removeprefix(prefix): torch.from_numpy(file[key]) for key in keys}
 
-    def meta(self, name: str) -> dict[str, Any]:
-        with np.load(self.folder / f"{name}.npz") as file:
-            return json.loads(str(file["meta"]))
-
     def misc(self) -> dict[str, Any]:
         return json.loads((self.folder / "misc.json").read_text())
 
