@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from msil.metrics.energy import at_pixels, box_regions, energy_shares, image_mean, merge_levels
 
 
+def shares_of(energy: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """Of a map that has a cell a pixel."""
+    return energy_shares(energy, 1, 0.5, energy.shape, regions)
+
+
 def regions_of(*boxes: list[float], size: tuple[int, int] = (10, 10)) -> np.ndarray:
     return box_regions(np.array(boxes), size)
 
@@ -36,16 +41,16 @@ def test_boxes_are_joined_and_may_leave_the_image() -> None:
 def test_shares_of_known_maps() -> None:
     regions = regions_of([2, 2, 8, 8])
     flat = np.full((10, 10), 7.0)
-    assert energy_shares(flat, regions) == pytest.approx((0.36, 0.44))
+    assert shares_of(flat, regions) == pytest.approx((0.36, 0.44))
     for place, expected in (((5, 5), (1, 0)), ((2, 4), (1, 1)), ((1, 4), (0, 1)), ((0, 0), (0, 0))):
         delta = np.zeros((10, 10))
         delta[place] = 3
-        assert tuple(energy_shares(delta, regions)) == expected
+        assert tuple(shares_of(delta, regions)) == expected
     # 1 everywhere and 3 more at one point inside: (36 + 3) / (100 + 3).
     delta = np.ones((10, 10))
     delta[5, 5] = 4
-    assert energy_shares(delta, regions)[0] == pytest.approx(39 / 103)
-    assert energy_shares(np.zeros((10, 10)), regions) == pytest.approx((0.36, 0.44))
+    assert shares_of(delta, regions)[0] == pytest.approx(39 / 103)
+    assert shares_of(np.zeros((10, 10)), regions) == pytest.approx((0.36, 0.44))
 
 
 def test_maps_at_pixels_as_torch_interpolates() -> None:
@@ -67,12 +72,17 @@ def test_a_cell_stands_at_its_point() -> None:
     np.testing.assert_array_equal(at_pixels(np.array([[3.0]]), 128, 0.0, (2, 2), (2, 2)), np.full((2, 2), 3.0))
 
 
-def test_levels_count_the_same_in_the_merged_map() -> None:
+def test_shares_are_those_of_the_map_at_pixels() -> None:
     generator = np.random.default_rng(1)
-    maps = [scale * generator.random((10, 10)) for scale in (1, 100, 0.01)]
-    regions = regions_of([1, 2, 6, 9])
-    shares = [energy_shares(one, regions) for one in maps]
-    assert energy_shares(merge_levels(maps), regions) == pytest.approx(tuple(np.mean(shares, axis=0)))
+    regions = regions_of([3, 4, 17, 20], [10, 2, 30, 9], size=(30, 50))
+    for offset, stride, shape in ((0.5, 8, (8, 12)), (0.0, 16, (4, 6)), (0.0, 64, (1, 1))):
+        cells = generator.random(shape)
+        pixels = at_pixels(cells, stride, offset, (58, 96), (30, 50))
+        expected = [pixels[region].sum() / pixels.sum() for region in regions]
+        np.testing.assert_allclose(energy_shares(cells, stride, offset, (58, 96), regions), expected, rtol=1e-12)
+
+
+def test_levels_count_the_same_in_the_merged_map() -> None:
     merged = merge_levels([np.zeros((2, 2)), np.array([[4.0, 0], [0, 0]])])
     np.testing.assert_allclose(merged, [[0.625, 0.125], [0.125, 0.125]])  # halves of 1/4 each and of 1
 

@@ -40,26 +40,8 @@ def box_regions(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return regions
 
 
-def energy_shares(energy: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """(2,) shares of a map (H, W) inside the boxes and on their border, each in [0, 1].
-
-    A map of zeros singles nothing out, and counts as a uniform one, whose shares are the regions' of the area.
-    Raises ValueError for negative or non-finite values.
-    """
-    if not (np.isfinite(energy).all() and (energy >= 0).all()):
-        raise ValueError("the energy of a map must be finite and not negative.")
-    total = energy.sum()
-    if not total:
-        return regions.mean(axis=(1, 2))
-    return np.array([energy[region].sum() for region in regions]) / total
-
-
 def at_pixels(
-    cells: np.ndarray,
-    stride: float,
-    offset: float,
-    extent: tuple[float, float],
-    size: tuple[int, int],
+    cells: np.ndarray, stride: float, offset: float, extent: tuple[float, float], size: tuple[int, int]
 ) -> np.ndarray:
     """A level's map (h, w) of the net's input, bilinearly at the pixels of an image (H, W) of `size`.
 
@@ -70,6 +52,27 @@ def at_pixels(
     rows = _weights(size[0], extent[0], cells.shape[0], stride, offset)
     columns = _weights(size[1], extent[1], cells.shape[1], stride, offset)
     return rows @ cells.astype(np.float64) @ columns.T
+
+
+def energy_shares(
+    cells: np.ndarray, stride: float, offset: float, extent: tuple[float, float], regions: np.ndarray
+) -> np.ndarray:
+    """(R,) shares, each in [0, 1], of a map that lie in regions (R, H, W) of an image's pixels.
+
+    cells ... extent: see `at_pixels`, to whose map the shares belong. The sum over a region's pixels is linear in the
+    cells, so each cell is weighed by what it gives to the region, and no map is enlarged.
+    A map of zeros singles nothing out, and counts as a uniform one, whose shares are the regions' of the area.
+    Raises ValueError for negative or non-finite values.
+    """
+    if not (np.isfinite(cells).all() and (cells >= 0).all()):
+        raise ValueError("the energy of a map must be finite and not negative.")
+    _, height, width = regions.shape
+    rows = _weights(height, extent[0], cells.shape[0], stride, offset)
+    columns = _weights(width, extent[1], cells.shape[1], stride, offset)
+    total = (np.outer(rows.sum(axis=0), columns.sum(axis=0)) * cells).sum()
+    if not total:
+        return regions.mean(axis=(1, 2))
+    return (rows.T @ regions @ columns * cells).sum(axis=(1, 2)) / total
 
 
 def merge_levels(maps: Sequence[np.ndarray]) -> np.ndarray:

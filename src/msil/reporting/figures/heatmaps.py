@@ -61,9 +61,17 @@ class TowerMaps:
             raise ConfigError(f"there is no level {level!r}: choose one of {', '.join(names)}.")
         if level == MERGED:
             return merge_levels([self.at_pixels(tower, name, size) for name in names[:-1]])
-        place = names.index(level)
-        cells = {"cls": self.cls, "reg": self.reg}[tower][place]
-        return at_pixels(cells, self.strides[place], self.offset, self.extent, size or self.size)
+        cells, stride = self._levels(tower)[names.index(level)]
+        return at_pixels(cells, stride, self.offset, self.extent, size or self.size)
+
+    def shares(self, tower: str, regions: np.ndarray) -> np.ndarray:
+        """(L, R): of each level's map and of the merged one, whose share is their mean, the part in regions
+        (R, H, W) of the image."""
+        levels = [energy_shares(*level, self.offset, self.extent, regions) for level in self._levels(tower)]
+        return np.stack([*levels, np.mean(levels, axis=0)])
+
+    def _levels(self, tower: str) -> list[tuple[np.ndarray, int]]:
+        return list(zip({"cls": self.cls, "reg": self.reg}[tower], self.strides, strict=True))
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,7 @@ def split_energy(detectors: Mapping[str, Detector], samples: Iterable[tuple[Tens
         uniform.append(regions.mean(axis=(1, 2)))
         for found, detector in zip(shares, detectors.values(), strict=True):
             maps = tower_maps(detector, image)
-            found.append([[energy_shares(maps.at_pixels(t, level), regions) for level in names] for t in TOWERS])
+            found.append([maps.shares(tower, regions) for tower in TOWERS])
     if not uniform:
         raise DataError("no image of the split has a box, so no energy can be inside one: name another split.")
     return SplitEnergy(tuple(detectors), names, np.array(shares), np.array(uniform), skipped)
