@@ -47,7 +47,8 @@ def main() -> None:
         for gate in GATES:
             torch.manual_seed(0)
             block = MSILConfig(separate=separate, init_gate=gate if gate > 0.5 else None)
-            model = dataclasses.replace(description.model, msil=block)
+            head = {**description.model.head, "fast_start": False}  # which opens the gates by itself
+            model = dataclasses.replace(description.model, msil=block, head=head)
             sides = (description.min_size, description.max_size)
             detector = detector_from_config(model, len(description.classes), *sides).eval()
             detector.load_state_dict(plain.state_dict(), strict=False)

@@ -1,18 +1,21 @@
-"""The tables under results/ are those of the runs beside them: made again, they are the same."""
+"""The tables under results/ are those of the runs beside them, and those in the README and the docs are theirs."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+from benchmarks.__main__ import DOCUMENT, write_table
+from benchmarks.__main__ import RESULTS as MEASUREMENTS
 
 from msil.reporting.evidence import Evidence
 from msil.reporting.report import setting_tables, write_tables
 from msil.reporting.sweep_table import result_line
-from msil.reporting.tables import interval
+from msil.reporting.tables import interval, signed, spread
 from msil.runs import read_results
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -61,22 +64,66 @@ def numbers(cell: str) -> float | str:
         return cell
 
 
-# The page's tables are columns of committed ones, cell for cell under their titles.
+@pytest.mark.parametrize("path", [p for p in sorted(RESULTS.glob("**/*.csv")) if p.with_suffix(".md").exists()],
+                         ids=lambda path: path.relative_to(RESULTS).with_suffix("").as_posix())  # fmt: skip
+def test_the_tables_as_text_have_the_numbers_of_those_in_full_precision(path: Path) -> None:
+    (shown,) = tables(path.with_suffix(".md"))
+    for row, line in zip(csv.DictReader(path.open(encoding="utf-8")), shown, strict=True):
+        for title, cell in line.items():
+            name = f"ours_{title.removesuffix(' ours').replace(' ', '_')}"
+            if title.endswith("[95 %]"):
+                ends = [row[f"difference{end}"] for end in ("", "_low", "_high")]
+                assert cell == ("-" if "" in ends else interval([float(end) for end in ends])), row["row"]
+            elif row.get(name):
+                deviation = row[f"{name}_std"]
+                assert cell == spread((float(row[name]), float(deviation) if deviation else None)), row["row"]
+
+
 def test_the_page_of_results_shows_the_committed_tables() -> None:
-    committed = [one for path in sorted(RESULTS.glob("**/*.md")) for one in tables(path)]
-    shown = [one for one in tables(PAGE) if {"row", "seeds"} <= set(one[0])]
-    assert [len(one) for one in shown] == [3, 3, 4, 2, 2, 4, 5, 6, 4]  # hosts, Tables 1, 2, 4, hosts, Table 5 of four
-    for one in shown:
-        titles = list(one[0])
-        assert any([{title: row.get(title) for title in titles} for row in other] == one for other in committed), one
+    """Each table of rows has columns of one in the folder that the text before it names last, cell for cell."""
+    shown = 0
+    for folder, lines in page_tables(PAGE):
+        if {"row", "seeds"} <= set(lines[0]):
+            committed = [one for path in sorted((RESULTS / folder).glob("*.md")) for one in tables(path)]
+            titles = list(lines[0])
+            assert any([{title: row.get(title) for title in titles} for row in one] == lines for one in committed), (
+                lines
+            )
+            shown += 1
+    assert shown == 9  # of hosts and Table 5 three each, Tables 1, 2 and 4
 
 
-def test_the_readme_shows_rows_of_the_committed_tables() -> None:
+def test_the_readme_shows_the_rows_of_fcos() -> None:
     folders = {"shapes": "hosts", "VOC 2007": "voc2007-256"}
+    committed = [{"set": name, **row} for name, folder in folders.items()
+                 for row in tables(RESULTS / folder / "hosts.md")[0] if row["row"].startswith("FCOS")]  # fmt: skip
     (shown,) = (one for one in tables(README) if "set" in one[0])
-    for row in shown:
-        (committed,) = tables(RESULTS / folders[row.pop("set")] / "hosts.md")
-        assert any(row.items() <= other.items() for other in committed), row
+    assert shown == [{title: row[title] for title in shown[0]} for row in committed]
+    assert len(shown) <= 8
+    prices = []
+    for folder in folders.values():
+        with (RESULTS / folder / "hosts.csv").open(encoding="utf-8") as file:
+            flops = {row["row"]: float(row["flops"]) for row in csv.DictReader(file)}
+        prices.append(f"{100 * (flops['FCOS+MSIL'] / flops['FCOS'] - 1):.0f} %")
+    assert f"for {' and '.join(prices)} more FLOPs" in words(README)
+
+
+def test_numbers_in_the_text_stand_in_a_table_beside_it() -> None:
+    for path, others in ((PAGE, ()), (README, (RESULTS.parent / "docs" / "performance.md",))):
+        cells = " ".join(str(row) for one in (path, *others) for table in tables(one) for row in table)
+        text = re.sub(r"```.*?```|^\|.*?$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        # Versions; and the line over seeds, which has a test of its own.
+        text = re.sub(r"`[^`]*`|\]\([^)]*\)|MMDetection \d\.\d|Apache-2\.0|over seeds 0 to 4 \([^)]*\)", "", text)
+        numbers = set(re.findall(r"(?<![\d.])\d+\.\d(?![\d.])", text))
+        assert numbers <= set(re.findall(r"\d+\.\d+", cells)), path.name
+
+
+def test_the_page_of_results_has_the_times() -> None:
+    found = re.findall(r"(\d+) to (\d+) minutes of training a run \(`results/([\w/-]+)`\)", words(PAGE))
+    assert len(found) == 3
+    for least, most, folder in found:
+        minutes = [run["train_seconds"] / 60 for run in read_results(RESULTS / folder / "runs")]
+        assert (int(least), int(most)) == (round(min(minutes)), round(max(minutes))), folder
 
 
 def test_the_default_run_over_seeds_and_as_the_readme_prints_it() -> None:
@@ -86,7 +133,13 @@ def test_the_default_run_over_seeds_and_as_the_readme_prints_it() -> None:
     scores = [100 * run["metrics"]["AP"] for run in sorted(runs, key=lambda run: run["seed"])]
     each = ", ".join(f"{score:.1f}" for score in scores)
     over = f"AP {mean(scores):.1f} ± {stdev(scores):.1f} over seeds 0 to {len(scores) - 1} ({each})"
-    assert over in " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert over in words(PAGE)
+
+
+def test_the_page_of_sweeps_shows_the_committed_table() -> None:
+    (committed,) = tables(RESULTS / "shapes-switches" / "table.md")
+    for row in committed:
+        assert " ".join(row.values()) in words(RESULTS.parent / "docs" / "sweeps.md")
 
 
 @pytest.mark.parametrize("name", ["shapes", "voc2007"])
@@ -102,17 +155,28 @@ def test_the_page_of_results_shows_the_trials(name: str) -> None:
             assert cell.replace(",", "") == (value.replace(",", "") or "-"), (row, title)
 
 
-def test_the_page_of_results_shows_the_energy_on_voc_2007() -> None:
-    content = json.loads((RESULTS / "voc2007-256" / "energy.json").read_text(encoding="utf-8"))
-    inside = {(row["tower"], row["level"]): row for row in content["rows"] if row["region"] == "inside"}
-    (shown,) = (one for one in tables(PAGE) if "uniform" in one[0])
-    assert len(shown) == 8
-    for row in shown:
-        tower, level = row["tower, level"].split(", ")
-        energy = inside[tower[:3] if tower == "regression" else "cls", level]
-        shares = [energy["uniform"], energy["plain"][0], energy["msil-both"][0]]
-        assert [row["uniform"], row["plain"], row["MSIL"]] == [f"{100 * share:.1f}" for share in shares]
-        assert row["MSIL - plain [95 %]"] == interval(energy["msil-both - plain"])
+@pytest.mark.parametrize("name", ["hosts", "voc2007-256"])
+def test_the_page_of_results_shows_the_energy(name: str) -> None:
+    """MSIL minus plain: each seed's, and their mean and deviation."""
+    files = sorted((RESULTS / name / "energy").glob("s*.json"))
+    seeds = [json.loads(file.read_text(encoding="utf-8"))["rows"] for file in files]
+    expected = []
+    for rows in zip(*seeds, strict=True):
+        if rows[0]["region"] != "inside" or rows[0]["level"] in ("P6", "P7"):
+            continue
+        plain, msil, differences = [], [], []
+        for row in rows:
+            (key,) = (key for key in row if " - " in key)
+            for part, found in zip((*reversed(key.split(" - ")), key), (plain, msil, differences), strict=True):
+                found.append(row[part][0])
+        tower = {"cls": "classification", "reg": "regression"}[rows[0]["tower"]]
+        each = ", ".join(map(signed, differences))
+        deviation = f" ± {100 * stdev(differences):.1f}" if len(differences) > 1 else ""
+        over = f"{signed(mean(differences))}{deviation} ({each})"
+        shares = [f"{100 * share:.1f}" for share in (rows[0]["uniform"], mean(plain), mean(msil))]
+        titles = ("tower, level", "uniform", "plain", "MSIL", "MSIL - plain (each seed)")
+        expected.append(dict(zip(titles, (f"{tower}, {rows[0]['level']}", *shares, over), strict=True)))
+    assert (name, expected) in [(folder, one) for folder, one in page_tables(PAGE) if "uniform" in one[0]]
 
 
 def test_the_page_of_results_shows_autotimm() -> None:
@@ -125,12 +189,30 @@ def test_the_page_of_results_shows_autotimm() -> None:
         assert list(row.values()) == [*shares, f"{speed:.1f}", f"{memory:.1f} GB"]
 
 
+def test_the_page_of_performance_shows_the_committed_measurements(tmp_path: Path) -> None:
+    copy = tmp_path / DOCUMENT.name
+    copy.write_text(DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
+    write_table(copy, json.loads(MEASUREMENTS.read_text(encoding="utf-8")))
+    assert copy.read_text(encoding="utf-8") == DOCUMENT.read_text(encoding="utf-8")
+
+
+def words(path: Path) -> str:
+    return " ".join(path.read_text(encoding="utf-8").split())
+
+
 def tables(path: Path) -> list[list[dict[str, str]]]:
     """The Markdown tables of a file, each as its rows by column title."""
-    found: list[list[list[str]]] = [[]]
+    return [rows for _, rows in page_tables(path)]
+
+
+def page_tables(path: Path) -> list[tuple[str, list[dict[str, str]]]]:
+    """With the folder below results/ that the text before each table names last."""
+    found: list[tuple[str, list[list[str]]]] = [("", [])]
+    folder = ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("|"):
-            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
-        elif found[-1]:
-            found.append([])
-    return [[dict(zip(one[0], row, strict=True)) for row in one[2:]] for one in found if one]
+            found[-1][1].append([cell.strip() for cell in line.strip("|").split("|")])
+            continue
+        folder = ([folder, *re.findall(r"`results/([\w/-]+)`", line)])[-1]
+        found.append((folder, []))
+    return [(folder, [dict(zip(one[0], row, strict=True)) for row in one[2:]]) for folder, one in found if one]

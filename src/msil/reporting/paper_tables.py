@@ -17,7 +17,8 @@ TEST_DEV_NOTE = (
 INTERVAL_NOTE = (
     "ours: mean ± standard deviation over the seeds, in percent; Δ: the difference of the means to the row named, with "
     "a 95 % interval from {samples} paired bootstrap resamples of the images (the same images for both rows) and, with "
-    "several seeds, of the seeds of each row. An interval that holds 0 decides nothing. "
+    "several seeds, of the n seeds of each row, whose part is widened by sqrt(n / (n - 1)). An interval that holds 0 "
+    "decides nothing. "
 )
 ONE_SEED = "With one seed it does not hold what another seed would give: it is too narrow."
 FEW_SEEDS = "With {} seeds it may be somewhat too narrow (benchmarks/interval_coverage.py measures by how much)."

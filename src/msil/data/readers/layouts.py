@@ -90,7 +90,7 @@ def auto_settings(root: Path, refused: Collection[str] = ()) -> str | None:
     if len(train) != 1 or train[0] in refused:
         return None
     held_out = [] if len(val) == 1 and val[0] not in refused else [typed("data.val_fraction", "0.2")]
-    own_data = " \\\n    data.min_size=256 data.max_size=416 schedule=transfer"
+    own_data = " \\\n    data.min_size=256 data.max_size=416 schedule=transfer model.head.num_convs=2"
     return " ".join(["data=auto", typed("data.root", str(root)), *held_out]) + own_data
 
 
