@@ -136,6 +136,14 @@ def test_the_default_run_over_seeds_and_as_the_readme_prints_it() -> None:
     assert over in words(PAGE)
 
 
+def test_the_page_for_users_of_mmdetection_shows_the_open_gates() -> None:
+    lines = (RESULTS / "open_gates.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.removesuffix(" %").split()[1:] for line in lines if line.startswith("True")]
+    (shown,) = (one for one in tables(PAGE.with_name("coming-from-mmdetection-or-torchvision.md")) if "AP" in one[0])
+    assert lines[0].endswith(f"AP {shown[0]['AP']}")
+    assert [[value.split(" ")[0] for value in row.values()] for row in shown[1:]] == rows
+
+
 def test_the_page_of_sweeps_shows_the_committed_table() -> None:
     (committed,) = tables(RESULTS / "shapes-switches" / "table.md")
     for row in committed:
