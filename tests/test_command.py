@@ -73,7 +73,7 @@ def test_a_missing_folder_of_settings_is_refused(tmp_path: Path) -> None:
         ("schedule.epochs=2.5", ["schedule.epochs=2.5 must be a whole number"]),
         ("data.classes=cat", ["data.classes=cat must be a list of words such as [cat,dog], new names"]),
         ("data.classes=[]", ["data.classes=[] must be a list of words"]),
-        ("data.classes={1:cat}", ["must be a list of words"]),
+        ("data.classes={1.5:cat}", ["must be a list of words"]),
         ("data.classes=[cat,cat]", ["data.classes=['cat', 'cat'] must name none twice"]),
         ("model.backbone=resnet5", ["write model/backbone=resnet50"]),
         ("model=vfnet", ["Did you mean model/head=vfnet?", "There are: torchvision"]),
@@ -182,6 +182,7 @@ def test_a_setting_typed_as_a_flag_is_answered_with_the_setting(words: list[str]
         "x=y",
         "/plain/p-1.0",
         ["traffic light", "cat"],
+        ["1", "1e3", "-.5", "nan", "True", "null", "1_000", "2012/a"],
         {"traffic light": "a, b", "car": "car", "a:b": "c"},
         True,
         3,
@@ -204,6 +205,16 @@ def test_settings_of_a_users_own_folder(tmp_path: Path, nothing_runs: list[Confi
     assert "aling" in refusal("--config-dir", str(tmp_path), "experiment=wrong")
     (folder / "broken.yaml").write_text("# @package _global_\nseed: [1\n")
     assert "broken.yaml" in refusal("--config-dir", str(tmp_path), "experiment=broken")
+    (tmp_path / "model" / "head").mkdir(parents=True)
+    (tmp_path / "model" / "head" / "bad.yaml").write_text("num_convs: [1\n")
+    msil.main.command(["--config-dir", str(tmp_path), "seed=0"])
+    assert "bad.yaml is not valid YAML" in refusal("--config-dir", str(tmp_path), "sede=0")
+
+
+def test_names_of_classes_that_are_numbers(nothing_runs: list[Config]) -> None:
+    msil.main.command(["data.classes=[0,1]"])
+    msil.main.command(["data.classes={0:1}"])
+    assert [config.data.classes for config in nothing_runs] == [["0", "1"], {"0": "1"}]
 
 
 # Hydra runs what `_target_` names in its callbacks, and what `()` names in its logging; single runs use neither.

@@ -64,6 +64,7 @@ def to_config(node: DictConfig) -> Config:
     assert isinstance(config, Config)
     if config.model.weights is not None:
         config.model.weights = str(weights_file(config.model.weights))
+    config.data.classes = _names(config.data.classes)
     if config.data.images is not None:
         root, files = config.data.root, config.data.annotations
         if isinstance(files, dict):
@@ -74,6 +75,15 @@ def to_config(node: DictConfig) -> Config:
     if config.model.detector is not None:  # it has a head and a backbone of its own
         config.model.head, config.model.backbone = {}, {}
     return config
+
+
+def _names(classes: Any) -> Any:
+    """Classes with names such as 1, which YAML and Hydra read as numbers, as text."""
+    if isinstance(classes, dict):
+        return {_names(own): _names(new) for own, new in classes.items()}
+    if isinstance(classes, list):
+        return [_names(name) for name in classes]
+    return str(classes) if type(classes) is int else classes
 
 
 def _placed(path: Any, root: str) -> Any:

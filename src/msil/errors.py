@@ -48,6 +48,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{plural}"
 
 
+# What Hydra's grammar reads as text without quotes: not the words that it reads as a number, a bool or null.
+_BARE = re.compile(
+    r"(?!(true|false|null|[+-]?(inf|nan|\.?\d[\d._]*(e[+-]?\d+)?))$)[\w./:+-]+", re.ASCII | re.IGNORECASE
+)
+
+
 def quoted(value: Any) -> str:
     """A value as Hydra's grammar reads it."""
     if isinstance(value, list | tuple):
@@ -55,7 +61,7 @@ def quoted(value: Any) -> str:
     if isinstance(value, dict):  # whose keys it reads without quotes
         keys = [re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value]
         return "{" + ",".join(f"{key}:{quoted(item)}" for key, item in zip(keys, value.values(), strict=True)) + "}"
-    if not isinstance(value, str) or re.fullmatch(r"[\w./:+-]+", value, re.ASCII):
+    if not isinstance(value, str) or _BARE.fullmatch(value):
         return str(value).lower() if isinstance(value, bool) else str(value)
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 

@@ -94,7 +94,7 @@ def explain(error: Exception, overrides: Sequence[Override], folders: Sequence[P
 def refuse_unknown(overrides: Sequence[Override], folders: Sequence[Path]) -> None:
     """Raises ConfigError for a setting that + adds, which Hydra would take and nothing would read."""
     added = [one for one in overrides if one.type in (OverrideType.ADD, OverrideType.FORCE_ADD)]
-    if reason := _first_wrong(added, folders):
+    if added and (reason := _first_wrong(added, folders)):
         raise ConfigError(reason)
 
 
@@ -161,7 +161,10 @@ def _chosen_settings(folders: Sequence[Path]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder, section in itertools.product(folders, OPEN_GROUPS):
         for file in sorted(folder.joinpath(*section.split(".")).glob("*.yaml")):
-            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            try:
+                values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            except yaml.YAMLError as error:
+                raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from error
             for name in section.split(".") if "model" in values else ():  # @package _global_
                 values = values.get(name) or {}
             found |= {f"{section}.{name}": Any for name in values if name != "defaults"}

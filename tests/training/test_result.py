@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from msil import build_detector
 from msil.detection import Detector, FCOSHead, ResNetOptions
+from msil.launch.processes import program
 from msil.training.result import command, count_flops, count_parameters
 
 PLAIN: dict[str, Any] = {
@@ -59,5 +61,10 @@ def test_what_msil_adds(plain: Detector, plain_flops: int, kernel_size: int, uni
 def test_the_command_is_what_a_user_would_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/x/bin/msil", "data.classes=[a,b c]", "hydra.mode=RUN"])
     assert command() == "msil train 'data.classes=[a,b c]'"
+    assert program() == [sys.executable, "/x/bin/msil", "train"]
+    monkeypatch.setattr("sys.argv", ["/x/msil/cli.py", "seed=1"])  # python -m msil.cli train seed=1
+    assert command() == "msil train seed=1"
+    assert program() == [sys.executable, "-m", "msil.cli", "train"]
     monkeypatch.setattr("sys.argv", ["/x/run.py", "seed=1"])
     assert command() == "python run.py seed=1"
+    assert program() == [sys.executable, "/x/run.py"]

@@ -61,7 +61,8 @@ def count_devices(devices: int | str, *, cpu: bool) -> int:
 def program() -> list[str]:
     """The words of this command before its settings, to start it again as `python run.py` or `msil train`."""
     script = Path(sys.argv[0]).resolve()
-    return [sys.executable, str(script), *(["train"] if script.name == "msil" else [])]
+    words = {"msil": [str(script), "train"], "cli.py": ["-m", "msil.cli", "train"]}
+    return [sys.executable, *words.get(script.name, [str(script)])]
 
 
 def run_ranks(command: Sequence[str], count: int, run_dir: Path) -> int:

@@ -135,5 +135,5 @@ def count_flops(detector: AnyDetector, image_size: Sequence[int]) -> int:
 def command() -> str:
     """What the user would type for this run alone; a sweep's job has hydra.mode=RUN of the launcher's besides."""
     script = Path(sys.argv[0]).name
-    program = ["msil", "train"] if script == "msil" else ["python", script]
+    program = ["msil", "train"] if script in ("msil", "cli.py") else ["python", script]
     return shlex.join([*program, *(word for word in sys.argv[1:] if not word.startswith("hydra.mode="))])
