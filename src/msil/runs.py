@@ -310,6 +310,8 @@ def read_run(name: str) -> dict[str, Any]:
         result = read_result(folder)
         if result is not None and _usable(result):
             return {**result, "folder": str(folder)}
+        if (folder / RESULT).is_file():
+            raise ConfigError(f"{folder / RESULT} is damaged or incomplete: name another run.")
     near = difflib.get_close_matches(Path(name).name, [p.parent.name for p in Path("runs").glob(f"*/{RESULT}")], 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ConfigError(

@@ -246,6 +246,15 @@ def test_malformed_labels_are_refused_by_file_and_line(tmp_path: Path, line: str
     assert "\n" not in str(error.value)
 
 
+def test_names_may_be_numbered_in_quotes(tmp_path: Path) -> None:
+    ultralytics_yolo(tmp_path)
+    source = tmp_path / "data.yaml"
+    content = yaml.safe_load(source.read_text())
+    numbered = {str(number): name for number, name in content["names"].items()}
+    source.write_text(yaml.safe_dump({**content, "names": numbered}))
+    assert build_split({"name": "yolo", "root": tmp_path}, "train").classes == tuple(content["names"].values())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -114,6 +114,10 @@ def test_predict_restores_the_mode_after_an_error() -> None:
             [{"boxes": torch.full((1, 4), torch.nan), "labels": torch.tensor([1])}],
             r"boxes of target 0 are not all finite",
         ),
+        (
+            [{"boxes": torch.tensor([[10.0, 20, 5, 30]]), "labels": torch.tensor([1])}],  # x y width height
+            r"boxes of target 0 must be \(x1, y1, x2, y2\)",
+        ),
         ([{"boxes": torch.ones(1, 4)}], r"target 0 must be a Target or a dict .* not a dict with \['boxes'\]"),
         ([], r"one target for each of the 1 images, not 0"),
     ],

@@ -66,6 +66,16 @@ def test_long_names_go_below_their_numbers(tmp_path: Path) -> None:
     assert lines[4].startswith("50.0") and lines[6].startswith("40.0")
 
 
+def test_a_wider_run_is_told_by_its_channels(tmp_path: Path) -> None:
+    for name, channels in (("usual", 64), ("wide", 96)):
+        write(tmp_path, name, 0.5)
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        result["config"]["model"]["channels"] = channels
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    (table,) = runs_tables(tmp_path)
+    assert {row["run"]: row["also"] for row in table.rows} == {"usual": "channels=64", "wide": "channels=96"}
+
+
 def test_images_that_were_held_out_are_of_no_split_and_not_trained_on(tmp_path: Path) -> None:
     """Though the split that they are of has the digests of the trained part."""
     fraction = {"name": "coco", "root": "/a/pets", "train_split": "train", "val_split": "val2017", "val_fraction": 0.2}
@@ -158,6 +168,9 @@ def test_two_runs_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     (tmp_path / "runs" / msil_run["run_name"] / "evaluation.npz").unlink()
     assert cli.main(["compare", plain_run["run_name"], msil_run["run_name"]]) == 0
     assert "No interval: " in capsys.readouterr().out
+    (again / "result.json").write_text("{")
+    assert cli.main(["compare", plain_run["run_name"], "again"]) == 2
+    assert "again/result.json is damaged or incomplete" in capsys.readouterr().err
     for name, end in (("nosuch", "msil runs lists them.\n"), ("runs/agian", "lists them. Did you mean again?\n")):
         assert cli.main(["compare", plain_run["run_name"], name]) == 2
         told = capsys.readouterr().err

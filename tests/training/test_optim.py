@@ -71,7 +71,10 @@ def test_the_backbone_has_a_factor_of_its_own() -> None:
 
 
 # The published recipes with 16 images a step as the configs give them: the lr of every early step and of every epoch.
-@pytest.mark.parametrize(("name", "head"), [("fcos_tricks", "fcos"), ("vfnet", "vfnet")])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("fcos", "fcos_plain"), ("fcos_tricks", "fcos"), ("vfnet", "vfnet"), ("atss_gfl_tood_retina", "gfl")],
+)
 def test_the_whole_1x_recipe_is_the_reference_s(golden: Any, name: str, head: str) -> None:
     overrides = ("data.batch_size=16", "schedule=1x", "model.channels=16", f"model/head={head}")
     overrides += ("schedule.epochs=12", "schedule.warmup_steps=500", "model/backbone=resnet10")
@@ -80,6 +83,9 @@ def test_the_whole_1x_recipe_is_the_reference_s(golden: Any, name: str, head: st
         assert 0.01 * module.lr_factor(int(step)) == pytest.approx(expected, rel=1e-12), step
     last_steps = [0.01 * module.lr_factor(1000 * epoch + 999) for epoch in range(12)]
     assert last_steps == pytest.approx(golden.misc()["epoch_lr"], rel=1e-12)
+    assert module.schedule.grad_clip == (35 if name == "fcos" else None)
+    if name not in golden.misc()["lr_and_weight_decay"]:
+        return
     groups = module.configure_optimizers()["optimizer"].param_groups
     # initial_lr: before the warm-up's factor
     assert {(group["initial_lr"], group["weight_decay"]) for group in groups} == {

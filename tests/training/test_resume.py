@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
 from tests.launch.faults import small_disk
 
 from msil.config import Config, Resume
@@ -21,7 +22,7 @@ from msil.detection import Detector
 from msil.errors import ConfigError
 from msil.interruption import Preempted
 from msil.runs import DiskFull
-from msil.training.checkpoint import AtomicCheckpointIO, resume_point
+from msil.training.checkpoint import AtomicCheckpointIO, best_checkpoint, resume_point
 from msil.training.experiment import run
 
 from .cases import Finished, assert_same_run, before_reading, folder, last, load, rows, stop, tiny_config
@@ -272,10 +273,27 @@ def test_a_checkpoint_of_another_net_is_refused_in_words(stopped: Path, tmp_path
 
 def test_resume_never_begins_again(stopped: Path, tmp_path: Path, shapes: Path) -> None:
     config = tiny_config(tmp_path, shapes, "resume=never")
+    refused = tiny_config(tmp_path, shapes, "resume=never", "trainer.precision=16-mixed", f"run_name={config.run_name}")
     before = (copied(stopped, config).parent / "metrics.csv").read_text()
+    with pytest.raises(ConfigError, match="16-mixed"):
+        run(refused)
+    assert (folder(config) / "checkpoints" / "last.ckpt").exists()
     run(config)
     assert [int(row["step"]) for row in rows(folder(config)) if "loss" in row] == list(range(8))
     assert before.splitlines()[1] not in (folder(config) / "metrics.csv").read_text()  # its speed at least is another
+
+
+def test_the_best_stays_the_best_in_a_copied_folder(tmp_path: Path) -> None:
+    state = {"best_model_score": torch.tensor(0.5), "best_model_path": "/before/best.ckpt", "dirpath": "/before",
+             "best_k_models": {"/before/best.ckpt": torch.tensor(0.5)}, "kth_value": torch.tensor(0.5),
+             "kth_best_model_path": "/before/best.ckpt", "last_model_path": ""}  # fmt: skip
+    for there in (False, True):
+        if there:
+            (tmp_path / "best.ckpt").touch()
+        best = best_checkpoint(tmp_path)
+        best.load_state_dict(state)
+        assert best.check_monitor_top_k(Trainer(logger=False, barebones=True), torch.tensor(0.4)) is not there
+        assert set(best.best_k_models) == ({str(tmp_path / "best.ckpt")} if there else set())
 
 
 def test_ctrl_c_while_saving_is_ctrl_c(tmp_path: Path) -> None:

@@ -146,10 +146,12 @@ class Detector(nn.Module):
 
         images: as in `predict`. targets: Target, or torchvision's dicts {"boxes": (M, 4), "labels": (M,)}, in the
         images' pixels, with labels in [0, num_classes).
-        Raises ValueError for anything else. The values in a dict are checked (a host sync); those of a Target, which
-        msil's data sets check, are not.
+        Raises ValueError for anything else. The values in dicts, and those of the images beside them, are checked (a
+        host sync); those of Targets, which msil's data sets check, are not.
         """
         images = image_list(images)
+        if any(isinstance(target, Mapping) for target in targets):
+            check_values(images)
         return self.head.loss(
             self(images), target_list(targets, len(images), self.head.num_classes), image_sizes(images)
         )

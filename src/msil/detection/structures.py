@@ -128,6 +128,8 @@ def _as_target(given: Target | Mapping[str, Tensor], number: int, num_classes: i
             )
         if not boxes.isfinite().all():
             raise ValueError(f"the boxes of target {number} are not all finite.")
+        if not (boxes[:, :2] < boxes[:, 2:]).all():
+            raise ValueError(f"the boxes of target {number} must be (x1, y1, x2, y2) with x1 < x2 and y1 < y2.")
     return target
 
 

@@ -102,7 +102,8 @@ def load_file(path: str | Path, *, mmap: bool = False) -> Any:
     except Exception as error:  # SafetensorError; and a damaged file can make the unpickler raise anything
         raise WeightsError(
             f"{path} is not a weights file, is damaged, or holds objects other than tensors and plain values, which "
-            "are not loaded as they can run code: save it again with torch.save(model.state_dict(), path)."
+            "are not loaded as they can run code: take another file (of a run best.ckpt or previous.ckpt), or save the "
+            "weights alone by torch.save(model.state_dict(), path)."
         ) from error
 
 

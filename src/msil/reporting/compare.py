@@ -31,7 +31,7 @@ def compared(a: Result, b: Result) -> str:
     if difference is not None:
         notes = _luck(difference.low, difference.high, a["val_images"])
     elif missing:
-        notes = (f"No interval: {missing[0]} has no evaluation.npz.",)
+        notes = (f"No interval: {missing[0]} has no readable evaluation.npz.",)
     else:
         notes = ("The two were scored on different images, boxes or classes, so their AP does not compare.",)
     numbers = _numbers(a, b, score, None if difference is None else difference)
@@ -61,8 +61,8 @@ def _luck(low: float, high: float, images: int) -> tuple[str, str]:
     elif low <= 0 <= high:
         note = "The interval holds 0: these images do not tell the two apart."
     else:
-        note = f"The interval leaves out 0: on such images {'B' if low > 0 else 'A'} is better, with these seeds."
-    return note, "It is a 95 % paired bootstrap over images; another seed is not in it."
+        note = f"The interval leaves out 0: on such images {'B' if low > 0 else 'A'} is better."
+    return note, "It is a 95 % paired bootstrap over images; another seed is not in it, and may reverse a difference."
 
 
 def _numbers(a: Result, b: Result, score: str, ends: tuple[float, float, float] | None) -> list[dict[str, Any]]:

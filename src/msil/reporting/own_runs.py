@@ -9,7 +9,7 @@ from pathlib import Path
 from msil.finished import stored_settings
 from msil.lock import owner
 from msil.reporting import tables
-from msil.reporting.groups import Result, by_images, distinct_names, line_names, lookup, own_score
+from msil.reporting.groups import Result, block_label, by_images, detector_name, distinct_names, lookup, own_score
 from msil.reporting.tables import Column, Table
 from msil.runs import CONFIG, METRICS, RESULT, read_result, read_results, weights_name
 
@@ -33,7 +33,8 @@ def _finished(runs: Sequence[Result], images: str) -> Table:
     score = own_score(runs[0]["metrics"])
     rows = []
     trained = [run for run in runs if lookup(run, "mode") != "test"]
-    also = {run["folder"]: name.partition(", ")[2] for run, name in zip(trained, line_names(trained), strict=True)}
+    names = distinct_names([f"{detector_name(run)} {block_label(run)}" for run in trained], trained, ())
+    also = {run["folder"]: name.partition(", ")[2] for run, name in zip(trained, names, strict=True)}
     tests = [run for run in runs if run["folder"] not in also]
     names = [f"test of {weights_name(lookup(run, 'model', 'weights'))}" for run in tests]
     named = distinct_names(names, tests, without=("model", "schedule", "data.batch_size"))

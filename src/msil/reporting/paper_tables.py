@@ -18,13 +18,13 @@ INTERVAL_NOTE = (
     "ours: mean ± standard deviation over the seeds, in percent; Δ: the difference of the means to the row named, with "
     "a 95 % interval from {samples} paired bootstrap resamples of the images (the same images for both rows) and, with "
     "several seeds, of the n seeds of each row, whose part is widened by sqrt(n / (n - 1)). An interval that holds 0 "
-    "decides nothing. "
+    "decides nothing. With one seed in either row it does not hold what another seed would give, and is too narrow; "
+    "with few it may be somewhat too narrow (benchmarks/interval_coverage.py measures by how much)."
 )
-ONE_SEED = "With one seed it does not hold what another seed would give: it is too narrow."
-FEW_SEEDS = "With {} seeds it may be somewhat too narrow (benchmarks/interval_coverage.py measures by how much)."
 PRICE_NOTE = (
-    "parameters, FLOPs: of the whole detector, the forward pass of one {size} image, 2 per multiply-add. images/s: in "
-    "training, on the machine of the runs; those of runs beside other work do not compare."
+    "parameters, FLOPs: of the whole detector, the forward pass of one {size} image, 2 per multiply-add of "
+    "convolutions and matrix products; norms are not counted. images/s: in training, on the machine of the runs; those "
+    "of runs beside other work do not compare."
 )
 
 
@@ -109,10 +109,7 @@ def _notes(filled: Filled) -> tuple[str, ...]:
     if filled.runs and table.number is not None:
         lines.append(comparable(filled.runs, table))
     if filled.differences:
-        seeds = min(len(row.runs) for row in filled.rows if row.runs)
-        lines.append(
-            INTERVAL_NOTE.format(samples=filled.samples) + (ONE_SEED if seeds == 1 else FEW_SEEDS.format(seeds))
-        )
+        lines.append(INTERVAL_NOTE.format(samples=filled.samples))
     if filled.runs:
         sizes = {tuple(run["flops_image_size"]) for run in filled.runs}
         lines.append(PRICE_NOTE.format(size="{}x{}".format(*min(sizes)) if len(sizes) == 1 else "padded"))

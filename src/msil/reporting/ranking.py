@@ -61,10 +61,11 @@ def answer(lines: Lines, metric: str, evidence: Evidence) -> str:
     start = f"Best of {len(lines)}: {best}, {words}"
     if difference is None:
         return f"{start}, before {second}; no interval can be had (other images or classes, or no evaluation.npz)."
-    luck = "more than luck" if difference.low > 0 else "luck may give as much"
+    several = min(len(ours), len(theirs)) > 1
+    luck = "more than luck" if several else "more than the choice of images gives, but another seed may reverse it"
+    luck = luck if difference.low > 0 else "luck may give as much"
     if ours[0]["val_images"] < FEW_IMAGES:
         return f"{start}, {interval(difference)} (95 %) on the second, {second}: {too_few(ours[0]['val_images'])}."
-    luck += "" if min(len(ours), len(theirs)) > 1 else ", of one seed"
     luck += "" if len(lines) == 2 else f", not corrected for the choice among {len(lines)}"
     return f"{start}, {interval(difference)} (95 %) on the second, {second}: {luck}."
 

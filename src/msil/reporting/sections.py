@@ -25,7 +25,7 @@ from msil.reporting.figures.heatmaps import MERGED, draw_heatmaps, energy_table,
 from msil.reporting.figures.pictures import image_bytes, series
 from msil.reporting.groups import DetectorLines, Lines, Result, lookup
 from msil.reporting.page import Curves, Picture, Section
-from msil.runs import CHECKPOINTS, LAST, METRICS
+from msil.runs import CHECKPOINTS, LAST, METRICS, RECORD
 
 AREAS = {"APs": "small\n< 32² px", "APm": "medium", "APl": "large\n≥ 96² px"}  # COCO's
 ERRORS = {"Cls": "Cls\nclass", "Loc": "Loc\nlocation", "Both": "Both\nclass, box", "Dupe": "Dupe\nduplicate",
@@ -66,7 +66,9 @@ def gallery_section(plain: Sequence[Result], msil: Sequence[Result], evidence: E
     if runs is None:
         return Section(title, ("The two lines have no seed in common, so no gallery.",))
     first, second = (evidence.record(run) for run in runs)
-    if first is None or second is None or first.question() != second.question():
+    if first is None or second is None:
+        return Section(title, (f"One of the two has no readable {RECORD}, so no gallery.",))
+    if first.question() != second.question():
         return Section(title, ("The two were not evaluated on the same images, so no gallery.",))
     found = [image_scores(record) for record in (first, second)]
     better, worse = (int(np.count_nonzero(sign * (found[1] - found[0]) > 0)) for sign in (1, -1))

@@ -54,7 +54,7 @@ def plan(configs: Sequence[Config], overrides: Sequence[Sequence[str]]) -> Sweep
         if first != number:
             raise ConfigError(
                 f"jobs {first + 1} ({labels[first]}) and {number + 1} ({labels[number]}) would both write to {folder}: "
-                "leave out run_name, or drop the repeated value."
+                "drop the repeated value, or the run_name that they share."
             )
     tables = {config.table for config in configs}
     table = tables.pop() if len(tables) == 1 else None

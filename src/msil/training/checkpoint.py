@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -56,7 +56,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
 
-class SaveLast(Checkpoint):
+class SaveLast(callbacks.Checkpoint):
     """Saves last.ckpt, which a run resumes from, and stops the run when a signal asks for it.
 
     It is saved after every epoch, every `save_every` steps, before the last step of an epoch that is evaluated (so that
@@ -127,6 +127,16 @@ class SaveLast(Checkpoint):
         trainer.save_checkpoint(self.path)
 
 
+class ModelCheckpoint(callbacks.ModelCheckpoint):  # the name under which its state is in every checkpoint
+    """In a run folder that was moved or copied the best so far stays the best; Lightning would forget its score."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best, score = str(Path(self.dirpath or "") / BEST), state_dict["best_model_score"]
+        if score is not None and Path(best).exists():
+            here = {"best_k_models": {best: score}, "best_model_path": best, "kth_best_model_path": best}
+            super().load_state_dict({**state_dict, **here, "dirpath": self.dirpath})
+
+
 def best_checkpoint(folder: Path) -> ModelCheckpoint:
     """best.ckpt by AP."""
     return ModelCheckpoint(
@@ -156,14 +166,10 @@ def resume_point(resume: Resume, folder: Path) -> tuple[Path, int, dict[str, Any
     A damaged last.ckpt is passed over for previous.ckpt, with a line on stderr. Raises ConfigError where nothing but
     damaged ones is left, and for one without the optimizer's state.
     """
-    found = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
     if resume is Resume.never:
-        if rank_zero_only.rank == 0:
-            for path in found:
-                path.unlink()
         return None
     reasons = []
-    for path in found:
+    for path in [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]:
         try:
             step, described, whole = _header(path)
         except Exception as error:  # a damaged file can make the unpickler raise anything

@@ -13,12 +13,24 @@ import yaml
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_only
 
-from msil.config import Config, Mode, config_hash, plain
+from msil.config import Config, Mode, Resume, config_hash, plain
 from msil.errors import ConfigError, RunError, UserError
 from msil.finished import continues, finished_result, title
 from msil.interruption import Interruption
 from msil.lock import locked
-from msil.runs import CONFIG, RESULT, earlier_result, read_result, remove_if_empty, remove_leftovers, write_bytes
+from msil.runs import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    LAST,
+    PREVIOUS,
+    RESULT,
+    earlier_result,
+    read_result,
+    remove_if_empty,
+    remove_leftovers,
+    write_bytes,
+)
 from msil.training.build import Parts, build
 from msil.training.faults import FiniteSteps, explained
 from msil.training.loggers import finish_dashboards
@@ -68,9 +80,12 @@ def run(config: Config, interruption: Interruption | None = None) -> dict[str, A
 
 def claim(config: Config, run_dir: Path) -> None:
     """Make the folder that of this run, once nothing could refuse it any more. The result of fewer epochs stays, under
-    another name."""
+    another name; under resume=never the checkpoints go."""
     values = plain(config)
     remove_leftovers(run_dir)
+    if config.mode is Mode.train and config.resume is Resume.never:
+        for name in (BEST, LAST, PREVIOUS):
+            (run_dir / CHECKPOINTS / name).unlink(missing_ok=True)
     before = read_result(run_dir)
     if before is not None and before["config_hash"] != config_hash(values):
         (run_dir / RESULT).replace(run_dir / earlier_result(before["epochs"]))

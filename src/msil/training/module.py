@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from msil.config import Decay, OptimizerName, ScheduleConfig
+from msil.config import Decay, OptimizerName, ScheduleConfig, Warmup
 from msil.detection import Detections, Target
 from msil.detection.losses import mean_across_ranks
 from msil.detection.torchvision_detector import AnyDetector
@@ -131,7 +131,10 @@ class DetectionModule(L.LightningModule):
     def lr_factor(self, step: int) -> float:
         """What the base lr is multiplied by at optimizer step `step` (from 0)."""
         schedule, first, last = self.schedule, self.of_recipe("warmup_factor"), self.warmup_steps - 1
-        warmup = first + (1 - first) * step / last if step < last else 1.0
+        if schedule.warmup is Warmup.constant:
+            warmup = first if step < last else 1.0
+        else:
+            warmup = first + (1 - first) * step / last if step < last else 1.0
         match schedule.decay:
             case Decay.step:
                 reached = sum(step // self.steps_per_epoch >= epoch for epoch in schedule.milestones)
@@ -160,7 +163,7 @@ class DetectionModule(L.LightningModule):
 
     @property
     def warmup_steps(self) -> int:
-        """Of the linear warm-up: at most a quarter of the training."""
+        """Of the warm-up: at most a quarter of the training."""
         return min(self.schedule.warmup_steps, self.total_steps // 4)
 
     @property

@@ -272,6 +272,7 @@ def _class_names(file: Path) -> list[str]:
 
 def _names(names: Any, source: Path) -> tuple[str, ...]:
     if isinstance(names, dict):
+        names = {int(own) if isinstance(own, str) and own.isdecimal() else own: name for own, name in names.items()}
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise DataError(f"{source}: names must be numbered 0, 1, 2, but are {short(list(names))}: correct them")
         names = [names[number] for number in range(len(names))]
