@@ -146,6 +146,7 @@ def test_ids_of_any_size_and_text_are_numbered_and_named_as_they_are(tmp_path: P
     truth = dataset.annotations
     assert truth.image_ids.tolist() == [1, 2, 3] and truth.own_image_ids == ("left/7", 2**70, "8")
     assert (truth.classes, truth.category_ids) == (("cat", "dog", "zebra"), (1, 2, 3))
+    assert truth.own_category_ids == {1: "c", 2: "d", 3: "z"}
     assert [truth.classes[label] for label in truth.truth_labels] == ["cat", "zebra", "dog", "cat"]
     content["annotations"][1]["image_id"] = "8 "
     write_coco(tmp_path, content)
@@ -186,9 +187,12 @@ def test_a_json_of_any_name_with_its_folder_of_images(tmp_path: Path) -> None:
 
 def test_detections_go_under_the_ids_of_the_users_file() -> None:
     record = random_record(0)
-    own_ids = {number: f"image-{number}" for number in record.image_ids.tolist()}
-    plain, own = upload_entries(record), upload_entries(record, own_ids=own_ids)
+    images = {number: f"image-{number}" for number in record.image_ids.tolist()}
+    categories = {number: f"class-{number}" for number in record.category_ids.tolist()[1:]}
+    plain, own = upload_entries(record), upload_entries(record, own_images=images, own_categories=categories)
     assert [entry["image_id"] for entry in own] == [f"image-{entry['image_id']}" for entry in plain]
+    found = [categories.get(entry["category_id"], entry["category_id"]) for entry in plain]
+    assert [entry["category_id"] for entry in own] == found
 
 
 # VOC's lists

@@ -48,7 +48,8 @@ class Annotations:
     annotated: False for a split that comes without boxes, as COCO's test sets do: to detect in, not to train on or to
         score against. An annotated split may hold images without boxes too.
     numbered: the files name no ids, so category_ids are 1, 2, ... whichever classes are chosen.
-    own_image_ids: N, the file's, where they are not image_ids: text, or beyond 64 bits.
+    own_image_ids: N, the file's, where they are not image_ids: text, or beyond 64 bits. own_category_ids: alike, by
+        category id.
     layout: what the set's layout is called.
     """
 
@@ -71,6 +72,7 @@ class Annotations:
     annotated: bool = True
     numbered: bool = False
     own_image_ids: tuple[int | str, ...] | None = None
+    own_category_ids: Mapping[int, int | str] | None = None
     layout: str = ""
 
     def box_name(self, box: int) -> str:

@@ -29,7 +29,7 @@ AnnotatedSplit: TypeAlias = "Annotations | EvaluationRecord"
 class EvaluationRecord:
     """I images, K classes, G ground truth boxes, D detections.
 
-    classes: (K,) str. category_ids: (K,) int64, those of the data's own files.
+    classes: (K,) str. category_ids: (K,) int64, as in Annotations.
     image_ids: (I,) int64, ascending. file_names: (I,) str, below the data's root. sizes: (I, 2) int64, height, width.
     truth_images, found_images: (G,), (D,) int64, positions in image_ids, ascending.
     truth_boxes: (G, 4) float64, x y width height as the data's files have them. truth_areas: (G,) float64, px^2.

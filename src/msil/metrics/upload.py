@@ -23,11 +23,14 @@ SMALLEST_SIDE = 0.01  # px
 
 
 def upload_entries(
-    record: EvaluationRecord, most: int | None = None, own_ids: Mapping[int, int | str] | None = None
+    record: EvaluationRecord,
+    most: int | None = None,
+    own_images: Mapping[int, int | str] | None = None,
+    own_categories: Mapping[int, int | str] | None = None,
 ) -> list[dict[str, Any]]:
     """Detections in COCO's results format, by ascending image id, then in the detector's order.
 
-    own_ids: image id -> that of the data's file, where they differ.
+    own_images, own_categories: id -> that of the data's file, where they differ.
 
     most: of an image; those with the highest scores are kept. None: all. Corners are rounded to 0.01 px;
     a side that this leaves nothing of is written as 0.01 px, since a box without area is no box to the server.
@@ -47,9 +50,9 @@ def upload_entries(
     }
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     entries = [dict(zip(columns, row, strict=True)) for row in rows]
-    if own_ids:
-        for entry in entries:
-            entry["image_id"] = own_ids[entry["image_id"]]
+    for name, own in (("image_id", own_images or {}), ("category_id", own_categories or {})):
+        for entry in entries if own else ():
+            entry[name] = own.get(entry[name], entry[name])
     return entries
 
 

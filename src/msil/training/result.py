@@ -98,8 +98,9 @@ def write(parts: Parts, evaluation_seconds: float) -> dict[str, Any]:
         # Whatever they are called on disk, the files have plain names.
         names = (_UNSAFE.sub("-", word) for word in (result["split"], weights_name(config.model.weights)))
         truth = data.val.annotations
-        own_ids = dict(zip(truth.image_ids.tolist(), truth.own_image_ids or (), strict=False))
-        entries = upload_entries(record, None if data.val.annotated else SERVER_LIMIT, own_ids)
+        own_images = dict(zip(truth.image_ids.tolist(), truth.own_image_ids or (), strict=False))
+        most = None if data.val.annotated else SERVER_LIMIT
+        entries = upload_entries(record, most, own_images, truth.own_category_ids)
         files = write_upload(parts.run_dir, *names, entries=entries)
         result["detections"] = [path.name for path in files]
     write_json(parts.run_dir / RESULT, result)

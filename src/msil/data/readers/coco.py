@@ -85,12 +85,13 @@ class JsonSplit:
                     f"{source}: {count} categories are called {short(name)}: give them one id, or names of their own"
                 )
         label_of = {own: label for label, own in enumerate(categories)}
-        numbers = _numbers(image_ids)
+        numbers, own_categories = _numbers(image_ids), list(categories)
+        numbered = _numbers(own_categories)
         return Annotations(
             root=self.root,
             source=source,
             classes=tuple(categories.values()),
-            category_ids=tuple(_numbers(list(categories))),
+            category_ids=tuple(numbered),
             image_ids=np.array(numbers, dtype=np.int64),
             file_names=names,
             sizes=read_as[0],
@@ -104,6 +105,7 @@ class JsonSplit:
             annotated=self.annotated,
             layout=self.layout,
             own_image_ids=None if numbers == image_ids else tuple(image_ids),
+            own_category_ids=None if numbered == own_categories else dict(zip(numbered, own_categories, strict=True)),
         )
 
     def files(self) -> tuple[list[Path], list[Path]]:
