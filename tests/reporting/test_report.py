@@ -154,7 +154,7 @@ def test_what_is_missing_is_said_and_costs_no_more_than_it_must(made: Path, tmp_
     with pytest.warns(UserWarning, match=r"evaluation\.npz gives AP 0\.\d+, but result\.json beside it says"):
         write_report(runs, tmp_path / "report", say=lambda line: None)
     page = parsed(tmp_path / "report" / "report.html")
-    assert "not evaluated on the same images, so no gallery" in page.text
+    assert "has no readable evaluation.npz, so no gallery" in page.text
     assert any((image["alt"] or "").startswith("Confusion of plain") for image in page.all("img"))
     rows = list(csv.DictReader((tmp_path / "report" / "table2.csv").open(encoding="utf-8")))
     assert float(rows[3]["ours_AP"]) > 0 and rows[3]["difference"] == "" and rows[1]["difference"] != ""

@@ -246,7 +246,7 @@ def _read_images(entries: list[Entry], source: Path) -> tuple[list[Id], list[Any
         if image_id in sizes:
             raise DataError(f"{where} is listed twice: give each image its own id")
         sizes[image_id] = None
-        if any(entry.get(name) not in (None, 0) for name in ("height", "width")):  # 0: not filled in, as in VOC xml
+        if entry.get("height") is not None or entry.get("width") is not None:
             height = side(entry.get("height"), f"{where}: height")
             sizes[image_id] = height, side(entry.get("width"), f"{where}: width")
         names.append(entry.get("file_name"))
@@ -295,10 +295,10 @@ def _read_box(entry: Entry, position: dict[Id, int], categories: dict[Id, str]) 
         raise DataError(f"bbox must be a list of four finite numbers, but is {short(bbox)}: correct or remove it")
     if bbox[2] < 0 or bbox[3] < 0:
         raise DataError(f"bbox is inverted, {bbox} has a negative width or height: correct or remove it")
-    area = bbox[2] * bbox[3] if entry.get("area") is None else entry["area"]
+    area = entry.get("area", bbox[2] * bbox[3])
     if not is_finite_number(area) or area < 0:
         raise DataError(f"area must be a finite number of at least 0, but is {short(area)}: correct it")
-    crowd = 0 if entry.get("iscrowd") is None else entry["iscrowd"]
+    crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise DataError(f"iscrowd must be 0 or 1, but is {short(crowd)}: correct it")
     return annotation_id, image_id, category_id, bbox, area, bool(crowd)

@@ -89,7 +89,7 @@ def auto_settings(root: Path, refused: Collection[str] = ()) -> str | None:
     train, val = (_fitting(split, _layout_of(root)[1]) for split in ("train", "val"))
     if len(train) != 1 or train[0] in refused:
         return None
-    held_out = [] if len(val) == 1 and val[0] not in refused else [typed("data.val_fraction", "0.2")]
+    held_out = [] if len(val) == 1 and val[0] not in refused else [typed("data.val_fraction", 0.2)]
     own_data = " \\\n    data.min_size=256 data.max_size=416 schedule=transfer model.head.num_convs=2"
     return " ".join(["data=auto", typed("data.root", str(root)), *held_out]) + own_data
 
