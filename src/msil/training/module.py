@@ -131,10 +131,8 @@ class DetectionModule(L.LightningModule):
     def lr_factor(self, step: int) -> float:
         """What the base lr is multiplied by at optimizer step `step` (from 0)."""
         schedule, first, last = self.schedule, self.of_recipe("warmup_factor"), self.warmup_steps - 1
-        if schedule.warmup is Warmup.constant:
-            warmup = first if step < last else 1.0
-        else:
-            warmup = first + (1 - first) * step / last if step < last else 1.0
+        rising = schedule.warmup is not Warmup.constant
+        warmup = first + rising * (1 - first) * step / last if step < last else 1.0
         match schedule.decay:
             case Decay.step:
                 reached = sum(step // self.steps_per_epoch >= epoch for epoch in schedule.milestones)
